@@ -1,0 +1,52 @@
+"""Every error that a user can meet, with the exit code it carries.
+
+A message says what was given, what was expected and how to go on, in one line. `ProgcError` and its
+children are for users; `assert` is for our own invariants.
+"""
+
+from __future__ import annotations
+
+
+class ProgcError(Exception):
+    """Base of all user-facing errors. `exit_code` is what the command line returns."""
+
+    exit_code = 2
+
+
+class InputError(ProgcError):
+    """Wrong use or bad input: a path, a name, an option, a file's contents. Exit code 2."""
+
+
+class CaptureError(InputError):
+    """The model cannot be captured by torch.export; names the user's file, line and construct."""
+
+
+class TargetError(InputError):
+    """A target that cannot be reached from the source: smaller, not aligned, forbidden by a constraint."""
+
+
+class PipelineSyntaxError(InputError):
+    """Pipeline text that does not parse. `text` and `position` place the caret."""
+
+    def __init__(self, message: str, text: str, position: int) -> None:
+        self.text = text
+        self.position = position
+        super().__init__(message)
+
+
+class PassOptionError(InputError):
+    """An option that a pass does not have, or a value it does not take."""
+
+
+class CheckError(ProgcError):
+    """A check failed: growth claimed lossless and is not, verifier, NaN. Exit code 1."""
+
+    exit_code = 1
+
+
+class VerifyError(CheckError):
+    """The verifier found a broken program; the message names the pass, the node, expected and found."""
+
+
+class NotLosslessError(CheckError):
+    """Lossless growth was asked for and cannot be exact: names the axis, the operation and why."""
