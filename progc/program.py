@@ -1,0 +1,137 @@
+"""The program: a captured network as two torch.fx graphs over one set of parameters and buffers.
+
+A program is a value. Passes never change one; they build another that may share tensors with it.
+Graphs hold user inputs as `placeholder` nodes (flat, in pytree order), parameters, buffers and lifted
+constants as `get_attr` nodes under the user's own dotted names, and ATen calls. `node.meta` carries:
+
+- `"tensor"`: `TensorMeta` of the node's value at the example size (a tuple of them for multi-output ops,
+  a plain int for a size, None for nothing);
+- `"nn_module_stack"`: `{key: (module path, class name)}` from torch.export, outermost first;
+- `"stack_trace"`: the user's source line.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import fx
+from torch.utils import _pytree as pytree
+
+if TYPE_CHECKING:
+    from progc.axes import AxisTable
+    from progc.chains import ChainTable
+    from progc.module import ProgramModule
+
+Mode = Literal["train", "eval"]
+MODES: tuple[Mode, ...] = ("train", "eval")
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorMeta:
+    """Shape (ints at the example size) and dtype of one value."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorSpec:
+    """What a named tensor is. `persistent` is False for buffers and constants outside the state dict."""
+
+    kind: Literal["parameter", "buffer", "constant"]
+    persistent: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class PassRecord:
+    """One entry of a program's history: canonical pass text and what it changed."""
+
+    text: str
+    changed: bool
+    before: str
+    after: str
+    counts: Mapping[str, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Signature:
+    """How user inputs and outputs are laid out.
+
+    `batch_dims[i]` says that dim 0 of flat input i is dynamic; `shapes[i]` is None for a non-tensor input.
+    """
+
+    in_spec: pytree.TreeSpec
+    out_specs: Mapping[Mode, pytree.TreeSpec]
+    shapes: tuple[tuple[int, ...] | None, ...]
+    batch_dims: tuple[bool, ...]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Program:
+    """A captured network (design.md section 2).
+
+    Attributes:
+        graphs: `{"train": Graph, "eval": Graph}`; never edited in place.
+        tensors: every state name to its tensor; tied names map to the same object.
+        specs: every name in `tensors` to what it is.
+        tied: alias name to canonical name; graphs mention canonical names only.
+        signature: input and output structure.
+        example: `(args, kwargs)`, real tensors used for analysis and checks.
+        class_name: qualified class of the user's module, for messages.
+        history: passes applied so far, oldest first.
+    """
+
+    graphs: Mapping[Mode, fx.Graph]
+    tensors: Mapping[str, torch.Tensor]
+    specs: Mapping[str, TensorSpec]
+    tied: Mapping[str, str]
+    signature: Signature
+    example: tuple[tuple[Any, ...], dict[str, Any]]
+    class_name: str
+    history: tuple[PassRecord, ...] = ()
+
+    @cached_property
+    def axes(self) -> AxisTable:
+        """Table of axes: what can be widened, and why the rest cannot."""
+        from progc.axes import analyse
+
+        return analyse(self)
+
+    @cached_property
+    def chains(self) -> ChainTable:
+        """Table of chains: runs of isomorphic blocks that depth growth inserts into."""
+        from progc.chains import find_chains
+
+        return find_chains(self)
+
+    def parameters(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Canonical parameter names and tensors; a tied parameter appears once."""
+        for name, tensor in self.tensors.items():
+            if self.specs[name].kind == "parameter" and name not in self.tied:
+                yield name, tensor
+
+    def num_parameters(self) -> int:
+        """Number of scalar parameters, tied ones counted once."""
+        return sum(tensor.numel() for _, tensor in self.parameters())
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """Persistent tensors under the user's names, aliases included, as `nn.Module.state_dict` gives them."""
+        return {name: tensor.detach() for name, tensor in self.tensors.items() if self.specs[name].persistent}
+
+    def replace(self, **changes: Any) -> Program:
+        """A new program with some fields replaced; analysis results are not carried over."""
+        return dataclasses.replace(self, **changes)
+
+    def flat_example(self) -> list[Any]:
+        """The example inputs in placeholder order."""
+        return pytree.tree_leaves(self.example)
+
+    def module(self) -> ProgramModule:
+        """An `nn.Module` over this program's tensors; `.train()` and `.eval()` choose the graph."""
+        from progc.module import ProgramModule
+
+        return ProgramModule(self)
