@@ -1,0 +1,84 @@
+"""Convolutions of any rank, grouped, depthwise and transposed."""
+
+from __future__ import annotations
+
+from torch import fx
+
+from progc.axes import dims as D
+from progc.axes.walk import Args, Context, Value, rule
+
+
+@rule("conv1d", "conv2d", "conv3d")
+def conv(ctx: Context, node: fx.Node, args: Args) -> Value:
+    """x `[N, I, *]`, weight `[O, I/groups, *k]`; I = groups x i, O = groups x o."""
+    return _conv(ctx, node, args, transposed=False)
+
+
+@rule("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
+def conv_transpose(ctx: Context, node: fx.Node, args: Args) -> Value:
+    """x `[N, I, *]`, weight `[I, O/groups, *k]`."""
+    return _conv(ctx, node, args, transposed=True)
+
+
+@rule("convolution")
+def convolution(ctx: Context, node: fx.Node, args: Args) -> Value:
+    """The general form."""
+    return _conv(ctx, node, args, transposed=bool(args["transposed"]))
+
+
+def _conv(ctx: Context, node: fx.Node, args: Args, transposed: bool) -> Value:
+    x, weight, bias, groups = args["input"], args["weight"], args["bias"], args["groups"]
+    spatial = len(weight.dims) - 2
+    shape = node.meta["tensor"].shape
+    channels = x.dims[-spatial - 1]
+    for dim in weight.dims[2:]:
+        ctx.pin(dim, "convolution kernel")
+    name = args.node_name("input")
+    if transposed:
+        out = _transposed(ctx, args, x, weight, channels, groups, name)
+    elif groups == 1:
+        ctx.contract(x, len(x.dims) - spatial - 1, name, weight, 1, args.node_name("weight"))
+        ctx.carry_dims(weight, [0])
+        out = weight.dims[0]
+    else:
+        out = _grouped(ctx, args, channels, weight, groups, name)
+    if bias is not None:
+        ctx.unify(out, bias.dims[0])
+        ctx.carry(bias)
+    lead = x.dims[: -spatial - 1]
+    return Value((*lead, out, *(D.new(size, extent=True) for size in shape[-spatial:])))
+
+
+def _grouped(ctx: Context, args: Args, channels: D.Dim, weight: Value, groups: int, name: str) -> D.Dim:
+    size = D.size_of(channels)
+    if size == groups:
+        group, inside = channels, ()
+    else:
+        group, inside = D.reshape([channels], [groups, size // groups])
+        ctx.event("conv groups", group)
+    out_size = D.size_of(weight.dims[0])
+    out_group, out_inside = D.reshape([weight.dims[0]], [groups, out_size // groups])
+    ctx.unify(group, out_group)
+    ctx.unify(inside, weight.dims[1])
+    ctx.literal(args.paths["groups"], group)
+    ctx.consume(weight, 1, name)
+    ctx.carry_dims(weight, [0])
+    return out_group + out_inside
+
+
+def _transposed(
+    ctx: Context, args: Args, x: Value, weight: Value, channels: D.Dim, groups: int, name: str
+) -> D.Dim:
+    ctx.unify(channels, weight.dims[0])
+    if groups == 1:
+        ctx.consume(weight, 0, name)
+        ctx.carry_dims(weight, [1])
+        return weight.dims[1]
+    group, inside = D.reshape([channels], [groups, D.size_of(channels) // groups])
+    if D.size_of(inside) != 1:
+        # Rows of the weight hold groups and contracted channels together: neither can be told apart yet.
+        ctx.pin(channels, "grouped transposed convolution")
+    ctx.literal(args.paths["groups"], group)
+    ctx.carry_dims(weight, [0])
+    ctx.carry_dims(weight, [1])
+    return group + weight.dims[1]

@@ -1,0 +1,380 @@
+"""Ops that only move values: views, permutations, concatenation, slices. A moved parameter stays a parameter."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import fx
+
+from progc.axes import dims as D
+from progc.axes.dims import Dim
+from progc.axes.walk import Args, Context, Source, Value, rule
+
+END = 2**62
+"""Anything above is 'to the end' in a slice."""
+
+
+def moved(x: Value, dims: Sequence[Dim], order: Sequence[int | None]) -> Value:
+    """`x` re-arranged: result dim i is x's dim `order[i]` (None: a new dim)."""
+    source = None
+    if x.source is not None:
+        source = Source(x.source.name, tuple(frozenset() if i is None else x.source.dims[i] for i in order))
+    return Value(tuple(dims), source, x.constant)
+
+
+def same(x: Value) -> Value:
+    """`x` as it is."""
+    return Value(x.dims, x.source, x.constant)
+
+
+@rule(
+    *"""contiguous clone detach alias lift_fresh_copy lift_fresh to _to_copy type_as dropout native_dropout positive
+    requires_grad float half double bfloat16 _conj resolve_conj data""".split()
+)
+def identity(ctx: Context, node: fx.Node, args: Args) -> Value:
+    """Copies, casts and dropout."""
+    return same(next(iter(args.tensors())))
+
+
+@rule("view", "reshape", "_unsafe_view", "_reshape_alias", "view_copy")
+def view(ctx: Context, node: fx.Node, args: Args) -> Value:
+    """Factors are handed out from left to right; a cut refines the axis everywhere."""
+    x = args["self"]
+    name = "size" if "size" in args.nodes else "shape"
+    out = _reshaped(x, node.meta["tensor"].shape)
+    ctx.sizes(args, name, out.dims)
+    return out
+
+
+def _reshaped(x: Value, shape: Sequence[int]) -> Value:
+    dims = D.reshape(x.dims, shape)
+    source = None
+    if x.source is not None:
+        # Result dims of one reshape group hold all tensor dims of that group.
+        held: list[frozenset[int]] = []
+        for old, wanted in D._groups([D.size_of(dim) for dim in x.dims], list(shape)):
+            union = frozenset().union(*(x.source.dims[i] for i in old)) if len(old) else frozenset()
+            held.extend(union for _ in wanted)
+        source = Source(x.source.name, tuple(held))
+    return Value(tuple(dims), source, x.constant)
+
+
+@rule("flatten", "squeeze", "unsqueeze", "squeeze_copy", "unsqueeze_copy")
+def shape_only(ctx: Context, node: fx.Node, args: Args) -> Value:
+    """Reshapes that bake no size."""
+    return _reshaped(args["self"], node.meta["tensor"].shape)
+
+
+@rule("unflatten")
+def unflatten(ctx: Context, node: fx.Node, args: Args) -> Value:
+    """One dim becomes several."""
+    x = args["self"]
+    out = _reshaped(x, node.meta["tensor"].shape)
+    start = args["dim"] % len(x.dims)
+    ctx.sizes(args, "sizes", out.dims[start : start + len(args["sizes"])])
+    return out
+
+
+@rule("permute", "permute_copy")
+def permute(ctx: Context, node: fx.Node, args: Args) -> Value:
+    """Any order of dims."""
+    x = args["self"]
+    order = [int(i) % len(x.dims) for i in args["dims"]]
+    return moved(x, [x.dims[i] for i in order], order)
+
+
+@rule("transpose", "swapaxes", "t", "numpy_T", "mT", "transpose_copy", "adjoint")
+def transpose(ctx: Context, node: fx.Node, args: Args) -> Value:
+    """Two dims change places."""
+    x = args["self"]
+    order = list(range(len(x.dims)))
+    if "dim0" in args.nodes:
+        a, b = args["dim0"] % len(order), args["dim1"] % len(order)
+    elif "axis0" in args.nodes:
+        a, b = args["axis0"] % len(order), args["axis1"] % len(order)
+    elif ctx.op == "aten.numpy_T":
+        order.reverse()
+        a = b = 0
+    else:
+        a, b = (len(order) - 2, len(order) - 1) if len(order) > 1 else (0, 0)
+    order[a], order[b] = order[b], order[a]
+    return moved(x, [x.dims[i] for i in order], order)
+
+
+@rule("movedim", "moveaxis")
+def movedim(ctx: Context, node: fx.Node, args: Args) -> Value:
+    """Dims go to other places, the rest keeps its order."""
+    x = args["self"]
+    as_list = lambda v: [v] if isinstance(v, int) else list(v)  # noqa: E731
+    rank = len(x.dims)
+    source = [i % rank for i in as_list(args["source"])]
+    target = [i % rank for i in as_list(args["destination"])]
+    order: list[int | None] = [None] * rank
+    for s, t in zip(source, target, strict=True):
+        order[t] = s
+    rest = iter(i for i in range(rank) if i not in source)
+    final = [next(rest) if i is None else i for i in order]
+    return moved(x, [x.dims[i] for i in final], final)
+
+
+@rule("expand", "expand_copy", "broadcast_to")
+def expand(ctx: Context, node: fx.Node, args: Args) -> Value:
+    """Size-1 dims are repeated; the repeated dim is an axis of its own (the group size of grouped queries)."""
+    x, raw = args["self"], args.nodes["size"]
+    shape = node.meta["tensor"].shape
+    offset = len(shape) - len(x.dims)
+    out: list[Dim] = []
+    order: list[int | None] = []
+    for position, size in enumerate(shape):
+        old = x.dims[position - offset] if position >= offset else ()
+        kept = position >= offset and D.size_of(old) == size
+        order.append(position - offset if kept else None)
+        out.append(old if kept else D.new(size, extent=not isinstance(raw[position], int)))
+    ctx.sizes(args, "size", out)
+    return moved(x, out, order)
+
+
+@rule("expand_as", "broadcast_tensors")
+def expand_as(ctx: Context, node: fx.Node, args: Args) -> Value:
+    """Broadcast to another tensor's shape."""
+    x, other = args["self"], args["other"]
+    offset = len(other.dims) - len(x.dims)
+    out = list(other.dims)
+    for position, dim in enumerate(x.dims):
+        if D.size_of(dim) != 1:
+            ctx.unify(dim, out[position + offset])
+    return Value(tuple(out), constant=x.constant and other.constant)
+
+
+@rule("repeat", "tile")
+def repeat(ctx: Context, node: fx.Node, args: Args) -> Value:
+    """Whole dims are tiled; the tiling factor is fixed."""
+    x = args["self"]
+    name = "repeats" if "repeats" in args.nodes else "dims"
+    counts, shape = args[name], node.meta["tensor"].shape
+    offset = len(shape) - len(x.dims)
+    out: list[Dim] = []
+    order: list[int | None] = []
+    for position, size in enumerate(shape):
+        old = x.dims[position - offset] if position >= offset else ()
+        times = size // D.size_of(old)
+        outer = D.new(times, extent=not isinstance(counts[position], int) or not old)
+        D.pin(outer, "tiled")
+        out.append(outer + tuple(old))
+        order.append(position - offset if times == 1 and position >= offset else None)
+    return moved(x, out, order)
+
+
+@rule("repeat_interleave")
+def repeat_interleave(ctx: Context, node: fx.Node, args: Args) -> Value:
+    """Each unit is repeated: the group size of grouped queries."""
+    x, repeats, dim = args["self"], args["repeats"], args["dim"]
+    if not isinstance(repeats, int) or dim is None:
+        ctx.pin(sum(x.dims, ()), "repeated by data")
+        return Value(tuple(D.new(size, extent=True) for size in node.meta["tensor"].shape))
+    dim %= len(x.dims)
+    out = list(x.dims)
+    inner = D.new(repeats)
+    ctx.literal(args.paths["repeats"], inner)
+    out[dim] = out[dim] + inner
+    return Value(tuple(out), constant=x.constant)
+
+
+@rule("cat", "concat", "concatenate")
+def cat(ctx: Context, node: fx.Node, args: Args) -> Value:
+    """Segments in order; all other dims are one axis each."""
+    values = [value for value in args["tensors"] if len(value.dims) > 1 or value.shape != (0,)]
+    first = values[0]
+    dim = (args["dim"] or 0) % len(first.dims)
+    out = list(first.dims)
+    for value in values[1:]:
+        for position in range(len(out)):
+            if position != dim:
+                ctx.unify(out[position], value.dims[position])
+    ctx.carry(*values)
+    out[dim] = D.concat([value.dims[dim] for value in values])
+    return Value(tuple(out), constant=all(value.constant for value in values))
+
+
+@rule("stack")
+def stack(ctx: Context, node: fx.Node, args: Args) -> Value:
+    """A new dim of positions."""
+    values = args["tensors"]
+    out = list(values[0].dims)
+    for value in values[1:]:
+        for a, b in zip(out, value.dims, strict=True):
+            ctx.unify(a, b)
+    ctx.carry(*values)
+    position = D.new(len(values))
+    D.pin(position, "position in a stack")
+    out.insert((args["dim"] or 0) % (len(out) + 1), position)
+    return Value(tuple(out), constant=all(value.constant for value in values))
+
+
+def cut(ctx: Context, dim: Dim, cuts: list[int]) -> list[Dim]:
+    """Segments of `dim` between `cuts`; extents and what cannot be cut give fresh pinned parts."""
+    cuts = [c for c in cuts if 0 < c < D.size_of(dim)]
+    channel = any(not atom.extent for atom in D.leaves(dim))
+    if channel:
+        try:
+            return D.split(dim, sorted(set(cuts)))
+        except D.Clash as clash:
+            ctx.pin(dim, f"cut by {ctx.op} at {cuts}: {clash}")
+    bounds = [0, *sorted(set(cuts)), D.size_of(dim)]
+    return [D.new(b - a, extent=True) for a, b in zip(bounds, bounds[1:], strict=False)]
+
+
+def _parts(ctx: Context, x: Value, dim: int, sizes: Sequence[int]) -> list[Value]:
+    bounds, total = [], 0
+    for size in sizes[:-1]:
+        total += size
+        bounds.append(total)
+    pieces = cut(ctx, x.dims[dim], bounds)
+    ctx.carry(x)
+    out = []
+    for piece in pieces:
+        dims = list(x.dims)
+        dims[dim] = piece
+        out.append(Value(tuple(dims), constant=x.constant))
+    return out
+
+
+@rule("chunk", "tensor_split")
+def chunk(ctx: Context, node: fx.Node, args: Args) -> list[Value]:
+    """Equal parts; nothing is baked but their number."""
+    x, dim = args["self"], args["dim"] % len(args["self"].dims)
+    return _parts(ctx, x, dim, [meta.shape[dim] for meta in node.meta["tensor"]])
+
+
+@rule("split", "split_with_sizes", "unsafe_split")
+def split(ctx: Context, node: fx.Node, args: Args) -> list[Value]:
+    """Parts of given sizes."""
+    x, dim = args["self"], args["dim"] % len(args["self"].dims)
+    out = _parts(ctx, x, dim, [meta.shape[dim] for meta in node.meta["tensor"]])
+    name = "split_sizes" if "split_sizes" in args.nodes else "split_size"
+    if isinstance(args[name], int):
+        for part in out[1:]:
+            if part.shape[dim] == out[0].shape[dim]:
+                ctx.unify(out[0].dims[dim], part.dims[dim])
+        ctx.literal(args.paths[name], out[0].dims[dim])
+    else:
+        ctx.sizes(args, name, [part.dims[dim] for part in out])
+    return out
+
+
+@rule("unbind")
+def unbind(ctx: Context, node: fx.Node, args: Args) -> list[Value]:
+    """A dim of positions is taken apart."""
+    x, dim = args["self"], args["dim"] % len(args["self"].dims)
+    return [_selected(ctx, x, dim) for _ in node.meta["tensor"]]
+
+
+@rule("select")
+def select(ctx: Context, node: fx.Node, args: Args) -> Value:
+    """One position of a dim."""
+    return _selected(ctx, args["self"], args["dim"] % len(args["self"].dims))
+
+
+def _selected(ctx: Context, x: Value, dim: int) -> Value:
+    ctx.pin(x.dims[dim], "position of a part")
+    ctx.carry(x)
+    return Value(x.dims[:dim] + x.dims[dim + 1 :], constant=x.constant)
+
+
+@rule("slice", "narrow", "slice_copy")
+def slice_(ctx: Context, node: fx.Node, args: Args) -> Value:
+    """A range of a dim; its ends are sizes of the segments before it."""
+    x = args["self"]
+    dim = int(args.get("dim") or 0) % len(x.dims)
+    size, stop_size = x.shape[dim], node.meta["tensor"].shape[dim]
+    if stop_size == size:
+        return same(x)
+    start = args["start"] or 0
+    start = start + size if start < 0 else min(start, size)
+    if args.get("step", 1) not in (1, None):
+        ctx.pin(x.dims[dim], "strided slice")
+        dims = list(x.dims)
+        dims[dim] = D.new(stop_size, extent=True)
+        return Value(tuple(dims), constant=x.constant)
+    stop = start + stop_size
+    pieces = cut(ctx, x.dims[dim], [start, stop])
+    taken = pieces[1] if start > 0 else pieces[0]
+    before = [pieces[0]] if start > 0 else []
+    ctx.carry(x)
+    _slice_literals(ctx, args, x, before, taken, start, stop, size)
+    dims = list(x.dims)
+    dims[dim] = taken
+    return Value(tuple(dims), constant=x.constant)
+
+
+def _slice_literals(
+    ctx: Context, args: Args, x: Value, before: list[Dim], taken: Dim, start: int, stop: int, size: int
+) -> None:
+    raw_start = args.nodes.get("start")
+    if isinstance(raw_start, int) and start > 0:
+        if raw_start >= 0:
+            ctx.literal(args.paths["start"], *before)
+        else:
+            ctx.pin(taken, "sliced from the end")
+    if "length" in args.nodes:
+        ctx.literal(args.paths["length"], taken)
+        return
+    raw_end = args.nodes.get("end")
+    if isinstance(raw_end, int) and raw_end < END and stop < size:
+        if raw_end >= 0:
+            ctx.literal(args.paths["end"], *before, taken)
+        else:
+            ctx.pin(taken, "sliced from the end")
+    elif isinstance(raw_end, int) and raw_end < END and raw_end > 0:
+        ctx.literal(args.paths["end"], *before, taken)
+
+
+@rule("roll", "flip", "fliplr", "flipud", "rot90")
+def permute_units(ctx: Context, node: fx.Node, args: Args) -> Value:
+    """Units change places within a dim: fine for positions, not for channels."""
+    x = args["self"]
+    moved_dims = args.get("dims") or range(len(x.dims))
+    for dim in moved_dims:
+        if any(not atom.extent for atom in D.leaves(x.dims[dim])):
+            ctx.pin(x.dims[dim], f"{ctx.op} changes the order of units")
+    return Value(x.dims, constant=x.constant)
+
+
+@rule("pad", "constant_pad_nd", "reflection_pad1d", "reflection_pad2d", "replication_pad1d", "replication_pad2d")
+def pad(ctx: Context, node: fx.Node, args: Args) -> Value:
+    """Padding along extents; padded channels would be new units, so they are pinned."""
+    x, shape = args["self"], node.meta["tensor"].shape
+    out = list(x.dims)
+    for position, size in enumerate(shape):
+        if D.size_of(out[position]) != size:
+            ctx.pin(out[position], f"padded by {ctx.op}")
+            out[position] = D.new(size, extent=True)
+    return Value(tuple(out), constant=x.constant)
+
+
+@rule("pixel_shuffle", "pixel_unshuffle", "channel_shuffle")
+def pixel_shuffle(ctx: Context, node: fx.Node, args: Args) -> Value:
+    """Channels = channels' x r^2 (outermost first)."""
+    x, shape = args["self"], node.meta["tensor"].shape
+    lead, channels = x.dims[:-3], x.dims[-3]
+    if ctx.op == "aten.channel_shuffle":
+        groups = args["groups"]
+        outer, inner = D.reshape([channels], [groups, D.size_of(channels) // groups])
+        ctx.literal(args.paths["groups"], outer)
+        return Value((*lead, inner + outer, *x.dims[-2:]))
+    extents = tuple(D.new(size, extent=True) for size in shape[-2:])
+    if ctx.op == "aten.pixel_shuffle":
+        kept, _ = D.reshape([channels], [shape[-3], D.size_of(channels) // shape[-3]])
+        ctx.pin(_, "pixel shuffle")
+        return Value((*lead, kept, *extents))
+    square = D.new(shape[-3] // D.size_of(channels))
+    D.pin(square, "pixel unshuffle")
+    return Value((*lead, channels + square, *extents))
+
+
+@rule("tril", "triu")
+def triangle(ctx: Context, node: fx.Node, args: Args) -> Value:
+    """Masks over positions."""
+    x = args["self"]
+    ctx.pin(x.dims[-1] + x.dims[-2], f"{ctx.op} looks at positions")
+    return Value(x.dims, constant=x.constant)

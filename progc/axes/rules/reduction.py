@@ -1,0 +1,103 @@
+"""Reductions over dims."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import fx
+
+from progc.axes import dims as D
+from progc.axes.walk import Args, Context, Value, rule
+from progc.program import TensorMeta
+
+
+def _reduced(ctx: Context, node: fx.Node, args: Args) -> tuple[list[int], Any]:
+    x = next(iter(args.tensors()))
+    raw = args.get("dim")
+    if raw is None or raw == []:
+        over = list(range(len(x.dims)))
+    else:
+        over = [int(d) % len(x.dims) for d in (raw if isinstance(raw, (list, tuple)) else [raw])]
+    keep = bool(args.get("keepdim", False))
+    dims: list[D.Dim] = []
+    for position, dim in enumerate(x.dims):
+        if position not in over:
+            dims.append(dim)
+        elif keep:
+            dims.append(())
+    value = Value(tuple(dims), constant=x.constant)
+    meta = node.meta["tensor"]
+    return over, value if isinstance(meta, TensorMeta) else [Value(tuple(dims), constant=x.constant) for _ in meta]
+
+
+def _channels(x: Value, over: list[int]) -> list[D.Dim]:
+    return [x.dims[d] for d in over if any(not atom.extent for atom in D.leaves(x.dims[d]))]
+
+
+@rule("mean", "nanmean")
+def mean(ctx: Context, node: fx.Node, args: Args) -> Any:
+    """Exact for copies if every unit has the same number of them."""
+    over, out = _reduced(ctx, node, args)
+    for dim in _channels(args["self"], over):
+        ctx.event("normalise", dim)
+    ctx.carry(args["self"])
+    return out
+
+
+@rule("amax", "amin", "max", "min", "any", "all", "argmax", "argmin")
+def extremum(ctx: Context, node: fx.Node, args: Args) -> Any:
+    """Copies do not change a maximum; a place does."""
+    if len(list(args.tensors())) == 2:
+        from progc.axes.rules.pointwise import pointwise
+
+        return pointwise(ctx, node, args)
+    over, out = _reduced(ctx, node, args)
+    for dim in _channels(args["self"], over):
+        if ctx.op in ("aten.amax", "aten.amin", "aten.any", "aten.all"):
+            ctx.event("copies", dim)
+        else:
+            ctx.pin(dim, f"{ctx.op} gives a place in it")
+    ctx.carry(args["self"])
+    return out
+
+
+@rule("sum", "prod", "nansum", "logsumexp", "linalg_vector_norm", "norm")
+def total(ctx: Context, node: fx.Node, args: Args) -> Any:
+    """Copies change a sum."""
+    over, out = _reduced(ctx, node, args)
+    for dim in _channels(args["self"], over):
+        ctx.pin(dim, f"{ctx.op} runs over it")
+    ctx.carry(args["self"])
+    return out
+
+
+@rule("var", "std", "var_mean", "std_mean")
+def variance(ctx: Context, node: fx.Node, args: Args) -> Any:
+    """Exact for uniform copies unless it is the unbiased estimate, which divides by n - 1."""
+    over, out = _reduced(ctx, node, args)
+    biased = args.get("correction") == 0 or args.get("unbiased") is False
+    for dim in _channels(args["self"], over):
+        if biased:
+            ctx.event("normalise", dim)
+        else:
+            ctx.pin(dim, f"{ctx.op} divides by n - 1")
+    ctx.carry(args["self"])
+    return out
+
+
+@rule("cumsum", "cumprod", "cummax", "sort", "argsort", "topk")
+def ordered(ctx: Context, node: fx.Node, args: Args) -> Any:
+    """The order of units along the dim matters."""
+    x = args["self"]
+    dim = int(args.get("dim", -1)) % max(len(x.dims), 1)
+    if any(not atom.extent for atom in D.leaves(x.dims[dim])):
+        ctx.pin(x.dims[dim], f"{ctx.op} looks at the order of units")
+
+    def of(meta: TensorMeta) -> Value:
+        dims = list(x.dims)
+        if meta.shape[dim] != D.size_of(dims[dim]):
+            dims[dim] = D.new(meta.shape[dim], extent=True)
+        return Value(tuple(dims), constant=x.constant)
+
+    meta = node.meta["tensor"]
+    return of(meta) if isinstance(meta, TensorMeta) else [of(item) for item in meta]

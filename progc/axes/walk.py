@@ -1,0 +1,355 @@
+"""The walk: one pass over a graph that gives every value factored dims and records what ops do with them.
+
+Rules (progc/axes/rules, one file per op family) do the work of a single op. They state equalities between
+dims, return the dims of the result, and record *events*: what an op does with a dim beyond carrying it along.
+An op without a rule pins every axis it touches and says so: the answer degrades, it is never wrong.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import operator
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import fx
+
+from progc.axes import dims as D
+from progc.axes.dims import Dim
+from progc.program import MODES, Mode, Program, TensorMeta
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A value that is a parameter or buffer, moved about: `dims[i]` are the tensor dims that value dim i holds."""
+
+    name: str
+    dims: tuple[frozenset[int], ...]
+
+
+@dataclasses.dataclass
+class Value:
+    """Dims of one tensor value.
+
+    `source` is set while the value is just a re-arranged parameter or buffer; `constant` while it depends on no
+    user input.
+    """
+
+    dims: tuple[Dim, ...]
+    source: Source | None = None
+    constant: bool = False
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(D.size_of(dim) for dim in self.dims)
+
+
+@dataclasses.dataclass(frozen=True)
+class Event:
+    """Something an op does with a dim that decides whether and how it can grow.
+
+    Kinds:
+        `normalise`: statistics are taken over the dim (LayerNorm, RMSNorm, mean): exact if all units have the
+            same number of copies.
+        `groups`: statistics over contiguous groups of a dim that has seams: exact if all its parts grow by
+            one whole factor.
+        `contract`: two activations are multiplied and summed over the dim (q times k): one needs a factor.
+        `copies`: exact for copies only, not for new units (a maximum).
+        `residual`, `heads`, `head dim`, `conv groups`, `norm groups`: what the dim means.
+    """
+
+    kind: str
+    dim: Dim
+    mode: Mode
+    node: str
+    op: str
+    operands: tuple[str, ...] = ()
+    root: bool = False
+    """For `contract`: True if the op itself divides by the square root of the dim's size."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Use:
+    """How one node uses one dim of a named tensor: `carry` (a producer's or gain's units) or `consume`.
+
+    `part` is what of the dim the node sees at this place (a view may have cut it).
+    """
+
+    name: str
+    dim: int
+    part: Dim
+    role: str
+    mode: Mode
+    node: str
+    operand: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Literal:
+    """A size baked into the graph: the argument at `path` of `node` is the size of `dim` (or its offset)."""
+
+    mode: Mode
+    node: str
+    path: tuple[int | str, ...]
+    parts: tuple[Dim, ...]
+
+
+Rule = Callable[["Context", fx.Node, "Args"], Any]
+_RULES: dict[str, Rule] = {}
+
+
+def rule(*names: str) -> Callable[[Rule], Rule]:
+    """Registers the rule of one or more ATen ops by name, without overload and in-place underscore."""
+
+    def register(function: Rule) -> Rule:
+        for name in names:
+            if name in _RULES:
+                raise ValueError(f"two rules for op {name}")
+            _RULES[name] = function
+        return function
+
+    return register
+
+
+def rule_of(name: str) -> Rule | None:
+    """The rule of an op, or None."""
+    return _RULES.get(name)
+
+
+class Args:
+    """Arguments of an op by schema name; graph nodes are replaced by their `Value` (or int for sizes)."""
+
+    def __init__(self, context: Context, node: fx.Node) -> None:
+        self.nodes: dict[str, Any] = {}
+        self.paths: dict[str, tuple[int | str, ...]] = {}
+        self._values: dict[str, Any] = {}
+        schema = node.target._schema  # type: ignore[union-attr]
+        for position, argument in enumerate(schema.arguments):
+            name = argument.name
+            if position < len(node.args):
+                raw, self.paths[name] = node.args[position], (position,)
+            elif name in node.kwargs:
+                raw, self.paths[name] = node.kwargs[name], (name,)
+            else:
+                raw = argument.default_value if argument.has_default_value() else None
+            self.nodes[name] = raw
+            self._values[name] = context.resolve(raw)
+
+    def __getitem__(self, name: str) -> Any:
+        return self._values[name]
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """The argument, or `default` if the op has none of that name."""
+        return self._values.get(name, default)
+
+    def tensors(self) -> Iterable[Value]:
+        """Every tensor argument, lists flattened."""
+        for value in self._values.values():
+            for item in value if isinstance(value, (list, tuple)) else (value,):
+                if isinstance(item, Value):
+                    yield item
+
+    def node_name(self, name: str) -> str:
+        """Name of the graph node given for a tensor argument."""
+        node = self.nodes[name]
+        assert isinstance(node, fx.Node)
+        return node.name
+
+
+class Context:
+    """State of the analysis: dims of tensors and values, and everything rules record."""
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self.tensor_dims: dict[str, tuple[Dim, ...]] = {}
+        self.events: list[Event] = []
+        self.uses: list[Use] = []
+        self.literals: list[Literal] = []
+        self.unknown: dict[str, int] = {}
+        self.values: dict[str, Any] = {}
+        self.value_dims: dict[tuple[Mode, str], Any] = {}
+        self.mode: Mode = "eval"
+        self.node_name = ""
+        self.op = ""
+
+    # -- reading the graph ------------------------------------------------------------------------------
+
+    def resolve(self, raw: Any) -> Any:
+        """Graph argument to `Value`s, ints and plain data."""
+        if isinstance(raw, fx.Node):
+            return self.values[raw.name]
+        if isinstance(raw, (list, tuple)):
+            return [self.resolve(item) for item in raw]
+        return raw
+
+    def tensor(self, name: str) -> Value:
+        """The value of a parameter, buffer or constant."""
+        tensor = self.program.tensors[name]
+        if name not in self.tensor_dims:
+            dims = tuple(D.new(size) for size in tensor.shape)
+            self.tensor_dims[name] = dims
+            if not tensor.is_floating_point():
+                for dim in dims:
+                    D.pin(dim, "holds indices or flags")
+        dims = self.tensor_dims[name]
+        return Value(dims, Source(name, tuple(frozenset((i,)) for i in range(len(dims)))), constant=True)
+
+    # -- what rules state -------------------------------------------------------------------------------
+
+    def unify(self, a: Dim, b: Dim) -> None:
+        """Two dims are one axis; a layout clash pins both."""
+        try:
+            D.unify(a, b)
+        except D.Clash as clash:
+            if any(not atom.extent for atom in D.leaves(a + b)):
+                for dim in (a, b):
+                    D.pin(dim, f"two layouts meet at {self.op} that cannot be aligned ({clash})")
+
+    def pin(self, dims: Dim | Sequence[Dim], reason: str) -> None:
+        """Forbids growth of a dim."""
+        D.pin(tuple(dims) if not dims or isinstance(dims[0], D.Atom) else sum(dims, ()), reason)  # type: ignore[arg-type]
+
+    def event(self, kind: str, dim: Dim, *operands: str, root: bool = False) -> None:
+        """Records what the current op does with `dim` (extents are of no interest)."""
+        if any(not atom.extent for atom in D.leaves(dim)):
+            self.events.append(Event(kind, dim, self.mode, self.node_name, self.op, operands, root))
+
+    def literal(self, path: tuple[int | str, ...], *parts: Dim) -> None:
+        """The argument at `path` is the sum of the sizes of `parts`."""
+        if any(not atom.extent for part in parts for atom in D.leaves(part)):
+            self.literals.append(Literal(self.mode, self.node_name, path, parts))
+
+    def sizes(self, args: Args, name: str, dims: Sequence[Dim]) -> None:
+        """The argument `name` is a list of sizes, one per dim."""
+        raw = args.nodes[name]
+        for position, dim in enumerate(dims):
+            if isinstance(raw[position], int) and raw[position] not in (-1, 1):
+                self.literal((*args.paths[name], position), dim)
+
+    def carry(self, *values: Value | None) -> None:
+        """Tensors whose units go along with the result's units."""
+        for value in values:
+            if value is not None and value.source is not None:
+                self.carry_dims(value, range(len(value.dims)))
+
+    def carry_dims(self, value: Value, dims: Iterable[int]) -> None:
+        """Like `carry`, for some dims of a tensor."""
+        if value.source is not None:
+            for dim in dims:
+                self._use(value, dim, "carry")
+
+    def consume(self, value: Value, dim: int, operand: str | None) -> bool:
+        """A tensor contracts `dim`; False if it is no (moved) tensor and cannot absorb the shares itself."""
+        if value.source is None:
+            return False
+        self._use(value, dim, "consume", operand)
+        return True
+
+    def _use(self, value: Value, dim: int, role: str, operand: str | None = None) -> None:
+        assert value.source is not None
+        for tensor_dim in value.source.dims[dim]:
+            use = Use(value.source.name, tensor_dim, value.dims[dim], role, self.mode, self.node_name, operand)
+            self.uses.append(use)
+
+    def contract(self, a: Value, dim_a: int, name_a: str, b: Value, dim_b: int, name_b: str) -> None:
+        """`sum over the dim of a times b`: the shares go into a parameter if one is there, else they are owed."""
+        self.unify(a.dims[dim_a], b.dims[dim_b])
+        if a.source is not None and b.source is None:
+            self.consume(a, dim_a, name_b)
+        elif b.source is not None and a.source is None:
+            self.consume(b, dim_b, name_a)
+        else:
+            self.event("contract", a.dims[dim_a], name_a, name_b)
+
+    # -- the walk ---------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Walks both graphs; they share the dims of parameters, so one analysis holds for both."""
+        for mode in MODES:
+            if mode not in self.program.graphs:
+                continue
+            self.mode = mode
+            self.values = {}
+            for node in self.program.graphs[mode].nodes:
+                self.node_name = node.name
+                self.values[node.name] = self._visit(node)
+            self.value_dims.update({(mode, name): value for name, value in self.values.items()})
+
+    def _visit(self, node: fx.Node) -> Any:
+        meta = node.meta.get("tensor")
+        if node.op == "placeholder":
+            return self._input(meta)
+        if node.op == "get_attr":
+            return self.tensor(str(node.target))
+        if node.op == "output":
+            for value in _flat(self.resolve(list(node.args))):
+                for dim in value.dims:
+                    D.pin(dim, "output")
+            return None
+        if isinstance(meta, int):
+            return meta
+        if node.target is operator.getitem:
+            return self.resolve(node.args[0])[node.args[1]]
+        name, found = _op_name(node)
+        self.op = name
+        if found is None or meta is None:
+            return self._opaque(node, meta)
+        value = found(self, node, Args(self, node))
+        _check_sizes(node, value, meta)
+        return value
+
+    def _input(self, meta: Any) -> Any:
+        if not isinstance(meta, TensorMeta):
+            return None
+        return Value(tuple(D.new(size, extent=True) for size in meta.shape))
+
+    def _opaque(self, node: fx.Node, meta: Any) -> Any:
+        """An op that progc has no rule for: nothing that goes in or comes out may grow."""
+        for value in _flat(self.resolve(list(node.args)) + self.resolve(list(node.kwargs.values()))):
+            touched = [atom for dim in value.dims for atom in D.leaves(dim) if not atom.extent]
+            if touched:
+                self.unknown[self.op] = self.unknown.get(self.op, 0) + 1
+            D.pin(tuple(touched), f"no rule for op {self.op}")
+        return fresh_like(meta)
+
+
+def fresh_like(meta: Any) -> Any:
+    """Values of fresh extents with the shapes in `meta`."""
+    if isinstance(meta, TensorMeta):
+        return Value(tuple(D.new(size, extent=True) for size in meta.shape))
+    if isinstance(meta, (tuple, list)):
+        return [fresh_like(item) for item in meta]
+    return meta
+
+
+def _op_name(node: fx.Node) -> tuple[str, Rule | None]:
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return getattr(node.target, "__name__", str(node.target)), None
+    namespace, name = node.target._schema.name.split("::")
+    if namespace != "aten":
+        return f"{namespace}.{name}", _RULES.get(f"{namespace}.{name}")
+    if name not in _RULES and name.endswith("_") and not name.endswith("__"):
+        name = name[:-1]
+    return f"aten.{name}", _RULES.get(name)
+
+
+def _flat(items: Any) -> Iterable[Value]:
+    if isinstance(items, Value):
+        yield items
+    elif isinstance(items, (list, tuple)):
+        for item in items:
+            yield from _flat(item)
+    elif isinstance(items, dict):
+        for item in items.values():
+            yield from _flat(item)
+
+
+def _check_sizes(node: fx.Node, value: Any, meta: Any) -> None:
+    """A rule that gives dims of another size than the op's result is wrong: say so at once."""
+    if isinstance(meta, TensorMeta):
+        assert isinstance(value, Value), (node.format_node(), value)
+        assert value.shape == meta.shape, f"rule of {node.target} gives {value.shape}, the op gives {meta.shape}"
+    elif isinstance(meta, tuple):
+        for item, item_meta in zip(value, meta, strict=True):
+            _check_sizes(node, item, item_meta)
