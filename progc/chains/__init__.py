@@ -1,0 +1,8 @@
+"""Chains: runs of isomorphic blocks that depth growth inserts into (design.md section 4)."""
+
+from __future__ import annotations
+
+from progc.chains.find import find_chains
+from progc.chains.table import Block, Chain, ChainTable, Refused
+
+__all__ = ["Block", "Chain", "ChainTable", "Refused", "find_chains"]
