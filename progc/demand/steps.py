@@ -1,0 +1,288 @@
+"""One step of a demand, backwards (`routes`) and forwards (`spread`).
+
+`routes` answers: which operands have to be scaled where, so that this node comes out scaled on `mask`? Its answer
+is a proposal. `spread` answers: how does this node come out when its operands are scaled so? Its answer is exact,
+or a refusal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import fx
+
+from progc.demand.contractions import Contraction, contraction
+from progc.demand.factors import carry, reduce_any, same
+from progc.demand.operations import (
+    HOMOGENEOUS,
+    MOVEMENT,
+    PADDING,
+    POINTWISE,
+    SHAPE_ONLY,
+    ZERO_PRESERVING,
+    DemandRefused,
+    argument,
+    describe,
+    is_float,
+    mutates,
+    op_name,
+    shape_of,
+)
+from progc.program import Program, TensorMeta
+
+Factor = torch.Tensor | list[torch.Tensor | None] | None
+"""How a value is multiplied: None is 1; a list belongs to an operation with several outputs."""
+
+Route = list[tuple[fx.Node, torch.Tensor]]
+
+
+def routes(program: Program, node: fx.Node, mask: torch.Tensor, factor: float) -> list[Route]:
+    """Alternatives, best first; each is a set of operands with the masks on which all of them must be scaled.
+
+    Args:
+        mask: bool, shape of the node at the example size.
+
+    Raises:
+        DemandRefused: no factor passes through this operation.
+    """
+    name = op_name(node)
+    if _pointwise(node) or _passes_activation(node, factor):
+        return [[(_node(node.args[0]), mask)]]
+    if name == "getitem" or moves(node):
+        return [_pulled_back(program, node, mask)]
+    if name in ("add", "sub"):
+        terms = [term for term in node.args[:2] if isinstance(term, fx.Node)]
+        if len(terms) == 2 or node.args[1] == 0:
+            return [[(term, reduce_any(mask, shape_of(term))) for term in terms]]
+        raise DemandRefused(f"{describe(node)} adds a constant that no parameter scales")
+    if name in ("mul", "div"):
+        sides = [_node(side) for side in node.args[: 2 if name == "mul" else 1]]
+        sides.sort(key=lambda side: (torch.Size(shape_of(side)).numel(), _distance(side)))
+        return [[(side, reduce_any(mask, shape_of(side)))] for side in sides]
+    found = contraction(node)
+    if found is None:
+        raise DemandRefused(f"{describe(node)} is not linear")
+    answer: list[Route] = []
+    for operand in found.operands:
+        own = carry(mask, found.out, operand.labels, shape_of(operand.node))
+        bias = _carried_bias(found, mask)
+        if own is not None and (found.bias is None or bias is not None):
+            answer.append([(operand.node, own)])
+            if found.bias is not None and bias is not None:
+                answer[-1].append((found.bias.node, bias))
+    if not found.operands:
+        raise DemandRefused(f"{describe(node)} normalises and has no weight of its own to scale")
+    if not answer:
+        raise DemandRefused(f"{describe(node)} mixes values that the demand treats differently")
+    return answer
+
+
+def _carried_bias(found: Contraction, mask: torch.Tensor) -> torch.Tensor | None:
+    if found.bias is None:
+        return None
+    return carry(mask, found.out, found.bias.labels, shape_of(found.bias.node))
+
+
+def spread(program: Program, node: fx.Node, factors: Mapping[fx.Node, Factor]) -> Factor:
+    """The factor on this node's value, given those on its operands (absent: 1).
+
+    Raises:
+        DemandRefused: the operation does not turn these factors into one on its result.
+    """
+    name = op_name(node)
+    if name in SHAPE_ONLY or (name == "bernoulli" and getattr(node.target, "_overloadname", "") != "default"):
+        return None
+    if name == "getitem":
+        several = factors.get(_node(node.args[0]))
+        assert isinstance(several, list) and isinstance(node.args[1], int)
+        return several[node.args[1]]
+    if not is_float(node):
+        raise DemandRefused(f"{describe(node)} reads a value that would be scaled")
+    if _pointwise(node):
+        _only(node, factors, [node.args[0]])
+        return _one(factors, node.args[0])
+    if name in ZERO_PRESERVING | HOMOGENEOUS:
+        return _through_activation(node, _one(factors, node.args[0]))
+    if moves(node):
+        given = {n: _full(factors, n) for n in node.all_input_nodes if is_float(n)}
+        if mutates(node):
+            given = {n: value.clone() for n, value in given.items()}
+        if name in PADDING and all(same(value, value.flatten()[:1].expand(value.shape)) for value in given.values()):
+            # What padding puts in is zero, which has any factor.
+            return _plain(next(iter(given.values())).flatten()[0].expand(shape_of(node)))
+        return _like(_run(program, node, given))
+    if name in ("add", "sub"):
+        return _through_sum(node, factors)
+    if name in ("mul", "div"):
+        left, right = (_full(factors, item) for item in node.args[:2])
+        if name == "div" and bool((right == 0).any()):
+            raise DemandRefused(f"{describe(node)} would divide by zero")
+        return _plain(torch.broadcast_to(left * right if name == "mul" else left / right, shape_of(node)))
+    return _through_contraction(node, factors)
+
+
+def _through_activation(node: fx.Node, given: torch.Tensor | None) -> torch.Tensor | None:
+    if given is None:
+        return None
+    name = op_name(node)
+    if name in ZERO_PRESERVING and bool(((given == 0) | (given == 1)).all()):
+        return given
+    if name in HOMOGENEOUS and bool((given > 0).all()):
+        return given
+    raise DemandRefused(f"{describe(node)} does not pass this factor on")
+
+
+def _through_sum(node: fx.Node, factors: Mapping[fx.Node, Factor]) -> torch.Tensor | None:
+    terms = [torch.broadcast_to(_full(factors, item), shape_of(node)) for item in node.args[:2]]
+    if isinstance(node.args[1], (int, float)) and node.args[1] == 0:
+        terms[1] = terms[0]
+    if not same(terms[0], terms[1]):
+        raise DemandRefused(f"{describe(node)} adds a scaled value to one that is not scaled the same way")
+    return _plain(terms[0])
+
+
+def _through_contraction(node: fx.Node, factors: Mapping[fx.Node, Factor]) -> torch.Tensor | None:
+    found = contraction(node)
+    if found is None:
+        raise DemandRefused(f"{describe(node)} is not linear and reads a value that would be scaled")
+    bias = [found.bias.node] if found.bias else []
+    _only(node, factors, [operand.node for operand in found.operands] + bias, fixed=found.fixed)
+    total = torch.ones((), dtype=torch.float64)
+    for operand in found.operands:
+        given = _one(factors, operand.node)
+        if given is not None:
+            moved = carry(given, operand.labels, found.out, shape_of(node))
+            if moved is None:
+                raise DemandRefused(f"{describe(node)} sums values that are scaled differently")
+            total = total * moved if total.dim() else moved
+    if found.bias is not None:
+        moved = carry(_full(factors, found.bias.node), found.bias.labels, found.out, shape_of(node))
+        if moved is None or not same(total.expand(shape_of(node)), moved):
+            raise DemandRefused(f"{describe(node)} adds a bias that is not scaled like its result")
+    return _plain(total.expand(shape_of(node)))
+
+
+def _pointwise(node: fx.Node) -> bool:
+    name = op_name(node)
+    if name in POINTWISE:
+        return is_float(node) and is_float(node.args[0])
+    if name == "masked_fill":
+        return node.args[2] in (0, 0.0)
+    return name in ("mul", "div") and is_float(node.args[0]) and not is_float(node.args[1])
+
+
+def _passes_activation(node: fx.Node, factor: float) -> bool:
+    name = op_name(node)
+    if factor == 0 and name in HOMOGENEOUS - ZERO_PRESERVING:
+        raise DemandRefused(f"{describe(node)} has no slope at zero: a branch silenced before it would never train")
+    return (factor == 0 and name in ZERO_PRESERVING) or (factor > 0 and name in HOMOGENEOUS)
+
+
+def moves(node: fx.Node) -> bool:
+    """True if the output holds nothing but elements of the operands, and zeros."""
+    name = op_name(node)
+    if name in PADDING:
+        mode = argument(node, "mode", "constant")
+        return mode != "constant" or argument(node, "value") in (None, 0, 0.0)
+    return name in MOVEMENT
+
+
+def _pulled_back(program: Program, node: fx.Node, mask: torch.Tensor) -> Route:
+    """Where the elements under `mask` come from: the gradient of the movement with `mask` as weights."""
+    base = _node(node.args[0]) if op_name(node) == "getitem" else node
+    if not moves(base):
+        raise DemandRefused(f"{describe(base)} is not linear")
+    leaves = {
+        operand: torch.zeros(shape_of(operand), requires_grad=True)
+        for operand in base.all_input_nodes
+        if is_float(operand)
+    }
+    with torch.enable_grad():
+        value = _run(program, base, {operand: leaf.clone() for operand, leaf in leaves.items()})
+        if base is not node:
+            value = value[node.args[1]]
+        weights = torch.autograd.grad(value, list(leaves.values()), mask.to(torch.float32), allow_unused=True)
+    found = zip(leaves, weights, strict=True)
+    return [(operand, weight != 0) for operand, weight in found if weight is not None and bool(weight.any())]
+
+
+def _run(program: Program, node: fx.Node, values: Mapping[fx.Node, torch.Tensor]) -> Any:
+    """The movement on other values: sizes are those of the example, index tensors the program's own."""
+
+    def resolve(item: fx.Node) -> Any:
+        if item in values:
+            return values[item]
+        meta = item.meta.get("tensor")
+        if isinstance(meta, int):
+            return meta
+        if item.op == "get_attr" and not is_float(item):
+            return program.tensors[str(item.target)]
+        raise DemandRefused(f"{describe(node)} moves values to places that depend on the input")
+
+    args, kwargs = fx.node.map_arg((node.args, node.kwargs), resolve)
+    assert callable(node.target)
+    return node.target(*args, **kwargs)
+
+
+def moved(program: Program, node: fx.Node, source: fx.Node, value: torch.Tensor) -> torch.Tensor:
+    """The movement `node` applied to another value of its operand `source`, of the same shape.
+
+    Raises:
+        DemandRefused: where it moves things depends on the network's input.
+    """
+    result = _run(program, node, {source: value.clone() if mutates(node) else value})
+    assert isinstance(result, torch.Tensor)
+    return result
+
+
+def _distance(node: fx.Node, limit: int = 12) -> int:
+    """Number of operations between a node and the nearest parameter or buffer above it."""
+    frontier, seen = [node], {node}
+    for steps in range(limit):
+        if any(item.op == "get_attr" for item in frontier):
+            return steps
+        above = [n for item in frontier for n in item.all_input_nodes if is_float(n) and n not in seen]
+        seen.update(above)
+        frontier = above
+    return limit
+
+
+def _only(
+    node: fx.Node, factors: Mapping[fx.Node, Factor], allowed: list[Any], fixed: tuple[fx.Node, ...] = ()
+) -> None:
+    for operand in node.all_input_nodes:
+        if factors.get(operand) is not None and (operand in fixed or operand not in allowed):
+            raise DemandRefused(f"{describe(node)} depends on {operand} in a way that is not linear")
+
+
+def _node(item: Any) -> fx.Node:
+    if not isinstance(item, fx.Node):
+        raise DemandRefused(f"{item} is a constant, not a value of the network")
+    return item
+
+
+def _one(factors: Mapping[fx.Node, Factor], item: Any) -> torch.Tensor | None:
+    given = factors.get(item) if isinstance(item, fx.Node) else None
+    assert not isinstance(given, list)
+    return given
+
+
+def _full(factors: Mapping[fx.Node, Factor], item: Any) -> torch.Tensor:
+    given = _one(factors, item)
+    if given is not None:
+        return given
+    meta = item.meta.get("tensor") if isinstance(item, fx.Node) else None
+    return torch.ones((), dtype=torch.float64).expand(meta.shape if isinstance(meta, TensorMeta) else ())
+
+
+def _plain(given: torch.Tensor) -> torch.Tensor | None:
+    return None if bool((given == 1).all()) else given
+
+
+def _like(value: Any) -> Factor:
+    if isinstance(value, (tuple, list)):
+        return [_plain(item) for item in value]
+    assert isinstance(value, torch.Tensor)
+    return _plain(value)
