@@ -1,0 +1,45 @@
+"""Config files and checkpoint folders of diffusers and transformers, read as JSON and from this disk only."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from progc.errors import InputError
+
+
+def read_config(path: Path, parts: tuple[str, ...] = ()) -> tuple[Path, dict[str, Any]]:
+    """The config at `path` (a config.json or a folder with one) and the folder it lies in.
+
+    Args:
+        path: file or folder.
+        parts: sub-folders to try, in order, where the folder itself has no config.json (a whole pipeline).
+
+    Raises:
+        InputError: no such file or folder, or not a JSON object.
+    """
+    file = path
+    if path.is_dir():
+        candidates = [path / "config.json", *(path / part / "config.json" for part in parts)]
+        file = next((candidate for candidate in candidates if candidate.is_file()), candidates[0])
+    if not file.is_file():
+        raise InputError(f"no such file: {file}; expected a config.json or a folder that holds one")
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file} cannot be read as JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise InputError(f"{file} holds a {type(config).__name__}; expected a JSON object with the model's config")
+    return file.parent, config
+
+
+def has_weights(folder: Path) -> bool:
+    """Whether the folder holds safetensors, whole or in shards. Pickled weights do not count: they are not read."""
+    return any(folder.glob("*.safetensors"))
+
+
+def one_line(error: BaseException) -> str:
+    """The error's text without line breaks, cut where a library goes on for pages."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 300 else text[:297] + "..."

@@ -1,0 +1,93 @@
+"""Models of diffusers from a preset, a config.json or a checkpoint folder: `diffusers:dit_b`, `diffusers:./unet`.
+
+The presets are the DiT family of Peebles and Xie 2023, table 1, with patch size 2, on 32x32x4 latents.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import diffusers
+import torch
+
+from progc.errors import InputError
+from progc.models.checkpoint import has_weights, one_line, read_config
+from progc.suggestions import did_you_mean
+
+if TYPE_CHECKING:
+    from torch import nn
+
+# layers, heads, head dim
+_DIT = {"dit_s": (12, 6, 64), "dit_b": (12, 12, 64), "dit_l": (24, 16, 64), "dit_xl": (28, 16, 72)}
+_TOKENS = 8  # length of the example condition sequence; growth does not depend on it
+
+
+def locate(name: str) -> tuple[Callable[[], nn.Module], str | None]:
+    """Raises InputError if the name is neither a preset nor a config of the installed diffusers."""
+    if name in _DIT and not Path(name).exists():
+        layers, heads, head_dim = _DIT[name]
+        return lambda: diffusers.DiTTransformer2DModel(
+            num_layers=layers, num_attention_heads=heads, attention_head_dim=head_dim, out_channels=8
+        ), None
+    if not Path(name).exists():
+        meant = did_you_mean(name, _DIT)
+        raise InputError(
+            f"diffusers has no preset `{name}` and there is no such file{meant or ';'} expected a config.json, its "
+            f"folder, or one of {', '.join(_DIT)}"
+        )
+    folder, config = read_config(Path(name), parts=("transformer", "unet"))
+    label = config.get("_class_name")
+    cls: Any = getattr(diffusers, str(label), None)
+    is_model = isinstance(cls, type) and issubclass(cls, torch.nn.Module)
+    if not is_model:
+        raise InputError(
+            f"diffusers:{name}: `_class_name` {label!r} is not a model of diffusers {diffusers.__version__}; "
+            "mend config.json"
+        )
+    trained = str(folder) if has_weights(folder) else None
+
+    def construct() -> nn.Module:
+        try:
+            if trained:
+                return cls.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+            return cls.from_config(config)
+        except Exception as error:
+            raise InputError(f"diffusers:{name} cannot be built: {one_line(error)}") from error
+
+    return construct, trained
+
+
+def example(model: nn.Module) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """Latents, timesteps and conditions of denoisers, by the names of the forward's parameters; None for others."""
+    config: Any = getattr(model, "config", None)
+    names = list(inspect.signature(model.forward).parameters)
+    main = names[0]
+    channels = getattr(config, "in_channels", None)
+    size = getattr(config, "sample_size", None)
+    if main not in ("sample", "hidden_states") or channels is None or (size is None and main == "hidden_states"):
+        return None
+    if getattr(config, "addition_embed_type", None) or getattr(config, "use_additional_conditions", None):
+        return None
+    generator = torch.Generator().manual_seed(0)
+    height, width = size if isinstance(size, (list, tuple)) else (size or 32, size or 32)
+    inputs: dict[str, Any] = {main: torch.randn(2, channels, height, width, generator=generator)}
+    if "timestep" in names:
+        inputs["timestep"] = torch.tensor([7, 421])
+    condition = _first(config, "caption_channels", "joint_attention_dim", "cross_attention_dim")
+    if "encoder_hidden_states" in names and isinstance(condition, int):
+        inputs["encoder_hidden_states"] = torch.randn(2, _TOKENS, condition, generator=generator)
+    if "pooled_projections" in names:
+        inputs["pooled_projections"] = torch.randn(2, config.pooled_projection_dim, generator=generator)
+    if "added_cond_kwargs" in names and hasattr(config, "use_additional_conditions"):
+        inputs["added_cond_kwargs"] = {"resolution": None, "aspect_ratio": None}
+    classes = _first(config, "num_class_embeds", "num_embeds_ada_norm")
+    if "class_labels" in names and classes:
+        inputs["class_labels"] = torch.randint(0, classes, (2,), generator=generator)
+    return (), inputs
+
+
+def _first(config: Any, *names: str) -> Any:
+    return next((value for value in (getattr(config, name, None) for name in names) if value is not None), None)

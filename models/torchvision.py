@@ -1,0 +1,44 @@
+"""Classifiers of torchvision by name, built untrained: `torchvision:resnet18`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torchvision
+
+from progc.errors import InputError
+from progc.suggestions import did_you_mean
+
+if TYPE_CHECKING:
+    from torch import nn
+
+# Their auxiliary head or stem needs more than the usual 224 pixels.
+_SIZES = {"Inception3": 299}
+
+
+def locate(name: str) -> tuple[Callable[[], nn.Module], str | None]:
+    """Raises InputError with suggestions if torchvision has no classifier of that name."""
+    known = torchvision.models.list_models(module=torchvision.models)
+    if name not in known:
+        if name in torchvision.models.list_models():
+            raise InputError(
+                f"torchvision:{name} is not an image classifier, so its inputs are not known; "
+                "write a file with build() and example_inputs() and give path.py instead"
+            )
+        meant = did_you_mean(name, known)
+        raise InputError(f"torchvision has no model `{name}`{meant or ';'} see torchvision.models.list_models()")
+    return lambda: torchvision.models.get_model(name, weights=None), None
+
+
+def example(model: nn.Module) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """Float images (2, 3, H, W): the model's `image_size` if it has one, else 224 pixels."""
+    if not type(model).__module__.startswith("torchvision.models."):
+        return None
+    if type(model).__module__.removeprefix("torchvision.models.").partition(".")[0] in (
+        "detection", "optical_flow", "segmentation", "video", "quantization",
+    ):  # fmt: skip
+        return None
+    size = getattr(model, "image_size", None) or _SIZES.get(type(model).__name__, 224)
+    return (torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0)),), {}

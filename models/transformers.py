@@ -1,0 +1,76 @@
+"""Models of transformers from a config.json or a checkpoint folder: `transformers:./my-bert`.
+
+The class is the first of the config's `architectures`, else the base model of its `model_type`. Built without
+the cache of past keys, which no training step has. No hub, no code from the folder, no pickle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import transformers
+
+from progc.errors import InputError
+from progc.models.checkpoint import has_weights, one_line, read_config
+from progc.suggestions import did_you_mean
+
+if TYPE_CHECKING:
+    from torch import nn
+
+_TOKENS = 16  # length of the example sequence; growth does not depend on it
+
+
+def locate(name: str) -> tuple[Callable[[], nn.Module], str | None]:
+    """Raises InputError if there is no such config or it names no model of the installed transformers."""
+    folder, values = read_config(Path(name))
+    kind = values.get("model_type")
+    known = list(transformers.CONFIG_MAPPING.keys())
+    if kind not in known:
+        meant = did_you_mean(str(kind), known)
+        raise InputError(
+            f"transformers:{name}: model_type `{kind}` is unknown to transformers {transformers.__version__}"
+            f"{meant or ';'} mend config.json or write a file with build()"
+        )
+    try:
+        config = transformers.AutoConfig.for_model(**values)
+    except Exception as error:  # each config class validates in its own way
+        raise InputError(f"transformers:{name}: config.json is refused: {one_line(error)}") from error
+    if hasattr(config, "use_cache"):
+        config.use_cache = False
+    named = next((cls for cls in values.get("architectures") or () if hasattr(transformers, cls)), None)
+    trained = str(folder) if has_weights(folder) else None
+
+    def construct() -> nn.Module:
+        try:
+            if trained and named:
+                return getattr(transformers, named).from_pretrained(
+                    folder, config=config, local_files_only=True, use_safetensors=True, dtype=torch.float32
+                )
+            return getattr(transformers, named)(config) if named else transformers.AutoModel.from_config(config)
+        except Exception as error:
+            raise InputError(f"transformers:{name} cannot be built: {one_line(error)}") from error
+
+    return construct, trained if named else None
+
+
+def example(model: nn.Module) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """Keyword inputs by the model's main input: token ids (2, T) or float images (2, C, H, W); None for others."""
+    config: Any = getattr(model, "config", None)
+    main = getattr(model, "main_input_name", None)
+    generator = torch.Generator().manual_seed(0)
+    if main == "input_ids" and isinstance(getattr(config, "vocab_size", None), int):
+        length = min(_TOKENS, getattr(config, "max_position_embeddings", None) or _TOKENS)
+        ids = torch.randint(0, config.vocab_size, (2, length), generator=generator)
+        inputs = {"input_ids": ids}
+        if getattr(config, "is_encoder_decoder", False):
+            inputs["decoder_input_ids"] = ids.clone()
+        return (), inputs
+    if main == "pixel_values" and hasattr(config, "image_size"):
+        size = config.image_size
+        height, width = size if isinstance(size, (list, tuple)) else (size, size)
+        channels = getattr(config, "num_channels", 3)
+        return (), {"pixel_values": torch.randn(2, channels, height, width, generator=generator)}
+    return None

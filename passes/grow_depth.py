@@ -1,0 +1,111 @@
+"""`grow-depth`: inserts blocks into chains (paper.md 2.1 and 2.2, growth.md section 2)."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar
+
+from progc.depth.grow import GrownChains
+from progc.depth.identity import lossy_reason, silence
+from progc.depth.insertion import Inserted
+from progc.depth.places import arranged
+from progc.depth.targets import choose, parse_size
+from progc.errors import NotLosslessError
+from progc.passbase import Pass, PassResult, option
+from progc.program import Program
+
+
+@dataclasses.dataclass(frozen=True)
+class GrowDepth(Pass):
+    """Makes chains of isomorphic blocks longer.
+
+    Idea: a network that was trained shallow goes on deeper (AutoProg, Li et al., CVPR 2022). New blocks are copies of
+    blocks next to them. `identity` then silences every branch that an inserted block adds to its skip path, by the
+    parameters nearest to the addition (gate, last linear, last norm), so that it computes the identity and trains from
+    the first step on; in a post-norm block the previous norm's gain and shift move into the inserted one.
+    Preserves the function exactly with `identity`, not with `interpolate` (each block followed by its copies, extra
+    ones deepest), `stack` (the whole chain again) and `random` (new weights at the end).
+    Needs: chains with their boundaries and shapes on both graphs. Leaves behind: blocks named by position, as the
+    user's class of that depth names them, and one tensor lift per tensor of each grown container.
+    """
+
+    name: ClassVar[str] = "grow-depth"
+
+    to: tuple[str, ...] = option(
+        ("*2",), help="depth as users count it (12), a factor (*2), or either per chain (layer3:23,layer4:*2)"
+    )
+    chains: tuple[str, ...] = option(
+        (), help="names or globs of the chains that depths without a name are for; empty: all"
+    )
+    init: str = option(
+        "identity", help="how new blocks are made", choices=("identity", "interpolate", "stack", "random")
+    )
+    seed: int = option(0, help="seed of random blocks")
+    lossy: bool = option(False, help="with init=identity: accept blocks that cannot be the exact identity")
+
+    def __post_init__(self) -> None:
+        if isinstance(self.to, (int, str)):
+            object.__setattr__(self, "to", (str(self.to),))
+        if isinstance(self.chains, str):
+            object.__setattr__(self, "chains", (self.chains,))
+        super().__post_init__()
+        for text in self.to:
+            parse_size(text)
+
+    def run(self, program: Program) -> PassResult:
+        """Grows every chosen chain.
+
+        Raises:
+            PassOptionError: a chain that does not exist, or chains that overlap.
+            TargetError: a depth below the present one or between periods.
+            NotLosslessError: with init=identity and without `lossy`, a block that cannot be the identity.
+        """
+        sizes, notes = choose(program.chains, [parse_size(text) for text in self.to], self.chains)
+        if not len(program.chains):
+            notes.append("the program has no chains, nothing to deepen")
+        init: Any = self.init
+        growing = [
+            (chain, arranged(len(chain.blocks), blocks, chain.period, "random" if chain.kind == "dense" else init))
+            for chain, blocks in sizes
+            if blocks > len(chain.blocks)
+        ]
+        if not growing:
+            return PassResult(program, changed=False, notes=tuple(notes))
+        grown = GrownChains(program, growing, random=self.init == "random")
+        lossless = self.init == "identity"
+        if self.init == "identity":
+            reasons = [reason for block in grown.inserted if (reason := self._silenced(grown, block))]
+            reason = lossy_reason(grown.inserted)
+            if reason and not self.lossy:
+                raise NotLosslessError(f"{reason}; use lossy=true to accept the difference, or init=interpolate")
+            lossless = not reasons and reason is None
+            notes += list(dict.fromkeys([*reasons, *([reason] if reason else [])]))
+        notes += [
+            f"new blocks of {chain.name} have their source's {difference.partition(':')[0]}"
+            for chain, _ in growing
+            for difference in chain.differences
+        ]
+        result, lift = grown.finish(self.seed)
+        return PassResult(
+            result,
+            changed=True,
+            counts={
+                "blocks inserted": sum(place.copy for _, places in growing for place in places),
+                "chains grown": len(growing),
+            },
+            lift=lift,
+            notes=tuple(notes),
+            lossless=lossless,
+        )
+
+    def _silenced(self, grown: GrownChains, block: Inserted) -> str | None:
+        """Makes one block the identity; the reason if it is impossible and the user accepts that."""
+        try:
+            silence(grown.draft, block, grown.lifts)
+        except NotLosslessError as error:
+            label = block.chain.blocks[block.source].label
+            reason = f"a copy of {label} cannot be the identity: {error}"
+            if not self.lossy:
+                raise NotLosslessError(f"{reason}; use init=interpolate, or lossy=true for plain copies") from error
+            return reason
+        return None

@@ -1,0 +1,119 @@
+"""grow-width: widens axes without changing the function."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar
+
+from torch import fx
+
+from progc.errors import NotLosslessError, PassOptionError, TargetError
+from progc.graph_tools import copy_graph, propagate
+from progc.lift import NOISE
+from progc.passbase import Pass, PassResult, option
+from progc.program import MODES, Program
+from progc.sizes import parse_sizes
+from progc.suggestions import did_you_mean
+from progc.width_plan import INITS, Widening, plan_widths
+from progc.width_sizes import axis_sizes
+
+
+@dataclasses.dataclass(frozen=True)
+class GrowWidth(Pass):
+    """Widens any set of axes: residual width, heads, head dim, MLP hidden, conv channels, groups.
+
+    Every parameter and buffer dim along a growing axis gets an index map; tensors that produce the axis repeat
+    their rows, tensors that contract it share their columns among the copies (Net2Net, Chen et al. 2015; growth.md
+    sections 0 and 1). Shares differ per output row (zero-sum noise), so that copies part under Adam. Sizes baked
+    into the graph follow their axes.
+
+    Preserved: the function, exactly, in eval mode and, without dropout, in train mode, for `copy` and `zero`.
+    Normalised axes grow by whole factors. `random` is not preserving. Growth that cannot be exact is refused
+    unless `lossy` is set.
+
+    Leaves behind: a program whose tensors have the names they had.
+    """
+
+    name: ClassVar[str] = "grow-width"
+    width: str | None = option(None, help="size of the residual width, absolute or a factor such as *2; others in proportion")
+    heads: int | None = option(None, help="number of attention heads")
+    mlp: str | None = option(None, help="hidden size of MLPs, absolute or a factor")
+    axes: tuple[str, ...] = option((), help="single axes as name:size")
+    init: str = option("copy", help="how new units are made", choices=INITS)
+    noise: float = option(NOISE, help="spread of the shares relative to the equal share, in [0, 1)")
+    seed: int = option(0, help="seed of noise and random units")
+    lossy: bool = option(False, help="accept growth that is not exact")
+
+    def run(self, program: Program) -> PassResult:
+        """Widens `program`.
+
+        Raises:
+            TargetError: an unknown axis, a size below the present one, or an axis that may not grow.
+            NotLosslessError: `copy` or `zero` growth that cannot be exact, without `lossy`.
+        """
+        plan = plan_widths(program, self._sizes(program), init=self.init, seed=self.seed, noise=self.noise)
+        if not plan.growths:
+            return PassResult(program, False, lossless=True)
+        if not plan.lossless and self.init != "random" and not self.lossy:
+            more = f" (and {len(plan.obstacles) - 1} more)" if len(plan.obstacles) > 1 else ""
+            raise NotLosslessError(f"grow-width cannot be exact: {plan.obstacles[0]}{more}; --lossy accepts it")
+        sizes = {growth.axis: growth.new for growth in plan.growths}
+        grown = rewrite(program, Widening(program.axes, sizes, self.init), plan.lift.apply(program.tensors))
+        counts = {"axes widened": len(plan.growths), "tensors widened": len(plan.lift.tensors)}
+        notes = (*plan.notes, *plan.obstacles)
+        return PassResult(grown, True, counts, plan.lift, notes, plan.lossless)
+
+    def _sizes(self, program: Program) -> dict[str, int]:
+        sizes: dict[str, int] = {}
+        keys = [
+            f"{key}{value if str(value).startswith('*') else f'={value}'}"
+            for key, value in (("width", self.width), ("heads", self.heads), ("mlp", self.mlp))
+            if value is not None
+        ]
+        if keys:
+            sizes.update(axis_sizes(program, parse_sizes(",".join(keys))))
+        names = [axis.name for axis in program.axes.axes]
+        for entry in self.axes:
+            name, colon, size = entry.rpartition(":")
+            if not colon or not size.isdigit():
+                raise PassOptionError(f"grow-width: axes takes name:size, not `{entry}`")
+            if name not in names:
+                raise TargetError(f"no axis is called `{name}`{did_you_mean(name, names)}; progc inspect --axes lists them")
+            sizes[name] = int(size)
+        return sizes
+
+
+def rewrite(program: Program, widening: Widening, tensors: dict[str, Any]) -> Program:
+    """The program with new tensors and the sizes in its graphs brought into line."""
+    graphs = {}
+    for mode in MODES:
+        graph = copy_graph(program.graphs[mode])
+        nodes = {node.name: node for node in graph.nodes}
+        for literal in program.axes.literals:
+            if literal.mode == mode and any(widening.grows(part) for part in literal.parts):
+                _set(nodes[literal.node], literal.path, sum(widening.size(part) for part in literal.parts))
+        graphs[mode] = graph
+    ordered = {name: tensors[name] for name in program.tensors}
+    grown = program.replace(graphs=graphs, tensors=ordered)
+    for mode in MODES:
+        propagate(grown, grown.graphs[mode], mode)
+    return grown
+
+
+def _set(node: fx.Node, path: tuple[int | str, ...], value: int) -> None:
+    """Replaces the argument at `path` (position or keyword, then indices into lists)."""
+    first, rest = path[0], path[1:]
+    if isinstance(first, int):
+        args = list(node.args)
+        args[first] = _replaced(args[first], rest, value)
+        node.args = tuple(args)
+    else:
+        node.kwargs = {**node.kwargs, first: _replaced(node.kwargs[first], rest, value)}
+
+
+def _replaced(argument: Any, path: tuple[int | str, ...], value: int) -> Any:
+    if not path:
+        return value
+    items = list(argument)
+    items[path[0]] = _replaced(items[path[0]], path[1:], value)  # type: ignore[index]
+    return items

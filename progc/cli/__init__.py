@@ -1,0 +1,91 @@
+"""The command line. `main` turns every outcome into an exit code and at most one message on stderr.
+
+Exit codes: 0 done, 1 a check failed or the program has a fault, 2 wrong use or bad input, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Iterator, Sequence
+
+from progc.errors import PipelineSyntaxError, ProgcError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code.
+
+    Args:
+        argv: arguments without the program's name; those of the process if None.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments  # accepted anywhere: people add it at the end
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    try:
+        with _quiet(debug):
+            return _run(arguments)
+    except BrokenPipeError:
+        # The reader of our output has gone (`progc inspect ... | head`): nothing to say, and nobody to say it to.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130, debug)
+    except ProgcError as error:
+        code = _fail(f"error: {error}", error.exit_code, debug)
+        if isinstance(error, PipelineSyntaxError):
+            from progc.pipeline import pointer
+
+            print(pointer(error), file=sys.stderr)
+        return code
+    except Exception as error:  # a fault of ours: the user still gets one line
+        text = f"internal error: {type(error).__name__}: {error}; run again with --debug and report what it prints"
+        return _fail(text, 1, debug)
+
+
+def _run(arguments: list[str]) -> int:
+    import typer
+
+    from progc.cli.app import app
+
+    try:
+        result = typer.main.get_command(app).main(arguments, prog_name="progc", standalone_mode=False)
+    except typer.Exit as error:
+        return error.exit_code
+    except typer.Abort as error:
+        raise KeyboardInterrupt from error
+    except Exception as error:
+        # Wrong use, as typer (with its own or the installed click) reports it.
+        if hasattr(error, "format_message") and not isinstance(error, ProgcError):
+            context = getattr(error, "ctx", None)
+            command = context.command_path if context is not None else "progc"
+            message = error.format_message() or "no command given"
+            return _fail(f"error: {message.rstrip('.')}; see {command} --help", 2, debug=False)
+        raise
+    return result if isinstance(result, int) else 0
+
+
+def _fail(message: str, code: int, debug: bool) -> int:
+    if debug:
+        traceback.print_exc()
+    print(f"progc: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+@contextlib.contextmanager
+def _quiet(debug: bool) -> Iterator[None]:
+    """Keeps warnings and log lines of libraries off stderr: what matters comes as an exception or a note."""
+    if debug:
+        yield
+        return
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)

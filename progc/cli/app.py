@@ -1,0 +1,133 @@
+"""Commands and their options. What a command does is in the module of its name, imported when it runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    name="progc",
+    help="A compiler for progressive training: grows any PyTorch network, losslessly.",
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    no_args_is_help=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+SourceArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="SOURCE",
+        help="path.py[:name], timm:NAME, torchvision:NAME, diffusers:NAME|PATH, or transformers:PATH.",
+        show_default=False,
+    ),
+]
+WeightsOption = Annotated[
+    Path | None, typer.Option("--weights", metavar="FILE", help="Weights: .safetensors, or .pt with tensors only.")
+]
+OutOption = Annotated[
+    Path | None, typer.Option("--out", metavar="DIR", help="Folder to write; it must not exist or be empty.")
+]
+SeedOption = Annotated[int, typer.Option("--seed", help="For initial weights and for noise in grown ones.", min=0)]
+JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, and nothing else there.")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from progc import __version__
+
+        print(f"progc {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_version, is_eager=True)
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and library warnings.")] = False,
+) -> None:
+    """Global options; `main` itself looks for --debug."""
+
+
+@app.command()
+def grow(
+    source: SourceArgument,
+    to: Annotated[
+        str,
+        typer.Option(
+            "--to",
+            metavar="TARGET",
+            help="A size preset (vit_b), sizes (depth=12,width=768 or depth*2,width*1.5), or another model.",
+        ),
+    ],
+    weights: WeightsOption = None,
+    ema: Annotated[
+        Path | None, typer.Option("--ema", metavar="FILE", help="An averaged copy of the weights, grown along.")
+    ] = None,
+    init: Annotated[
+        str | None,
+        typer.Option(
+            "--init",
+            metavar="TEXT",
+            help="width=copy|zero|random,depth=identity|interpolate|stack|random. Default: copy and identity.",
+        ),
+    ] = None,
+    lossy: Annotated[
+        bool, typer.Option("--lossy", help="Accept the closest growth where an exact one is impossible.")
+    ] = False,
+    out: OutOption = None,
+    seed: SeedOption = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Grow SOURCE to the size of TARGET and check that it computes the same."""
+    from progc.cli.grow import run_grow
+
+    run_grow(source, to, weights=weights, ema=ema, init=init, lossy=lossy, out=out, seed=seed, as_json=as_json)
+
+
+@app.command()
+def inspect(
+    source: Annotated[
+        str, typer.Argument(metavar="SOURCE|DIR", help="A model, or a folder written by --out.", show_default=False)
+    ],
+    axes: Annotated[bool, typer.Option("--axes", help="What can be widened, and why the rest cannot.")] = False,
+    chains: Annotated[bool, typer.Option("--chains", help="What can be deepened.")] = False,
+    graph: Annotated[bool, typer.Option("--graph", help="The captured graph, eval mode.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what progc sees in a model. A folder is read as JSON and headers; no code of yours runs."""
+    from progc.cli.inspect import run_inspect
+
+    run_inspect(source, axes=axes, chains=chains, graph=graph, as_json=as_json)
+
+
+@app.command()
+def apply(
+    source: SourceArgument,
+    pipeline: Annotated[
+        str,
+        typer.Option("--pipeline", metavar="TEXT", help="Such as 'grow-depth{to=12},grow-width{width=*2}'."),
+    ],
+    weights: WeightsOption = None,
+    out: OutOption = None,
+    seed: SeedOption = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Run passes on SOURCE, one after another, verified after each."""
+    from progc.cli.apply import run_apply
+
+    run_apply(source, pipeline, weights=weights, out=out, seed=seed, as_json=as_json)
+
+
+@app.command()
+def passes(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="One pass, in full.", show_default=False)] = None,
+) -> None:
+    """List the passes, or describe one with its options."""
+    from progc.cli.passes import run_passes
+
+    run_passes(name)

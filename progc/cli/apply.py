@@ -1,0 +1,107 @@
+"""`progc apply`: a pipeline of passes on a source."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from progc.cli.common import captured, millions, versions
+from progc.errors import NotLosslessError
+from progc.save import check_output, json_text, output_folder, write_json, write_tensors
+from progc.sources import open_source
+from progc.terminal import Terminal
+
+if TYPE_CHECKING:
+    from progc.check import Difference
+    from progc.passbase import PassResult
+    from progc.program import Program
+
+
+def run_apply(source: str, pipeline: str, *, weights: Path | None, out: Path | None, seed: int, as_json: bool) -> None:
+    """Runs the passes, writes the result, and prints what each pass did.
+
+    Raises:
+        ProgcError: see the exit codes of `progc.cli`; a pipeline that does not parse fails before any work.
+    """
+    from progc.pipeline import parse, to_text
+
+    terminal = Terminal()
+    passes = parse(pipeline)
+    opened = open_source(source)
+    if out is not None:
+        check_output(out)
+
+    with terminal.running():
+        program = captured(terminal, opened, weights, seed)
+        with terminal.phase("passes"):
+            from progc.manager import run
+
+            result, steps = run(program, passes)
+        claims = [step.lossless for step in steps if step.lossless is not None]
+        lossless = all(claims) if claims else None
+        with terminal.phase("check"):
+            difference = _measured(program, result, steps, seed, to_text(passes)) if lossless is not None else None
+        report: dict[str, Any] = {
+            "source": source,
+            "pipeline": to_text(passes),
+            "weights": str(weights) if weights is not None else opened.trained,
+            "seed": seed,
+            "passes": [
+                {
+                    "pass": to_text([item]),
+                    "changed": step.changed,
+                    "counts": dict(step.counts),
+                    "lossless": step.lossless,
+                    "notes": list(step.notes),
+                }
+                for item, step in zip(passes, steps, strict=True)
+            ],
+            "params_before": program.num_parameters(),
+            "params_after": result.num_parameters(),
+            "lossless": lossless,
+            "max_abs_diff": difference.max_abs if difference is not None else None,
+            "max_rel_diff": difference.max_rel if difference is not None else None,
+            "seconds": terminal.seconds,
+            "versions": versions(),
+        }
+        if out is not None:
+            with output_folder(out) as folder:
+                with terminal.phase("write"):
+                    write_tensors(folder / "model.safetensors", result.state_dict())
+                write_json(folder / "report.json", report)
+    if as_json:
+        terminal.print(json_text(report))
+        return
+    for entry in report["passes"]:
+        counts = ", ".join(f"{what}: {count}" for what, count in entry["counts"].items())
+        terminal.print(f"{entry['pass']}: {counts or 'changed' if entry['changed'] else 'unchanged'}")
+        for note in entry["notes"]:
+            terminal.print(f"    {note}")
+    terminal.print(f"parameters: {millions(program.num_parameters())} -> {millions(result.num_parameters())}")
+    if difference is not None:
+        terminal.print(f"lossless: {'yes' if lossless else 'no'}")
+        terminal.print(f"difference: max absolute {difference.max_abs:.2e}, relative {difference.max_rel:.2e}")
+    if out is not None:
+        terminal.print(f"written: {out}")
+
+
+def _measured(before: Program, after: Program, steps: Sequence[PassResult], seed: int, text: str) -> Difference:
+    """How far the result is from the source in float64.
+
+    Raises:
+        NotLosslessError: the passes claim to preserve the function and do not.
+    """
+    from progc.check import compare
+    from progc.growing import ROUNDED, TOLERANCE
+
+    difference = compare(before, after, seed=seed)
+    scaled = any(entry.scales for step in steps if step.lift is not None for entry in step.lift.tensors)
+    limit = ROUNDED if scaled else TOLERANCE
+    claimed = all(step.lossless is not False for step in steps)
+    if claimed and not difference.max_rel <= limit:
+        raise NotLosslessError(
+            f"{text} claims to be lossless, but outputs differ by {difference.max_rel:.2e} relative in float64 "
+            f"(limit {limit:g}); report it with the model"
+        )
+    return difference

@@ -1,0 +1,125 @@
+"""`progc grow`: source and target in, grown weights, plan and report out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from progc.cli.common import captured, millions, versions
+from progc.inits import parse_inits
+from progc.save import check_output, json_text, output_folder, write_json, write_tensors
+from progc.sizes import Sizes
+from progc.sources import open_source, open_target, resolve_target
+from progc.terminal import Terminal
+
+if TYPE_CHECKING:
+    import torch
+
+    from progc.program import Program
+
+
+def run_grow(
+    source: str,
+    to: str,
+    *,
+    weights: Path | None,
+    ema: Path | None,
+    init: str | None,
+    lossy: bool,
+    out: Path | None,
+    seed: int,
+    as_json: bool,
+) -> None:
+    """Grows, checks, writes, and prints the report; cheap mistakes are found before any work.
+
+    Raises:
+        ProgcError: see the exit codes of `progc.cli`.
+    """
+    terminal = Terminal()
+    inits = parse_inits(init) if init is not None else {}
+    target = open_target(to)
+    opened = open_source(source)
+    if out is not None:
+        check_output(out)
+
+    with terminal.running():
+        program = captured(terminal, opened, weights, seed)
+        average = _read_ema(ema, program) if ema is not None else None
+        if not isinstance(target, Sizes):
+            with terminal.phase("target"):
+                aim = resolve_target(to, source=program, seed=seed)
+        else:
+            aim = target
+        from progc.growing import grow_with_report
+
+        growth = grow_with_report(program, aim, inits=inits, lossy=lossy, seed=seed, progress=terminal.phase)
+        report = {
+            "source": source,
+            "target": to,
+            "weights": str(weights) if weights is not None else opened.trained,
+            "ema": str(ema) if ema is not None else None,
+            "init": dict(growth.plan.inits),
+            "lossy": lossy,
+            "seed": seed,
+            **growth.report,
+            "versions": versions(),
+        }
+        if out is not None:
+            with output_folder(out) as folder:
+                with terminal.phase("write"):
+                    write_tensors(folder / "model.safetensors", growth.program.state_dict())
+                    if average is not None:
+                        grown = growth.lift.apply({**program.tensors, **average})
+                        kept = {name: grown[name] for name in growth.program.state_dict()}
+                        write_tensors(folder / "ema.safetensors", kept)
+                write_json(folder / "plan.json", growth.plan.to_json())
+                report["seconds"] = dict(terminal.seconds)
+                write_json(folder / "report.json", report)
+        report["seconds"] = dict(terminal.seconds)
+    if as_json:
+        terminal.print(json_text(report))
+    else:
+        terminal.print(str(growth.plan).rstrip("\n"))
+        for note in growth.plan.notes:
+            terminal.print(f"  note: {note}")
+        terminal.print()
+        terminal.table(list(_summary(report, out)))
+
+
+def _read_ema(path: Path, program: Program) -> dict[str, torch.Tensor]:
+    """The averaged copy, under the program's names. It may leave out buffers, which many averages do not hold."""
+    from progc.weights import check_fit, read_weights
+
+    tensors = read_weights(path, ema=True)
+    state = program.state_dict()
+    optional = {name for name in state if program.specs[name].kind == "buffer"}
+    for alias, name in program.tied.items():  # a tied tensor may be saved under either name
+        found = tensors.get(name, tensors.get(alias))
+        if found is not None:
+            tensors[alias] = tensors[name] = found
+    check_fit(path, tensors, state, program.class_name.rpartition(".")[2], optional)
+    return {name: tensor.to(state[name].dtype) for name, tensor in tensors.items()}
+
+
+def _summary(report: Mapping[str, Any], out: Path | None) -> list[tuple[str, str]]:
+    before, after = report["params_before"], report["params_after"]
+    rows = [
+        ("parameters", f"{millions(before)} -> {millions(after)}"),
+        ("lossless", _lossless(report)),
+        ("difference", f"max absolute {_number(report['max_abs_diff'])}, relative {_number(report['max_rel_diff'])}"),
+        ("seconds", ", ".join(f"{name} {spent:.1f}" for name, spent in report["seconds"].items())),
+    ]
+    if out is not None:
+        rows.append(("written", str(out)))
+    return rows
+
+
+def _lossless(report: Mapping[str, Any]) -> str:
+    if report["lossless"]:
+        return "yes, by analysis and by running both in float64"
+    return f"no: {'; '.join(report['reasons'])}"
+
+
+def _number(value: float | None) -> str:
+    return "not measured" if value is None else f"{value:.2e}"

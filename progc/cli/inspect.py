@@ -1,0 +1,112 @@
+"""`progc inspect`: what progc sees in a model, or what an output folder holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from progc.cli.common import millions
+from progc.errors import InputError
+from progc.folder import read_folder
+from progc.save import json_text
+from progc.sources import open_source
+from progc.terminal import Terminal
+
+if TYPE_CHECKING:
+    from progc.program import Program
+
+
+def run_inspect(text: str, *, axes: bool, chains: bool, graph: bool, as_json: bool) -> None:
+    """Prints a summary, or the tables and the graph that were asked for.
+
+    Raises:
+        ProgcError: see the exit codes of `progc.cli`.
+    """
+    if Path(text).is_dir():
+        if axes or chains or graph:
+            raise InputError(f"{text} is an output folder, which holds no graph; give the model itself as SOURCE")
+        _print_folder(Path(text), as_json)
+        return
+    terminal = Terminal()
+    opened = open_source(text)
+    parts: dict[str, Any] = {}
+    with terminal.running():
+        with terminal.phase("build"):
+            model = opened.build_skeleton()
+            example = opened.example(model)
+        with terminal.phase("capture"):
+            from progc.capturing import capture
+
+            program = capture(model, *example)
+        everything = not (axes or chains or graph)
+        with terminal.phase("analyse"):
+            if axes or everything:
+                parts["axes"] = program.axes
+            if chains or everything:
+                parts["chains"] = program.chains
+        if graph:
+            from progc.printer import print_graph
+
+            parts["graph"] = print_graph(program, "eval")
+    if as_json:
+        shown = {name: part if isinstance(part, str) else part.to_json() for name, part in parts.items()}
+        terminal.print(json_text({"source": text, **_facts(program), **shown}))
+    elif everything:
+        _print_summary(terminal, program)
+    else:
+        terminal.print("\n\n".join(str(part).rstrip("\n") for part in parts.values()))
+
+
+def _facts(program: Program) -> dict[str, Any]:
+    return {
+        "class": program.class_name,
+        "params": program.num_parameters(),
+        "inputs": [list(shape) if shape is not None else None for shape in program.signature.shapes],
+        "dynamic_batch": any(program.signature.batch_dims),
+        "nodes": {mode: len(graph.nodes) for mode, graph in program.graphs.items()},
+    }
+
+
+def _print_summary(terminal: Terminal, program: Program) -> None:
+    facts = _facts(program)
+    growable = sum(axis.growable for axis in program.axes.axes)
+    chains = [f"{chain.name} ({len(chain.blocks)} blocks)" for chain in program.chains]
+    terminal.table(
+        [
+            ("class", facts["class"]),
+            ("parameters", millions(facts["params"])),
+            ("inputs", ", ".join("not a tensor" if shape is None else str(shape) for shape in facts["inputs"])),
+            ("batch size", "free" if facts["dynamic_batch"] else "fixed, as in the example inputs"),
+            ("graph nodes", ", ".join(f"{mode} {count}" for mode, count in facts["nodes"].items())),
+            ("axes", f"{growable} growable, {len(program.axes.axes) - growable} pinned (--axes)"),
+            ("chains", ", ".join(chains) + " (--chains)" if chains else "none (--chains)"),
+        ]
+    )
+
+
+def _print_folder(path: Path, as_json: bool) -> None:
+    terminal = Terminal()
+    content = read_folder(path)
+    if as_json:
+        terminal.print(json_text(content))
+        return
+    report = content["report"]
+    rows = [(name, _plain(value)) for name, value in report.items() if not isinstance(value, (list, dict))]
+    rows += [(name, ", ".join(f"{k} {v}" for k, v in value.items())) for name, value in report.items() if _flat(value)]
+    terminal.table(rows)
+    for file, tensors in content["tensors"].items():
+        terminal.print()
+        terminal.print(f"{file}: {len(tensors)} tensors")
+        terminal.table([(f"  {name}", f"{item['dtype']}{item['shape']}") for name, item in tensors.items()])
+
+
+def _plain(value: Any) -> str:
+    return {True: "yes", False: "no", None: "none"}.get(value, f"{value}") if _is_word(value) else str(value)
+
+
+def _is_word(value: Any) -> bool:
+    return value is None or isinstance(value, bool)
+
+
+def _flat(value: Any) -> bool:
+    return isinstance(value, dict) and bool(value) and not any(isinstance(v, (list, dict)) for v in value.values())

@@ -1,0 +1,247 @@
+"""Growth from end to end: target to sizes, passes, and the check that nothing changed.
+
+Depth comes first, at the small width, so that the inserted blocks are widened like all others and every tensor
+name of the target exists when widths are aligned.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from progc.align import differences, target_depths, target_widths
+from progc.check import compare
+from progc.errors import CheckError, TargetError
+from progc.lift import Lift
+from progc.manager import run
+from progc.passbase import Pass, PassResult
+from progc.pipeline import to_text
+from progc.plan import ChainGrowth, GrowthPlan
+from progc.program import Program
+from progc.sizes import Size, Sizes, parse_sizes
+from progc.width_plan import AxisGrowth, plan_widths
+from progc.width_sizes import axis_sizes
+
+TOLERANCE = 1e-9
+"""Largest relative difference in float64 that lossless growth may show."""
+
+ROUNDED = 1e-6
+"""The same where a factor such as 1/sqrt(2) had to be rounded to the parameters' dtype."""
+
+Progress = Callable[[str], contextlib.AbstractContextManager[Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Growth:
+    """A finished growth: the program, the plan that made it (`plan.apply` grows EMA copies), and the report."""
+
+    program: Program
+    plan: GrowthPlan
+    report: dict[str, Any]
+
+    @property
+    def lift(self) -> GrowthPlan:
+        """What grows further copies of the weights."""
+        return self.plan
+
+
+def grow(
+    program: Program,
+    to: str | Sizes | Program | None = None,
+    *,
+    width: int | float | None = None,
+    depth: int | float | None = None,
+    heads: int | None = None,
+    init: str | Mapping[str, str] | None = None,
+    lossy: bool = False,
+    seed: int = 0,
+) -> Program:
+    """Grows a program without changing its function.
+
+    Args:
+        to: a size preset (`"vit_b"`), sizes (`"depth=12,width=768"`), a source (`"timm:NAME"`), or the program of a
+            larger network of the same class.
+        width, depth: factors, for what `to` does not say.
+        heads: number of attention heads.
+        init: `copy`, `zero`, `random` for width; `identity`, `interpolate`, `stack`, `random` for depth; or a mapping.
+        lossy: accept growth that cannot be exact.
+        seed: of noise and random weights.
+
+    Raises:
+        TargetError: the target cannot be reached.
+        NotLosslessError: exact growth was asked for and is impossible.
+        CheckError: growth that analysis calls lossless and the float64 check does not.
+    """
+    from progc.inits import parse_inits
+    from progc.sources import resolve_target
+
+    target: Sizes | Program
+    if to is None:
+        entries = {"width": width, "depth": depth}
+        sizes = {key: Size(value, relative=True) for key, value in entries.items() if value is not None}
+        if heads is not None:
+            sizes["heads"] = Size(heads, relative=False)
+        target = Sizes(sizes, ",".join(f"{key}{size}" for key, size in sizes.items()))
+    elif isinstance(to, str):
+        target = resolve_target(to, source=program, seed=seed)
+    else:
+        target = to
+    inits = parse_inits(init) if isinstance(init, str) else dict(init or {})
+    return grow_with_report(program, target, inits=inits, lossy=lossy, seed=seed).program
+
+
+def grow_with_report(
+    program: Program,
+    target: Sizes | Program,
+    *,
+    inits: Mapping[str, str] | None = None,
+    lossy: bool = False,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Growth:
+    """Like `grow`, with the plan and a report.
+
+    The report holds params_before, params_after, lossless, reasons, max_abs_diff, max_rel_diff (float64, eval) and
+    seconds by phase.
+    """
+    chosen = {"width": "copy", "depth": "identity", **(inits or {})}
+    clock = _Clock(progress)
+    passes: list[Pass] = []
+    results: list[PassResult] = []
+    with clock("analyse"):
+        depth = _depth_pass(program, target, chosen["depth"], lossy, seed)
+    grown = program
+    if depth is not None:
+        with clock("deepen"):
+            grown = _apply(grown, depth, passes, results)
+    with clock("align"):
+        sizes = target_widths(grown, target) if isinstance(target, Program) else axis_sizes(grown, target)
+        width = _width_pass(sizes, chosen["width"], lossy, seed)
+    axes: tuple[AxisGrowth, ...] = ()
+    if width is not None:
+        with clock("widen"):
+            axes = plan_growths(grown, sizes, chosen["width"])
+            grown = _apply(grown, width, passes, results)
+    if isinstance(target, Program):
+        with clock("compare"):
+            found = next(differences(grown, target), None)
+            if found is not None:
+                raise TargetError(f"{target.class_name} computes something else at its size: {found}")
+    plan = _plan(program, grown, passes, results, axes, chosen, seed)
+    report = {
+        "params_before": program.num_parameters(),
+        "params_after": grown.num_parameters(),
+        "lossless": plan.lossless,
+        "reasons": list(plan.reasons),
+    }
+    with clock("check"):
+        difference = compare(program, grown, seed=seed)
+    report["max_abs_diff"], report["max_rel_diff"] = difference.max_abs, difference.max_rel
+    report["seconds"] = clock.seconds
+    _judge(plan, difference.finite, difference.max_rel)
+    return Growth(grown, plan, report)
+
+
+class _Clock:
+    """Seconds by phase, and the caller's progress display."""
+
+    def __init__(self, progress: Progress | None) -> None:
+        self.seconds: dict[str, float] = {}
+        self._progress = progress or (lambda name: contextlib.nullcontext())
+
+    @contextlib.contextmanager
+    def __call__(self, name: str) -> Any:
+        start = time.perf_counter()
+        with self._progress(name):
+            yield
+        self.seconds[name] = round(time.perf_counter() - start, 3)
+
+
+def _depth_pass(program: Program, target: Sizes | Program, init: str, lossy: bool, seed: int) -> Pass | None:
+    from progc.passes.grow_depth import GrowDepth
+
+    if isinstance(target, Program):
+        to = tuple(f"{name}:{depth}" for name, depth in target_depths(program, target).items())
+    else:
+        chains = {chain.name for chain in program.chains}
+        to = tuple(
+            (f"{key}:" if key in chains else "") + (f"*{size.value}" if size.relative else str(size.value))
+            for key, size in target.entries.items()
+            if key == "depth" or key in chains
+        )
+        if "depth" in target.entries and not chains:
+            raise TargetError(f"{target.text}: this network has no chain of blocks; progc inspect --chains says why")
+    return GrowDepth(to=to, init=init, seed=seed, lossy=lossy) if to else None
+
+
+def _width_pass(sizes: Mapping[str, int], init: str, lossy: bool, seed: int) -> Pass | None:
+    from progc.passes.grow_width import GrowWidth
+
+    axes = tuple(f"{name}:{size}" for name, size in sizes.items())
+    return GrowWidth(axes=axes, init=init, seed=seed, lossy=lossy) if axes else None
+
+
+def plan_growths(program: Program, sizes: Mapping[str, int], init: str) -> tuple[AxisGrowth, ...]:
+    """What every axis does, without making tensors."""
+    return plan_widths(program, sizes, init=init).growths
+
+
+def _apply(program: Program, step: Pass, passes: list[Pass], results: list[PassResult]) -> Program:
+    grown, done = run(program, [step])
+    passes.append(step)
+    results.extend(done)
+    return grown
+
+
+def _plan(
+    before: Program,
+    after: Program,
+    passes: list[Pass],
+    results: list[PassResult],
+    axes: tuple[AxisGrowth, ...],
+    inits: Mapping[str, str],
+    seed: int,
+) -> GrowthPlan:
+    deeper = {chain.name: chain.siblings for chain in after.chains} if len(results) else {}
+    chains = tuple(
+        ChainGrowth(chain.name, chain.siblings, deeper[chain.name])
+        for chain in before.chains
+        if deeper.get(chain.name, chain.siblings) != chain.siblings
+    )
+    lossless = all(result.lossless is not False for result in results)
+    reasons = tuple(note for result in results if result.lossless is False for note in result.notes)
+    if not lossless and not reasons:
+        reasons = ("the chosen init does not keep the function",)
+    return GrowthPlan(
+        pipeline=to_text(passes),
+        axes=axes,
+        chains=chains,
+        inits=inits,
+        lossless=lossless,
+        reasons=reasons,
+        notes=tuple(note for result in results if result.lossless is not False for note in result.notes),
+        lifts=tuple(result.lift for result in results if result.lift is not None),
+        seed=seed,
+    )
+
+
+def _judge(plan: GrowthPlan, finite: bool, difference: float) -> None:
+    """Analysis and measurement must agree."""
+    if not finite:
+        raise CheckError("the float64 check gives NaN or infinite values; look at the source's weights and inputs")
+    tolerance = ROUNDED if any(_rounds(lift) for lift in plan.lifts) else TOLERANCE
+    if plan.lossless and difference > tolerance:
+        raise CheckError(
+            f"growth that analysis calls lossless changes the output by {difference:.2e} (relative, float64; at most "
+            f"{tolerance:.0e} expected); this is a defect of a rule, please report it with `progc inspect --axes`"
+        )
+
+
+def _rounds(lift: Lift) -> bool:
+    """True if the lift multiplies by something that is no power of two."""
+    factors = {value for entry in lift.tensors for scale in entry.scales for value in scale.values if value}
+    return any(math.frexp(value)[0] != 0.5 for value in factors)

@@ -1,0 +1,107 @@
+"""Runs passes one after another, verifies every step and writes the program's history."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import torch
+
+from progc.errors import VerifyError
+from progc.graph_tools import fingerprint
+from progc.passbase import Pass, PassResult
+from progc.pipeline import parse
+from progc.program import MODES, PassRecord, Program
+from progc.verify import verify as verify_program
+
+
+def apply(program: Program, pipeline: str | Sequence[Pass], *, verify: bool = True) -> Program:
+    """The program after all passes of `pipeline`; the input stays as it is.
+
+    Args:
+        pipeline: text such as `"grow-depth{to=12},grow-width{to=*2}"`, or passes.
+        verify: check before the first and after every pass; turn it off only to look at a broken pass.
+
+    Raises:
+        PipelineSyntaxError: the text does not parse.
+        VerifyError: the input or the result of a pass is broken; names the pass.
+        ProgcError: what a pass itself refuses.
+    """
+    return run(program, pipeline, verify=verify)[0]
+
+
+def run(program: Program, pipeline: str | Sequence[Pass], *, verify: bool = True) -> tuple[Program, list[PassResult]]:
+    """As `apply`, with what each pass returned; a result's program carries the history up to that pass."""
+    passes = parse(pipeline) if isinstance(pipeline, str) else list(pipeline)
+    if verify:
+        verify_program(program)
+    results: list[PassResult] = []
+    for item in passes:
+        result = _run_one(program, item, verify)
+        results.append(result)
+        program = result.program
+    return program, results
+
+
+def _run_one(program: Program, item: Pass, verify: bool) -> PassResult:
+    before = fingerprint(program)
+    versions = {name: _version(tensor) for name, tensor in program.tensors.items()}
+    result = item.run(program)
+    after = fingerprint(result.program)
+    if verify:
+        _verify_pure(program, item, before, versions)
+        _verify_claim(program, result, item, before == after)
+        verify_program(result.program, item.name, before=program)
+    record = PassRecord(str(item), result.changed, before, after, _counts(program, result))
+    grown = result.program.replace(history=(*program.history, record))
+    return dataclasses.replace(result, program=grown)
+
+
+def _verify_pure(program: Program, item: Pass, before: str, versions: dict[str, int]) -> None:
+    if fingerprint(program) != before:
+        raise VerifyError(f"after {item.name}: expected the input program to stay as it was, found it changed")
+    for name, tensor in program.tensors.items():
+        if _version(tensor) != versions[name]:
+            raise VerifyError(f"after {item.name}: expected tensor `{name}` of the input to stay, found it written to")
+
+
+def _version(tensor: torch.Tensor) -> int:
+    """Counts in-place writes; tensors made in inference mode have no counter."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def _verify_claim(program: Program, result: PassResult, item: Pass, same: bool) -> None:
+    """What is printed as unchanged must be unchanged."""
+    tensors = result.program.tensors
+    same = same and all(tensors[name] is tensor for name, tensor in program.tensors.items())
+    if not result.changed and not same:
+        raise VerifyError(f"after {item.name}: it says unchanged; expected its input program, found another")
+
+
+def _counts(program: Program, result: PassResult) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for label, old, new in zip(_LABELS, _sizes(program), _sizes(result.program), strict=True):
+        counts[f"{label} before"], counts[f"{label} after"] = old, new
+    return {**counts, **result.counts}
+
+
+_LABELS = ("operations", "tensors", "parameters")
+
+
+def _sizes(program: Program) -> tuple[int, int, int]:
+    operations = sum(node.op == "call_function" for mode in MODES for node in program.graphs[mode].nodes)
+    return operations, len(program.tensors), program.num_parameters()
+
+
+def describe(record: PassRecord) -> str:
+    """One line about one pass: `grow-depth{to=4}: operations 48 -> 96 (+48), ...`, or `...: unchanged`."""
+    if not record.changed:
+        return f"{record.text}: unchanged"
+    counts = dict(record.counts)
+    parts = [_difference(label, counts.pop(f"{label} before"), counts.pop(f"{label} after")) for label in _LABELS]
+    parts += [f"{label} {number:,}" for label, number in counts.items()]
+    return f"{record.text}: {', '.join(parts)}"
+
+
+def _difference(label: str, old: int, new: int) -> str:
+    return f"{label} {old:,} -> {new:,} ({new - old:+,})" if old != new else f"{label} {old:,}"

@@ -1,0 +1,128 @@
+"""Output folders, written whole or not at all: a sibling under a temporary name, fsync, rename."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from progc.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+_PREFIX = ".progc-"
+
+
+def check_output(folder: Path) -> None:
+    """Asks, before any work, whether `folder` can be written; leaves nothing behind.
+
+    Raises:
+        InputError: it exists and is not an empty folder, or its parent takes no files.
+    """
+    if folder.is_symlink() or folder.exists():
+        if not folder.is_dir():
+            raise InputError(f"output {folder} is not a folder; give a new name or an empty folder")
+        if any(folder.iterdir()):
+            raise InputError(f"output folder {folder} is not empty; give a new name or empty it")
+    above = folder.resolve().parent
+    while not above.exists() and above != above.parent:
+        above = above.parent
+    probe = above / _temporary()
+    try:
+        probe.mkdir()
+        probe.rmdir()
+    except OSError as error:
+        raise InputError(
+            f"output folder {folder} cannot be written ({error.strerror} in {above}); choose another place"
+        ) from error
+
+
+@contextlib.contextmanager
+def output_folder(folder: Path) -> Iterator[Path]:
+    """A temporary folder to write into; it becomes `folder` when the block ends without an exception.
+
+    Raises:
+        InputError: as `check_output`, or the disk refuses.
+    """
+    check_output(folder)
+    final = folder.resolve()
+    temporary = final.parent / _temporary()
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        temporary.mkdir()
+        yield temporary
+        for path in sorted(temporary.iterdir()):
+            path.chmod(temporary.stat().st_mode & 0o666)  # safetensors writes for the owner only, whatever the umask
+            _sync(path)
+        _sync(temporary)
+        os.replace(temporary, final)
+        _sync(final.parent)
+    except OSError as error:
+        raise InputError(f"output folder {folder} cannot be written: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Writes safetensors: every name, each with its own contiguous data.
+
+    The format refuses names that share storage, so tied tensors are written once per name: a strict
+    `load_state_dict` finds all it expects, and ties them again by itself.
+
+    Raises:
+        InputError: the disk refuses.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    seen: set[int] = set()
+    ready: dict[str, torch.Tensor] = {}
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().cpu().contiguous()
+        storage = tensor.untyped_storage().data_ptr()
+        if storage in seen or tensor.untyped_storage().nbytes() != tensor.numel() * tensor.element_size():
+            tensor = tensor.clone()  # an alias, or a view into something larger
+        seen.add(storage)
+        ready[name] = tensor
+    try:
+        save_file(ready, path, metadata={"format": "pt"})
+    except SafetensorError as error:  # how the library reports a full or failing disk
+        raise InputError(f"{path.name} cannot be written: {error}; choose another place") from error
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Writes an object as JSON, indented, with a final newline."""
+    path.write_text(json_text(value) + "\n", encoding="utf-8")
+
+
+def json_text(value: Mapping[str, Any]) -> str:
+    """JSON text of an object; NaN and infinities, which JSON does not have, become null."""
+    return json.dumps(_finite(value), indent=2, allow_nan=False, ensure_ascii=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
+        return None
+    return value
+
+
+def _temporary() -> str:
+    return f"{_PREFIX}{uuid.uuid4().hex}"
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

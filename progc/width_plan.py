@@ -1,0 +1,269 @@
+"""From new axis sizes to a lift, with the reasons why it is exact or is not.
+
+Every axis gets one kind of growth: `copy` (units repeat, consumers share), `free` (new units, which old
+consumers ignore) or `random`. Whether the function is kept is decided here, by analysis, op by op
+(growth.md section 0.1 and 1); running both programs afterwards only confirms it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+from progc.axes import Axis, AxisTable
+from progc.axes import dims as D
+from progc.axes.dims import Atom, Dim
+from progc.axes.walk import Event
+from progc.errors import TargetError
+from progc.index_map import IndexMap
+from progc.lift import NOISE, Lift, Scale, Split, TensorLift
+from progc.owed import Debt, settle
+from progc.program import Program
+
+INITS = ("copy", "zero", "random")
+
+
+@dataclasses.dataclass(frozen=True)
+class AxisGrowth:
+    """Growth of one axis: `kind` is copy, free or random; `why` says why that kind."""
+
+    axis: str
+    old: int
+    new: int
+    kind: str
+    why: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class WidthPlan:
+    """A width growth that is decided.
+
+    Attributes:
+        growths: what every growing axis does.
+        lift: the tensors.
+        obstacles: why it is not exact: one sentence each, with axis, operation and reason; empty if exact.
+        notes: what the user should know otherwise.
+    """
+
+    growths: tuple[AxisGrowth, ...]
+    lift: Lift
+    obstacles: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def lossless(self) -> bool:
+        """True if analysis proves that the function is kept."""
+        return not self.obstacles
+
+
+class Widening:
+    """New sizes for axes, and the index maps that follow from them."""
+
+    def __init__(self, table: AxisTable, sizes: Mapping[str, int], init: str) -> None:
+        self.table = table
+        self.init = init
+        self.new: dict[Atom, int] = {}
+        self.kind: dict[Atom, str] = {}
+        self.growths: list[AxisGrowth] = []
+        for name, size in sizes.items():
+            axis = table[name]
+            _check_growable(axis, size)
+            if size != axis.size:
+                self.new[axis.atom] = size
+        tied = conflicts(table)
+        for name, size in sizes.items():
+            axis = table[name]
+            if axis.atom in self.new:
+                kind, why = self._choose(axis, tied)
+                self.kind[axis.atom] = kind
+                self.growths.append(AxisGrowth(name, axis.size, size, kind, why))
+
+    def _choose(self, axis: Axis, tied: Mapping[Atom, set[str]]) -> tuple[str, str]:
+        if self.init == "random":
+            return "random", ""
+        if self.init == "copy":
+            return "copy", ""
+        if axis.conditions:
+            return "copy", f"new units would not be exact: {axis.conditions[0]}"
+        if axis.atom in tied:
+            return "copy", f"{sorted(tied[axis.atom])[0]} is both producer and consumer"
+        return "free", ""
+
+    def grows(self, dim: Dim) -> list[Atom]:
+        """The growing atoms of a dim."""
+        return [atom for atom in D.leaves(dim) if atom in self.new]
+
+    def size(self, dim: Dim) -> int:
+        """Size of a dim after growth."""
+        total = 1
+        for atom in D.resolve(dim):
+            if atom.segments is not None:
+                total *= sum(self.size(segment) for segment in atom.segments)
+            else:
+                total *= self.new.get(atom, atom.size)
+        return total
+
+    def index_map(self, dim: Dim, only: set[Atom] | None = None) -> IndexMap:
+        """The dim's index map; with `only`, of those atoms alone (the others at their new size throughout)."""
+        parts = []
+        for atom in D.resolve(dim):
+            if atom.segments is not None:
+                parts.append(IndexMap.concat(tuple(self.index_map(segment, only) for segment in atom.segments)))
+                continue
+            new = self.new.get(atom, atom.size)
+            old = atom.size if only is None or atom in only else new
+            how = "copy" if self.kind.get(atom, "copy") == "copy" else "free"
+            parts.append(IndexMap.leaf(old, new, how))  # type: ignore[arg-type]
+        return IndexMap.product(tuple(parts)) if parts else IndexMap.leaf(1, 1)
+
+
+def _check_growable(axis: Axis, size: int) -> None:
+    if size < axis.size:
+        raise TargetError(f"axis {axis.name} has {axis.size} units; {size} is smaller, and growth only adds units")
+    if size > axis.size and not axis.growable:
+        raise TargetError(f"axis {axis.name} (size {axis.size}) cannot grow to {size}: {axis.reason}")
+
+
+def conflicts(table: AxisTable) -> dict[Atom, set[str]]:
+    """Axes along which one tensor dim is both producer and consumer (tied embedding and head), with the tensors."""
+    found: dict[Atom, set[str]] = {}
+    for (tensor, _), by_atom in table.sides.items():
+        for atom, sides in by_atom.items():
+            if len(sides) > 1:
+                found.setdefault(atom, set()).add(tensor)
+    return found
+
+
+def plan_widths(
+    program: Program, sizes: Mapping[str, int], *, init: str = "copy", seed: int = 0, noise: float = NOISE
+) -> WidthPlan:
+    """Decides how `program` gets axes of the given sizes.
+
+    Args:
+        sizes: axis name to new size.
+        init: `copy`, `zero` or `random`.
+
+    Raises:
+        TargetError: a size below the present one, or an axis that may not grow.
+    """
+    widening = Widening(program.axes, sizes, init)
+    obstacles = list(dict.fromkeys(_obstacles(widening)))
+    if init == "random" and widening.new:
+        obstacles.append("random new units change the function")
+        debts: list[Debt] = []
+    else:
+        debts = _debts(widening)
+    scales: dict[str, list[Scale]] = {}
+    owed_splits: dict[str, list[Split]] = {}
+    if debts and not obstacles:
+        obstacles.extend(settle(program, widening, debts, scales, owed_splits))
+    paid = {(debt.tensor, debt.dim) for debt in debts if debt.tensor is not None}
+    entries = []
+    for name, dims in program.axes.tensor_dims.items():
+        entry = _tensor_lift(program, widening, name, dims, scales, owed_splits, paid)
+        if entry is not None:
+            entries.append(entry)
+    lift = Lift(tuple(entries), seed=seed, noise=noise)
+    notes = tuple(f"{g.axis}: {g.kind}, since {g.why}" for g in widening.growths if g.why)
+    return WidthPlan(tuple(widening.growths), lift, tuple(obstacles), notes)
+
+
+def _tensor_lift(
+    program: Program,
+    widening: Widening,
+    name: str,
+    dims: Sequence[Dim],
+    scales: Mapping[str, list[Scale]],
+    owed_splits: Mapping[str, list[Split]],
+    paid: set[tuple[str, int]],
+) -> TensorLift | None:
+    canonical = program.tied.get(name, name)
+    if not any(widening.grows(dim) for dim in dims) and canonical not in scales:
+        return None
+    splits: list[Split] = []
+    for position, dim in enumerate(dims):
+        growing = widening.grows(dim)
+        if not growing or (canonical, position) in paid:
+            continue
+        sides = widening.table.sides.get((canonical, position), {})
+        consumed = {atom for atom in growing if sides.get(atom) == {"consumer"}}
+        if not consumed:
+            continue
+        partial = consumed != set(growing)
+        splits.append(Split(position, over=widening.index_map(dim, consumed) if partial else None))
+    maps = tuple(widening.index_map(dim) if widening.grows(dim) else None for dim in dims)
+    return TensorLift(
+        name=name,
+        source=name,
+        dims=maps,
+        splits=(*splits, *owed_splits.get(canonical, ())),
+        scales=tuple(scales.get(canonical, ())),
+        init="random" if widening.init == "random" else "copy",
+    )
+
+
+def _obstacles(widening: Widening) -> list[str]:
+    """Ops for which this growth is not exact."""
+    found = []
+    for event in widening.table.events:
+        growing = widening.grows(event.dim)
+        if not growing or widening.init == "random":
+            continue
+        if event.kind in ("normalise", "groups", "contract", "copies"):
+            text = _obstacle(widening, event, growing)
+            if text:
+                found.append(text)
+    return found
+
+
+def _obstacle(widening: Widening, event: Event, growing: list[Atom]) -> str:
+    table = widening.table
+    axes = ", ".join(axis.name for atom in dict.fromkeys(growing) if (axis := table.axis_of(atom)) is not None)
+    if any(widening.kind[atom] == "free" for atom in growing):
+        return f"{axes}: {event.op} at {event.node} does not ignore new units"
+    if event.kind == "copies":
+        return ""
+    sizes = {(atom.size, widening.new.get(atom, atom.size)) for atom in D.leaves(event.dim) if not atom.extent}
+    if event.kind == "groups":
+        ratios = {new / old for old, new in sizes}
+        if len(ratios) > 1 or any(new % old for old, new in sizes):
+            return f"{axes}: {event.op} at {event.node} groups channels across a seam; all parts need one whole factor"
+        return ""
+    if not widening.index_map(event.dim).uniform:
+        atom = next(a for a in growing if widening.new[a] % a.size)
+        lower = widening.new[atom] // atom.size * atom.size
+        what = "takes statistics over it" if event.kind == "normalise" else "sums products of activations over it"
+        return (
+            f"{axes}: {atom.size} to {widening.new[atom]} is no whole factor, and {event.op} at {event.node} {what}; "
+            f"the nearest exact sizes are {lower} and {lower + atom.size}"
+        )
+    return ""
+
+
+def _debts(widening: Widening) -> list[Debt]:
+    """Contractions that no parameter can absorb: of two activations, or with a tied tensor."""
+    table = widening.table
+    tied = conflicts(table)
+    debts: dict[tuple[str, int, tuple[Atom, ...]], Debt] = {}
+
+    def owe(key: tuple[str, int, tuple[Atom, ...]], debt: Debt) -> None:
+        known = debts.get(key)
+        debts[key] = debt if known is None else known.merged(debt)
+
+    count: dict[tuple[str, str], int] = {}
+    for event in table.events:
+        growing = tuple(dict.fromkeys(widening.grows(event.dim)))
+        if event.kind == "contract" and growing:
+            # The k-th contraction of these axes is the same op in both graphs.
+            ordinal = count[event.mode, str(growing)] = count.get((event.mode, str(growing)), 0) + 1
+            operands = {event.mode: event.operands}
+            owe((event.op, ordinal, growing), Debt(growing, event.dim, operands, {event.mode: event.node}, event.root))
+    for use in table.uses:
+        growing = tuple(dict.fromkeys(widening.grows(use.part)))
+        if use.role == "consume" and any(use.name in tied.get(atom, ()) for atom in growing):
+            assert use.operand is not None
+            ordinal = count[use.mode, use.name] = count.get((use.mode, use.name), 0) + 1
+            operands = {use.mode: (use.operand,)}
+            debt = Debt(growing, use.part, operands, {use.mode: use.node}, False, use.name, use.dim)
+            owe((use.name, ordinal, growing), debt)
+    return list(debts.values())

@@ -1,0 +1,107 @@
+"""The files that users copy: they run, and the demo notices a network that answers differently."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+
+
+@pytest.fixture
+def digits(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """examples/digits_vit.py, imported as the demo imports it."""
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    monkeypatch.delitem(sys.modules, "digits_vit", raising=False)
+    return importlib.import_module("digits_vit")
+
+
+@pytest.fixture
+def demo(digits: ModuleType, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """examples/digits_demo.py."""
+    monkeypatch.delitem(sys.modules, "digits_demo", raising=False)
+    return importlib.import_module("digits_demo")
+
+
+def test_digits_vit_has_the_sizes_that_the_demo_grows_between(digits: ModuleType) -> None:
+    small = digits.build()
+    (images,) = digits.example_inputs()
+    assert small(images).shape == (4, 10)
+    with torch.device("meta"):
+        grown = digits.DigitsViT(depth=12, width=768, heads=12)
+    blocks = sum(p.numel() for p in grown.blocks.parameters())
+    assert blocks == 12 * (12 * 768**2 + 13 * 768)  # twelve blocks of a ViT-B
+    assert set(small.state_dict()) < set(grown.state_dict())
+
+
+def test_shifted_moves_each_image_by_at_most_a_pixel(digits: ModuleType) -> None:
+    images = torch.zeros(500, 1, 8, 8)
+    images[:, 0, 3, 4] = 1
+    moved = digits.shifted(images)
+    assert moved.shape == images.shape
+    _, _, rows, columns = moved.nonzero(as_tuple=True)
+    assert set(rows.tolist()) == {2, 3, 4} and set(columns.tolist()) == {3, 4, 5}
+
+
+def test_held_out_digits_are_never_trained_on(digits: ModuleType) -> None:
+    train_images, train_labels, test_images, test_labels = digits.load_digits()
+    assert (len(train_images), len(test_images)) == (1437, 360) == (len(train_labels), len(test_labels))
+    seen = {image.numpy().tobytes() for image in train_images}
+    assert not any(image.numpy().tobytes() in seen for image in test_images)
+    again = digits.load_digits()
+    assert all(torch.equal(a, b) for a, b in zip(again, digits.load_digits(), strict=True))
+
+
+def test_training_learns(digits: ModuleType) -> None:
+    images, labels, test_images, test_labels = digits.load_digits()
+    model = digits.DigitsViT(depth=1, width=64, heads=1)
+    assert digits.train(model, images, labels, seconds=4) > 20
+    accuracy = (digits.predict(model, test_images).argmax(1) == test_labels).float().mean()
+    assert accuracy > 0.3  # a tenth would be chance
+
+
+def test_same_answers_counts_images_not_totals(demo: ModuleType) -> None:
+    before = torch.eye(4)
+    assert demo.same_answers(before, before * 2) == 4
+    assert demo.same_answers(before, before.roll(1, 0)) == 0  # as many of each class, other images
+
+
+@pytest.mark.parametrize(("spoiled", "exit_code"), [(False, 0), (True, 1)])
+def test_the_demo_notices_a_network_that_answers_differently(
+    demo: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, spoiled: bool, exit_code: int
+) -> None:
+    def grow(weights: Path, out: Path, _console: object) -> None:
+        tensors = demo.load_file(weights)
+        if spoiled:
+            tensors["head.weight"] = tensors["head.weight"].roll(1, 0)
+        out.mkdir()
+        demo.save_file(tensors, out / "model.safetensors")
+        (out / "report.json").write_text('{"seconds": {}, "max_rel_diff": 0.0, "lossless": true}', encoding="utf-8")
+
+    monkeypatch.setattr(demo, "grow", grow)
+    monkeypatch.setattr(demo, "GROWN_SIZE", {"depth": 4, "width": 192, "heads": 3})
+    monkeypatch.setattr(sys, "argv", ["digits_demo.py", "--seconds", "1", "--out", str(tmp_path)])
+    assert demo.main() == exit_code
+
+
+@pytest.mark.slow
+def test_the_demo_runs_and_every_answer_is_the_same(tmp_path: Path) -> None:
+    command = [sys.executable, str(EXAMPLES / "digits_demo.py"), "--seconds", "3", "--out", str(tmp_path / "demo")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stderr
+    assert "same prediction on 360 of 360 images" in done.stdout
+    assert "lossless: True" in done.stdout
+    accuracies = re.search(r"accuracy\D+([\d.]+%)\D+([\d.]+%)", done.stdout)
+    assert accuracies is not None and accuracies[1] == accuracies[2]
+    assert {path.name for path in (tmp_path / "demo" / "grown").iterdir()} == {
+        "model.safetensors",
+        "plan.json",
+        "report.json",
+    }

@@ -1,0 +1,125 @@
+"""The pass manager: order, verification, purity, history."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+import progc
+from progc.errors import PipelineSyntaxError, VerifyError
+from progc.graph_tools import fingerprint
+from progc.manager import apply, describe, run
+from progc.printer import print_graph
+from progc.program import MODES, Program
+from tests import nets
+from tests.toy_passes import AddBias, broken, copied
+
+
+@pytest.fixture
+def program() -> Program:
+    return progc.capture(nets.ConvNet(), (torch.randn(2, 3, 8, 8),))
+
+
+def test_passes_run_in_order_and_leave_history(program: Program) -> None:
+    grown, results = run(program, [AddBias(), AddBias("second"), AddBias()])
+    assert [result.changed for result in results] == [True, True, False]
+    assert [record.text for record in grown.history] == ["add-bias", "add-bias{label=second}", "add-bias"]
+    assert results[0].program.history == grown.history[:1]
+    assert program.history == ()
+    prints = [fingerprint(item) for item in (program, results[0].program, results[1].program)]
+    assert [(record.before, record.after) for record in grown.history] == [
+        (prints[0], prints[1]),
+        (prints[1], prints[2]),
+        (prints[2], prints[2]),
+    ]
+
+
+def test_the_result_runs(program: Program) -> None:
+    grown = apply(program, [AddBias()])
+    x = torch.randn(3, 3, 8, 8)
+    assert torch.equal(grown.module().eval()(x), program.module().eval()(x))
+    assert "bias" in grown.module().state_dict()
+
+
+def test_history_says_what_changed_and_what_did_not(program: Program) -> None:
+    first, second = (describe(record) for record in apply(program, [AddBias(), AddBias()]).history)
+    assert first == (
+        "add-bias: operations 26 -> 28 (+2), tensors 19 -> 20 (+1), parameters 1,373 -> 1,378 (+5), biases 1"
+    )
+    assert second == "add-bias: unchanged"
+
+
+def test_an_empty_pipeline_is_the_program_itself(program: Program) -> None:
+    assert apply(program, "") is program
+    assert apply(program, []) is program
+
+
+def test_text_that_does_not_parse(program: Program) -> None:
+    with pytest.raises(PipelineSyntaxError, match="there is no pass `grow-depht`; did you mean grow-depth"):
+        apply(program, "grow-depht{to=4}")
+
+
+def test_passes_are_pure(program: Program) -> None:
+    """Graphs, metadata (deeply), parameter identity and values of the input stay."""
+    texts = [print_graph(program, mode, full=True) for mode in MODES]
+    metas = [copy.deepcopy(node.meta) for mode in MODES for node in program.graphs[mode].nodes]
+    tensors = dict(program.tensors)
+    values = {name: tensor.detach().clone() for name, tensor in tensors.items()}
+    apply(program, [AddBias(), AddBias("second")])
+    assert texts == [print_graph(program, mode, full=True) for mode in MODES]
+    assert metas == [node.meta for mode in MODES for node in program.graphs[mode].nodes]
+    assert all(program.tensors[name] is tensor for name, tensor in tensors.items())
+    assert all(torch.equal(tensor, values[name]) for name, tensor in program.tensors.items())
+
+
+def write_weight(program: Program) -> Program:
+    with torch.no_grad():
+        program.tensors["head.weight"].mul_(2)
+    return program
+
+
+def edit_graph(program: Program) -> Program:
+    next(node for node in program.graphs["eval"].nodes if node.name == "hardswish").target = torch.ops.aten.relu.default
+    return program
+
+
+def other_graph(program: Program) -> Program:
+    spoilt = copied(program)
+    edit_graph(spoilt)
+    return spoilt
+
+
+def other_weight(program: Program) -> Program:
+    weight = torch.nn.Parameter(program.tensors["head.weight"].detach().clone())
+    return program.replace(tensors={**program.tensors, "head.weight": weight})
+
+
+@pytest.mark.parametrize(
+    ("edit", "changed", "message"),
+    [
+        (write_weight, True, "after broken: expected tensor `head.weight` of the input to stay, found it written to"),
+        (edit_graph, True, "after broken: expected the input program to stay as it was, found it changed"),
+        (other_graph, False, "after broken: it says unchanged; expected its input program, found another"),
+        (other_weight, False, "after broken: it says unchanged; expected its input program, found another"),
+    ],
+)
+def test_impure_and_untruthful_passes(program: Program, edit: object, changed: bool, message: str) -> None:
+    with pytest.raises(VerifyError, match=message):
+        apply(program, [broken(edit, changed)])  # type: ignore[arg-type]
+
+
+def drop_weight(program: Program) -> Program:
+    return program.replace(tensors={name: t for name, t in program.tensors.items() if name != "head.weight"})
+
+
+def test_the_input_is_verified_before_the_first_pass(program: Program) -> None:
+    with pytest.raises(VerifyError, match="^`head.weight` has a spec and no tensor"):
+        apply(drop_weight(program), [AddBias()])
+
+
+def test_the_failing_pass_is_named_and_verification_can_be_turned_off(program: Program) -> None:
+    with pytest.raises(VerifyError, match="^after broken: `head.weight` has a spec and no tensor"):
+        apply(program, [AddBias(), broken(drop_weight)])
+    assert "head.weight" not in apply(program, [broken(drop_weight)], verify=False).tensors
