@@ -80,11 +80,10 @@ class GrowDepth(Pass):
                 raise NotLosslessError(f"{reason}; use lossy=true to accept the difference, or init=interpolate")
             lossless = not reasons and reason is None
             notes += list(dict.fromkeys([*reasons, *([reason] if reason else [])]))
-        notes += [
-            f"new blocks of {chain.name} have their source's {difference.partition(':')[0]}"
-            for chain, _ in growing
-            for difference in chain.differences
-        ]
+        for chain, _ in growing:
+            kept = [difference.partition(":")[0] for difference in chain.differences]
+            if kept:
+                notes.append(f"new blocks of {chain.name} have the {' and the '.join(kept)} of their source")
         result, lift = grown.finish(self.seed)
         return PassResult(
             result,

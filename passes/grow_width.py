@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import operator
 from typing import Any, ClassVar
 
 from torch import fx
 
+from progc.axes import dims as D
 from progc.errors import NotLosslessError, PassOptionError, TargetError
 from progc.graph_tools import copy_graph, propagate
 from progc.lift import NOISE
@@ -35,7 +37,9 @@ class GrowWidth(Pass):
     """
 
     name: ClassVar[str] = "grow-width"
-    width: str | None = option(None, help="size of the residual width, absolute or a factor such as *2; others in proportion")
+    width: str | None = option(
+        None, help="size of the residual width, absolute or a factor such as *2; others in proportion"
+    )
     heads: int | None = option(None, help="number of attention heads")
     mlp: str | None = option(None, help="hidden size of MLPs, absolute or a factor")
     axes: tuple[str, ...] = option((), help="single axes as name:size")
@@ -78,7 +82,9 @@ class GrowWidth(Pass):
             if not colon or not size.isdigit():
                 raise PassOptionError(f"grow-width: axes takes name:size, not `{entry}`")
             if name not in names:
-                raise TargetError(f"no axis is called `{name}`{did_you_mean(name, names)}; progc inspect --axes lists them")
+                raise TargetError(
+                    f"no axis is called `{name}`{did_you_mean(name, names)}; progc inspect --axes lists them"
+                )
             sizes[name] = int(size)
         return sizes
 
@@ -91,7 +97,10 @@ def rewrite(program: Program, widening: Widening, tensors: dict[str, Any]) -> Pr
         nodes = {node.name: node for node in graph.nodes}
         for literal in program.axes.literals:
             if literal.mode == mode and any(widening.grows(part) for part in literal.parts):
-                _set(nodes[literal.node], literal.path, sum(widening.size(part) for part in literal.parts))
+                new = sum(widening.size(part) for part in literal.parts)
+                old = sum(D.size_of(part) for part in literal.parts)
+                _set(nodes[literal.node], literal.path, old, new)
+        _drop_unread_sizes(graph)
         graphs[mode] = graph
     ordered = {name: tensors[name] for name in program.tensors}
     grown = program.replace(graphs=graphs, tensors=ordered)
@@ -100,20 +109,51 @@ def rewrite(program: Program, widening: Widening, tensors: dict[str, Any]) -> Pr
     return grown
 
 
-def _set(node: fx.Node, path: tuple[int | str, ...], value: int) -> None:
+def _set(node: fx.Node, path: tuple[int | str, ...], old: int, new: int) -> None:
     """Replaces the argument at `path` (position or keyword, then indices into lists)."""
     first, rest = path[0], path[1:]
     if isinstance(first, int):
         args = list(node.args)
-        args[first] = _replaced(args[first], rest, value)
+        args[first] = _replaced(args[first], rest, old, new)
         node.args = tuple(args)
     else:
-        node.kwargs = {**node.kwargs, first: _replaced(node.kwargs[first], rest, value)}
+        node.kwargs = {**node.kwargs, first: _replaced(node.kwargs[first], rest, old, new)}
 
 
-def _replaced(argument: Any, path: tuple[int | str, ...], value: int) -> Any:
+def _replaced(argument: Any, path: tuple[int | str, ...], old: int, new: int) -> Any:
     if not path:
-        return value
+        return _scaled(argument, old, new) if isinstance(argument, fx.Node) else new
     items = list(argument)
-    items[path[0]] = _replaced(items[path[0]], path[1:], value)  # type: ignore[index]
+    items[path[0]] = _replaced(items[path[0]], path[1:], old, new)  # type: ignore[index]
     return items
+
+
+def _scaled(size: fx.Node, old: int, new: int) -> fx.Node:
+    """A size that also depends on the batch, times new / old: `batch * heads` is computed beside the old node."""
+    graph = size.graph
+    if size.target is operator.mul and sum(isinstance(arg, int) for arg in size.args) == 1:
+        args = tuple(arg if isinstance(arg, fx.Node) else arg * new // old for arg in size.args)  # type: ignore[operator]
+        exact = all(isinstance(arg, fx.Node) or (arg * new) % old == 0 for arg in size.args)  # type: ignore[operator]
+    else:
+        exact, args = False, ()
+    known = [
+        user for user in size.graph.nodes if user.target is operator.mul and user.args == args and user is not size
+    ]
+    if exact and known:
+        return known[0]
+    with graph.inserting_after(size):
+        if exact:
+            made = graph.call_function(operator.mul, args)
+            made.meta = dict(size.meta)
+            return made
+        product = graph.call_function(operator.mul, (size, new))
+    with graph.inserting_after(product):
+        made = graph.call_function(operator.floordiv, (product, old))
+    product.meta, made.meta = dict(size.meta), dict(size.meta)
+    return made
+
+
+def _drop_unread_sizes(graph: fx.Graph) -> None:
+    for node in reversed(list(graph.nodes)):
+        if node.op == "call_function" and node.target is operator.mul and not node.users:
+            graph.erase_node(node)

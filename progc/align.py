@@ -37,8 +37,8 @@ def target_depths(source: Program, target: Program) -> dict[str, int]:
             continue
         if other.siblings < chain.siblings:
             raise TargetError(
-                f"the target is smaller: {chain.name} has {chain.siblings} blocks in the source and {other.siblings} in "
-                f"{target.class_name}; growth only adds blocks"
+                f"the target is smaller: {chain.name} has {chain.siblings} blocks in the source and {other.siblings} "
+                f"in {target.class_name}; growth only adds blocks"
             )
         depths[chain.name] = other.siblings
     return depths
@@ -147,7 +147,8 @@ def _check_shapes(source: Program, target: Program, sizes: dict[Atom, int]) -> N
                     wrong.append(f"{name} {list(have)} -> {list(wanted)} ({why})")
     if smaller:
         raise TargetError(
-            f"the target is smaller than the source: {_some(smaller)}; growth only adds units, exchange source and target"
+            f"the target is smaller than the source: {_some(smaller)}; growth only adds units, "
+            "exchange source and target"
         )
     if wrong:
         raise TargetError(f"{source.class_name} does not grow into {target.class_name}: {_some(wrong)}")

@@ -22,7 +22,7 @@ from progc.passbase import Pass, PassResult
 from progc.pipeline import to_text
 from progc.plan import ChainGrowth, GrowthPlan
 from progc.program import Program
-from progc.sizes import Size, Sizes, parse_sizes
+from progc.sizes import Size, Sizes
 from progc.width_plan import AxisGrowth, plan_widths
 from progc.width_sizes import axis_sizes
 
@@ -63,7 +63,7 @@ def grow(
     """Grows a program without changing its function.
 
     Args:
-        to: a size preset (`"vit_b"`), sizes (`"depth=12,width=768"`), a source (`"timm:NAME"`), or the program of a
+        to: a size preset, sizes (`"depth=12,width=768"`), a source (`"timm:NAME"`), or the program of a
             larger network of the same class.
         width, depth: factors, for what `to` does not say.
         heads: number of attention heads.

@@ -122,12 +122,16 @@ class Lift:
             value = value * _along(torch.tensor(scale.values, dtype=torch.float64), scale.dim, value).to(value.dtype)
         if entry.init == "random" and not any(entry.dims):
             value = self._draw(value, entry)
-        for dim, index_map in enumerate(entry.dims):
+        contracted = {split.dim for split in entry.splits}
+        # Producers' dims first, so that every output row gets shares of its own; then each contracted dim is
+        # gathered and divided in one go, while its copies are still equal: only then can their sum be exact.
+        for dim, index_map in sorted(enumerate(entry.dims), key=lambda item: item[0] in contracted):
             if index_map is not None and not index_map.unchanged:
                 value = value.index_select(dim, index_map.index().to(value.device))
+                for split in entry.splits:
+                    if split.dim == dim and value.is_floating_point():
+                        value = _split(value, index_map, split, self.noise, generator)
         if value.is_floating_point():
-            for split in entry.splits:
-                value = _split(value, entry.dims[split.dim], split, self.noise, generator)
             value = _fill_fresh(value, source, entry, generator)
         return _keep_type(source, value.clone() if value.data_ptr() == source.data_ptr() else value)
 
@@ -161,11 +165,11 @@ class Lift:
 
 
 def _split(
-    value: torch.Tensor, index_map: IndexMap | None, split: Split, noise: float, generator: torch.Generator
+    value: torch.Tensor, index_map: IndexMap, split: Split, noise: float, generator: torch.Generator
 ) -> torch.Tensor:
     """Divides `value` (already gathered) among copies along `split.dim`; exact in `value`'s dtype."""
     over = split.over if split.over is not None else index_map
-    if index_map is None or over is None or over.unchanged:
+    if over.unchanged:
         return value
     dim, index, counts, fresh = split.dim, over.index(), over.counts(), over.fresh()
     active = (counts > 1) & ~fresh

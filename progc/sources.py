@@ -5,7 +5,7 @@
     diffusers:NAME|PATH               a preset of ours, a config.json, or a checkpoint folder
     transformers:PATH                 a config.json or a checkpoint folder
 
-A target is any of these, a size preset (`vit_b`), or sizes (`depth=12,width=768`). Nothing is ever fetched
+A target is any of these, a size preset, or sizes (`depth=12,width=768`). Nothing is ever fetched
 from a hub.
 """
 

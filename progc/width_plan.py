@@ -10,6 +10,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 
+import torch
+
 from progc.axes import Axis, AxisTable
 from progc.axes import dims as D
 from progc.axes.dims import Atom, Dim
@@ -223,10 +225,11 @@ def _obstacle(widening: Widening, event: Event, growing: list[Atom]) -> str:
         return f"{axes}: {event.op} at {event.node} does not ignore new units"
     if event.kind == "copies":
         return ""
-    sizes = {(atom.size, widening.new.get(atom, atom.size)) for atom in D.leaves(event.dim) if not atom.extent}
     if event.kind == "groups":
-        ratios = {new / old for old, new in sizes}
-        if len(ratios) > 1 or any(new % old for old, new in sizes):
+        # The number of groups stays, so copies must stand beside their source all along the dim, seams included.
+        new, old = widening.size(event.dim), D.size_of(event.dim)
+        beside = torch.arange(new) * old // new
+        if new % old or not torch.equal(widening.index_map(event.dim).index(), beside):
             return f"{axes}: {event.op} at {event.node} groups channels across a seam; all parts need one whole factor"
         return ""
     if not widening.index_map(event.dim).uniform:

@@ -146,7 +146,8 @@ def _whole(table: AxisTable, new: dict[str, Fraction], sizes: Sizes) -> dict[str
         if value < table[name].size:
             axis = table[name]
             raise TargetError(
-                f"{text}: axis {name} ({axis.meaning}) has {axis.size} units and would get {int(value)}; growth only adds units"
+                f"{text}: axis {name} ({axis.meaning}) has {axis.size} units and would get {int(value)}; growth only "
+                f"adds units"
             )
     return {name: int(value) for name, value in new.items() if int(value) != table[name].size}
 

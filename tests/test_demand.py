@@ -190,6 +190,19 @@ def test_silences_through_an_activation_with_a_slope_at_zero() -> None:
         scaled(program, 0.5)
 
 
+def test_zero_wins_over_a_gate_that_changes_too() -> None:
+    """Squeeze and excite at the end of a branch: the gate of a silent value is another one, and does not matter."""
+
+    def excited(m: nn.Module, x: Tensor) -> tuple[Tensor, ...]:
+        y = m.n(x)
+        return (y * torch.sigmoid(m.a(y)),)
+
+    program = captured(Wrap(excited, n=nn.BatchNorm1d(4), a=nn.Linear(4, 4)), torch.randn(3, 4))
+    assert check(program, 0.0) == {"n.weight", "n.bias"}
+    with pytest.raises(DemandRefused, match="bias|sigmoid"):
+        scaled(program, 0.5)
+
+
 def test_side_that_is_zero_already_wins() -> None:
     """Otherwise both factors of a product would be zero and neither would ever get a gradient."""
     program = captured(Wrap(lambda m, x: (m.a(x) * m.g,), a=nn.Linear(4, 6), g=parameter(6)), torch.randn(2, 4))
@@ -222,9 +235,9 @@ REFUSED: dict[str, tuple[Callable[..., tuple[Tensor, ...]], dict[str, nn.Module 
     "relu": (lambda m, x: (F.relu(m.a(x)),), {"a": nn.Linear(4, 4)}, "never train"),
     "plain norm": (lambda m, x: (F.layer_norm(m.a(x), (4,)),), {"a": nn.Linear(4, 4)}, "no weight of its own"),
     "skip": (lambda m, x: (x + m.a(x),), {"a": nn.Linear(4, 4)}, "input of the network"),
+    "rounded": (lambda m, x: (torch.div(m.a(x), 2.0, rounding_mode="floor"),), {"a": nn.Linear(4, 4)}, "not linear"),
     "constant": (lambda m, x: (m.a(x) + 1.0,), {"a": nn.Linear(4, 4)}, "adds a constant"),
     "used twice": (lambda m, x: (m.a(x), m.a.weight * 2), {"a": nn.Linear(4, 4)}, "output of the network"),
-    "square": (lambda m, x: (m.a(x) * m.a.weight.sum(), m.a.bias), {"a": nn.Linear(4, 4)}, "bias that is not scaled"),
     "buffer": (lambda m, x: (x.sign() * m.n.running_var + 0 * m.n(x),), {"n": nn.BatchNorm1d(4)}, "no parameter|input"),
 }  # fmt: skip
 

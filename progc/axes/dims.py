@@ -84,6 +84,11 @@ def leaves(dim: Dim) -> list[Atom]:
     return found
 
 
+def channels(dim: Dim) -> Dim:
+    """The leaves of a dim that are not extents."""
+    return tuple(atom for atom in leaves(dim) if not atom.extent)
+
+
 def pin(dim: Dim, reason: str) -> None:
     """Forbids growth of everything in `dim`."""
     for atom in leaves(dim):

@@ -202,29 +202,29 @@ class Context:
         try:
             D.unify(a, b)
         except D.Clash as clash:
-            if any(not atom.extent for atom in D.leaves(a + b)):
+            if D.channels(a + b):
                 for dim in (a, b):
                     D.pin(dim, f"two layouts meet at {self.op} that cannot be aligned ({clash})")
 
-    def pin(self, dims: Dim | Sequence[Dim], reason: str) -> None:
+    def pin(self, dim: Dim, reason: str) -> None:
         """Forbids growth of a dim."""
-        D.pin(tuple(dims) if not dims or isinstance(dims[0], D.Atom) else sum(dims, ()), reason)  # type: ignore[arg-type]
+        D.pin(dim, reason)
 
     def event(self, kind: str, dim: Dim, *operands: str, root: bool = False) -> None:
         """Records what the current op does with `dim` (extents are of no interest)."""
-        if any(not atom.extent for atom in D.leaves(dim)):
+        if D.channels(dim):
             self.events.append(Event(kind, dim, self.mode, self.node_name, self.op, operands, root))
 
     def literal(self, path: tuple[int | str, ...], *parts: Dim) -> None:
         """The argument at `path` is the sum of the sizes of `parts`."""
-        if any(not atom.extent for part in parts for atom in D.leaves(part)):
+        if any(D.channels(part) for part in parts):
             self.literals.append(Literal(self.mode, self.node_name, path, parts))
 
     def sizes(self, args: Args, name: str, dims: Sequence[Dim]) -> None:
-        """The argument `name` is a list of sizes, one per dim."""
+        """The argument `name` is a list of sizes, one per dim (a graph node where the batch size enters)."""
         raw = args.nodes[name]
         for position, dim in enumerate(dims):
-            if isinstance(raw[position], int) and raw[position] not in (-1, 1):
+            if isinstance(raw[position], fx.Node) or raw[position] not in (-1, 1):
                 self.literal((*args.paths[name], position), dim)
 
     def carry(self, *values: Value | None) -> None:
@@ -295,9 +295,12 @@ class Context:
         self.op = name
         if found is None or meta is None:
             return self._opaque(node, meta)
-        value = found(self, node, Args(self, node))
-        _check_sizes(node, value, meta)
-        return value
+        try:
+            value = found(self, node, Args(self, node))
+        except (LookupError, TypeError, ValueError, AttributeError, D.Clash):
+            # A form of the op that its rule does not cover: as good as no rule, never a guess.
+            return self._opaque(node, meta)
+        return value if _same_sizes(value, meta) else self._opaque(node, meta)
 
     def _input(self, meta: Any) -> Any:
         if not isinstance(meta, TensorMeta):
@@ -307,10 +310,10 @@ class Context:
     def _opaque(self, node: fx.Node, meta: Any) -> Any:
         """An op that progc has no rule for: nothing that goes in or comes out may grow."""
         for value in _flat(self.resolve(list(node.args)) + self.resolve(list(node.kwargs.values()))):
-            touched = [atom for dim in value.dims for atom in D.leaves(dim) if not atom.extent]
-            if touched:
+            touched = D.channels(sum(value.dims, ()))
+            if any(not atom.reasons for atom in touched):
                 self.unknown[self.op] = self.unknown.get(self.op, 0) + 1
-            D.pin(tuple(touched), f"no rule for op {self.op}")
+            D.pin(touched, f"no rule for op {self.op}")
         return fresh_like(meta)
 
 
@@ -345,11 +348,10 @@ def _flat(items: Any) -> Iterable[Value]:
             yield from _flat(item)
 
 
-def _check_sizes(node: fx.Node, value: Any, meta: Any) -> None:
-    """A rule that gives dims of another size than the op's result is wrong: say so at once."""
+def _same_sizes(value: Any, meta: Any) -> bool:
+    """True if a rule's dims have the sizes of the op's result; anything else would be a wrong rule."""
     if isinstance(meta, TensorMeta):
-        assert isinstance(value, Value), (node.format_node(), value)
-        assert value.shape == meta.shape, f"rule of {node.target} gives {value.shape}, the op gives {meta.shape}"
-    elif isinstance(meta, tuple):
-        for item, item_meta in zip(value, meta, strict=True):
-            _check_sizes(node, item, item_meta)
+        return isinstance(value, Value) and value.shape == meta.shape
+    if isinstance(meta, tuple):
+        return len(value) == len(meta) and all(map(_same_sizes, value, meta))
+    return True

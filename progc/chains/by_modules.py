@@ -122,7 +122,7 @@ class _Search:
             answer = self.single(container, pieces, links, k, taken)
             if isinstance(answer, Run):
                 runs.append(answer)
-            elif not self.is_stage(piece.label):
+            elif not self.is_stage(piece.label) and not (container.prefix and ", not by " in answer):
                 reasons.append(Refused(piece.label, answer))
         self.tell(reasons, bool(runs))
         for run in sorted(runs, key=lambda run: run.start):

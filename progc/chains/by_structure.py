@@ -41,20 +41,20 @@ def chains_by_structure(
     mapping: dict[fx.Node, fx.Node] | None = None
     chains: list[Chain] = []
     refused: list[Refused] = []
-    taken: list[Region] = []
+    taken: list[tuple[int, int]] = []
     attempts = 0
-    for region in regions(labels):
-        if attempts >= MAX_ATTEMPTS:
-            break
-        if any(region.start < other.stop and other.start < region.stop for other in taken):
-            continue
-        if not any(own_names(nodes[k]) for k in range(region.start, region.start + region.period)):
+    for whole in regions(labels):
+        region = _clipped(whole, taken)
+        if region is None or not any(own_names(nodes[k]) for k in range(region.start, region.start + region.period)):
             continue
         attempts += 1
+        if attempts > MAX_ATTEMPTS:
+            break
         cut = numbered_cut(nodes, labels, live, region)
         if isinstance(cut, str):
-            if _repeats_feed(view, nodes, live, region):
-                taken.append(region)
+            known = [name for k in range(region.start, region.stop) for name in own_names(nodes[k])]
+            if not known[0].startswith(told) and _repeats_feed(view, nodes, live, region):
+                taken.append((region.start, region.stop))
                 refused.append(Refused(f"{region.length // region.period} repeats from `{_name(nodes, region)}`", cut))
             continue
         if mapping is None:
@@ -63,24 +63,34 @@ def chains_by_structure(
         if pieces is None:
             continue
         links: list[Links | str] = [link(one, two) for one, two in itertools.pairwise(pieces)]
-        runs = find_runs(pieces, links)
-        if not runs:
-            reasons = [step for step in links if isinstance(step, str)]
-            if reasons and "also read" in reasons[0]:
-                taken.append(region)
+        runs = [run for run in find_runs(pieces, links) if _believable(pieces[run.start], run)]
+        reasons = [step for step in links if isinstance(step, str) and "also read" in step]
+        if not runs and reasons:
+            taken.append((region.start, region.stop))
+            if not pieces[0].tensors[0].startswith(told):
                 refused.append(Refused(f"{pieces[0].label} to {pieces[-1].label}", reasons[0]))
-            continue
         for run in runs:
             members = pieces[run.start : run.stop]
-            if not _believable(members[0], run):
-                continue
+            taken.append((cut.spans[run.start][0], cut.spans[run.stop - 1][1]))
             clash = _clash(view, members)
             if clash:
                 refused.append(Refused(f"{members[0].label} to {members[-1].label}", clash))
-                continue
-            chains.append(_chain(members, run))
-        taken.append(region)
+            else:
+                chains.append(_chain(members, run))
     return chains, refused
+
+
+def _clipped(region: Region, taken: Sequence[tuple[int, int]]) -> Region | None:
+    """The region without what has been decided at its ends; None when less than two repeats are left."""
+    start, stop = region.start, region.stop
+    for low, high in taken:
+        if low <= start < high:
+            start = high
+        if low < stop <= high:
+            stop = low
+        if start <= low and high <= stop and start < stop:
+            return None
+    return Region(start, stop, region.period) if stop - start >= 2 * region.period else None
 
 
 def _name(nodes: Sequence[fx.Node | None], region: Region) -> str:
@@ -93,7 +103,7 @@ def _pieces(
     views: Mapping[Mode, View], nodes: Sequence[fx.Node | None], cut: Cut, mapping: Mapping[fx.Node, fx.Node]
 ) -> list[Piece] | None:
     """Blocks with their forms; None when the train graph has no counterpart of a node."""
-    stem = common_stem({pattern for names in cut.names for pattern in names.values()})
+    stem = common_stem(pattern for names in cut.names for pattern in names.values())
     members: dict[Mode, list[list[fx.Node]]] = {mode: [] for mode in MODES}
     for span in cut.spans:
         block = [node for node in nodes[span[0] : span[1]] if node is not None]

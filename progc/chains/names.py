@@ -77,12 +77,12 @@ def numbered_step(names: Sequence[str]) -> tuple[str, int, int] | None:
 
 
 def common_stem(patterns: Iterable[str]) -> str:
-    """The longest common prefix of patterns that still has its `#`, else the first pattern's part up to its `#`."""
-    ordered = sorted(patterns)
-    first, last = ordered[0], ordered[-1]
-    length = next((k for k, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
-    prefix = first[:length]
+    """The longest common prefix of patterns that still has its `#`, else the first pattern up to its `#`."""
+    given = list(patterns)
+    low, high = min(given), max(given)
+    length = next((k for k, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), min(len(low), len(high)))
+    prefix = low[:length]
     if "#" not in prefix:
-        return first[: first.index("#") + 1]
+        return given[0][: given[0].index("#") + 1]
     cut = max(prefix.rfind("."), prefix.rfind("_"), prefix.rfind("#"))
     return prefix[: cut + 1]

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from progc.models.presets import PRESETS
+
 app = typer.Typer(
     name="progc",
     help="A compiler for progressive training: grows any PyTorch network, losslessly.",
@@ -31,7 +33,9 @@ WeightsOption = Annotated[
 OutOption = Annotated[
     Path | None, typer.Option("--out", metavar="DIR", help="Folder to write; it must not exist or be empty.")
 ]
-SeedOption = Annotated[int, typer.Option("--seed", help="For initial weights and for noise in grown ones.", min=0)]
+SeedOption = Annotated[
+    int, typer.Option("--seed", help="For initial weights and for noise in grown ones.", min=0, max=2**32 - 1)
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, and nothing else there.")]
 
 
@@ -61,7 +65,7 @@ def grow(
         typer.Option(
             "--to",
             metavar="TARGET",
-            help="A size preset (vit_b), sizes (depth=12,width=768 or depth*2,width*1.5), or another model.",
+            help=f"Sizes (depth=12,width=768 or depth*2,width*1.5), a preset ({' '.join(PRESETS)}), or another model.",
         ),
     ],
     weights: WeightsOption = None,

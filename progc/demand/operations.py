@@ -52,6 +52,11 @@ def op_name(node: fx.Node) -> str:
     return target_text(node.target, full=False).rstrip("_")
 
 
+def is_product(node: fx.Node) -> bool:
+    """Multiplication, or a division that does not round."""
+    return op_name(node) == "mul" or (op_name(node) == "div" and argument(node, "rounding_mode") is None)
+
+
 def mutates(node: fx.Node) -> bool:
     """True for an in-place operation."""
     name = target_text(node.target, full=False)
@@ -92,3 +97,15 @@ def is_float(node: Any) -> bool:
     meta = node.meta.get("tensor") if isinstance(node, fx.Node) else None
     items = meta if isinstance(meta, tuple) else (meta,)
     return any(isinstance(item, TensorMeta) and item.dtype.is_floating_point for item in items)
+
+
+def distance(node: fx.Node, limit: int = 12) -> int:
+    """Number of operations between a node and the nearest parameter or buffer above it."""
+    frontier, seen = [node], {node}
+    for steps in range(limit):
+        if any(item.op == "get_attr" for item in frontier):
+            return steps
+        above = [n for item in frontier for n in item.all_input_nodes if is_float(n) and n not in seen]
+        seen.update(above)
+        frontier = above
+    return limit

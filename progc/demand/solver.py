@@ -17,8 +17,8 @@ import torch
 from torch import fx
 
 from progc.demand.factors import as_scale, expanded, same
-from progc.demand.operations import DemandRefused, describe, mutates, shape_of
-from progc.demand.steps import Factor, routes, spread
+from progc.demand.operations import DemandRefused, argument, describe, mutates, op_name, shape_of
+from progc.demand.steps import Factor, routes, spread, unknown
 from progc.lift import Scale
 from progc.program import MODES, Mode, Program
 
@@ -214,39 +214,49 @@ def _prove(graphs: Mapping[Mode, _Graph], demands: Sequence[Demand], scales: Sca
                 todo.extend((graph.order[user], user) for user in node.users)
         heapq.heapify(todo)
         done: set[fx.Node] = set()
+        reason: DemandRefused | None = None
         while todo:
             _, node = heapq.heappop(todo)
             if node in done:
                 continue
             done.add(node)
             if node.op == "output":
-                raise DemandRefused("a scaled value is an output of the network")
-            _check_mutation(graph, node, factors)
-            result = spread(graph.program, node, factors)
+                raise reason or DemandRefused("a scaled value is an output of the network")
+            _check_side_effects(graph, node, factors)
+            try:
+                result = spread(graph.program, node, factors)
+            except DemandRefused as error:
+                # Some other value: harmless if it meets a zero before it gets anywhere (squeeze and excite).
+                reason, result = reason or error, unknown(node)
             if node in wanted:
-                _check_result(node, result, wanted.pop(node))
+                _check_result(node, result, wanted.pop(node), reason)
                 result = None
             if result is not None:
                 factors[node] = result
                 for user in node.users:
                     heapq.heappush(todo, (graph.order[user], user))
         for node, demand in wanted.items():
-            _check_result(node, None, demand)
+            _check_result(node, None, demand, reason)
 
 
-def _check_result(node: fx.Node, result: Factor, demand: Demand) -> None:
+def _check_result(node: fx.Node, result: Factor, demand: Demand, reason: DemandRefused | None) -> None:
     expected = torch.full((), demand.factor, dtype=torch.float64)
     if demand.mask is not None:
         expected = torch.where(demand.mask, expected, torch.ones((), dtype=torch.float64))
     found = result if isinstance(result, torch.Tensor) else torch.ones((), dtype=torch.float64)
     shape = shape_of(node)
     if isinstance(result, list) or not same(found.expand(shape), expected.expand(shape)):
-        raise DemandRefused(f"the value of {describe(node)} does not come out multiplied by {demand.factor:g} alone")
+        raise reason or DemandRefused(
+            f"the value of {describe(node)} does not come out multiplied by {demand.factor:g} alone"
+        )
 
 
-def _check_mutation(graph: _Graph, node: fx.Node, factors: Mapping[fx.Node, Factor]) -> None:
-    """A value changed in place must not be read again: readers would see the operation's result."""
-    target = node.args[0] if mutates(node) and node.args else None
-    if isinstance(target, fx.Node) and factors.get(target) is not None:
-        if any(graph.order[user] > graph.order[node] for user in target.users):
-            raise DemandRefused(f"{describe(node)} changes {target} in place, which is read again later")
+def _check_side_effects(graph: _Graph, node: fx.Node, factors: Mapping[fx.Node, Factor]) -> None:
+    """A value changed in place must not be read again, and statistics must not be taken of a changed value."""
+    target = node.args[0] if node.args else None
+    if not isinstance(target, fx.Node) or factors.get(target) is None:
+        return
+    if mutates(node) and any(graph.order[user] > graph.order[node] for user in target.users):
+        raise DemandRefused(f"{describe(node)} changes {target} in place, which is read again later")
+    if op_name(node) in ("batch_norm", "instance_norm") and argument(node, "running_mean") is not None:
+        raise DemandRefused(f"{describe(node)} keeps statistics of a value that would be scaled")

@@ -25,7 +25,9 @@ from progc.demand.operations import (
     DemandRefused,
     argument,
     describe,
+    distance,
     is_float,
+    is_product,
     mutates,
     op_name,
     shape_of,
@@ -57,9 +59,9 @@ def routes(program: Program, node: fx.Node, mask: torch.Tensor, factor: float) -
         if len(terms) == 2 or node.args[1] == 0:
             return [[(term, reduce_any(mask, shape_of(term))) for term in terms]]
         raise DemandRefused(f"{describe(node)} adds a constant that no parameter scales")
-    if name in ("mul", "div"):
+    if is_product(node):
         sides = [_node(side) for side in node.args[: 2 if name == "mul" else 1]]
-        sides.sort(key=lambda side: (torch.Size(shape_of(side)).numel(), _distance(side)))
+        sides.sort(key=lambda side: (torch.Size(shape_of(side)).numel(), distance(side)))
         return [[(side, reduce_any(mask, shape_of(side)))] for side in sides]
     found = contraction(node)
     if found is None:
@@ -86,7 +88,7 @@ def _carried_bias(found: Contraction, mask: torch.Tensor) -> torch.Tensor | None
 
 
 def spread(program: Program, node: fx.Node, factors: Mapping[fx.Node, Factor]) -> Factor:
-    """The factor on this node's value, given those on its operands (absent: 1).
+    """The factor on this node's value, given those on its operands (absent: 1, NaN: unknown).
 
     Raises:
         DemandRefused: the operation does not turn these factors into one on its result.
@@ -115,12 +117,31 @@ def spread(program: Program, node: fx.Node, factors: Mapping[fx.Node, Factor]) -
         return _like(_run(program, node, given))
     if name in ("add", "sub"):
         return _through_sum(node, factors)
-    if name in ("mul", "div"):
-        left, right = (_full(factors, item) for item in node.args[:2])
-        if name == "div" and bool((right == 0).any()):
-            raise DemandRefused(f"{describe(node)} would divide by zero")
-        return _plain(torch.broadcast_to(left * right if name == "mul" else left / right, shape_of(node)))
+    if is_product(node):
+        left, right = (torch.broadcast_to(_full(factors, item), shape_of(node)) for item in node.args[:2])
+        if op_name(node) == "div":
+            if bool((right == 0).any()):
+                raise DemandRefused(f"{describe(node)} would divide by zero")
+            right = 1 / right
+        zero = (left == 0) | (right == 0)  # zero times anything, the unknown included
+        return _plain(torch.where(zero, torch.zeros((), dtype=torch.float64), left * right))
     return _through_contraction(node, factors)
+
+
+def unknown(node: fx.Node) -> Factor:
+    """The factor of a value that changes in no way we follow: NaN, which equals no demanded factor.
+
+    Raises:
+        DemandRefused: the node is no tensor, so what depends on it cannot be followed.
+    """
+    meta = node.meta.get("tensor")
+    several = [item for item in (meta if isinstance(meta, tuple) else (meta,)) if isinstance(item, TensorMeta)]
+    if not several:
+        raise DemandRefused(f"{describe(node)} makes a number of a value that would be scaled")
+    nan = torch.full((), torch.nan, dtype=torch.float64)
+    if isinstance(meta, tuple):
+        return [nan.expand(item.shape) for item in several]
+    return nan.expand(several[0].shape)
 
 
 def _through_activation(node: fx.Node, given: torch.Tensor | None) -> torch.Tensor | None:
@@ -170,7 +191,7 @@ def _pointwise(node: fx.Node) -> bool:
         return is_float(node) and is_float(node.args[0])
     if name == "masked_fill":
         return node.args[2] in (0, 0.0)
-    return name in ("mul", "div") and is_float(node.args[0]) and not is_float(node.args[1])
+    return is_product(node) and is_float(node.args[0]) and not is_float(node.args[1])
 
 
 def _passes_activation(node: fx.Node, factor: float) -> bool:
@@ -226,27 +247,15 @@ def _run(program: Program, node: fx.Node, values: Mapping[fx.Node, torch.Tensor]
     return node.target(*args, **kwargs)
 
 
-def moved(program: Program, node: fx.Node, source: fx.Node, value: torch.Tensor) -> torch.Tensor:
-    """The movement `node` applied to another value of its operand `source`, of the same shape.
+def moved(program: Program, node: fx.Node, values: Mapping[fx.Node, torch.Tensor]) -> torch.Tensor:
+    """The movement `node` applied to other values of its operands, of the same shapes.
 
     Raises:
         DemandRefused: where it moves things depends on the network's input.
     """
-    result = _run(program, node, {source: value.clone() if mutates(node) else value})
+    result = _run(program, node, {n: value.clone() if mutates(node) else value for n, value in values.items()})
     assert isinstance(result, torch.Tensor)
     return result
-
-
-def _distance(node: fx.Node, limit: int = 12) -> int:
-    """Number of operations between a node and the nearest parameter or buffer above it."""
-    frontier, seen = [node], {node}
-    for steps in range(limit):
-        if any(item.op == "get_attr" for item in frontier):
-            return steps
-        above = [n for item in frontier for n in item.all_input_nodes if is_float(n) and n not in seen]
-        seen.update(above)
-        frontier = above
-    return limit
 
 
 def _only(

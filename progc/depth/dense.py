@@ -106,7 +106,8 @@ def _insert(editor: Editor, mode: Mode, chain: Chain, places: Sequence[Place], n
         raise TargetError(f"chain {chain.name}: {describe(final)} does not append the last block's output at the end")
     nested = editor.now[mode][head] in parts
     width, old = shape_of(exit_)[dim], shape_of(editor.originals[mode][head])[dim]
-    readers, whole, inside, count = list(final.users), final, {}, 0
+    readers, whole, count = list(final.users), final, 0
+    inside: Grown = {}
     for index, place in enumerate(places):
         if not place.copy:
             continue

@@ -60,6 +60,9 @@ class GrownChains:
 
     def finish(self, seed: int) -> tuple[Program, Lift]:
         """The grown program and the lift that made its tensors."""
+        for alias, canonical in self._tied.items():
+            if alias in self.lifts and self.lifts[alias].fresh:
+                self.lifts[alias] = dataclasses.replace(self.lifts[canonical], name=alias)
         names = set(self.draft.tensors)
         removed = frozenset(name for name in self._renamed if name not in names)
         lift = Lift(tuple(self.lifts.values()), seed=seed, removed=removed)

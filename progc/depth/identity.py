@@ -52,7 +52,7 @@ def silence(program: Program, block: Inserted, lifts: dict[str, TensorLift]) -> 
             else:
                 break
         else:
-            raise failure or NotLosslessError(f"{describe(exit_)} does not add its branches to the block's entry")
+            raise failure or NotLosslessError(f"its exit, {describe(exit_)}, is not its entry plus branches")
     lifts.update(silent)
 
 

@@ -61,7 +61,7 @@ def name_places(program: Program, chain: Chain, places: Sequence[Place]) -> Nami
 def _begin(program: Program, chain: Chain) -> dict[str, int]:
     """Where the container starts among the parameters, the buffers and the constants of the program."""
     members = {name for block in chain.blocks for name in block.tensors}
-    begin = {spec.kind: len(program.tensors) for spec in program.specs.values()}
+    begin: dict[str, int] = {spec.kind: len(program.tensors) for spec in program.specs.values()}
     for position, name in enumerate(program.tensors):
         if name in members:
             begin[program.specs[name].kind] = min(begin[program.specs[name].kind], position)

@@ -8,13 +8,13 @@ path cancel, literal factors multiply to one, an activation is applied to what i
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import torch
 from torch import fx
 
-from progc.demand.operations import POINTWISE, DemandRefused, describe, is_float, op_name, shape_of
+from progc.demand.operations import POINTWISE, DemandRefused, describe, is_float, is_product, op_name, shape_of
 from progc.demand.steps import moved, moves
 from progc.errors import NotLosslessError
 from progc.program import Program, TensorMeta
@@ -25,19 +25,20 @@ NORMS = {"layer_norm", "rms_norm"}
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """One operation on the skip path, the value it takes from there, and for a sum the branch that is added."""
+    """One operation on the skip path, the values it takes from there, and for a sum the branch that is added."""
 
     kind: Literal["add", "move", "factor", "idempotent", "norm", "same"]
     node: fx.Node
-    source: fx.Node
+    sources: tuple[fx.Node, ...]
     branch: fx.Node | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Skip:
-    """A skip path, entry first."""
+    """A skip path as steps, entry first; it may part and join again (a class token that is updated alone)."""
 
     entry: fx.Node
+    exit: fx.Node
     steps: tuple[Step, ...]
 
     @property
@@ -54,43 +55,60 @@ class Skip:
 def skips(entry: fx.Node, exit_: fx.Node, limit: int = 64) -> Iterator[Skip]:
     """All paths from entry to exit that may be a skip, at most `limit` operations long."""
     if exit_ is entry:
-        yield Skip(entry, ())
+        yield Skip(entry, exit_, ())
         return
     if limit == 0 or exit_.op != "call_function":
         return
     for step in _steps_back(exit_):
-        for skip in skips(entry, step.source, limit - 1):
-            yield Skip(entry, (*skip.steps, step))
+        for parts in _products(entry, step.sources, limit - 1):
+            known: dict[fx.Node, Step] = {}
+            if all(known.setdefault(one.node, one) == one for part in parts for one in part.steps):
+                yield Skip(entry, exit_, (*known.values(), step))
+
+
+def _products(entry: fx.Node, sources: Sequence[fx.Node], limit: int) -> Iterator[tuple[Skip, ...]]:
+    """A path to each of the sources, in all combinations."""
+    if not sources:
+        yield ()
+        return
+    for first in skips(entry, sources[0], limit):
+        for rest in _products(entry, sources[1:], limit):
+            yield (first, *rest)
 
 
 def _steps_back(node: fx.Node) -> Iterator[Step]:
     name = op_name(node)
-    tensors = [item for item in node.args[:2] if is_float(item)]
-    if name in ("add", "sub") and len(tensors) == 2:
+    if name in ("add", "sub") and all(is_float(item) for item in node.args[:2]):
         left, right = node.args[:2]
         assert isinstance(left, fx.Node) and isinstance(right, fx.Node)
         if shape_of(left) == shape_of(node):
-            yield Step("add", node, left, right)
+            yield Step("add", node, (left,), right)
         if name == "add" and shape_of(right) == shape_of(node) and node.kwargs.get("alpha", 1) == 1:
-            yield Step("add", node, right, left)
+            yield Step("add", node, (right,), left)
         return
-    first = node.args[0] if node.args and isinstance(node.args[0], fx.Node) else None
-    if first is None or not is_float(first):
+    operands = tuple(operand for operand in node.all_input_nodes if is_float(operand))
+    if not operands or not isinstance(node.meta.get("tensor"), TensorMeta):
         return
-    if name in ("mul", "div") and not isinstance(node.args[1], fx.Node):
-        yield Step("factor", node, first)
+    first = node.args[0] if isinstance(node.args[0], fx.Node) else operands[0]
+    if is_product(node) and isinstance(node.args[1], (int, float)):
+        yield Step("factor", node, (first,))
     elif name in IDEMPOTENT:
-        yield Step("idempotent", node, first)
+        yield Step("idempotent", node, (first,))
     elif name in NORMS:
-        yield Step("norm", node, first)
+        yield Step("norm", node, (first,))
     elif name in POINTWISE and name != "neg":
-        yield Step("same", node, first)
-    elif (
-        moves(node)
-        and len([n for n in node.all_input_nodes if is_float(n)]) == 1
-        and isinstance(node.meta.get("tensor"), TensorMeta)
-    ):
-        yield Step("move", node, first)
+        yield Step("same", node, (first,))
+    elif moves(node) and name != "getitem":
+        yield Step("move", node, operands)
+
+
+@dataclasses.dataclass(frozen=True)
+class _State:
+    """What is known of a value on the path: where each element of the entry went, times what, after which phi."""
+
+    ticket: torch.Tensor
+    factor: float
+    applied: frozenset[tuple[object, ...]]
 
 
 def check_identity(program: Program, skip: Skip) -> None:
@@ -99,34 +117,47 @@ def check_identity(program: Program, skip: Skip) -> None:
     Raises:
         NotLosslessError: names the operation that changes the value.
     """
-    size = int(torch.Size(shape_of(skip.entry)).numel())
-    ticket = torch.arange(size, dtype=torch.float64).reshape(shape_of(skip.entry))
-    value, factor, dtype = ticket, 1.0, _dtype(skip.entry)
-    applied = [_application(_producer(skip.entry))]
+    shape = shape_of(skip.entry)
+    # From 1 on: 0 is what padding puts in.
+    ticket = torch.arange(1, torch.Size(shape).numel() + 1, dtype=torch.float64).reshape(shape)
+    start = _State(ticket, 1.0, frozenset([_application(_producer(skip.entry))]))
+    states = {skip.entry: start}
     for step in skip.steps:
-        if step.kind == "move":
-            value = moved(program, step.node, step.source, value)
-        elif step.kind == "factor":
-            literal = step.node.args[1]
-            assert isinstance(literal, (int, float))
-            factor = factor * literal if op_name(step.node) == "mul" else factor / literal
-        elif step.kind == "idempotent":
-            if _application(step.node) not in applied:
-                raise NotLosslessError(f"{describe(step.node)} changes the value that a silent block should pass on")
-        elif step.kind == "norm":
-            applied = []
-            if value.shape != ticket.shape or not torch.equal(value, ticket):
-                raise NotLosslessError(f"{describe(step.node)} normalises over other dims than the block's entry has")
-        if not torch.promote_types(dtype, _dtype(step.node)) == _dtype(step.node):
+        states[step.node] = _after(program, step, [states[source] for source in step.sources], ticket)
+        if torch.promote_types(_dtype(skip.entry), _dtype(step.node)) != _dtype(step.node):
             raise NotLosslessError(f"{describe(step.node)} rounds the value that a silent block should pass on")
-        if step.kind == "idempotent":
-            applied.append(_application(step.node))
-    if factor != 1.0:
+    end = states[skip.exit]
+    if end.factor != 1.0:
         raise NotLosslessError(
-            f"the skip path of the block is multiplied by {factor:.6g}, so a silent block is not the identity"
+            f"the skip path of the block is multiplied by {end.factor:.6g}, so a silent block is not the identity"
         )
-    if value.shape != ticket.shape or not torch.equal(value, ticket):
+    if not _equal(end.ticket, ticket):
         raise NotLosslessError("the skip path of the block rearranges its value, so a silent block is not the identity")
+
+
+def _after(program: Program, step: Step, before: Sequence[_State], ticket: torch.Tensor) -> _State:
+    state, node = before[0], step.node
+    if step.kind == "move":
+        if len({one.factor for one in before}) > 1:
+            raise NotLosslessError(f"{describe(node)} joins values that were multiplied by different factors")
+        value = moved(program, node, {source: one.ticket for source, one in zip(step.sources, before, strict=True)})
+        return _State(value, state.factor, frozenset.intersection(*(one.applied for one in before)))
+    if step.kind == "factor":
+        literal = node.args[1]
+        assert isinstance(literal, (int, float))
+        factor = state.factor * literal if op_name(node) == "mul" else state.factor / literal
+        return dataclasses.replace(state, factor=factor)
+    if step.kind == "idempotent" and _application(node) not in state.applied:
+        raise NotLosslessError(f"{describe(node)} changes the value that a silent block should pass on")
+    if step.kind == "norm":
+        if not _equal(state.ticket, ticket):
+            raise NotLosslessError(f"{describe(node)} normalises over other dims than the block's entry has")
+        return dataclasses.replace(state, applied=frozenset())
+    return state
+
+
+def _equal(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return a.shape == b.shape and torch.equal(a, b)
 
 
 def _application(node: fx.Node) -> tuple[object, ...]:

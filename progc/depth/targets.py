@@ -31,7 +31,7 @@ def parse_size(text: str) -> Size:
         PassOptionError: anything else.
     """
     match = _SIZE.fullmatch(text.strip())
-    if match is None or (not match["times"] and not match["number"].isdigit()) or float(match["number"]) <= 0:
+    if match is None or not (match["times"] or float(match["number"]).is_integer()) or not float(match["number"]):
         raise PassOptionError(
             f"grow-depth: to={text} is no depth; write a number of blocks (12), a factor (*2), or either for one "
             "chain (blocks:12)"

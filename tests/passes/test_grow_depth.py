@@ -66,6 +66,8 @@ class Block(nn.Module):
             return F.relu(x + h)
         if self.style == "reshaped":
             return (x.view(-1, 2, 3).transpose(1, 2) + h.view(-1, 2, 3).transpose(1, 2)).transpose(1, 2).flatten(1)
+        if self.style == "class token":
+            return torch.cat([x[:, :2] + h[:, :2], x[:, 2:]], 1)
         if self.style == "divided by one":
             return (x + h) / 1.0
         if self.style == "normed branch":
@@ -149,7 +151,10 @@ def test_published_examples() -> None:
     assert [place.copy for place in arranged(4, 8, 2, "identity")] == [False, False, True, True] * 2
 
 
-EXACT = ["pre norm", "parallel", "sandwich", "rezero", "post activation", "reshaped", "divided by one", "normed branch"]
+EXACT = [
+    "pre norm", "parallel", "sandwich", "rezero", "post activation", "reshaped", "class token", "divided by one",
+    "normed branch",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("style", [*EXACT, "drop path"])
@@ -197,8 +202,9 @@ def test_post_norm_blocks_move_their_affine(eps: float) -> None:
     reference = Stack("post norm", depth=8, eps=eps)
     reference.load_state_dict(result.program.state_dict(), strict=True)
     # Block 1 is a copy of block 0: block 0 ends neutral, block 1 has block 0's old gain.
-    assert torch.equal(reference.blocks[0].after.weight, torch.ones(WIDTH))
-    assert torch.equal(reference.blocks[1].after.weight, program.tensors["blocks.0.after.weight"])
+    gains = [result.program.tensors[f"blocks.{i}.after.weight"] for i in range(2)]
+    assert torch.equal(gains[0], torch.ones(WIDTH))
+    assert torch.equal(gains[1], program.tensors["blocks.0.after.weight"])
 
 
 def test_post_norm_with_a_large_eps_is_not_exact() -> None:
@@ -214,8 +220,8 @@ REFUSED = {
     "divided": r"a copy of blocks\.0 cannot be the identity: the skip path of the block is multiplied by 0\.707",
     "relu branch": "aten.relu.default .* never train",
     "rolled": "rearranges its value",
-    "activated": "does not add its branches",
-    "no skip": "does not add its branches",
+    "activated": "is not its entry plus branches",
+    "no skip": "is not its entry plus branches",
 }
 
 
@@ -239,7 +245,8 @@ def test_first_relu_of_a_block_needs_a_value_that_is_not_negative() -> None:
 def test_tied_blocks_cannot_be_silenced_apart() -> None:
     model = Stack("pre norm")
     for block in model.blocks[1:]:
-        block.down.weight = model.blocks[0].down.weight
+        for layer in ("up", "down"):
+            setattr(block, layer, getattr(model.blocks[0], layer))
     program = captured(model)
     with pytest.raises(NotLosslessError, match="cannot be the identity"):
         GrowDepth(to="4").run(program)
@@ -247,6 +254,17 @@ def test_tied_blocks_cannot_be_silenced_apart() -> None:
     shared = result.program.tensors["blocks.0.down.weight"]
     assert all(result.program.tensors[f"blocks.{i}.down.weight"] is shared for i in range(4))
     assert result.program.tied["blocks.3.down.weight"] == "blocks.0.down.weight"
+
+
+def test_a_tied_last_layer_is_silenced_by_the_layer_before_it() -> None:
+    model = Stack("pre norm")
+    for block in model.blocks[1:]:
+        block.get_submodule("down").weight = model.blocks[0].get_submodule("down").weight
+    program = captured(model)
+    result = grown(program, to="5")
+    check_lossless(program, result)
+    check_alive(result)
+    assert not result.program.tensors["blocks.4.up.weight"].any()
 
 
 def test_ties_within_a_block_stay() -> None:
@@ -305,6 +323,25 @@ def test_blocks_behind_the_chain_move_up() -> None:
     assert {f"blocks.{i}" for i in range(6)} <= paths and "blocks.6" not in paths
 
 
+def test_two_chains_in_one_container() -> None:
+    class Mixed(Stack):
+        def __init__(self, first: int, second: int) -> None:
+            super().__init__("pre norm", depth=first)
+            self.blocks.extend(Block("sandwich") for _ in range(second))
+
+    program = captured(Mixed(3, 2))
+    long, short = (chain.name for chain in program.chains)
+    result = grown(program, to="7")
+    check_lossless(program, result)
+    assert result.notes[0].startswith(f"{short} shares its container with {long}")
+    Mixed(5, 2).load_state_dict(result.program.state_dict(), strict=True)
+    result = grown(program, to=f"{short}:7")
+    check_lossless(program, result)
+    Mixed(3, 4).load_state_dict(result.program.state_dict(), strict=True)
+    with pytest.raises(PassOptionError, match="overlap; grow them one after the other"):
+        GrowDepth(to=(f"{short}:7", f"{long}:7")).run(program)
+
+
 def test_the_lift_is_all_there_is_to_know() -> None:
     program = captured(Stack("pre norm"))
     result = grown(program, to="5")
@@ -316,56 +353,55 @@ def test_the_lift_is_all_there_is_to_know() -> None:
     assert result.program.tensors[stem] is program.tensors[stem]
 
 
+def _class(module: str, name: str) -> Any:
+    return getattr(importlib.import_module(module), name)
+
+
 def _timm(name: str, **options: Any) -> Callable[[], nn.Module]:
-    return lambda: importlib.import_module("timm").create_model(name, **options)
-
-
-def _swin() -> nn.Module:
-    swin = importlib.import_module("timm.models.swin_transformer").SwinTransformer
-    network: nn.Module = swin(
-        img_size=56, patch_size=2, window_size=7, embed_dim=16, depths=(4, 8, 4), num_heads=(2, 4, 8), num_classes=10
-    )
-    return network
+    return lambda: _class("timm", "create_model")(name, **options)
 
 
 def _resnet(block: str, *layers: int) -> Callable[[], nn.Module]:
-    def build() -> nn.Module:
-        resnet = importlib.import_module("timm.models.resnet")
-        network: nn.Module = resnet.ResNet(getattr(resnet, block), layers)
-        return network
-
-    return build
+    return lambda: _class("timm.models.resnet", "ResNet")(_class("timm.models.resnet", block), layers)
 
 
 def _transformers(model: str, config: str, **options: Any) -> Callable[[], nn.Module]:
-    def build() -> nn.Module:
-        library = importlib.import_module("transformers")
-        network: nn.Module = getattr(library, model)(getattr(library, config)(use_cache=False, **options))
-        return network
-
-    return build
+    return lambda: _class("transformers", model)(_class("transformers", config)(use_cache=False, **options))
 
 
 DOUBLED: dict[str, Callable[[], nn.Module] | None] = {
     "timm:vit_tiny_patch16_224@64": _timm("vit_tiny_patch16_224", img_size=64, depth=24),
     "timm:resnet18@64": _resnet("BasicBlock", 4, 4, 4, 4),
     "timm:resnet50@64": _resnet("Bottleneck", 6, 8, 12, 6),
-    "timm:swin@56": _swin,
+    "timm:swin@56": lambda: _class("timm.models.swin_transformer", "SwinTransformer")(
+        img_size=56, patch_size=2, window_size=7, embed_dim=16, depths=(4, 8, 4), num_heads=(2, 4, 8), num_classes=10
+    ),
     "timm:convnext_atto@64": _timm("convnext_atto", depths=(4, 4, 12, 4)),
     "timm:densenet121@64": None,
     "timm:mobilenetv3_small_100@64": None,
     "timm:efficientnet_b0@64": None,
-    "timm:mixer_s32_224": _timm("mixer_s32_224", num_blocks=16),
-    "torchvision:vit": None,
-    "diffusers:dit": None,
-    "diffusers:unet": None,
+    "timm:mixer_s32_224": lambda: _class("timm.models.mlp_mixer", "MlpMixer")(
+        patch_size=32, num_blocks=16, embed_dim=512
+    ),
+    "torchvision:vit": lambda: _class("torchvision.models.vision_transformer", "VisionTransformer")(
+        image_size=32, patch_size=8, num_layers=6, num_heads=4, hidden_dim=64, mlp_dim=128, num_classes=10
+    ),
+    "diffusers:dit": lambda: _class("diffusers", "DiTTransformer2DModel")(
+        num_attention_heads=2, attention_head_dim=16, in_channels=4, out_channels=8, num_layers=4, sample_size=8,
+        patch_size=2, num_embeds_ada_norm=20,
+    ),
+    "diffusers:unet": lambda: _class("diffusers", "UNet2DConditionModel")(
+        sample_size=16, block_out_channels=(32, 64), layers_per_block=2, cross_attention_dim=32, norm_num_groups=8,
+        attention_head_dim=8, down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"), transformer_layers_per_block=2,
+    ),
     "transformers:bert": _transformers("BertModel", "BertConfig", **{**zoo._BERT, "num_hidden_layers": 6}),
     "transformers:bert_mlm": _transformers("BertForMaskedLM", "BertConfig", **{**zoo._BERT, "num_hidden_layers": 6}),
     "transformers:gpt2": _transformers("GPT2LMHeadModel", "GPT2Config", **{**zoo._GPT2, "n_layer": 6}),
     "transformers:llama": _transformers("LlamaForCausalLM", "LlamaConfig", **{**zoo._LLAMA, "num_hidden_layers": 6}),
     "own:einsum": lambda: nets.EinsumTransformer(depth=6),
     "own:flat": lambda: nets.FlatMixer(depth=8),
-}
+}  # fmt: skip
 
 
 @pytest.mark.slow

@@ -30,7 +30,7 @@ def attention(ctx: Context, node: fx.Node, args: Args) -> Value:
     for dim in lead:
         ctx.event("heads", dim)
     ctx.unify(k.dims[-2], v.dims[-2])
-    ctx.pin([a for a in D.leaves(k.dims[-2]) if not a.extent], "softmax runs over it")  # type: ignore[arg-type]
+    ctx.pin(D.channels(k.dims[-2]), "softmax runs over it")
     ctx.unify(q.dims[-1], k.dims[-1])
     ctx.event("contract", q.dims[-1], args.node_name("query"), args.node_name("key"), root=args["scale"] is None)
     ctx.event("head dim", q.dims[-1])
@@ -45,6 +45,6 @@ def attention(ctx: Context, node: fx.Node, args: Args) -> Value:
 def softmax(ctx: Context, node: fx.Node, args: Args) -> Value:
     """Normalises over a dim by its sum: copies would change the sum."""
     x = args["self"]
-    ctx.pin([a for a in D.leaves(x.dims[args["dim"]]) if not a.extent], "softmax runs over it")  # type: ignore[arg-type]
+    ctx.pin(D.channels(x.dims[args["dim"]]), "softmax runs over it")
     ctx.carry(x)
     return Value(x.dims, constant=x.constant)

@@ -52,7 +52,7 @@ def _conv(ctx: Context, node: fx.Node, args: Args, transposed: bool) -> Value:
 def _grouped(ctx: Context, args: Args, channels: D.Dim, weight: Value, groups: int, name: str) -> D.Dim:
     size = D.size_of(channels)
     if size == groups:
-        group, inside = channels, ()
+        group, inside = channels, D.new(1)
     else:
         group, inside = D.reshape([channels], [groups, size // groups])
         ctx.event("conv groups", group)
@@ -66,9 +66,7 @@ def _grouped(ctx: Context, args: Args, channels: D.Dim, weight: Value, groups: i
     return out_group + out_inside
 
 
-def _transposed(
-    ctx: Context, args: Args, x: Value, weight: Value, channels: D.Dim, groups: int, name: str
-) -> D.Dim:
+def _transposed(ctx: Context, args: Args, x: Value, weight: Value, channels: D.Dim, groups: int, name: str) -> D.Dim:
     ctx.unify(channels, weight.dims[0])
     if groups == 1:
         ctx.consume(weight, 0, name)

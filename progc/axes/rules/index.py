@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import fx
 
 from progc.axes import dims as D
@@ -30,7 +31,7 @@ def index(ctx: Context, node: fx.Node, args: Args) -> Value:
     for position in used:
         ctx.pin(x.dims[position], "looked up by index")
     ctx.carry(x)
-    if any(node.args[1][i] is not None and _is_mask(node.args[1][i]) for i in used):  # type: ignore[index,arg-type]
+    if any(_is_mask(args.nodes["indices"][i]) for i in used):
         ctx.pin(sum(x.dims, ()), "selected by a mask")
         return Value(tuple(D.new(size, extent=True) for size in shape))
     new_rank = max(len(indices[i].dims) for i in used)
@@ -42,8 +43,6 @@ def index(ctx: Context, node: fx.Node, args: Args) -> Value:
 
 
 def _is_mask(node: Any) -> bool:
-    import torch
-
     return isinstance(node, fx.Node) and node.meta["tensor"].dtype in (torch.bool, torch.uint8)
 
 
@@ -59,7 +58,7 @@ def by_dim(ctx: Context, node: fx.Node, args: Args) -> Value:
         ctx.carry(x)
         return Value(tuple(dims), constant=x.constant)
     for value in args.tensors():
-        ctx.pin([a for d in value.dims for a in D.leaves(d) if not a.extent], "looked up by index")  # type: ignore[arg-type]
+        ctx.pin(D.channels(sum(value.dims, ())), "looked up by index")
     return moved(Value(()), [D.new(size, extent=True) for size in shape], [])
 
 

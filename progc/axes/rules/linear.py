@@ -98,12 +98,17 @@ def _contract_letter(
     if len(holders) == 1:
         ctx.pin(dim, "summed by einsum")
         return
-    if len(holders) > 2:
-        ctx.pin(dim, "contracted by an einsum of more than two operands")
-        return
-    a, b = holders
-    where_a, where_b = inputs[a].index(letter), inputs[b].index(letter)
-    ctx.contract(values[a], where_a, nodes[a].name, values[b], where_b, nodes[b].name)
+    tensors = [i for i in holders if values[i].source is not None]
+    if len(holders) == 2:
+        a, b = holders
+        where_a, where_b = inputs[a].index(letter), inputs[b].index(letter)
+        ctx.contract(values[a], where_a, nodes[a].name, values[b], where_b, nodes[b].name)
+    elif len(tensors) == 1:
+        # The other operands go along unit by unit; the one parameter takes the shares for all of them.
+        other = next(i for i in holders if i not in tensors)
+        ctx.consume(values[tensors[0]], inputs[tensors[0]].index(letter), nodes[other].name)
+    else:
+        ctx.pin(dim, "contracted by an einsum of several parameters")
 
 
 def letters(equation: str, ranks: list[int]) -> tuple[list[str], str]:

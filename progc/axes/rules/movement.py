@@ -214,8 +214,7 @@ def stack(ctx: Context, node: fx.Node, args: Args) -> Value:
 def cut(ctx: Context, dim: Dim, cuts: list[int]) -> list[Dim]:
     """Segments of `dim` between `cuts`; extents and what cannot be cut give fresh pinned parts."""
     cuts = [c for c in cuts if 0 < c < D.size_of(dim)]
-    channel = any(not atom.extent for atom in D.leaves(dim))
-    if channel:
+    if D.channels(dim):
         try:
             return D.split(dim, sorted(set(cuts)))
         except D.Clash as clash:
@@ -335,7 +334,7 @@ def permute_units(ctx: Context, node: fx.Node, args: Args) -> Value:
     x = args["self"]
     moved_dims = args.get("dims") or range(len(x.dims))
     for dim in moved_dims:
-        if any(not atom.extent for atom in D.leaves(x.dims[dim])):
+        if D.channels(x.dims[dim]):
             ctx.pin(x.dims[dim], f"{ctx.op} changes the order of units")
     return Value(x.dims, constant=x.constant)
 

@@ -10,7 +10,8 @@ from progc.axes import dims as D
 from progc.axes.walk import Args, Context, Value, rule
 from progc.program import TensorMeta
 
-ONE = "avg_pool1d max_pool1d adaptive_avg_pool1d adaptive_max_pool1d upsample_nearest1d upsample_linear1d lp_pool1d".split()
+ONE = """avg_pool1d max_pool1d adaptive_avg_pool1d adaptive_max_pool1d upsample_nearest1d upsample_linear1d
+lp_pool1d""".split()
 TWO = """avg_pool2d max_pool2d max_pool2d_with_indices adaptive_avg_pool2d adaptive_max_pool2d upsample_nearest2d
 upsample_bilinear2d upsample_bicubic2d _upsample_nearest_exact2d _upsample_bilinear2d_aa _upsample_bicubic2d_aa
 lp_pool2d grid_sampler""".split()

@@ -7,6 +7,7 @@ from typing import Any
 from torch import fx
 
 from progc.axes import dims as D
+from progc.axes.rules.pointwise import pointwise
 from progc.axes.walk import Args, Context, Value, rule
 from progc.program import TensorMeta
 
@@ -31,7 +32,7 @@ def _reduced(ctx: Context, node: fx.Node, args: Args) -> tuple[list[int], Any]:
 
 
 def _channels(x: Value, over: list[int]) -> list[D.Dim]:
-    return [x.dims[d] for d in over if any(not atom.extent for atom in D.leaves(x.dims[d]))]
+    return [x.dims[d] for d in over if D.channels(x.dims[d])]
 
 
 @rule("mean", "nanmean")
@@ -48,8 +49,6 @@ def mean(ctx: Context, node: fx.Node, args: Args) -> Any:
 def extremum(ctx: Context, node: fx.Node, args: Args) -> Any:
     """Copies do not change a maximum; a place does."""
     if len(list(args.tensors())) == 2:
-        from progc.axes.rules.pointwise import pointwise
-
         return pointwise(ctx, node, args)
     over, out = _reduced(ctx, node, args)
     for dim in _channels(args["self"], over):
@@ -85,12 +84,12 @@ def variance(ctx: Context, node: fx.Node, args: Args) -> Any:
     return out
 
 
-@rule("cumsum", "cumprod", "cummax", "sort", "argsort", "topk")
+@rule("cumsum", "cumprod", "diff", "cummax", "sort", "argsort", "topk")
 def ordered(ctx: Context, node: fx.Node, args: Args) -> Any:
     """The order of units along the dim matters."""
     x = args["self"]
     dim = int(args.get("dim", -1)) % max(len(x.dims), 1)
-    if any(not atom.extent for atom in D.leaves(x.dims[dim])):
+    if D.channels(x.dims[dim]):
         ctx.pin(x.dims[dim], f"{ctx.op} looks at the order of units")
 
     def of(meta: TensorMeta) -> Value:
