@@ -25,6 +25,9 @@ from progc.index_map import IndexMap
 NOISE = 0.3
 """Default spread of the shares, relative to the equal share (growth.md 1.2 item 3)."""
 
+_PIECE = 1 << 20
+"""Elements that are worked on at a time."""
+
 _MANTISSA = {torch.float64: 53, torch.float32: 24, torch.float16: 11, torch.bfloat16: 8}
 
 
@@ -171,26 +174,51 @@ def _split(
     over = split.over if split.over is not None else index_map
     if over.unchanged:
         return value
-    dim, index, counts, fresh = split.dim, over.index(), over.counts(), over.fresh()
+    index, counts, fresh = over.index(), over.counts(), over.fresh()
     active = (counts > 1) & ~fresh
     if split.where is not None:
         active &= torch.tensor(split.where)[index_map.index()]
     if not bool(active.any()):
         return value
+    groups = _Groups(split.dim, index, active, 1.0 / counts.double(), _is_last(index, active))
+    zero_size = _spread(value)
+    # In pieces: a large tensor never has several float64 copies at a time.
+    across = (value.dim() - 1 if split.dim == 0 else 0) if value.dim() > 1 else None
+    if across is None:
+        return _share(value, groups, noise, zero_size, generator)
+    step = max(1, _PIECE * value.shape[across] // max(value.numel(), 1))
+    pieces = [_share(piece, groups, noise, zero_size, generator) for piece in value.split(step, across)]
+    return torch.cat(pieces, across)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Groups:
+    """Which units along `dim` are copies of one another: vectors over the grown dim."""
+
+    dim: int
+    index: torch.Tensor
+    active: torch.Tensor
+    share: torch.Tensor
+    last: torch.Tensor
+
+
+def _share(
+    value: torch.Tensor, groups: _Groups, noise: float, zero_size: float, generator: torch.Generator
+) -> torch.Tensor:
+    dim, index = groups.dim, groups.index
     wide = value.double()
+    share, on = _along(groups.share, dim, value), _along(groups.active, dim, value)
     spread = torch.randn(value.shape, generator=generator, dtype=torch.float32).clamp_(-2, 2).mul_(noise).double()
-    share = _along(torch.where(active, 1.0 / counts.double(), 1.0), dim, value)
-    on = _along(active, dim, value)
-    mean = _group_sum(spread, dim, index) * _along(1.0 / counts.double(), dim, value)
-    spread = torch.where(on, spread - mean, torch.zeros((), dtype=torch.float64))
+    spread -= _group_sum(spread, dim, index) * share
     # A weight that is zero (a silenced branch) still gets shares around zero, else its copies would never part.
-    size = torch.where(wide == 0, torch.full_like(wide, _spread(value)), wide)
+    size = torch.where(wide == 0, zero_size, wide)
     unit = torch.ldexp(torch.ones_like(wide), torch.frexp(size).exponent - _MANTISSA[value.dtype])
-    parts = torch.round((wide + size * spread) * share / unit) * unit
+    parts = spread.mul_(size).add_(wide).mul_(share).div_(unit).round_().mul_(unit)
+    parts = torch.where(on, parts, wide * share)
     # What rounding left over goes to the last copy of each source, so that the sum is the source to the bit.
-    rest = wide - _group_sum(torch.where(on, parts, wide / _along(counts.double(), dim, value)), dim, index)
-    last = _along(active & _is_last(index, active), dim, value)
-    return torch.where(last, parts + rest, torch.where(on, parts, wide)).to(value.dtype)
+    rest = wide - _group_sum(parts, dim, index)
+    parts += torch.where(_along(groups.last, dim, value), rest, 0.0)
+    return torch.where(on, parts, wide).to(value.dtype)
 
 
 def _group_sum(value: torch.Tensor, dim: int, index: torch.Tensor) -> torch.Tensor:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 # Before any library reads them: a test never reaches for a hub, and terminal output is the same everywhere.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("NO_COLOR", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("COLUMNS", "120")
 os.environ.pop("FORCE_COLOR", None)
 

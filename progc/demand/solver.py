@@ -207,9 +207,10 @@ def _prove(graphs: Mapping[Mode, _Graph], demands: Sequence[Demand], scales: Sca
         todo: list[tuple[int, fx.Node]] = []
         for name, parts in scales.items():
             for node in graph.uses.get(name, ()):
-                factor = torch.ones((), dtype=torch.float64)
-                for part in parts:
-                    factor = factor * expanded(part.dim, part.values, shape_of(node))
+                first, *others = (expanded(part.dim, part.values, shape_of(node)) for part in parts)
+                factor = first
+                for other in others:
+                    factor = factor * other
                 factors[node] = factor
                 todo.extend((graph.order[user], user) for user in node.users)
         heapq.heapify(todo)

@@ -14,8 +14,8 @@ softplus softsign sqrt square tan tanh threshold trunc zero rrelu softshrink har
 where alpha_dropout feature_dropout""".split()
 
 BINARY = """add sub mul div true_divide floor_divide pow maximum minimum fmod remainder eq ne lt le gt ge logical_and
-logical_or logical_xor bitwise_and bitwise_or bitwise_xor __and__ __or__ __xor__ atan2 lerp addcmul addcdiv rsub float_power
-xlogy copy hypot greater less floor_divide_ __ior__ __iand__ multiply divide subtract""".split()
+logical_or logical_xor bitwise_and bitwise_or bitwise_xor __and__ __or__ __xor__ atan2 lerp addcmul addcdiv rsub
+float_power xlogy copy hypot greater less floor_divide_ __ior__ __iand__ multiply divide subtract""".split()
 
 
 def broadcast(ctx: Context, values: list[Value]) -> tuple[Dim, ...]:
