@@ -1,0 +1,160 @@
+"""What commands print and what passes do to graphs, as golden files: read the difference after --update-golden."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import progc
+from progc.passes import PASSES
+from progc.printer import print_graph
+from progc.sources import open_source
+from tests import golden_files
+from tests.command import Command, Outcome, in_process
+
+ROOT = Path(__file__).resolve().parents[1]
+Golden = Callable[[str, str], None]
+
+COMMANDS: dict[str, str] = {
+    "cli/passes.txt": "passes",
+    "cli/passes_grow_depth.txt": "passes grow-depth",
+    "cli/passes_grow_width.txt": "passes grow-width",
+    "cli/inspect_axes.txt": "inspect examples/digits_vit.py --axes",
+    "cli/inspect_chains.txt": "inspect examples/digits_vit.py --chains",
+    "cli/inspect_graph.txt": "inspect examples/digits_vit.py --graph",
+}
+
+FLAGS = "cli/flags.txt"
+
+# Golden file to network of NET and pipeline; the first three of a pass are: something happens, nothing does, refused.
+STORIES: dict[str, tuple[str, str]] = {
+    "grow_depth/normal.txt": ("Net", "grow-depth{to=3}"),
+    "grow_depth/unchanged.txt": ("Net", "grow-depth{to=2}"),
+    "grow_depth/refused.txt": ("PostNorm", "grow-depth{to=3}"),
+    "grow_depth/stack.txt": ("Net", "grow-depth{to=3 init=stack}"),
+    "grow_depth/no_such_chain.txt": ("Net", "grow-depth{chains=blokcs}"),
+    "grow_width/normal.txt": ("Net", "grow-width{width=8}"),
+    "grow_width/unchanged.txt": ("Net", "grow-width{width=4}"),
+    "grow_width/refused.txt": ("Net", "grow-width{axes=embed:6}"),
+    "grow_width/one_more_unit.txt": ("Net", "grow-width{axes=blocks.0.up:7 init=zero}"),
+    "grow_width/pinned_axis.txt": ("Net", "grow-width{axes=head:6}"),
+    "grow_width/no_such_axis.txt": ("Net", "grow-width{axes=blocks.0.upp:7}"),
+}
+
+NET = """
+import torch
+from torch import nn
+from torch.nn.functional import gelu, scaled_dot_product_attention
+
+class Block(nn.Module):
+    def __init__(self, width, heads, post_norm):
+        super().__init__()
+        self.heads, self.post_norm = heads, post_norm
+        self.norm = nn.LayerNorm(width)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.up, self.down = nn.Linear(width, 6), nn.Linear(6, width)
+
+    def forward(self, x):
+        y = x if self.post_norm else self.norm(x)
+        q, k, v = self.qkv(y).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        y = self.out(scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        y = x + y + self.down(gelu(self.up(x)))
+        return self.norm(y) if self.post_norm else y
+
+class Net(nn.Module):
+    def __init__(self, width=4, heads=2, post_norm=False):
+        super().__init__()
+        self.embed, self.head = nn.Linear(5, width), nn.Linear(width, 3)
+        self.blocks = nn.Sequential(*(Block(width, heads, post_norm) for _ in range(2)))
+
+    def forward(self, x):
+        return self.head(self.blocks(self.embed(x)))
+
+def PostNorm():
+    return Net(post_norm=True)
+
+def example_inputs():
+    return (torch.randn(2, 3, 5),)
+"""
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
+    monkeypatch.chdir(ROOT)
+    return in_process(capsys)
+
+
+def stable(text: str) -> str:
+    """Without what depends on where a file lies: modules of users' files have a name made of their path."""
+    return re.sub(r"_progc_user_[0-9a-f]+", "net", text)
+
+
+@pytest.mark.parametrize("path", COMMANDS)
+def test_commands_print(run: Command, golden: Golden, path: str) -> None:
+    outcome = run(*COMMANDS[path].split())
+    assert outcome.code == 0, outcome.err
+    golden(path, f"$ progc {COMMANDS[path]}\n{stable(outcome.out)}")
+
+
+def test_flags_are_frozen(run: Command, golden: Golden) -> None:
+    """A new flag is a promise: it shows up here before it ships. The wording of help is not frozen."""
+    commands = re.findall(r"^  ([a-z]+)  ", run("--help").out.partition("Commands:")[2], re.MULTILINE)
+    lines = []
+    for command in ["", *commands]:
+        text = run(*command.split(), "--help").out
+        flags = re.findall(r"^  (?:-h, )?(--[a-z-]+)", text, re.MULTILINE)
+        lines.append(" ".join(["progc", *command.split(), *flags]))
+    golden(FLAGS, "\n".join(lines) + "\n")
+
+
+@pytest.mark.parametrize("path", STORIES)
+def test_passes_do(run: Command, golden: Golden, tmp_path: Path, path: str) -> None:
+    """The command, what it says, and if it succeeds the graph before and after."""
+    name, pipeline = STORIES[path]
+    file = tmp_path / "net.py"
+    file.write_text(NET)
+    outcome = run("apply", f"{file}:{name}", "--pipeline", pipeline)
+    lines = [f"$ progc apply net.py:{name} --pipeline '{pipeline}'", *said(outcome), f"exit code {outcome.code}"]
+    if outcome.code == 0:
+        source = open_source(f"{file}:{name}")
+        model = source.build()
+        before = progc.capture(model, *source.example(model))
+        after = progc.apply(before, pipeline)
+        assert print_graph(before, "train").count("\n") == print_graph(before).count("\n"), "one graph says it all"
+        same = print_graph(after) == print_graph(before)
+        lines += ["", "before:", print_graph(before), "after: " + ("the same" if same else "")]
+        lines += [] if same else [print_graph(after)]
+    golden(path, stable("\n".join(line.rstrip() for line in lines).rstrip("\n") + "\n"))
+
+
+def said(outcome: Outcome) -> list[str]:
+    """Result and message of a command, without measured numbers and times."""
+    told = [line for line in outcome.out.splitlines() if not line.startswith("difference:")]
+    return told + (outcome.err.splitlines()[-1:] if outcome.code else [])
+
+
+def test_every_pass_has_golden_files_and_every_file_is_used() -> None:
+    for name in PASSES:
+        folder = name.replace("-", "_")
+        wanted = {f"{folder}/{case}.txt" for case in ("normal", "unchanged", "refused")}
+        assert wanted <= STORIES.keys(), f"{name} has no golden files {sorted(wanted - STORIES.keys())}"
+        assert all(STORIES[path][1].startswith(name) for path in STORIES if path.startswith(f"{folder}/"))
+    folders = {"cli", *(name.replace("-", "_") for name in PASSES)}
+    there = {
+        path.relative_to(golden_files.FOLDER).as_posix()
+        for folder in folders
+        for path in (golden_files.FOLDER / folder).rglob("*")
+        if path.is_file()
+    }
+    assert there == {*COMMANDS, FLAGS, *STORIES}
+
+
+@pytest.mark.parametrize(("path", "code"), [("normal", 0), ("unchanged", 0), ("refused", 1)])
+def test_golden_files_show_what_their_names_say(path: str, code: int) -> None:
+    for name in PASSES:
+        text = (golden_files.FOLDER / name.replace("-", "_") / f"{path}.txt").read_text(encoding="utf-8")
+        assert f"\nexit code {code}\n" in text
+        assert (": unchanged\n" in text) == ("after: the same\n" in text) == (path == "unchanged")
