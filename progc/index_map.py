@@ -1,7 +1,7 @@
 """Index maps: how one tensor dim grows, as a nested structure of factors.
 
 A flat dim is rarely one axis: `3 * heads * head_dim`, `[branch a, branch b]`, `groups * channels`. Its map
-is the Kronecker product or the concatenation of its factors' maps, in layout order (growth.md 0.2). This is
+is the Kronecker product or the concatenation of its factors' maps, in layout order (docs/growth.md 0.2). This is
 the only place in the code base where an index map is computed.
 """
 

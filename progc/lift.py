@@ -4,15 +4,16 @@ One `Lift` grows parameters, buffers, EMA copies (`apply`) and optimizer moments
 JSON in, JSON out, independent of any graph, and deterministic (every tensor has its own random stream,
 derived from the seed and its name).
 
-The mathematics is growth.md section 0.1: a producer gathers rows; a consumer gathers columns and divides
+The mathematics is docs/growth.md section 0.1: a producer gathers rows; a consumer gathers columns and divides
 them among the copies of each source. The shares differ per output row and copy (zero-sum noise), else copies
-would stay equal under Adam for ever (growth.md 1.2). Shares are rounded so that the copies of one weight sum
+would stay equal under Adam for ever (docs/growth.md 1.2). Shares are rounded so that the copies of one weight sum
 to it *exactly* in the tensor's own dtype: growth adds no rounding error of its own.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 import zlib
 from collections.abc import Mapping
 from typing import Any
@@ -23,7 +24,7 @@ from torch import nn
 from progc.index_map import IndexMap
 
 NOISE = 0.3
-"""Default spread of the shares, relative to the equal share (growth.md 1.2 item 3)."""
+"""Default spread of the shares, relative to the equal share (docs/growth.md 1.2 item 3)."""
 
 _PIECE = 1 << 20
 """Elements that are worked on at a time."""
@@ -94,25 +95,31 @@ class Lift:
         """Grows a set of tensors: a program's own, or an EMA copy of them.
 
         Args:
-            tensors: every name before growth; names that share one tensor object stay tied.
+            tensors: every name before growth; names that share one tensor's memory stay tied.
 
         Returns:
             Every name after growth, in a stable order; tensors that do not change are the same objects.
         """
         entries = {entry.name: entry for entry in self.tensors}
         grown: dict[str, torch.Tensor] = {}
-        made: dict[tuple[int, TensorLift], torch.Tensor] = {}
+        made: dict[tuple[object, TensorLift], torch.Tensor] = {}
         for name, tensor in tensors.items():
             if name not in entries and name not in self.removed:
                 grown[name] = tensor
         for name, entry in entries.items():
             source = tensors[entry.source]
-            # Tied names have equal lifts of one object: they must come out as one object again.
-            key = (id(source), dataclasses.replace(entry, name="", source=""))
+            # Tied names have equal lifts of one memory: they must come out as one object again.
+            key = (_identity(source), dataclasses.replace(entry, name="", source=""))
             if entry.fresh or key not in made:
                 made[key] = self._grow(source, entry)
             grown[name] = made[key]
         return grown
+
+    def moments(self, state: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+        """Grows optimizer state by parameter name (Adam's m and v, momentum): see `progc.moments.grow_moments`."""
+        from progc.moments import grow_moments
+
+        return grow_moments(self, state)
 
     def _grow(self, source: torch.Tensor, entry: TensorLift) -> torch.Tensor:
         if not entry.fresh and not entry.scales and entry.fill is None and not any(entry.dims):
@@ -167,6 +174,13 @@ class Lift:
         )
 
 
+def _identity(tensor: torch.Tensor) -> object:
+    """Equal for tensors that are the same memory, as `state_dict` gives tied parameters: views of their own."""
+    if tensor.numel() == 0 or tensor.is_meta:
+        return id(tensor)
+    return tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
+
+
 def _split(
     value: torch.Tensor, index_map: IndexMap, split: Split, noise: float, generator: torch.Generator
 ) -> torch.Tensor:
@@ -180,7 +194,8 @@ def _split(
         active &= torch.tensor(split.where)[index_map.index()]
     if not bool(active.any()):
         return value
-    groups = _Groups(split.dim, index, active, 1.0 / counts.double(), _is_last(index, active))
+    old = ~fresh if bool(fresh.any()) else None
+    groups = _Groups(split.dim, index, active, 1.0 / counts.double(), _is_last(index, active), old)
     zero_size = _spread(value)
     # In pieces: a large tensor never has several float64 copies at a time.
     across = (value.dim() - 1 if split.dim == 0 else 0) if value.dim() > 1 else None
@@ -200,25 +215,29 @@ class _Groups:
     active: torch.Tensor
     share: torch.Tensor
     last: torch.Tensor
+    old: torch.Tensor | None
 
 
 def _share(
     value: torch.Tensor, groups: _Groups, noise: float, zero_size: float, generator: torch.Generator
 ) -> torch.Tensor:
     dim, index = groups.dim, groups.index
-    wide = value.double()
     share, on = _along(groups.share, dim, value), _along(groups.active, dim, value)
-    spread = torch.randn(value.shape, generator=generator, dtype=torch.float32).clamp_(-2, 2).mul_(noise).double()
-    spread -= _group_sum(spread, dim, index) * share
+    spread = torch.randn(value.shape, generator=generator, dtype=torch.float32).clamp_(-2, 2).mul_(noise)
+    spread = spread.clamp_(-1, 1).double()  # beyond, a share could exceed 1, and its last bit would be lost
+    spread -= _group_sum(spread if groups.old is None else spread * _along(groups.old, dim, value), dim, index) * share
     # A weight that is zero (a silenced branch) still gets shares around zero, else its copies would never part.
+    wide = value.double()
     size = torch.where(wide == 0, zero_size, wide)
-    unit = torch.ldexp(torch.ones_like(wide), torch.frexp(size).exponent - _MANTISSA[value.dtype])
-    parts = spread.mul_(size).add_(wide).mul_(share).div_(unit).round_().mul_(unit)
-    parts = torch.where(on, parts, wide * share)
+    # Counted in its own last bit a weight is a whole number, and so are its parts: int64 adds them exactly.
+    least = torch.finfo(value.dtype).smallest_normal * 2.0 ** (1 - _MANTISSA[value.dtype])
+    unit = torch.ldexp(torch.ones_like(wide), torch.frexp(size).exponent - _MANTISSA[value.dtype]).clamp_(min=least)
+    wide = wide / unit
+    parts = spread.mul_(size.div_(unit)).add_(wide).mul_(share).round_().long()
     # What rounding left over goes to the last copy of each source, so that the sum is the source to the bit.
-    rest = wide - _group_sum(parts, dim, index)
-    parts += torch.where(_along(groups.last, dim, value), rest, 0.0)
-    return torch.where(on, parts, wide).to(value.dtype)
+    rest = wide.long() - _group_sum(torch.where(on, parts, 0), dim, index)
+    parts += torch.where(_along(groups.last, dim, value), rest, 0)
+    return torch.where(on & value.isfinite(), unit.mul_(parts).to(value.dtype), value)
 
 
 def _group_sum(value: torch.Tensor, dim: int, index: torch.Tensor) -> torch.Tensor:
@@ -275,7 +294,11 @@ def _either(a: torch.Tensor | None, b: torch.Tensor | None) -> torch.Tensor | No
 
 def _spread(source: torch.Tensor) -> float:
     spread = float(source.detach().float().std()) if source.numel() > 1 else 0.0
-    return spread if spread > 0 else 0.02
+    if not math.isfinite(spread):  # squares, or values, beyond the range of f32
+        wide = source.detach().double()
+        largest = float(wide.abs().max())
+        spread = float((wide / largest).std()) * largest
+    return spread if 0 < spread < math.inf else 0.02
 
 
 def _normal(shape: torch.Size, like: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

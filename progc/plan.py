@@ -60,6 +60,13 @@ class GrowthPlan:
             grown = lift.apply(grown)
         return grown
 
+    def moments(self, state: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+        """Grows optimizer state by parameter name, step by step (`progc.moments` has the law and what it knows)."""
+        grown = {name: dict(own) for name, own in state.items()}
+        for lift in self.lifts:
+            grown = lift.moments(grown)
+        return grown
+
     def to_json(self) -> dict[str, Any]:
         """Plain data; `from_json` is the inverse."""
         return {

@@ -1,0 +1,65 @@
+"""Learning rates after growth: how to train a grown network exactly as the small one would have gone on.
+
+A grown weight is a times its source and its gradient b times the source's (moments.py). Adam's update does not
+depend on b, so a learning rate times a, with eps times b, keeps the copies in step with the source for ever if their
+shares are equal (docs/growth.md 3.3). For a matrix whose fan-in grew r times a is 1/r: muP's rule for widths.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+import torch
+
+from progc.moments import dim_laws
+
+if TYPE_CHECKING:
+    from progc.lift import Lift, TensorLift
+
+
+@dataclasses.dataclass(frozen=True)
+class RateFactors:
+    """Factors for the hyperparameters of one tensor.
+
+    Attributes:
+        lr: for Adam and AdamW, and other optimizers whose update does not depend on the gradient's size.
+        lr_sgd: for SGD, whose update does.
+        weight_decay: for decoupled decay, so that lr * weight_decay stays.
+        eps: for Adam's eps.
+        exact: False if entries of the tensor differ (uneven growth, queries packed with keys and values), so that the
+            factors are means, and for tensors that have no past.
+    """
+
+    lr: float = 1.0
+    lr_sgd: float = 1.0
+    weight_decay: float = 1.0
+    eps: float = 1.0
+    exact: bool = True
+
+
+def learning_rate_factors(lift: Lift) -> dict[str, RateFactors]:
+    """Factors for every tensor that `lift` changes, by name after growth; all others keep their rates.
+
+    Buffers are listed too if they grow. A plan of several lifts multiplies the factors of its steps.
+    """
+    return {entry.name: _factors(entry) for entry in lift.tensors}
+
+
+def _factors(entry: TensorLift) -> RateFactors:
+    weight = gradient = 1.0
+    exact = not entry.fresh and entry.fill is None and entry.init != "random"
+    for law in dim_laws(entry).values():
+        old = ~law.reset
+        exact = exact and bool(old.all())
+        if not bool(old.any()):
+            continue
+        own_weight, own_gradient = law.weight[old].abs(), law.gradient[old].abs()
+        exact = exact and _even(own_weight) and _even(own_gradient)
+        weight *= float(own_weight.mean())
+        gradient *= float(own_gradient.mean())
+    return RateFactors(weight, weight / gradient, 1.0 / weight, gradient, exact)
+
+
+def _even(values: torch.Tensor) -> bool:
+    return bool(torch.allclose(values, values[0].expand_as(values), rtol=1e-12, atol=0.0))
