@@ -1,4 +1,4 @@
-"""`grow-depth`: inserts blocks into chains (paper.md 2.1 and 2.2, growth.md section 2)."""
+"""`grow-depth`: inserts blocks into chains (AutoProg, Li et al., CVPR 2022; docs/growth.md section 2)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from progc.depth.identity import lossy_reason, silence
 from progc.depth.insertion import Inserted
 from progc.depth.places import arranged
 from progc.depth.targets import choose, parse_size
-from progc.errors import NotLosslessError
+from progc.errors import LOSSY, NotLosslessError
 from progc.passbase import Pass, PassResult, option
 from progc.program import Program
 
@@ -23,10 +23,11 @@ class GrowDepth(Pass):
     blocks next to them. `identity` then silences every branch that an inserted block adds to its skip path, by the
     parameters nearest to the addition (gate, last linear, last norm), so that it computes the identity and trains from
     the first step on; in a post-norm block the previous norm's gain and shift move into the inserted one.
-    Preserves the function exactly with `identity`, not with `interpolate` (each block followed by its copies, extra
+    Preserved: the function, exactly, with `identity`; not with `interpolate` (each block followed by its copies, extra
     ones deepest), `stack` (the whole chain again) and `random` (new weights at the end).
-    Needs: chains with their boundaries and shapes on both graphs. Leaves behind: blocks named by position, as the
-    user's class of that depth names them, and one tensor lift per tensor of each grown container.
+    Needs: chains with their boundaries and shapes on both graphs.
+    Leaves behind: blocks named by position, as the user's class of that depth names them, and one tensor lift per
+    tensor of each grown container.
     """
 
     name: ClassVar[str] = "grow-depth"
@@ -77,7 +78,7 @@ class GrowDepth(Pass):
             reasons = [reason for block in grown.inserted if (reason := self._silenced(grown, block))]
             reason = lossy_reason(grown.inserted)
             if reason and not self.lossy:
-                raise NotLosslessError(f"{reason}; use lossy=true to accept the difference, or init=interpolate")
+                raise NotLosslessError(f"{reason}; {LOSSY}, or use init=interpolate")
             lossless = not reasons and reason is None
             notes += list(dict.fromkeys([*reasons, *([reason] if reason else [])]))
         for chain, _ in growing:
@@ -105,6 +106,6 @@ class GrowDepth(Pass):
             label = block.chain.blocks[block.source].label
             reason = f"a copy of {label} cannot be the identity: {error}"
             if not self.lossy:
-                raise NotLosslessError(f"{reason}; use init=interpolate, or lossy=true for plain copies") from error
+                raise NotLosslessError(f"{reason}; use init=interpolate, or {LOSSY} (plain copies)") from error
             return reason
         return None

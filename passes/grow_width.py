@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import operator
 from typing import Any, ClassVar
 
 from torch import fx
 
 from progc.axes import dims as D
-from progc.errors import NotLosslessError, PassOptionError, TargetError
+from progc.errors import LOSSY, NotLosslessError, PassOptionError, TargetError, VerifyError
 from progc.graph_tools import copy_graph, propagate
 from progc.lift import NOISE
 from progc.passbase import Pass, PassResult, option
@@ -24,16 +25,15 @@ from progc.width_sizes import axis_sizes
 class GrowWidth(Pass):
     """Widens any set of axes: residual width, heads, head dim, MLP hidden, conv channels, groups.
 
-    Every parameter and buffer dim along a growing axis gets an index map; tensors that produce the axis repeat
-    their rows, tensors that contract it share their columns among the copies (Net2Net, Chen et al. 2015; growth.md
-    sections 0 and 1). Shares differ per output row (zero-sum noise), so that copies part under Adam. Sizes baked
-    into the graph follow their axes.
-
+    Idea: every parameter and buffer dim along a growing axis gets an index map; tensors that produce the axis repeat
+    their rows, tensors that contract it share their columns among the copies (Net2Net, Chen et al. 2015;
+    docs/growth.md sections 0 and 1). Shares differ per output row (zero-sum noise), so that copies part under Adam.
+    Sizes baked into the graph follow their axes.
     Preserved: the function, exactly, in eval mode and, without dropout, in train mode, for `copy` and `zero`.
     Normalised axes grow by whole factors. `random` is not preserving. Growth that cannot be exact is refused
     unless `lossy` is set.
-
-    Leaves behind: a program whose tensors have the names they had.
+    Needs: the axes of the program, with the sizes that are baked into both graphs.
+    Leaves behind: a program whose tensors have the names they had, and one tensor lift per tensor that grew.
     """
 
     name: ClassVar[str] = "grow-width"
@@ -60,9 +60,12 @@ class GrowWidth(Pass):
             return PassResult(program, False, lossless=True)
         if not plan.lossless and self.init != "random" and not self.lossy:
             more = f" (and {len(plan.obstacles) - 1} more)" if len(plan.obstacles) > 1 else ""
-            raise NotLosslessError(f"grow-width cannot be exact: {plan.obstacles[0]}{more}; --lossy accepts it")
+            raise NotLosslessError(f"grow-width cannot be exact: {plan.obstacles[0]}{more}; {LOSSY}")
         sizes = {growth.axis: growth.new for growth in plan.growths}
-        grown = rewrite(program, Widening(program.axes, sizes, self.init), plan.lift.apply(program.tensors))
+        try:
+            grown = rewrite(program, Widening(program.axes, sizes, self.init), plan.lift.apply(program.tensors))
+        except VerifyError as error:
+            raise VerifyError(f"after {self.name}: {error}") from error
         counts = {"axes widened": len(plan.growths), "tensors widened": len(plan.lift.tensors)}
         notes = (*plan.notes, *plan.obstacles)
         return PassResult(grown, True, counts, plan.lift, notes, plan.lossless)
@@ -114,21 +117,21 @@ def _set(node: fx.Node, path: tuple[int | str, ...], old: int, new: int) -> None
     first, rest = path[0], path[1:]
     if isinstance(first, int):
         args = list(node.args)
-        args[first] = _replaced(args[first], rest, old, new)
+        args[first] = _replaced(node, args[first], rest, old, new)
         node.args = tuple(args)
     else:
-        node.kwargs = {**node.kwargs, first: _replaced(node.kwargs[first], rest, old, new)}
+        node.kwargs = {**node.kwargs, first: _replaced(node, node.kwargs[first], rest, old, new)}
 
 
-def _replaced(argument: Any, path: tuple[int | str, ...], old: int, new: int) -> Any:
+def _replaced(reader: fx.Node, argument: Any, path: tuple[int | str, ...], old: int, new: int) -> Any:
     if not path:
-        return _scaled(argument, old, new) if isinstance(argument, fx.Node) else new
+        return _scaled(argument, reader, old, new) if isinstance(argument, fx.Node) else new
     items = list(argument)
-    items[path[0]] = _replaced(items[path[0]], path[1:], old, new)  # type: ignore[index]
+    items[path[0]] = _replaced(reader, items[path[0]], path[1:], old, new)  # type: ignore[index]
     return items
 
 
-def _scaled(size: fx.Node, old: int, new: int) -> fx.Node:
+def _scaled(size: fx.Node, reader: fx.Node, old: int, new: int) -> fx.Node:
     """A size that also depends on the batch, times new / old: `batch * heads` is computed beside the old node."""
     graph = size.graph
     if size.target is operator.mul and sum(isinstance(arg, int) for arg in size.args) == 1:
@@ -136,9 +139,8 @@ def _scaled(size: fx.Node, old: int, new: int) -> fx.Node:
         exact = all(isinstance(arg, fx.Node) or (arg * new) % old == 0 for arg in size.args)  # type: ignore[operator]
     else:
         exact, args = False, ()
-    known = [
-        user for user in size.graph.nodes if user.target is operator.mul and user.args == args and user is not size
-    ]
+    earlier = itertools.takewhile(lambda node: node is not reader, graph.nodes)
+    known = [node for node in earlier if node.target is operator.mul and node.args == args and node is not size]
     if exact and known:
         return known[0]
     with graph.inserting_after(size):

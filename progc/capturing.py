@@ -236,7 +236,7 @@ def _assemble(model: nn.Module, exported: Mapping[Mode, Any], inputs: _Inputs, l
             batch_dims=tuple(batched),
         ),
         example=inputs,
-        class_name=f"{type(model).__module__}.{type(model).__qualname__}",
+        class_name=_class_name(type(model)),
     )
 
 
@@ -255,3 +255,9 @@ def _argument_of_leaves(model: nn.Module, inputs: _Inputs) -> list[tuple[str, in
     for name, value in inputs[1].items():
         owners += [(name, positions.get(name, -1))] * len(pytree.tree_leaves(value))
     return owners
+
+
+def _class_name(kind: type) -> str:
+    """The class with its module; a module with a private name (a user's file, loaded by path) tells nobody anything."""
+    hidden = kind.__module__.startswith("_") or kind.__module__ == "builtins"
+    return kind.__qualname__ if hidden else f"{kind.__module__}.{kind.__qualname__}"
