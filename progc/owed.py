@@ -12,8 +12,11 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from torch import fx
+
 from progc.axes.dims import Atom, Dim, size_of
 from progc.demand import Demand, DemandRefused, solve
+from progc.demand.operations import HOMOGENEOUS, op_name
 from progc.lift import Scale, Split
 from progc.program import Mode, Program
 
@@ -89,29 +92,75 @@ def _pay(
     splits: dict[str, list[Split]],
 ) -> None:
     _read_once(program, debt, nodes)
+    if any(len(set(names)) < len(names) for names in debt.operands.values()):
+        raise DemandRefused("one value is both operands")
     answer = solve(program, [Demand(dict(nodes), _MARK)])
     ratio = widening.size(debt.part) / size_of(debt.part)
     extra = math.sqrt(ratio) if debt.root else 1.0
-    paid: list[tuple[str, Scale, Split | None]] = []
+    bent = any(_bends(program.graphs[mode], node, {name for name, _ in answer}) for mode, node in nodes.items())
+    even = widening.index_map(debt.part).uniform
+    factors: list[tuple[str, Scale]] = []
+    shares: list[tuple[str, Split]] = []
     for name, scale in answer:
         where = tuple(value == _MARK for value in scale.values)
         if any(value not in (1.0, _MARK) for value in scale.values):
             raise DemandRefused(f"{name} would have to share twice")
-        dim = program.axes.tensor_dims[name][scale.dim] if name in program.axes.tensor_dims else ()
-        present = set(widening.grows(dim))
-        if set(debt.atoms) <= present:
+        place = None if bent else _shared_dim(program, widening, debt, nodes, name, None if all(where) else scale.dim)
+        if place is not None:
+            dim = program.axes.tensor_dims[name][place]
+            present = set(widening.grows(dim))
             over = widening.index_map(dim, set(debt.atoms)) if present != set(debt.atoms) else None
-            paid.append((name, scale, Split(scale.dim, None if all(where) else where, over)))
+            shares.append((name, Split(place, None if all(where) else where, over)))
             factor = extra
-        else:
-            paid.append((name, scale, None))
+        elif even:
             factor = extra / ratio
+        else:
+            raise DemandRefused(f"{name} can take one factor for all copies, and not all units have as many")
         if factor != 1.0:
-            values = tuple(factor if on else 1.0 for on in where)
-            scales.setdefault(name, []).append(Scale(scale.dim, values))
-    for name, _, split in paid:
-        if split is not None:
-            splits.setdefault(name, []).append(split)
+            factors.append((name, Scale(scale.dim, tuple(factor if on else 1.0 for on in where))))
+    for name, made in factors:
+        scales.setdefault(name, []).append(made)
+    for name, split in shares:
+        splits.setdefault(name, []).append(split)
+
+
+def _shared_dim(
+    program: Program, widening: Widening, debt: Debt, nodes: Mapping[Mode, str], name: str, only: int | None
+) -> int | None:
+    """The dim of a tensor whose units are those that the debt sums over; None if no dim is that for certain.
+
+    Shares along it may differ from copy to copy. A factor for all copies alike is right in any case.
+    """
+    atoms = set(debt.atoms)
+    for mode, node in nodes.items():
+        value = program.axes.values[mode, node]
+        if sum(bool(atoms & set(widening.grows(dim))) for dim in value.dims) != 1:
+            return None
+    carrying = []
+    for position, dim in enumerate(program.axes.tensor_dims.get(name, ())):
+        roles = widening.table.sides.get((name, position), {})
+        if any("producer" in roles.get(atom, ()) for atom in atoms & set(widening.grows(dim))):
+            carrying.append((position, all(roles.get(atom) == {"producer"} for atom in atoms)))
+    if len(carrying) == 1 and carrying[0][1] and only in (None, carrying[0][0]):
+        return carrying[0][0]
+    return None
+
+
+def _bends(graph: fx.Graph, operand: str, names: set[str]) -> bool:
+    """True if an op such as relu stands between the scaled tensors and the operand.
+
+    It lets a positive factor through, but not shares that differ from one input weight to the next.
+    """
+    below: dict[fx.Node, bool] = {}  # nodes that depend on a scaled tensor, and whether such an op is on the way
+    for node in graph.nodes:
+        above = [below[source] for source in node.all_input_nodes if source in below]
+        if above:
+            below[node] = any(above) or op_name(node) in HOMOGENEOUS
+        elif node.op == "get_attr" and str(node.target) in names:
+            below[node] = False
+        if node.name == operand:
+            return below.get(node, False)
+    return False
 
 
 def _read_once(program: Program, debt: Debt, nodes: Mapping[Mode, str]) -> None:

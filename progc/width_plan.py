@@ -2,7 +2,7 @@
 
 Every axis gets one kind of growth: `copy` (units repeat, consumers share), `free` (new units, which old
 consumers ignore) or `random`. Whether the function is kept is decided here, by analysis, op by op
-(growth.md section 0.1 and 1); running both programs afterwards only confirms it.
+(docs/growth.md sections 0.1 and 1); running both programs afterwards only confirms it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from progc.axes import Axis, AxisTable
 from progc.axes import dims as D
 from progc.axes.dims import Atom, Dim
-from progc.axes.walk import Event
+from progc.axes.walk import DECIDING, Event
 from progc.errors import TargetError
 from progc.index_map import IndexMap
 from progc.lift import NOISE, Lift, Scale, Split, TensorLift
@@ -211,10 +211,24 @@ def _obstacles(widening: Widening) -> list[str]:
         growing = widening.grows(event.dim)
         if not growing or widening.init == "random":
             continue
-        if event.kind in ("normalise", "groups", "contract", "copies"):
+        if event.kind in DECIDING:
             text = _obstacle(widening, event, growing)
             if text:
                 found.append(text)
+    return found if widening.init == "random" else found + _repeated(widening)
+
+
+def _repeated(widening: Widening) -> list[str]:
+    """Contractions over more copies than the tensor can share among: it is repeated along what grows."""
+    found = []
+    for use in widening.table.uses:
+        growing = widening.grows(use.part) if use.role == "consume" else []
+        held = [atom for dim in widening.table.tensor_dims[use.name] for atom in widening.grows(dim)] if growing else []
+        for atom in dict.fromkeys(growing):
+            if growing.count(atom) > held.count(atom):
+                axis = widening.table.axis_of(atom)
+                name = axis.name if axis is not None else use.name
+                found.append(f"{name}: copies add up at {use.node}, and {use.name} is repeated along it")
     return found
 
 
@@ -233,7 +247,9 @@ def _obstacle(widening: Widening, event: Event, growing: list[Atom]) -> str:
             return f"{axes}: {event.op} at {event.node} groups channels across a seam; all parts need one whole factor"
         return ""
     if not widening.index_map(event.dim).uniform:
-        atom = next(a for a in growing if widening.new[a] % a.size)
+        atom = next((a for a in growing if widening.new[a] % a.size), None)
+        if atom is None:
+            return f"{axes}: {event.op} at {event.node} runs over parts of one dim that grow by different factors"
         lower = widening.new[atom] // atom.size * atom.size
         what = "takes statistics over it" if event.kind == "normalise" else "sums products of activations over it"
         return (

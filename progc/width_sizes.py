@@ -8,12 +8,11 @@ they do between the published sizes of a family; a head dim grows where width an
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from fractions import Fraction
 
 from progc.axes import Axis, AxisTable
 from progc.axes import dims as D
-from progc.axes.dims import Atom
+from progc.axes.dims import Atom, Dim
 from progc.errors import TargetError
 from progc.program import Program
 from progc.sizes import KEYS, Size, Sizes
@@ -28,8 +27,12 @@ def axis_sizes(program: Program, sizes: Sizes) -> dict[str, int]:
     Raises:
         TargetError: a size that is no whole number somewhere, below the present one, or an unknown key.
     """
-    table = program.axes
     _check_keys(program, sizes)
+    return _whole(program.axes, _wanted(program.axes, sizes), sizes)
+
+
+def _wanted(table: AxisTable, sizes: Sizes) -> dict[str, Fraction]:
+    """Size of every axis that `sizes` speaks about, whole or not."""
     factor = _width_factor(table, sizes.entries.get("width"))
     heads = _heads_factor(table, sizes.entries.get("heads"), factor)
     new: dict[str, Fraction] = {}
@@ -50,7 +53,7 @@ def axis_sizes(program: Program, sizes: Sizes) -> dict[str, int]:
     for key, size in sizes.entries.items():
         if key not in KEYS and any(axis.name == key for axis in table.axes):
             new[key] = table[key].size * Fraction(size.value) if size.relative else Fraction(size.value)
-    return _whole(table, new, sizes)
+    return new
 
 
 def _check_keys(program: Program, sizes: Sizes) -> None:
@@ -62,10 +65,32 @@ def _check_keys(program: Program, sizes: Sizes) -> None:
             raise TargetError(f"`{key}` is no size, axis or chain of this network{hint}; progc inspect lists them")
 
 
-def residual_axes(table: AxisTable) -> list[Axis]:
-    """Growable residual widths, narrowest first; all growable axes of a network that has none."""
-    found = [axis for axis in table.growable if axis.meaning == "residual width"]
-    return sorted(found or table.growable, key=lambda axis: axis.size)
+def widths(table: AxisTable) -> list[int]:
+    """Sizes of the residual streams that can grow, narrowest first; of all growable dims if there is no residual.
+
+    A stream may be a product of axes (a GroupNorm cuts channels into groups x inside); its size is that of the product.
+    """
+    found: set[int] = set()
+    for event in table.events:
+        if event.kind == "residual":
+            found.update(D.size_of(part) for part in _products(event.dim) if _can_grow(table, part))
+    if not found:
+        for dims in table.tensor_dims.values():
+            found.update(D.size_of(part) for dim in dims for part in _products(dim) if _can_grow(table, part))
+    return sorted(found)
+
+
+def _products(dim: Dim) -> list[Dim]:
+    """The dim itself, or the parts that it is a concatenation of."""
+    dim = D.resolve(dim)
+    if len(dim) == 1 and dim[0].segments is not None:
+        return [part for segment in dim[0].segments for part in _products(segment)]
+    return [dim]
+
+
+def _can_grow(table: AxisTable, dim: Dim) -> bool:
+    axes = [table.axis_of(atom) for atom in D.leaves(dim)]
+    return any(axis is not None and axis.growable for axis in axes)
 
 
 def inner_heads(table: AxisTable) -> set[Atom]:
@@ -95,17 +120,16 @@ def _width_factor(table: AxisTable, size: Size | None) -> Fraction:
         return Fraction(1)
     if size.relative:
         return Fraction(size.value).limit_denominator(10**6)
-    axes = residual_axes(table)
-    if not axes:
+    streams = widths(table)
+    if not streams:
         raise TargetError(f"width={size.value}: this network has no axis that can grow; progc inspect --axes says why")
-    if size.value < axes[0].size:
-        raise TargetError(f"width={size.value} is smaller than the source's {axes[0].size}; growth only adds units")
-    return Fraction(int(size.value), axes[0].size)
+    if size.value < streams[0]:
+        raise TargetError(f"width={size.value} is smaller than the source's {streams[0]}; growth only adds units")
+    return Fraction(int(size.value), streams[0])
 
 
 def _heads_factor(table: AxisTable, size: Size | None, width: Fraction) -> Fraction:
-    inner = inner_heads(table)
-    heads = sorted(axis.size for axis in table.growable if axis.meaning == "heads" and axis.atom not in inner)
+    heads = _head_counts(table)
     if size is None:
         return width
     if not heads:
@@ -119,6 +143,11 @@ def _heads_factor(table: AxisTable, size: Size | None, width: Fraction) -> Fract
     return Fraction(int(size.value), heads[0])
 
 
+def _head_counts(table: AxisTable) -> list[int]:
+    inner = inner_heads(table)
+    return sorted(axis.size for axis in table.growable if axis.meaning == "heads" and axis.atom not in inner)
+
+
 def _apply(table: AxisTable, new: dict[str, Fraction], key: str, size: Size, width: Fraction) -> None:
     meaning = "head dim" if key == "head_dim" else "hidden width"
     chosen = [axis for axis in table.growable if axis.meaning == meaning]
@@ -126,7 +155,7 @@ def _apply(table: AxisTable, new: dict[str, Fraction], key: str, size: Size, wid
         raise TargetError(f"{key}={size.value}: this network has no {meaning} axis that can grow")
     for axis in chosen:
         if key == "mlp_ratio":
-            new[axis.name] = residual_axes(table)[0].size * width * Fraction(size.value)
+            new[axis.name] = widths(table)[0] * width * Fraction(size.value)
         else:
             new[axis.name] = axis.size * Fraction(size.value) if size.relative else Fraction(size.value)
 
@@ -134,29 +163,40 @@ def _apply(table: AxisTable, new: dict[str, Fraction], key: str, size: Size, wid
 def _whole(table: AxisTable, new: dict[str, Fraction], sizes: Sizes) -> dict[str, int]:
     """Checks that every size is a whole number and none shrinks; drops what stays."""
     text = sizes.text or str(sizes)
-    odd = [(table[name], value) for name, value in new.items() if value.denominator != 1]
-    if odd:
-        axis, value = odd[0]
-        near = _nearest(table, [table[name] for name in new], "width" in sizes.entries)
-        raise TargetError(
-            f"{text}: axis {axis.name} ({axis.meaning}) has {axis.size} units and would get {float(value):g}; "
-            f"sizes are whole numbers{near}"
-        )
     for name, value in new.items():
-        if value < table[name].size:
-            axis = table[name]
-            raise TargetError(
-                f"{text}: axis {name} ({axis.meaning}) has {axis.size} units and would get {int(value)}; growth only "
-                f"adds units"
-            )
+        axis = table[name]
+        what = f"{text}: axis {name} ({axis.meaning}) has {axis.size} units and would get {float(value):g}"
+        if value.denominator != 1:
+            raise TargetError(f"{what}; sizes are whole numbers{_nearest(table, sizes)}")
+        if value < axis.size:
+            raise TargetError(f"{what}; growth only adds units{_nearest(table, sizes)}")
     return {name: int(value) for name, value in new.items() if int(value) != table[name].size}
 
 
-def _nearest(table: AxisTable, axes: Iterable[Axis], by_width: bool) -> str:
-    """Widths around which every axis is whole: multiples of the step that the smallest axes allow."""
-    if not by_width:
-        return ""
-    base = residual_axes(table)[0].size
-    moving = [axis.size for axis in axes]
-    step = base // math.gcd(base, *moving)
-    return f"; width can be {base} plus any multiple of {step}" if step > 1 else ""
+def _nearest(table: AxisTable, sizes: Sizes) -> str:
+    """The nearest sizes below and above that fit everywhere, in words."""
+    text = ""
+    for key, base in (("width", widths(table)[:1]), ("heads", _head_counts(table)[:1])):
+        size = sizes.entries.get(key)
+        if size is None or not base:
+            continue
+        value = math.floor(base[0] * size.value) if size.relative else int(size.value)
+        below = next((v for v in range(value, base[0] - 1, -1) if _fits(table, sizes, key, v)), None)
+        above = next((v for v in range(value + 1, 2 * (value + base[0]) + 1) if _fits(table, sizes, key, v)), None)
+        found = [str(v) for v in (below, above) if v is not None]
+        text += f"; nearest {key.removesuffix('s')}s: {', '.join(found)}" if found else ""
+    return text
+
+
+def _fits(table: AxisTable, sizes: Sizes, key: str, value: int) -> bool:
+    """Whether every axis gets a size that it can have exactly."""
+    try:
+        new = _wanted(table, Sizes({**sizes.entries, key: Size(value, relative=False)}, sizes.text))
+    except TargetError:
+        return False
+    for name, wanted in new.items():
+        axis = table[name]
+        step = axis.size if any("whole factor" in condition for condition in axis.conditions) else 1
+        if wanted < axis.size or (wanted / step).denominator != 1:
+            return False
+    return True

@@ -1,4 +1,4 @@
-"""Axis inference: what can be widened in any network, and why the rest cannot (design.md section 4)."""
+"""Axis inference: what can be widened in any network, and why the rest cannot (docs/architecture.md)."""
 
 from __future__ import annotations
 

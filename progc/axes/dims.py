@@ -1,6 +1,6 @@
 """Factored dims: every tensor dim as a product of atoms, an atom possibly being a concatenation.
 
-An *atom* is an axis (design.md section 2). Atoms are merged (`unify`) when two dims must have the same size
+An *atom* is an axis (docs/architecture.md, Words). Atoms are merged (`unify`) when two dims must have the same size
 and order, and refined on demand: a reshape cuts one atom into a product, a slice or a concatenation cuts it
 into segments, and every dim that mentions the atom sees the cut. Cost is near-linear in the number of ops
 (union-find); no list of channel indices is ever made.

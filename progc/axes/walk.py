@@ -8,6 +8,7 @@ An op without a rule pins every axis it touches and says so: the answer degrades
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import operator
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -17,6 +18,8 @@ from torch import fx
 
 from progc.axes import dims as D
 from progc.axes.dims import Dim
+from progc.axes.memory import written_to
+from progc.check import stochastic
 from progc.program import MODES, Mode, Program, TensorMeta
 
 
@@ -94,6 +97,14 @@ class Literal:
     path: tuple[int | str, ...]
     parts: tuple[Dim, ...]
 
+
+DECIDING = ("normalise", "groups", "contract", "copies")
+"""Kinds of events that say whether growth is exact; the others only say what a dim means."""
+
+# Ops that take a part of an operand, or of some operand only its size, dtype or device.
+_LEAVES_OUT = frozenset(
+    f"aten.{name}" for name in "slice slice_copy narrow to type_as new_zeros new_ones new_empty new_full".split()
+)
 
 Rule = Callable[["Context", fx.Node, "Args"], Any]
 _RULES: dict[str, Rule] = {}
@@ -255,9 +266,10 @@ class Context:
     def contract(self, a: Value, dim_a: int, name_a: str, b: Value, dim_b: int, name_b: str) -> None:
         """`sum over the dim of a times b`: the shares go into a parameter if one is there, else they are owed."""
         self.unify(a.dims[dim_a], b.dims[dim_b])
-        if a.source is not None and b.source is None:
+        can_a, can_b = _holds(a, dim_a), _holds(b, dim_b)
+        if can_a and b.source is None:
             self.consume(a, dim_a, name_b)
-        elif b.source is not None and a.source is None:
+        elif can_b and a.source is None:
             self.consume(b, dim_b, name_a)
         else:
             self.event("contract", a.dims[dim_a], name_a, name_b)
@@ -271,9 +283,19 @@ class Context:
                 continue
             self.mode = mode
             self.values = {}
-            for node in self.program.graphs[mode].nodes:
+            graph = self.program.graphs[mode]
+            written = written_to(graph)
+            # Dropout is the train graph's own affair; in eval mode copies of a unit must not be drawn apart.
+            drawn = {node.name for node in stochastic(graph)} if mode == "eval" else set()
+            for node in graph.nodes:
                 self.node_name = node.name
-                self.values[node.name] = self._visit(node)
+                value = self._visit(node)
+                if node.name in written:
+                    value = self._overwritten(value)
+                if node.name in drawn:
+                    for part in _flat([value]):
+                        D.pin(D.channels(sum(part.dims, ())), f"{self.op} draws random numbers in eval mode")
+                self.values[node.name] = value
             self.value_dims.update({(mode, name): value for name, value in self.values.items()})
 
     def _visit(self, node: fx.Node) -> Any:
@@ -300,7 +322,34 @@ class Context:
         except (LookupError, TypeError, ValueError, AttributeError, D.Clash):
             # A form of the op that its rule does not cover: as good as no rule, never a guess.
             return self._opaque(node, meta)
-        return value if _same_sizes(value, meta) else self._opaque(node, meta)
+        if not _same_sizes(value, meta):
+            return self._opaque(node, meta)
+        self._account(node, value)
+        return value
+
+    def _account(self, node: fx.Node, value: Any) -> None:
+        """Pins what went into an op and neither came out nor was recorded: its rule forgot it."""
+        if self.op in _LEAVES_OUT:
+            return
+        inputs = [part for item in self.resolve([*node.args, *node.kwargs.values()]) for part in _flat([item])]
+        entered = {atom for part in inputs for atom in D.channels(sum(part.dims, ())) if not atom.reasons}
+        entered.difference_update(atom for part in _flat([value]) for atom in D.leaves(sum(part.dims, ())))
+        if not entered:
+            return
+        here = (self.mode, self.node_name)
+        for event in itertools.takewhile(lambda event: (event.mode, event.node) == here, reversed(self.events)):
+            entered.difference_update(D.leaves(event.dim) if event.kind in DECIDING else ())
+        for use in itertools.takewhile(lambda use: (use.mode, use.node) == here, reversed(self.uses)):
+            entered.difference_update(D.leaves(use.part) if use.role == "consume" else ())
+        for atom in entered:
+            D.pin((atom,), f"{self.op} does away with it")
+
+    def _overwritten(self, value: Any) -> Any:
+        """A value that is written to in place is no longer just a moved tensor."""
+        if not isinstance(value, Value) or value.source is None:
+            return value
+        self.carry(value)
+        return Value(value.dims)
 
     def _input(self, meta: Any) -> Any:
         if not isinstance(meta, TensorMeta):
@@ -315,6 +364,11 @@ class Context:
                 self.unknown[self.op] = self.unknown.get(self.op, 0) + 1
             D.pin(touched, f"no rule for op {self.op}")
         return fresh_like(meta)
+
+
+def _holds(value: Value, dim: int) -> bool:
+    """True if the dim is one of a tensor's own dims, which can take shares; a repeated one is not."""
+    return value.source is not None and bool(value.source.dims[dim])
 
 
 def fresh_like(meta: Any) -> Any:
@@ -353,5 +407,5 @@ def _same_sizes(value: Any, meta: Any) -> bool:
     if isinstance(meta, TensorMeta):
         return isinstance(value, Value) and value.shape == meta.shape
     if isinstance(meta, tuple):
-        return len(value) == len(meta) and all(map(_same_sizes, value, meta))
+        return isinstance(value, (list, tuple)) and len(value) == len(meta) and all(map(_same_sizes, value, meta))
     return True

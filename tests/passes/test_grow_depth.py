@@ -134,7 +134,7 @@ def fresh(result: PassResult) -> list[str]:
 
 @given(st.integers(1, 39), st.integers(0, 120))
 def test_interpolation_is_the_published_map(old: int, more: int) -> None:
-    """The reference expression of paper.md 2.2."""
+    """The reference expression of AutoProg (Li et al., CVPR 2022)."""
     new = old + more
     q, rest = divmod(new, old)
     cut = old - rest

@@ -41,7 +41,7 @@ def attention(ctx: Context, node: fx.Node, args: Args) -> Value:
     return Value((*lead, q.dims[-2], v.dims[-1]))
 
 
-@rule("softmax", "log_softmax", "_softmax", "_log_softmax", "softmin")
+@rule("softmax", "log_softmax", "_softmax", "_log_softmax")
 def softmax(ctx: Context, node: fx.Node, args: Args) -> Value:
     """Normalises over a dim by its sum: copies would change the sum."""
     x = args["self"]

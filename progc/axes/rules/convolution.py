@@ -46,6 +46,10 @@ def _conv(ctx: Context, node: fx.Node, args: Args, transposed: bool) -> Value:
         ctx.unify(out, bias.dims[0])
         ctx.carry(bias)
     lead = x.dims[: -spatial - 1]
+    if D.size_of(sum(weight.dims[2:], ())) == 1 and shape[-spatial:] == x.shape[-spatial:]:
+        return Value((*lead, out, *x.dims[-spatial:]))  # a kernel of one point: positions stand alone
+    for dim in x.dims[-spatial:]:
+        ctx.pin(D.channels(dim), f"{ctx.op} slides along it")
     return Value((*lead, out, *(D.new(size, extent=True) for size in shape[-spatial:])))
 
 

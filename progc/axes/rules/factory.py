@@ -10,7 +10,7 @@ from progc.axes import dims as D
 from progc.axes.walk import Args, Context, Value, rule
 
 
-@rule(*"zeros ones empty full rand randn new_zeros new_ones new_empty new_full empty_strided".split())
+@rule(*"zeros ones empty full rand randn new_zeros new_ones new_empty new_full".split())
 def filled(ctx: Context, node: fx.Node, args: Args) -> Value:
     """Every unit alike: the sizes follow the axes that the tensor meets."""
     raw: Sequence[object] = args.nodes["size"]
@@ -20,7 +20,7 @@ def filled(ctx: Context, node: fx.Node, args: Args) -> Value:
     return Value(dims, constant=True)
 
 
-@rule(*"zeros_like ones_like empty_like full_like rand_like randn_like bernoulli_like".split())
+@rule(*"zeros_like ones_like empty_like full_like rand_like randn_like".split())
 def like(ctx: Context, node: fx.Node, args: Args) -> Value:
     """As large as another tensor."""
     return Value(args["self"].dims, constant=True)

@@ -30,6 +30,7 @@ def index(ctx: Context, node: fx.Node, args: Args) -> Value:
     shape = node.meta["tensor"].shape
     for position in used:
         ctx.pin(x.dims[position], "looked up by index")
+        ctx.pin(D.channels(sum(indices[position].dims, ())), "used as an index")
     ctx.carry(x)
     if any(_is_mask(args.nodes["indices"][i]) for i in used):
         ctx.pin(sum(x.dims, ()), "selected by a mask")

@@ -49,6 +49,14 @@ def _matmul(ctx: Context, a: Value, name_a: str, b: Value, name_b: str) -> Value
     return Value((*lead, *rows, *columns), constant=a.constant and b.constant)
 
 
+@rule("outer", "ger")
+def outer(ctx: Context, node: fx.Node, args: Args) -> Value:
+    """Every unit of one vector times every unit of the other."""
+    a, b = args.tensors()
+    ctx.carry(a, b)
+    return Value((*a.dims, *b.dims), constant=a.constant and b.constant)
+
+
 @rule("addmm", "baddbmm", "addbmm", "addmv")
 def addmm(ctx: Context, node: fx.Node, args: Args) -> Value:
     """Matrix product plus a broadcast bias."""

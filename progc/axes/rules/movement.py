@@ -8,7 +8,9 @@ from torch import fx
 
 from progc.axes import dims as D
 from progc.axes.dims import Dim
+from progc.axes.rules.pointwise import broadcast
 from progc.axes.walk import Args, Context, Source, Value, rule
+from progc.program import TensorMeta
 
 END = 2**62
 """Anything above is 'to the end' in a slice."""
@@ -29,14 +31,15 @@ def same(x: Value) -> Value:
 
 @rule(
     *"""contiguous clone detach alias lift_fresh_copy lift_fresh to _to_copy type_as dropout native_dropout positive
-    requires_grad float half double bfloat16 _conj resolve_conj data""".split()
+    _conj resolve_conj data""".split()
 )
-def identity(ctx: Context, node: fx.Node, args: Args) -> Value:
+def identity(ctx: Context, node: fx.Node, args: Args) -> Value | list[Value]:
     """Copies, casts and dropout."""
-    return same(next(iter(args.tensors())))
+    x = next(iter(args.tensors()))
+    return same(x) if isinstance(node.meta["tensor"], TensorMeta) else [same(x), Value(x.dims)]
 
 
-@rule("view", "reshape", "_unsafe_view", "_reshape_alias", "view_copy")
+@rule("view", "reshape", "_unsafe_view", "view_copy")
 def view(ctx: Context, node: fx.Node, args: Args) -> Value:
     """Factors are handed out from left to right; a cut refines the axis everywhere."""
     x = args["self"]
@@ -134,7 +137,16 @@ def expand(ctx: Context, node: fx.Node, args: Args) -> Value:
     return moved(x, out, order)
 
 
-@rule("expand_as", "broadcast_tensors")
+@rule("broadcast_tensors")
+def broadcast_tensors(ctx: Context, node: fx.Node, args: Args) -> list[Value]:
+    """All to the shape that they have together."""
+    values = args["tensors"]
+    dims = broadcast(ctx, values)
+    ctx.carry(*values)
+    return [Value(dims, constant=value.constant) for value in values]
+
+
+@rule("expand_as")
 def expand_as(ctx: Context, node: fx.Node, args: Args) -> Value:
     """Broadcast to another tensor's shape."""
     x, other = args["self"], args["other"]
@@ -143,6 +155,7 @@ def expand_as(ctx: Context, node: fx.Node, args: Args) -> Value:
     for position, dim in enumerate(x.dims):
         if D.size_of(dim) != 1:
             ctx.unify(dim, out[position + offset])
+    ctx.carry(x)
     return Value(tuple(out), constant=x.constant and other.constant)
 
 
@@ -151,7 +164,8 @@ def repeat(ctx: Context, node: fx.Node, args: Args) -> Value:
     """Whole dims are tiled; the tiling factor is fixed."""
     x = args["self"]
     name = "repeats" if "repeats" in args.nodes else "dims"
-    counts, shape = args[name], node.meta["tensor"].shape
+    shape = node.meta["tensor"].shape
+    counts = [1] * (len(shape) - len(args[name])) + list(args[name])
     offset = len(shape) - len(x.dims)
     out: list[Dim] = []
     order: list[int | None] = []
@@ -242,7 +256,21 @@ def _parts(ctx: Context, x: Value, dim: int, sizes: Sequence[int]) -> list[Value
 def chunk(ctx: Context, node: fx.Node, args: Args) -> list[Value]:
     """Equal parts; nothing is baked but their number."""
     x, dim = args["self"], args["dim"] % len(args["self"].dims)
-    return _parts(ctx, x, dim, [meta.shape[dim] for meta in node.meta["tensor"]])
+    sizes = [meta.shape[dim] for meta in node.meta["tensor"]]
+    out = _parts(ctx, x, dim, sizes)
+    offsets = args.get("indices")
+    if offsets is not None:
+        for position, offset in enumerate(offsets):
+            if offset < 0:
+                ctx.pin(x.dims[dim], "cut at an offset from its end")
+            else:
+                ctx.literal((*args.paths["indices"], position), *(part.dims[dim] for part in out[: position + 1]))
+    elif len(set(sizes)) == 1:
+        for part in out[1:]:  # they stay equal parts
+            ctx.unify(out[0].dims[dim], part.dims[dim])
+    else:
+        ctx.pin(x.dims[dim], f"{ctx.op} gives unequal parts")
+    return out
 
 
 @rule("split", "split_with_sizes", "unsafe_split")
@@ -255,6 +283,8 @@ def split(ctx: Context, node: fx.Node, args: Args) -> list[Value]:
         for part in out[1:]:
             if part.shape[dim] == out[0].shape[dim]:
                 ctx.unify(out[0].dims[dim], part.dims[dim])
+            else:  # the rest must not outgrow the other parts
+                ctx.pin(D.channels(part.dims[dim]), f"the rest of {ctx.op}")
         ctx.literal(args.paths[name], out[0].dims[dim])
     else:
         ctx.sizes(args, name, [part.dims[dim] for part in out])
@@ -286,10 +316,11 @@ def slice_(ctx: Context, node: fx.Node, args: Args) -> Value:
     x = args["self"]
     dim = int(args.get("dim") or 0) % len(x.dims)
     size, stop_size = x.shape[dim], node.meta["tensor"].shape[dim]
-    if stop_size == size:
-        return same(x)
     start = args["start"] or 0
-    start = start + size if start < 0 else min(start, size)
+    start = max(start + size, 0) if start < 0 else min(start, size)
+    if stop_size == size:
+        _whole_slice(ctx, args, x.dims[dim])
+        return same(x)
     if args.get("step", 1) not in (1, None):
         ctx.pin(x.dims[dim], "strided slice")
         dims = list(x.dims)
@@ -299,32 +330,38 @@ def slice_(ctx: Context, node: fx.Node, args: Args) -> Value:
     pieces = cut(ctx, x.dims[dim], [start, stop])
     taken = pieces[1] if start > 0 else pieces[0]
     before = [pieces[0]] if start > 0 else []
+    after = pieces[-1] if stop < size else ()
     ctx.carry(x)
-    _slice_literals(ctx, args, x, before, taken, start, stop, size)
+    _slice_literals(ctx, args, before, taken, after)
     dims = list(x.dims)
     dims[dim] = taken
     return Value(tuple(dims), constant=x.constant)
 
 
-def _slice_literals(
-    ctx: Context, args: Args, x: Value, before: list[Dim], taken: Dim, start: int, stop: int, size: int
-) -> None:
-    raw_start = args.nodes.get("start")
-    if isinstance(raw_start, int) and start > 0:
+def _whole_slice(ctx: Context, args: Args, dim: Dim) -> None:
+    """A slice that takes everything: still written with sizes."""
+    raw_start, raw_end = args.nodes.get("start"), args.nodes.get("end")
+    if isinstance(raw_start, int) and raw_start < 0:
+        ctx.pin(D.channels(dim), "sliced from the end")
+    if "length" in args.nodes:
+        ctx.literal(args.paths["length"], dim)
+    elif isinstance(raw_end, int) and raw_end < END:
+        ctx.literal(args.paths["end"], dim)
+
+
+def _slice_literals(ctx: Context, args: Args, before: list[Dim], taken: Dim, after: Dim) -> None:
+    """Offsets from the front follow the segments before them; what offsets from the end count is fixed."""
+    raw_start, raw_end = args.nodes.get("start"), args.nodes.get("end")
+    if isinstance(raw_start, int) and before:
         if raw_start >= 0:
             ctx.literal(args.paths["start"], *before)
         else:
-            ctx.pin(taken, "sliced from the end")
+            ctx.pin(D.channels(taken + after), "sliced from the end")
     if "length" in args.nodes:
         ctx.literal(args.paths["length"], taken)
-        return
-    raw_end = args.nodes.get("end")
-    if isinstance(raw_end, int) and raw_end < END and stop < size:
-        if raw_end >= 0:
-            ctx.literal(args.paths["end"], *before, taken)
-        else:
-            ctx.pin(taken, "sliced from the end")
-    elif isinstance(raw_end, int) and raw_end < END and raw_end > 0:
+    elif isinstance(raw_end, int) and raw_end < 0:
+        ctx.pin(D.channels(after), "sliced from the end")
+    elif isinstance(raw_end, int) and raw_end < END:
         ctx.literal(args.paths["end"], *before, taken)
 
 
@@ -344,8 +381,10 @@ def pad(ctx: Context, node: fx.Node, args: Args) -> Value:
     """Padding along extents; padded channels would be new units, so they are pinned."""
     x, shape = args["self"], node.meta["tensor"].shape
     out = list(x.dims)
+    amounts = next(args[name] for name in ("pad", "padding") if name in args.nodes)
     for position, size in enumerate(shape):
-        if D.size_of(out[position]) != size:
+        last = 2 * (len(shape) - 1 - position)
+        if D.size_of(out[position]) != size or any(not isinstance(n, int) or n for n in amounts[last : last + 2]):
             ctx.pin(out[position], f"padded by {ctx.op}")
             out[position] = D.new(size, extent=True)
     return Value(tuple(out), constant=x.constant)
@@ -361,6 +400,7 @@ def pixel_shuffle(ctx: Context, node: fx.Node, args: Args) -> Value:
         outer, inner = D.reshape([channels], [groups, D.size_of(channels) // groups])
         ctx.literal(args.paths["groups"], outer)
         return Value((*lead, inner + outer, *x.dims[-2:]))
+    ctx.pin(D.channels(x.dims[-2] + x.dims[-1]), f"{ctx.op} runs along it")
     extents = tuple(D.new(size, extent=True) for size in shape[-2:])
     if ctx.op == "aten.pixel_shuffle":
         kept, _ = D.reshape([channels], [shape[-3], D.size_of(channels) // shape[-3]])

@@ -38,6 +38,12 @@ def batch_norm(ctx: Context, node: fx.Node, args: Args) -> Value:
         if value is not None:
             ctx.unify(x.dims[1], value.dims[0])
             ctx.carry(value)
+    if ctx.op == "aten.instance_norm" or args["training"]:
+        for dim in x.dims[2:] if ctx.op == "aten.instance_norm" else (x.dims[0], *x.dims[2:]):
+            if args["running_var"] is None:
+                ctx.event("normalise", dim)
+            else:  # the running variance is the unbiased estimate
+                ctx.pin(D.channels(dim), f"{ctx.op} divides by n - 1 over it")
     return Value(x.dims)
 
 
@@ -58,5 +64,7 @@ def group_norm(ctx: Context, node: fx.Node, args: Args) -> Value:
         ctx.event("norm groups", outer)
         ctx.event("normalise", inner)
         ctx.literal(args.paths["num_groups"], outer)
+    for dim in x.dims[2:]:
+        ctx.event("normalise", dim)
     _affine(ctx, args, (x.dims[1],))
     return Value(x.dims)

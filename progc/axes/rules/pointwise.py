@@ -10,12 +10,12 @@ from progc.axes.walk import Args, Context, Value, rule
 UNARY = """abs acos asin atan bitwise_not ceil celu clamp clamp_max clamp_min cos cosh deg2rad elu erf erfc exp exp2
 expm1 fill floor gelu hardsigmoid hardswish hardtanh isfinite isinf isnan leaky_relu log log10 log1p log2 log_sigmoid
 logical_not logit mish nan_to_num neg reciprocal relu relu6 round rsqrt selu sigmoid sign silu sin sinh
-softplus softsign sqrt square tan tanh threshold trunc zero rrelu softshrink hardshrink tanhshrink bernoulli masked_fill
+softplus sqrt square tan tanh threshold trunc zero rrelu softshrink hardshrink bernoulli masked_fill
 where alpha_dropout feature_dropout""".split()
 
 BINARY = """add sub mul div true_divide floor_divide pow maximum minimum fmod remainder eq ne lt le gt ge logical_and
 logical_or logical_xor bitwise_and bitwise_or bitwise_xor __and__ __or__ __xor__ atan2 lerp addcmul addcdiv rsub
-float_power xlogy copy hypot greater less floor_divide_ __ior__ __iand__ multiply divide subtract""".split()
+float_power xlogy copy hypot greater less __ior__ __iand__ multiply divide subtract""".split()
 
 
 def broadcast(ctx: Context, values: list[Value]) -> tuple[Dim, ...]:

@@ -1,0 +1,106 @@
+"""Sizes as users write them: what each axis gets, and refusals that name the nearest sizes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import progc
+from progc.check import compare
+from progc.errors import TargetError
+from progc.growing import grow_with_report
+from progc.sizes import parse_sizes
+from progc.width_sizes import axis_sizes, widths
+from tests import nets
+
+
+class Normed(nn.Module):
+    """Residual conv net whose channels a GroupNorm cuts into groups."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, 8, 1), nn.GroupNorm(4, 8)
+        self.conv, self.head = nn.Conv2d(8, 8, 3, padding=1), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        return self.head((x + self.conv(F.silu(self.norm(x)))).mean((2, 3)))
+
+
+class Transformer(nn.Module):
+    """Pre-norm attention: width 12, three heads of four."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.norm, self.qkv = nn.Linear(5, 12), nn.LayerNorm(12), nn.Linear(12, 36)
+        self.out, self.head = nn.Linear(12, 12), nn.Linear(12, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        q, k, v = self.qkv(self.norm(x)).unflatten(2, (3, 3, 4)).permute(2, 0, 3, 1, 4)
+        y = F.scaled_dot_product_attention(q, k, v)
+        return self.head(x + self.out(y.transpose(1, 2).flatten(2)))
+
+
+@pytest.fixture(scope="module")
+def normed() -> progc.Program:
+    return progc.capture(Normed(), (torch.randn(2, 3, 6, 6),))
+
+
+@pytest.fixture(scope="module")
+def transformer() -> progc.Program:
+    return progc.capture(Transformer(), (torch.randn(2, 6, 5),))
+
+
+def refusal(program: progc.Program, sizes: str) -> str:
+    with pytest.raises(TargetError) as caught:
+        axis_sizes(program, parse_sizes(sizes))
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_width_is_that_of_the_whole_dim_where_a_norm_cuts_it(normed: progc.Program) -> None:
+    assert widths(normed.axes) == [8]
+    growth = grow_with_report(normed, parse_sizes("width=16"))
+    assert growth.program.tensors["stem.weight"].shape[0] == 16
+    assert growth.report["lossless"] and compare(normed, growth.program, seed=0).max_rel < 1e-9
+    assert axis_sizes(normed, parse_sizes("width=16")) == axis_sizes(normed, parse_sizes("width*2"))
+    assert axis_sizes(normed, parse_sizes("width=8")) == {}
+
+
+@pytest.mark.parametrize("sizes", ["width=13", "width*1.625"])
+def test_a_width_that_a_norm_forbids_names_the_nearest(normed: progc.Program, sizes: str) -> None:
+    assert refusal(normed, sizes).endswith("nearest widths: 8, 16")
+    assert "smaller than the source's 8" in refusal(normed, "width=7")
+
+
+@pytest.mark.parametrize("sizes", ["width=17", "width*1.4"])
+def test_a_width_between_heads_names_the_nearest(transformer: progc.Program, sizes: str) -> None:
+    assert refusal(transformer, sizes).endswith("sizes are whole numbers; nearest widths: 12, 24")
+
+
+def test_heads_that_do_not_divide_the_width_name_the_nearest(transformer: progc.Program) -> None:
+    assert refusal(transformer, "width=24,heads=5").endswith("nearest widths: 60; nearest heads: 3, 6")
+    assert "smaller than the source's 3" in refusal(transformer, "heads=2")
+
+
+def test_heads_and_width_decide_the_head_dim(transformer: progc.Program) -> None:
+    sizes = axis_sizes(transformer, parse_sizes("width*2,heads=3"))
+    grown = {transformer.axes[name].meaning: (transformer.axes[name].size, size) for name, size in sizes.items()}
+    assert grown["head dim"] == (4, 8) and grown["residual width"] == (12, 24) and "heads" not in grown
+
+
+def test_the_narrowest_stream_counts_where_stages_differ() -> None:
+    program = progc.capture(nets.ConvNet(), (torch.randn(2, 3, 8, 8),))
+    base = widths(program.axes)[0]
+    doubled = axis_sizes(program, parse_sizes(f"width={2 * base}"))
+    assert doubled == axis_sizes(program, parse_sizes("width*2"))
+
+
+def test_unknown_keys_and_networks_without_axes(transformer: progc.Program) -> None:
+    assert "did you mean width" in refusal(transformer, "widht=24")
+    fixed = progc.capture(nn.Linear(4, 3), (torch.randn(2, 4),))
+    assert "no axis that can grow" in refusal(fixed, "width=8")
+    assert "no head axis" in refusal(fixed, "heads=8")
