@@ -17,7 +17,8 @@ from progc.passbase import Pass, PassResult, option
 from progc.program import MODES, Program
 from progc.sizes import parse_sizes
 from progc.suggestions import did_you_mean
-from progc.width_plan import INITS, Widening, plan_widths
+from progc.widening import INITS, Widening
+from progc.width_plan import plan_widths
 from progc.width_sizes import axis_sizes
 
 

@@ -1,12 +1,13 @@
 """Aligning a program with the program of a target model: on names, parameter shapes and graphs.
 
 The target's own analysis gives the size of each axis: dims of tensors with the same name are matched factor by
-factor. What does not correspond is listed module by module. After growth `same_function` compares the two graphs
+factor. What does not correspond is listed module by module. After growth `differences` compares the two graphs
 node by node, so that "loads into the target's class and computes the same" is proved, not hoped.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -54,8 +55,8 @@ def target_widths(source: Program, target: Program) -> dict[str, int]:
     sizes: dict[Atom, int] = {}
     open_dims: list[tuple[str, Dim, int]] = []
     for name, dims in source.axes.tensor_dims.items():
-        if name.startswith("_constants."):
-            continue
+        if name.startswith("_constants.") or name not in target.tensors:
+            continue  # what is persistent has a partner: _check_names
         shape = tuple(target.tensors[name].shape)
         if len(shape) != len(dims):
             raise TargetError(f"{name} has {len(dims)} dims in the source and {len(shape)} in the target")
@@ -70,8 +71,8 @@ def target_widths(source: Program, target: Program) -> dict[str, int]:
 
 
 def _check_names(source: Program, target: Program) -> None:
-    ours = {name for name in source.tensors if source.specs[name].persistent}
-    theirs = {name for name in target.tensors if target.specs[name].persistent}
+    ours = set(source.state_dict())
+    theirs = set(target.state_dict())
     lines = []
     for what, names in (("only in the source", ours - theirs), ("only in the target", theirs - ours)):
         modules = list(dict.fromkeys(name.rpartition(".")[0] or name for name in sorted(names)))
@@ -145,6 +146,12 @@ def _check_shapes(source: Program, target: Program, sizes: dict[Atom, int]) -> N
                 if sizes.get(atom, atom.size) != atom.size and (atom.reasons or atom.extent):
                     why = "; ".join(atom.reasons) or "token, spatial or batch positions"
                     wrong.append(f"{name} {list(have)} -> {list(wanted)} ({why})")
+    for name, tensor in source.tensors.items():
+        if source.specs[name].persistent and source.tied.get(name, name) not in source.axes.tensor_dims:
+            have, wanted = tuple(tensor.shape), tuple(target.tensors[name].shape)
+            if have != wanted:
+                change = f"{name} {list(have)} -> {list(wanted)}"
+                wrong.append(f"{change} (no operation reads it, so how it grows is not known)")
     if smaller:
         raise TargetError(
             f"the target is smaller than the source: {_some(smaller)}; growth only adds units, "
@@ -205,8 +212,11 @@ def _tensor_key(program: Program, name: str) -> Any:
     """Named tensors by name, lifted constants by value."""
     if not name.startswith("_constants."):
         return name
-    value = program.tensors[name]
-    return (tuple(value.shape), str(value.dtype), tuple(value.flatten().tolist()) if value.numel() < 4096 else None)
+    value = program.tensors[name].detach().cpu().contiguous()
+    if value.numel() <= _SHOWN:
+        return value.dtype, str(value.tolist())
+    digest = hashlib.sha256(value.flatten().view(torch.uint8).numpy().tobytes())
+    return value.dtype, tuple(value.shape), digest.hexdigest()[:16]
 
 
 def _where(node: fx.Node) -> str:

@@ -6,7 +6,6 @@ children are for users; `assert` is for our own invariants.
 
 from __future__ import annotations
 
-
 LOSSY = "accept the difference with lossy=true (progc grow: --lossy)"
 """How to go on where exact growth is impossible; part of every such message."""
 

@@ -23,7 +23,8 @@ from progc.pipeline import to_text
 from progc.plan import ChainGrowth, GrowthPlan
 from progc.program import Program
 from progc.sizes import Size, Sizes
-from progc.width_plan import AxisGrowth, plan_widths
+from progc.widening import AxisGrowth
+from progc.width_plan import plan_widths
 from progc.width_sizes import axis_sizes
 
 TOLERANCE = 1e-9
@@ -131,7 +132,8 @@ def grow_with_report(
             found = next(differences(grown, target), None)
             if found is not None:
                 raise TargetError(f"{target.class_name} computes something else at its size: {found}")
-    plan = _plan(program, grown, passes, results, axes, chosen, seed)
+    notes = _notes(program, grown, target)
+    plan = _plan(program, grown, passes, results, axes, chosen, seed, notes)
     report = {
         "params_before": program.num_parameters(),
         "params_after": grown.num_parameters(),
@@ -205,6 +207,7 @@ def _plan(
     axes: tuple[AxisGrowth, ...],
     inits: Mapping[str, str],
     seed: int,
+    notes: list[str],
 ) -> GrowthPlan:
     deeper = {chain.name: chain.siblings for chain in after.chains} if len(results) else {}
     chains = tuple(
@@ -223,10 +226,28 @@ def _plan(
         inits=inits,
         lossless=lossless,
         reasons=reasons,
-        notes=tuple(note for result in results if result.lossless is not False for note in result.notes),
+        notes=(*(note for result in results if result.lossless is not False for note in result.notes), *notes),
         lifts=tuple(result.lift for result in results if result.lift is not None),
         seed=seed,
     )
+
+
+def _notes(before: Program, after: Program, target: Sizes | Program) -> list[str]:
+    """What growth to sizes leaves open; growth to a target model has no such doubt."""
+    if isinstance(target, Program):
+        return []
+    notes = []
+    if "width" in target.entries:
+        stays = [axis for axis in before.axes.axes if axis.meaning == "residual width" and not axis.growable]
+        notes += [f"{axis.name} (residual width {axis.size}) stays: {axis.reason}" for axis in stays]
+    for name, tensor in after.tensors.items():
+        known = before.tensors.get(name)
+        if not after.specs[name].persistent and known is not None and known.shape != tensor.shape:
+            notes.append(
+                f"{name}, which no checkpoint holds, grew from {list(known.shape)} to {list(tensor.shape)}; a class "
+                "that computes it from its size may differ, --to with that model finds out"
+            )
+    return notes
 
 
 def _judge(plan: GrowthPlan, finite: bool, difference: float) -> None:

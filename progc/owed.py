@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 from torch import fx
 
@@ -19,9 +18,7 @@ from progc.demand import Demand, DemandRefused, solve
 from progc.demand.operations import HOMOGENEOUS, op_name
 from progc.lift import Scale, Split
 from progc.program import Mode, Program
-
-if TYPE_CHECKING:
-    from progc.width_plan import Widening
+from progc.widening import Widening
 
 _MARK = 0.5
 """Factor that marks, in a solver's answer, which units take part."""

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from progc.lift import Lift
-from progc.width_plan import AxisGrowth
+from progc.widening import AxisGrowth
 
 FORMAT_VERSION = 1
 

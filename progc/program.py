@@ -72,7 +72,7 @@ class Signature:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Program:
-    """A captured network (design.md section 2).
+    """A captured network (docs/architecture.md).
 
     Attributes:
         graphs: `{"train": Graph, "eval": Graph}`; never edited in place.

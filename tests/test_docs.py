@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-import progc.axes.walk
+import progc.axes.registry
 from progc.passbase import Pass
 from progc.passes import PASSES, load_pass
 
@@ -199,9 +199,9 @@ def test_exit_codes_of_the_readme() -> None:
 
 def test_rule_of_the_contributors_guide_works(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the rule the operation pins; with it the block's own assertions hold."""
-    rules = dict(progc.axes.walk._RULES)
+    rules = dict(progc.axes.registry._RULES)
     rules.pop("glu", None)
-    monkeypatch.setattr(progc.axes.walk, "_RULES", rules)
+    monkeypatch.setattr(progc.axes.registry, "_RULES", rules)
     rule, check = blocks(ROOT / "CONTRIBUTING.md", "python")[:2]
     with pytest.raises(AssertionError, match="no rule for op aten.glu"):
         execute(ROOT / "CONTRIBUTING.md", check)

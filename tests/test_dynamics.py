@@ -65,7 +65,7 @@ def apart(tensors: dict[str, torch.Tensor], lift: Lift, sides: str) -> dict[str,
 def test_copies_part_with_the_first_step(name: str) -> None:
     """Every axis by itself: columns of consumers differ from the start, rows of producers after a step of Adam.
 
-    A scalar share per copy would leave rows equal: Adam divides it away (growth.md 1.2 item 3).
+    A scalar share per copy would leave rows equal: Adam divides it away (docs/growth.md 1.2 item 3).
     """
     for axis in program(name).axes.growable:
         result = GrowWidth(axes=(f"{axis.name}:{axis.size * 2}",)).run(program(name))

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import progc
-from progc.axes import walk
+from progc.axes import registry
 from progc.axes.walk import Value
 from progc.check import compare
 from progc.errors import CheckError, NotLosslessError, TargetError, VerifyError
@@ -357,14 +357,14 @@ def norm_without_condition(ctx: Any, node: Any, args: Any) -> Value:
 
 
 def test_the_float64_check_catches_a_planted_rule(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(walk._RULES, "softmax", pointwise)
+    monkeypatch.setitem(registry._RULES, "softmax", pointwise)
     program = tokens(lambda m, x: x.softmax(-1))
     with pytest.raises(CheckError, match="growth that analysis calls lossless changes the output"):
         grow_with_report(program, parse_sizes("width*2"))
 
 
 def test_the_float64_check_catches_a_norm_without_its_condition(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(walk._RULES, "layer_norm", norm_without_condition)
+    monkeypatch.setitem(registry._RULES, "layer_norm", norm_without_condition)
     program = tokens(lambda m, x: m.norm(x), norm=nn.LayerNorm(8))
     with pytest.raises(CheckError, match="defect of a rule"):
         grow_with_report(program, parse_sizes("into=12"))
@@ -374,7 +374,7 @@ def test_a_rule_that_forgets_a_dim_pins_it(monkeypatch: pytest.MonkeyPatch) -> N
     def forgetful(ctx: Any, node: Any, args: Any) -> Value:
         return Value(args["self"].dims[:-1])
 
-    monkeypatch.setitem(walk._RULES, "sum", forgetful)
+    monkeypatch.setitem(registry._RULES, "sum", forgetful)
     program = tokens(lambda m, x: x * x.sum(-1).unsqueeze(-1))
     assert program.axes["into"].reason == "aten.sum does away with it"
 

@@ -7,165 +7,27 @@ An op without a rule pins every axis it touches and says so: the answer degrades
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import operator
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-import torch
 from torch import fx
 
 from progc.axes import dims as D
 from progc.axes.dims import Dim
 from progc.axes.memory import written_to
+from progc.axes.records import DECIDING, Event, Literal, Source, Use, Value, fresh_like
+from progc.axes.registry import Args, rule, rule_for
 from progc.check import stochastic
 from progc.program import MODES, Mode, Program, TensorMeta
 
-
-@dataclasses.dataclass(frozen=True)
-class Source:
-    """A value that is a parameter or buffer, moved about: `dims[i]` are the tensor dims that value dim i holds."""
-
-    name: str
-    dims: tuple[frozenset[int], ...]
-
-
-@dataclasses.dataclass
-class Value:
-    """Dims of one tensor value.
-
-    `source` is set while the value is just a re-arranged parameter or buffer; `constant` while it depends on no
-    user input.
-    """
-
-    dims: tuple[Dim, ...]
-    source: Source | None = None
-    constant: bool = False
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return tuple(D.size_of(dim) for dim in self.dims)
-
-
-@dataclasses.dataclass(frozen=True)
-class Event:
-    """Something an op does with a dim that decides whether and how it can grow.
-
-    Kinds:
-        `normalise`: statistics are taken over the dim (LayerNorm, RMSNorm, mean): exact if all units have the
-            same number of copies.
-        `groups`: statistics over contiguous groups of a dim that has seams: exact if all its parts grow by
-            one whole factor.
-        `contract`: two activations are multiplied and summed over the dim (q times k): one needs a factor.
-        `copies`: exact for copies only, not for new units (a maximum).
-        `residual`, `heads`, `head dim`, `conv groups`, `norm groups`: what the dim means.
-    """
-
-    kind: str
-    dim: Dim
-    mode: Mode
-    node: str
-    op: str
-    operands: tuple[str, ...] = ()
-    root: bool = False
-    """For `contract`: True if the op itself divides by the square root of the dim's size."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Use:
-    """How one node uses one dim of a named tensor: `carry` (a producer's or gain's units) or `consume`.
-
-    `part` is what of the dim the node sees at this place (a view may have cut it).
-    """
-
-    name: str
-    dim: int
-    part: Dim
-    role: str
-    mode: Mode
-    node: str
-    operand: str | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Literal:
-    """A size baked into the graph: the argument at `path` of `node` is the size of `dim` (or its offset)."""
-
-    mode: Mode
-    node: str
-    path: tuple[int | str, ...]
-    parts: tuple[Dim, ...]
-
-
-DECIDING = ("normalise", "groups", "contract", "copies")
-"""Kinds of events that say whether growth is exact; the others only say what a dim means."""
+__all__ = ["Args", "Context", "Value", "rule"]
 
 # Ops that take a part of an operand, or of some operand only its size, dtype or device.
 _LEAVES_OUT = frozenset(
     f"aten.{name}" for name in "slice slice_copy narrow to type_as new_zeros new_ones new_empty new_full".split()
 )
-
-Rule = Callable[["Context", fx.Node, "Args"], Any]
-_RULES: dict[str, Rule] = {}
-
-
-def rule(*names: str) -> Callable[[Rule], Rule]:
-    """Registers the rule of one or more ATen ops by name, without overload and in-place underscore."""
-
-    def register(function: Rule) -> Rule:
-        for name in names:
-            if name in _RULES:
-                raise ValueError(f"two rules for op {name}")
-            _RULES[name] = function
-        return function
-
-    return register
-
-
-def rule_of(name: str) -> Rule | None:
-    """The rule of an op, or None."""
-    return _RULES.get(name)
-
-
-class Args:
-    """Arguments of an op by schema name; graph nodes are replaced by their `Value` (or int for sizes)."""
-
-    def __init__(self, context: Context, node: fx.Node) -> None:
-        self.nodes: dict[str, Any] = {}
-        self.paths: dict[str, tuple[int | str, ...]] = {}
-        self._values: dict[str, Any] = {}
-        schema = node.target._schema  # type: ignore[union-attr]
-        for position, argument in enumerate(schema.arguments):
-            name = argument.name
-            if position < len(node.args):
-                raw, self.paths[name] = node.args[position], (position,)
-            elif name in node.kwargs:
-                raw, self.paths[name] = node.kwargs[name], (name,)
-            else:
-                raw = argument.default_value if argument.has_default_value() else None
-            self.nodes[name] = raw
-            self._values[name] = context.resolve(raw)
-
-    def __getitem__(self, name: str) -> Any:
-        return self._values[name]
-
-    def get(self, name: str, default: Any = None) -> Any:
-        """The argument, or `default` if the op has none of that name."""
-        return self._values.get(name, default)
-
-    def tensors(self) -> Iterable[Value]:
-        """Every tensor argument, lists flattened."""
-        for value in self._values.values():
-            for item in value if isinstance(value, (list, tuple)) else (value,):
-                if isinstance(item, Value):
-                    yield item
-
-    def node_name(self, name: str) -> str:
-        """Name of the graph node given for a tensor argument."""
-        node = self.nodes[name]
-        assert isinstance(node, fx.Node)
-        return node.name
 
 
 class Context:
@@ -313,7 +175,7 @@ class Context:
             return meta
         if node.target is operator.getitem:
             return self.resolve(node.args[0])[node.args[1]]
-        name, found = _op_name(node)
+        name, found = rule_for(node)
         self.op = name
         if found is None or meta is None:
             return self._opaque(node, meta)
@@ -369,26 +231,6 @@ class Context:
 def _holds(value: Value, dim: int) -> bool:
     """True if the dim is one of a tensor's own dims, which can take shares; a repeated one is not."""
     return value.source is not None and bool(value.source.dims[dim])
-
-
-def fresh_like(meta: Any) -> Any:
-    """Values of fresh extents with the shapes in `meta`."""
-    if isinstance(meta, TensorMeta):
-        return Value(tuple(D.new(size, extent=True) for size in meta.shape))
-    if isinstance(meta, (tuple, list)):
-        return [fresh_like(item) for item in meta]
-    return meta
-
-
-def _op_name(node: fx.Node) -> tuple[str, Rule | None]:
-    if not isinstance(node.target, torch._ops.OpOverload):
-        return getattr(node.target, "__name__", str(node.target)), None
-    namespace, name = node.target._schema.name.split("::")
-    if namespace != "aten":
-        return f"{namespace}.{name}", _RULES.get(f"{namespace}.{name}")
-    if name not in _RULES and name.endswith("_") and not name.endswith("__"):
-        name = name[:-1]
-    return f"aten.{name}", _RULES.get(name)
 
 
 def _flat(items: Any) -> Iterable[Value]:

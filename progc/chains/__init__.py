@@ -1,4 +1,4 @@
-"""Chains: runs of isomorphic blocks that depth growth inserts into (design.md section 4)."""
+"""Chains: runs of isomorphic blocks that depth growth inserts into (docs/architecture.md)."""
 
 from __future__ import annotations
 

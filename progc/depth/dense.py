@@ -1,7 +1,7 @@
 """Dense chains: a new block reads the whole concatenation and appends a segment to it.
 
 Nothing that existed reads the new segment with anything but zero weights, so the function stays; the segment itself is
-alive, so the zero weights get a gradient on the first step and the new block on the second (growth.md 1.2: exactly
+alive, so the zero weights get a gradient on the first step and the new block on the second (docs/growth.md 1.2: exactly
 one side zero). Per-channel operations between the concatenation and the weights that contract it grow along.
 """
 

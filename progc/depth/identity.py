@@ -1,8 +1,8 @@
 """Makes inserted blocks compute the identity: silent branches, and for post-norm blocks a moved affine.
 
 A pre-norm or post-activation block is an identity when every branch that is added to its skip path is zero; the
-demand solver finds the parameters that do it (growth.md section 2). A post-norm block, LN(LN(x + a) + m), applies its
-norms to the skip path too: with silent branches they find a value that the previous norm has already normalised.
+demand solver finds the parameters that do it (docs/growth.md section 2). A post-norm block, LN(LN(x + a) + m), applies
+its norms to the skip path too: with silent branches they find a value that the previous norm has already normalised.
 They leave it alone if that norm has gain 1 and shift 0; its own gain and shift move into the inserted block's last
 norm. Exact up to the norms' eps.
 """

@@ -1,4 +1,4 @@
-"""Index maps of depth growth: which old block stands at which new place (paper.md 2.2).
+"""Index maps of depth growth: which old block stands at which new place (AutoProg, Li et al., CVPR 2022).
 
 interpolate, identity   4 -> 10: 0 0 1 1 2 2 2 3 3 3     copies next to their source, extra ones deepest
 stack                   4 -> 10: 0 1 2 3 0 1 2 3 0 1     the whole chain again

@@ -7,7 +7,19 @@ owns the sizes baked into the node (`ctx.literal`, `ctx.sizes`) and returns the 
 
 from __future__ import annotations
 
-from progc.axes.rules import attention, convolution, factory, index, linear, movement, norm, pointwise, pool, reduction
+from progc.axes.rules import (
+    attention,
+    convolution,
+    factory,
+    index,
+    linear,
+    movement,
+    norm,
+    pointwise,
+    pool,
+    reduction,
+    segments,
+)
 
 __all__ = [
     "attention",
@@ -20,4 +32,5 @@ __all__ = [
     "pointwise",
     "pool",
     "reduction",
+    "segments",
 ]

@@ -1,0 +1,103 @@
+"""New sizes for axes: what kind of growth each axis gets, and the index maps that follow."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+from progc.axes import Axis, AxisTable
+from progc.axes import dims as D
+from progc.axes.dims import Atom, Dim
+from progc.errors import TargetError
+from progc.index_map import IndexMap
+
+INITS = ("copy", "zero", "random")
+
+
+@dataclasses.dataclass(frozen=True)
+class AxisGrowth:
+    """Growth of one axis: `kind` is copy, free or random; `why` says why that kind."""
+
+    axis: str
+    old: int
+    new: int
+    kind: str
+    why: str = ""
+
+
+class Widening:
+    """New sizes for axes, and the index maps that follow from them."""
+
+    def __init__(self, table: AxisTable, sizes: Mapping[str, int], init: str) -> None:
+        self.table = table
+        self.init = init
+        self.new: dict[Atom, int] = {}
+        self.kind: dict[Atom, str] = {}
+        self.growths: list[AxisGrowth] = []
+        for name, size in sizes.items():
+            axis = table[name]
+            _check_growable(axis, size)
+            if size != axis.size:
+                self.new[axis.atom] = size
+        tied = conflicts(table)
+        for name, size in sizes.items():
+            axis = table[name]
+            if axis.atom in self.new:
+                kind, why = self._choose(axis, tied)
+                self.kind[axis.atom] = kind
+                self.growths.append(AxisGrowth(name, axis.size, size, kind, why))
+
+    def _choose(self, axis: Axis, tied: Mapping[Atom, set[str]]) -> tuple[str, str]:
+        if self.init == "random":
+            return "random", ""
+        if self.init == "copy":
+            return "copy", ""
+        if axis.conditions:
+            return "copy", f"new units would not be exact: {axis.conditions[0]}"
+        if axis.atom in tied:
+            return "copy", f"{sorted(tied[axis.atom])[0]} is both producer and consumer"
+        return "free", ""
+
+    def grows(self, dim: Dim) -> list[Atom]:
+        """The growing atoms of a dim."""
+        return [atom for atom in D.leaves(dim) if atom in self.new]
+
+    def size(self, dim: Dim) -> int:
+        """Size of a dim after growth."""
+        total = 1
+        for atom in D.resolve(dim):
+            if atom.segments is not None:
+                total *= sum(self.size(segment) for segment in atom.segments)
+            else:
+                total *= self.new.get(atom, atom.size)
+        return total
+
+    def index_map(self, dim: Dim, only: set[Atom] | None = None) -> IndexMap:
+        """The dim's index map; with `only`, of those atoms alone (the others at their new size throughout)."""
+        parts = []
+        for atom in D.resolve(dim):
+            if atom.segments is not None:
+                parts.append(IndexMap.concat(tuple(self.index_map(segment, only) for segment in atom.segments)))
+                continue
+            new = self.new.get(atom, atom.size)
+            old = atom.size if only is None or atom in only else new
+            how = "copy" if self.kind.get(atom, "copy") == "copy" else "free"
+            parts.append(IndexMap.leaf(old, new, how))  # type: ignore[arg-type]
+        return IndexMap.product(tuple(parts)) if parts else IndexMap.leaf(1, 1)
+
+
+def _check_growable(axis: Axis, size: int) -> None:
+    if size < axis.size:
+        raise TargetError(f"axis {axis.name} has {axis.size} units; {size} is smaller, and growth only adds units")
+    if size > axis.size and not axis.growable:
+        raise TargetError(f"axis {axis.name} (size {axis.size}) cannot grow to {size}: {axis.reason}")
+
+
+def conflicts(table: AxisTable) -> dict[Atom, set[str]]:
+    """Axes along which one tensor dim is both producer and consumer (tied embedding and head), with the tensors."""
+    found: dict[Atom, set[str]] = {}
+    for (tensor, _), by_atom in table.sides.items():
+        for atom, sides in by_atom.items():
+            if len(sides) > 1:
+                found.setdefault(atom, set()).add(tensor)
+    return found
