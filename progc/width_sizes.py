@@ -73,8 +73,8 @@ def widths(table: AxisTable) -> list[int]:
     found: set[int] = set()
     for event in table.events:
         if event.kind == "residual":
-            found.update(D.size_of(part) for part in _products(event.dim) if _can_grow(table, part))
-    if not found:
+            found.update(D.size_of(part) for part in _products(event.dim) if _is_stream(table, part))
+    if not any(axis.meaning == "residual width" for axis in table.axes):
         for dims in table.tensor_dims.values():
             found.update(D.size_of(part) for dim in dims for part in _products(dim) if _can_grow(table, part))
     return sorted(found)
@@ -86,6 +86,12 @@ def _products(dim: Dim) -> list[Dim]:
     if len(dim) == 1 and dim[0].segments is not None:
         return [part for segment in dim[0].segments for part in _products(segment)]
     return [dim]
+
+
+def _is_stream(table: AxisTable, dim: Dim) -> bool:
+    """True if a residual width that can grow is part of the dim: rotated queries are added too, and are none."""
+    axes = [table.axis_of(atom) for atom in D.leaves(dim)]
+    return any(axis is not None and axis.growable and axis.meaning == "residual width" for axis in axes)
 
 
 def _can_grow(table: AxisTable, dim: Dim) -> bool:
@@ -121,6 +127,12 @@ def _width_factor(table: AxisTable, size: Size | None) -> Fraction:
     if size.relative:
         return Fraction(size.value).limit_denominator(10**6)
     streams = widths(table)
+    pinned = [axis for axis in table.axes if axis.meaning == "residual width"]
+    if not streams and pinned:
+        raise TargetError(
+            f"width={size.value}: the residual width {pinned[0].name} (size {pinned[0].size}) cannot grow: "
+            f"{pinned[0].reason}; name other sizes (mlp, heads) or single axes"
+        )
     if not streams:
         raise TargetError(f"width={size.value}: this network has no axis that can grow; progc inspect --axes says why")
     if size.value < streams[0]:

@@ -14,6 +14,7 @@ from progc.growing import grow_with_report
 from progc.sizes import parse_sizes
 from progc.width_sizes import axis_sizes, widths
 from tests import nets
+from tests.zoo import captured
 
 
 class Normed(nn.Module):
@@ -104,3 +105,15 @@ def test_unknown_keys_and_networks_without_axes(transformer: progc.Program) -> N
     fixed = progc.capture(nn.Linear(4, 3), (torch.randn(2, 4),))
     assert "no axis that can grow" in refusal(fixed, "width=8")
     assert "no head axis" in refusal(fixed, "heads=8")
+
+
+def test_a_residual_width_that_is_an_output_is_no_reason_to_widen_something_else() -> None:
+    program = captured("transformers:bert")[1]
+    with pytest.raises(TargetError, match=r"width=64: the residual width .* \(size 32\) cannot grow: output"):
+        axis_sizes(program, parse_sizes("width=64"))
+
+
+def test_a_layer_that_adds_to_its_own_output_is_no_residual_stream() -> None:
+    """Tanh-GELU is x + 0.04 x^3, rotary queries are q cos + rotated q sin."""
+    assert widths(captured("transformers:gpt2")[1].axes) == [32]
+    assert widths(captured("transformers:llama")[1].axes) == [32]

@@ -181,8 +181,11 @@ class AxisTable:
         for atom in spans:
             if atom not in parameters:
                 continue
-            meaning, suffix = _meaning(atom, kinds[atom], [len(self.tensor_dims[t]) for t, _ in spans[atom]])
-            stem = producers.get(atom) or next(iter(spans[atom]))[0]
+            made_by = producers.get(atom, {})
+            if len(made_by) < 2:
+                kinds[atom].pop("residual", None)  # one layer's output added to itself, as in tanh-GELU, is no stream
+            meaning, suffix = _meaning(kinds[atom], [len(self.tensor_dims[t]) for t, _ in spans[atom]])
+            stem = next(iter(made_by), None) or next(iter(spans[atom]))[0]
             base = stem.rpartition(".")[0] or stem
             name = base + ("." + suffix if suffix else "")
             taken[name] = taken.get(name, 0) + 1
@@ -202,20 +205,20 @@ class AxisTable:
             )
         return tuple(axes)
 
-    def _producers(self) -> dict[Atom, str]:
-        """The first matrix or table that produces each axis: what the axis is named after."""
-        found: dict[Atom, str] = {}
+    def _producers(self) -> dict[Atom, dict[str, None]]:
+        """The matrices and tables that produce each axis; it is named after the first."""
+        found: dict[Atom, dict[str, None]] = defaultdict(dict)
         for use in self.uses:
             if use.role != "consume" and len(self.tensor_dims[use.name]) > 1:
                 for atom in D.leaves(use.part):
-                    found.setdefault(atom, use.name)
+                    found[atom].setdefault(use.name)
         return found
 
     def _span(self, atom: Atom, tensor: str, dim: int) -> Span:
         return Span(tensor, dim, tuple(sorted(self.sides.get((tensor, dim), {}).get(atom, set()))))
 
 
-def _meaning(atom: Atom, kinds: dict[str, None], ranks: list[int]) -> tuple[str, str]:
+def _meaning(kinds: dict[str, None], ranks: list[int]) -> tuple[str, str]:
     for kind, suffix in _MEANINGS.items():
         if kind in kinds:
             return ("residual width" if kind == "residual" else kind), suffix

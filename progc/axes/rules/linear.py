@@ -89,13 +89,13 @@ def einsum(ctx: Context, node: fx.Node, args: Args) -> Value:
     for letter in dict.fromkeys("".join(inputs)):
         if letter not in output:
             _contract_letter(ctx, letter, axis[letter], values, inputs, nodes)
-    shared = [letter for letter in output if sum(letter in names for names in inputs) > 1]
-    if sum(value.source is None for value in values) > 1:
-        for letter in shared:
-            ctx.event("heads", axis[letter])
-        for letter in dict.fromkeys("".join(inputs)):
-            if letter not in shared:
-                ctx.event("head dim", axis[letter])
+    activations = [names for value, names in zip(values, inputs, strict=True) if value.source is None]
+    if len(activations) > 1:
+        # A letter that only a parameter sums up (heads, in the output projection) is still a batch of the others.
+        kept = {*output, *(c for value, names in zip(values, inputs, strict=True) if value.source for c in names)}
+        for letter in dict.fromkeys("".join(activations)):
+            shared = letter in kept and sum(letter in names for names in activations) > 1
+            ctx.event("heads" if shared else "head dim", axis[letter])
     return Value(tuple(axis[letter] for letter in output), constant=all(value.constant for value in values))
 
 

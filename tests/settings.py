@@ -1,0 +1,80 @@
+"""One row per pass: options that make it do something to a network, and options that leave the network alone.
+
+The generic tests of tests/test_passes.py run every pass of `progc.passes.PASSES` through this table; a pass without a
+row is a failing test.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """How to try a pass.
+
+    Attributes:
+        model: a name of tests/zoo.py.
+        active: pipeline texts that change that network.
+        idle: pipeline texts that change nothing there.
+        lossless: which of `active` keep the function.
+    """
+
+    model: str
+    active: tuple[str, ...]
+    idle: tuple[str, ...]
+    lossless: tuple[str, ...] = ()
+
+
+SETTINGS: dict[str, tuple[Setting, ...]] = {
+    "grow-depth": (
+        Setting(
+            "own:flat",
+            active=(
+                "grow-depth",
+                "grow-depth{to=6}",
+                "grow-depth{to=7 init=interpolate}",
+                "grow-depth{to=*2 init=stack}",
+            ),
+            idle=("grow-depth{to=4}", "grow-depth{to=*1}"),
+            lossless=("grow-depth", "grow-depth{to=6}"),
+        ),
+        Setting(
+            "transformers:gpt2",
+            active=("grow-depth{to=5}", "grow-depth{to=4 init=random seed=3}"),
+            idle=("grow-depth{to=3}",),
+            lossless=("grow-depth{to=5}",),
+        ),
+        Setting("own:conv", active=(), idle=("grow-depth",)),
+    ),
+    "grow-width": (
+        Setting(
+            "own:flat",
+            active=(
+                "grow-width{width=*2}",
+                "grow-width{width=24 init=zero noise=0.1 seed=5}",
+                "grow-width{mlp=31}",
+                "grow-width{width=*1.5 lossy=true}",
+                "grow-width{width=*1.5 init=random}",
+            ),
+            idle=("grow-width", "grow-width{width=12}", "grow-width{mlp=*1}"),
+            lossless=(
+                "grow-width{width=*2}",
+                "grow-width{width=24 init=zero noise=0.1 seed=5}",
+                "grow-width{mlp=31}",
+            ),
+        ),
+        Setting(
+            "own:conv",
+            active=("grow-width{width=*3}",),
+            idle=("grow-width{width=*1}",),
+            lossless=("grow-width{width=*3}",),
+        ),
+        Setting(
+            "transformers:gpt2",
+            active=("grow-width{width=*2}",),
+            idle=("grow-width{heads=4}",),
+            lossless=("grow-width{width=*2}",),
+        ),
+    ),
+}

@@ -1,0 +1,305 @@
+"""Target models: sizes are found factor by factor, and whatever does not correspond is named."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import progc
+from progc.align import differences, target_depths, target_widths
+from progc.errors import NotLosslessError, TargetError
+from progc.graph_tools import copy_graph
+from progc.growing import grow_with_report
+from progc.program import Program
+from tests import nets, zoo
+from tests.growth import EXACT, assert_loads
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """Sizes and habits of `Net`; a habit is something that no weight can make up for."""
+
+    dim: int = 8
+    heads: int = 2
+    hidden: tuple[int, ...] = (12, 12)
+    classes: int = 3
+    patch: int = 2
+    side: int = 8
+    eps: float = 1e-6
+    scale: float | None = None
+    act: str = "gelu"
+    extra: bool = False
+    table: float = 1.0
+    constant: float = 1.0
+    mean: bool = True
+    bias: bool = True
+    tied: bool = False
+
+
+class Block(nn.Module):
+    def __init__(self, shape: Shape, hidden: int) -> None:
+        super().__init__()
+        self.shape = shape
+        self.norm1, self.norm2 = (nn.LayerNorm(shape.dim, eps=shape.eps) for _ in range(2))
+        self.qkv = nn.Linear(shape.dim, 3 * shape.dim, bias=shape.bias)
+        self.proj = nn.Linear(shape.dim, shape.dim)
+        self.up, self.down = nn.Linear(shape.dim, hidden), nn.Linear(hidden, shape.dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, tokens, dim = x.shape
+        heads = self.shape.heads
+        q, k, v = self.qkv(self.norm1(x)).view(batch, tokens, 3, heads, dim // heads).permute(2, 0, 3, 1, 4).unbind(0)
+        mixed = F.scaled_dot_product_attention(q, k, v, scale=self.shape.scale)
+        x = x + self.proj(mixed.transpose(1, 2).reshape(batch, tokens, dim))
+        act: Callable[[Tensor], Tensor] = getattr(F, self.shape.act)
+        return x + self.down(act(self.up(self.norm2(x))))
+
+
+class Net(nn.Module):
+    """A ViT with a buffer that no checkpoint holds and a constant that is no buffer at all."""
+
+    table: Tensor
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.shape = shape
+        self.embed = nn.Conv2d(3, shape.dim, shape.patch, stride=shape.patch)
+        tokens = (shape.side // shape.patch) ** 2
+        self.positions = nn.Parameter(torch.randn(tokens, shape.dim) * 0.1)
+        self.register_buffer("table", shape.table * torch.arange(tokens)[:, None] / tokens, persistent=False)
+        self.blocks = nn.Sequential(*(Block(shape, hidden) for hidden in shape.hidden))
+        if shape.extra:
+            self.norm = nn.LayerNorm(shape.dim)
+        self.head = nn.Linear(shape.dim, shape.classes)
+        self.weights = shape.constant * torch.linspace(1, 2, shape.side**2)
+
+    def forward(self, image: Tensor) -> Tensor:
+        image = image * self.weights.view(self.shape.side, self.shape.side)
+        x = self.embed(image).flatten(2).transpose(1, 2)
+        x = self.blocks(x + self.positions + self.table)
+        if self.shape.extra:
+            x = self.norm(x)
+        return self.head(x.mean(1) if self.shape.mean else x.amax(1))
+
+
+def captured(shape: Shape, seed: int = 0) -> tuple[nn.Module, Program]:
+    torch.manual_seed(seed)
+    model = zoo.perturb(Net(shape)).eval()
+    return model, progc.capture(model, (torch.randn(2, 3, shape.side, shape.side),))
+
+
+LARGER = {
+    "depth": Shape(hidden=(12,) * 5),
+    "width": Shape(dim=16, heads=4, hidden=(24, 24)),
+    "wider heads": Shape(dim=16, heads=2, hidden=(24, 24)),
+    "twice as many heads, twice as wide": Shape(dim=32, heads=4, hidden=(36, 36)),
+    "one block's hidden width, by no whole factor": Shape(hidden=(17, 12)),
+    "everything": Shape(dim=24, heads=6, hidden=(30, 30, 30)),
+}
+
+
+@pytest.mark.parametrize("larger", LARGER)
+def test_a_larger_instance_of_the_class_loads_the_grown_weights(larger: str) -> None:
+    module, program = captured(Shape())
+    shape = LARGER[larger]
+    reference, target = captured(shape, seed=1)
+    growth = grow_with_report(program, target)
+    assert growth.report["lossless"] is True and growth.report["max_rel_diff"] < 1e-6
+    assert list(differences(growth.program, target)) == []
+    rounded = shape.dim // shape.heads != 4  # 1/sqrt(head dim) is made up for by sqrt(2), which float32 rounds
+    assert_loads(reference, growth.program.state_dict(), module, *program.example, tolerance=1e-6 if rounded else EXACT)
+
+
+def test_one_block_grows_into_many() -> None:
+    module, program = captured(Shape(hidden=(12,)))
+    reference, target = captured(Shape(hidden=(12,) * 4))
+    assert target_depths(program, target) == {"blocks": 4}
+    growth = grow_with_report(program, target)
+    assert_loads(reference, growth.program.state_dict(), module, *program.example)
+
+
+def test_sizes_are_found_factor_by_factor() -> None:
+    """qkv has 3 parts x heads x head dim: 24 rows become 96, and only the target's own axes say how."""
+    _, program = captured(Shape())
+    _, target = captured(Shape(dim=32, heads=4, hidden=(36, 36)))
+    sizes = target_widths(program, target)
+    meanings = {(program.axes[name].meaning, program.axes[name].size, size) for name, size in sizes.items()}
+    assert meanings == {("residual width", 8, 32), ("heads", 2, 4), ("head dim", 4, 8), ("hidden width", 12, 36)}
+
+
+def test_the_same_size_is_no_growth() -> None:
+    _, program = captured(Shape())
+    _, target = captured(Shape(), seed=1)
+    growth = grow_with_report(program, target)
+    assert growth.program is program and str(growth.plan) == "growth plan: nothing grows\n"
+    assert growth.report["lossless"] is True and growth.report["max_abs_diff"] == 0
+
+
+BIG = {"dim": 16, "heads": 4, "hidden": (24, 24, 24)}
+
+REFUSED: dict[str, tuple[Shape, str]] = {
+    "a module more": (Shape(**BIG, extra=True), r"Net does not grow into \S*Net; only in the target: norm$"),
+    "another number of classes": (Shape(**BIG, classes=5), r"head\.weight \[3, 8\] -> \[5, 16\] \(output\)"),
+    "another patch size": (Shape(**BIG, patch=4, side=16), r"embed\.weight \[8, 3, 2, 2\] .*\(convolution kernel\)"),
+    "more tokens": (Shape(**BIG, side=12), r"positions \[16, 8\] -> \[36, 16\] \(token, spatial or batch"),
+    "no bias": (Shape(**BIG, bias=False), r"only in the source: blocks\.0\.qkv, blocks\.1\.qkv, blocks\.2\.qkv$"),
+    "a smaller width": (Shape(dim=4, heads=1), r"smaller than the source: positions \[16, 8\] -> \[16, 4\]"),
+    "a smaller depth": (Shape(hidden=(12,)), r"is smaller: blocks has 2 blocks in the source and 1 in \S*Net"),
+    "another eps": (Shape(**BIG, eps=1e-5), r"blocks\.0\.norm1: .*layer_norm.*1e-06.* the target has .*1e-05"),
+    "an explicit scale": (Shape(**BIG, scale=0.3), r"blocks\.0: .*scaled_dot_product_attention.*'scale': 0\.3"),
+    "another activation": (Shape(**BIG, act="silu"), r"blocks\.0 calls .*gelu.* the target's blocks\.0 calls .*silu"),
+    "another reduction": (Shape(**BIG, mean=False), r"calls .*mean.* calls .*amax"),
+    "another buffer": (Shape(**BIG, table=2.0), r"buffer table, which no checkpoint holds, is another one"),
+    "another constant": (Shape(**BIG, constant=2.0), r"aten\.(view|mul).* where the target has"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_does_not_correspond_is_named(case: str) -> None:
+    shape, message = REFUSED[case]
+    _, program = captured(Shape())
+    _, target = captured(shape, seed=1)
+    with pytest.raises(TargetError, match=message) as caught:
+        progc.grow(program, target)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
+
+
+def test_a_target_of_another_kind() -> None:
+    _, program = captured(Shape())
+    with pytest.raises(TargetError, match=r"only in the source: .*; only in the target: .*") as caught:
+        progc.grow(program, zoo.captured("own:conv")[1])
+    assert "blocks.0.norm1" in str(caught.value) and "stem" in str(caught.value)
+
+
+def test_a_width_that_is_no_whole_factor_is_refused_before_anything_is_compared() -> None:
+    _, program = captured(Shape())
+    _, target = captured(Shape(dim=12, heads=3, hidden=(18, 18)))
+    with pytest.raises(NotLosslessError, match="8 to 12 is no whole factor, and aten.layer_norm"):
+        progc.grow(program, target)
+    growth = grow_with_report(program, target, lossy=True)
+    assert growth.report["lossless"] is False and growth.report["max_rel_diff"] > 0
+
+
+def test_a_buffer_that_only_the_source_has_is_no_obstacle() -> None:
+    class Plain(nn.Module):
+        def __init__(self, dim: int, table: bool) -> None:
+            super().__init__()
+            self.up, self.down = nn.Linear(4, dim), nn.Linear(dim, 2)
+            if table:
+                self.register_buffer("unused", torch.zeros(dim), persistent=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.down(torch.tanh(self.up(x)))
+
+    example = (torch.randn(2, 4),)
+    program = progc.capture(Plain(5, True), example)
+    grown = progc.grow(program, progc.capture(Plain(10, False), example))
+    assert grown.tensors["up.weight"].shape == (10, 4)
+
+
+def test_a_tensor_that_nothing_reads_has_no_known_growth() -> None:
+    class Spare(nn.Module):
+        def __init__(self, dim: int) -> None:
+            super().__init__()
+            self.up, self.down, self.spare = nn.Linear(4, dim), nn.Linear(dim, 2), nn.Linear(dim, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.down(torch.tanh(self.up(x)))
+
+    example = (torch.randn(2, 4),)
+    message = r"spare\.weight \[3, 5\] -> \[3, 10\] \(no operation reads it, so how it grows is not known\)"
+    with pytest.raises(TargetError, match=message):
+        progc.grow(progc.capture(Spare(5), example), progc.capture(Spare(10), example))
+
+
+@pytest.mark.slow
+def test_grouped_queries() -> None:
+    """Llama: query heads and key-value heads grow together, or the groups of one key-value head grow."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    module, program = zoo.captured("transformers:llama")
+    for heads, shared in ((8, 4), (8, 2)):
+        options = {**zoo._LLAMA, "hidden_size": 64, "head_dim": 8, "num_attention_heads": heads}
+        torch.manual_seed(1)
+        reference = LlamaForCausalLM(LlamaConfig(**options | {"num_key_value_heads": shared}, use_cache=False)).eval()
+        args, kwargs = program.example
+        grown = progc.grow(program, progc.capture(reference, args, kwargs))
+        assert_loads(reference, grown.state_dict(), module, args, kwargs)
+
+
+def test_a_scale_written_as_a_literal_of_the_head_dim_is_not_met_by_any_weight() -> None:
+    _, program = zoo.captured("own:einsum")
+    args, kwargs = program.example
+    more_heads = progc.capture(nets.EinsumTransformer(dim=48, heads=6, hidden=40), args, kwargs)
+    assert list(differences(progc.grow(program, more_heads), more_heads)) == []
+    wider_heads = progc.capture(nets.EinsumTransformer(dim=48, heads=3, hidden=40), args, kwargs)
+    with pytest.raises(TargetError, match=r"layers\.0\.attention: aten\.mul.*0\.35355.*where the target has.*0\.25"):
+        progc.grow(program, wider_heads)
+
+
+def _edited(program: Program, edit: Callable[[Any], None]) -> Program:
+    graph = copy_graph(program.graphs["eval"])
+    edit({node.name: node for node in graph.nodes})
+    return program.replace(graphs={**program.graphs, "eval": graph})
+
+
+def _other_op(nodes: dict[str, Any]) -> None:
+    nodes["gelu_1"].target = torch.ops.aten.relu.default
+    nodes["gelu_1"].kwargs = {}
+
+
+def _other_literal(nodes: dict[str, Any]) -> None:
+    args = list(nodes["layer_norm_2"].args)
+    args[4] = 1e-3
+    nodes["layer_norm_2"].args = tuple(args)
+
+
+def _other_operand(nodes: dict[str, Any]) -> None:
+    nodes["linear_7"].replace_input_with(nodes["gelu_1"], nodes["gelu"])
+
+
+def _other_tensor(nodes: dict[str, Any]) -> None:
+    args = list(nodes["linear_1"].args)
+    args[2] = nodes["linear_5"].args[2]
+    nodes["linear_1"].args = tuple(args)
+
+
+def _other_output(nodes: dict[str, Any]) -> None:
+    nodes["output"].args = ((nodes["mean"],),)
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (_other_op, r"blocks\.1 calls aten\.gelu\.default and the target's blocks\.1 calls aten\.relu\.default"),
+        (_other_literal, r"blocks\.1\.norm1: aten\.layer_norm\.default has .*1e-06.*0\.001"),
+        (_other_operand, r"aten\.linear\.default has"),
+        (_other_tensor, r"blocks\.0\.proj: .*'blocks\.0\.proj\.bias'.* the target has .*'blocks\.1\.proj\.bias'"),
+        (_other_output, r"output"),
+    ],
+)
+def test_a_planted_difference_is_found(edit: Callable[[Any], None], message: str) -> None:
+    _, program = captured(Shape())
+    assert list(differences(program, _edited(program, lambda nodes: None))) == []
+    found = list(differences(program, _edited(program, edit)))
+    assert found
+    with pytest.raises(AssertionError, match=message):
+        raise AssertionError(found[0])
+
+
+def test_a_planted_buffer_and_a_planted_large_constant_are_found() -> None:
+    _, program = captured(Shape(side=80, patch=16))
+    name = next(
+        name for name in program.tensors if name.startswith("_constants.") and program.tensors[name].numel() > 9
+    )
+    for changed, message in (("table", "buffer table"), (name, "where the target has")):
+        tensor = program.tensors[changed].clone()
+        tensor.view(-1)[-1] += 1e-3
+        other = program.replace(tensors={**program.tensors, changed: tensor})
+        assert message in next(differences(program, other))
