@@ -45,7 +45,7 @@ def grow(weights: Path, out: Path, console: Console) -> None:
     console.print(f"\n[bold]$ progc {' '.join(options)}[/bold]", highlight=False, soft_wrap=True)
     program = Path(sys.executable).with_name("progc")
     done = subprocess.run([str(program), *options], stdout=subprocess.PIPE, text=True, encoding="utf-8")
-    console.print(done.stdout, markup=False, highlight=False, end="")
+    console.print(done.stdout, markup=False, highlight=False, soft_wrap=True, end="")
     if done.returncode:
         sys.exit(done.returncode)
 
