@@ -35,13 +35,16 @@ class Difference:
 
     Attributes:
         max_abs: largest |a - b| over all floating outputs; inf if not finite.
-        max_rel: largest over outputs of max |a - b| / max |a|, where a is the first program; inf if not finite.
+        max_rel: largest over outputs of max |a - b| / max |a|, where a is the first program (relative to 1 where a
+            is zero everywhere); inf if not finite.
         finite: False if any output of either program holds NaN or Inf.
+        silent: True if some output of the first program is zero everywhere: it hides what feeds it.
     """
 
     max_abs: float
     max_rel: float
     finite: bool
+    silent: bool = False
 
 
 def compare(before: Program, after: Program, *, seed: int, batch: int | None = None) -> Difference:
@@ -240,7 +243,7 @@ def _difference(first: list[Any], second: list[Any]) -> Difference:
     if len(first) != len(second):
         raise CheckError(f"float64 check: expected {len(first)} outputs, found {len(second)}")
     max_abs = max_rel = 0.0
-    compared, finite = 0, True
+    compared, finite, silent = 0, True, False
     for index, (a, b) in enumerate(zip(first, second, strict=True)):
         if not (isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor)):
             continue
@@ -251,8 +254,8 @@ def _difference(first: list[Any], second: list[Any]) -> Difference:
         compared += 1
         finite = finite and bool(torch.isfinite(a).all()) and bool(torch.isfinite(b).all())
         gap, size = (a - b).abs().max().item(), a.abs().max().item()
-        max_abs = max(max_abs, gap)
-        max_rel = max(max_rel, gap / size if size else math.inf if gap else 0.0)
+        max_abs, silent = max(max_abs, gap), silent or not size
+        max_rel = max(max_rel, gap / (size or 1.0))
     if not compared:
         raise CheckError("float64 check: no output is a floating tensor; there is nothing to compare")
-    return Difference(max_abs, max_rel, True) if finite else Difference(math.inf, math.inf, False)
+    return Difference(max_abs, max_rel, True, silent) if finite else Difference(math.inf, math.inf, False)

@@ -8,30 +8,23 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import math
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from progc.align import differences, target_depths, target_widths
-from progc.check import compare
+from progc.check import Difference
 from progc.errors import CheckError, TargetError
-from progc.lift import Lift
 from progc.manager import run
 from progc.passbase import Pass, PassResult
 from progc.pipeline import to_text
 from progc.plan import ChainGrowth, GrowthPlan
 from progc.program import Program
+from progc.proof import measure, tolerance
 from progc.sizes import Size, Sizes
 from progc.widening import AxisGrowth
 from progc.width_plan import plan_widths
 from progc.width_sizes import axis_sizes
-
-TOLERANCE = 1e-9
-"""Largest relative difference in float64 that lossless growth may show."""
-
-ROUNDED = 1e-6
-"""The same where a factor such as 1/sqrt(2) had to be rounded to the parameters' dtype."""
 
 Progress = Callable[[str], contextlib.AbstractContextManager[Any]]
 
@@ -141,10 +134,10 @@ def grow_with_report(
         "reasons": list(plan.reasons),
     }
     with clock("check"):
-        difference = compare(program, grown, seed=seed)
+        difference = measure(program, grown, plan.lifts, seed=seed)
     report["max_abs_diff"], report["max_rel_diff"] = difference.max_abs, difference.max_rel
     report["seconds"] = clock.seconds
-    _judge(plan, difference.finite, difference.max_rel)
+    _judge(plan, difference)
     return Growth(grown, plan, report)
 
 
@@ -250,19 +243,13 @@ def _notes(before: Program, after: Program, target: Sizes | Program) -> list[str
     return notes
 
 
-def _judge(plan: GrowthPlan, finite: bool, difference: float) -> None:
+def _judge(plan: GrowthPlan, difference: Difference) -> None:
     """Analysis and measurement must agree."""
-    if not finite:
+    if not difference.finite:
         raise CheckError("the float64 check gives NaN or infinite values; look at the source's weights and inputs")
-    tolerance = ROUNDED if any(_rounds(lift) for lift in plan.lifts) else TOLERANCE
-    if plan.lossless and difference > tolerance:
+    limit = tolerance(plan.lifts)
+    if plan.lossless and difference.max_rel > limit:
         raise CheckError(
-            f"growth that analysis calls lossless changes the output by {difference:.2e} (relative, float64; at most "
-            f"{tolerance:.0e} expected); this is a defect of a rule, please report it with `progc inspect --axes`"
+            f"growth that analysis calls lossless changes the output by {difference.max_rel:.2e} (relative, float64; "
+            f"at most {limit:.0e} expected); this is a defect of a rule, please report it with `progc inspect --axes`"
         )
-
-
-def _rounds(lift: Lift) -> bool:
-    """True if the lift multiplies by something that is no power of two."""
-    factors = {value for entry in lift.tensors for scale in entry.scales for value in scale.values if value}
-    return any(math.frexp(value)[0] != 0.5 for value in factors)

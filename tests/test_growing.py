@@ -21,8 +21,9 @@ from torch import Tensor, nn
 
 import progc
 from progc.errors import CheckError, NotLosslessError, ProgcError, TargetError
-from progc.growing import ROUNDED, Growth, grow_with_report
+from progc.growing import Growth, grow_with_report
 from progc.lift import Lift
+from progc.proof import ROUNDED
 from progc.sizes import parse_sizes
 from tests import nets, zoo
 from tests.command import Command, in_process, in_subprocess

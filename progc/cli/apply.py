@@ -92,12 +92,11 @@ def _measured(before: Program, after: Program, steps: Sequence[PassResult], seed
     Raises:
         NotLosslessError: the passes claim to preserve the function and do not.
     """
-    from progc.check import compare
-    from progc.growing import ROUNDED, TOLERANCE
+    from progc.proof import measure, tolerance
 
-    difference = compare(before, after, seed=seed)
-    scaled = any(entry.scales for step in steps if step.lift is not None for entry in step.lift.tensors)
-    limit = ROUNDED if scaled else TOLERANCE
+    lifts = [step.lift for step in steps if step.lift is not None]
+    difference = measure(before, after, lifts, seed=seed)
+    limit = tolerance(lifts)
     claimed = all(step.lossless is not False for step in steps)
     if claimed and not difference.max_rel <= limit:
         raise NotLosslessError(

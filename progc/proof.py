@@ -1,0 +1,61 @@
+"""The float64 check of a growth, and how close "lossless" has to be."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import nn
+
+from progc.check import Difference, compare
+from progc.lift import Lift
+from progc.program import Program
+
+TOLERANCE = 1e-9
+"""Largest relative difference in float64 that lossless growth may show."""
+
+ROUNDED = 1e-6
+"""The same where a factor such as 1/sqrt(2) had to be rounded to the parameters' dtype."""
+
+_STIR = 0.02
+"""Standard deviation of the noise on weights that would hide errors."""
+
+
+def measure(before: Program, after: Program, lifts: Sequence[Lift], *, seed: int) -> Difference:
+    """How far a grown program is from its source, in float64 and eval mode.
+
+    A network that answers zero to everything (a head that starts at zero) would agree with any other such network.
+    Both are then compared with noise on the source's parameters, grown by the same lifts.
+
+    Raises:
+        CheckError: as in `progc.check.compare`.
+    """
+    difference = compare(before, after, seed=seed)
+    if not difference.silent:
+        return difference
+    tensors: Mapping[str, torch.Tensor] = _stirred(before, seed)
+    source = before.replace(tensors=tensors)
+    for lift in lifts:
+        tensors = lift.apply(tensors)
+    return compare(source, after.replace(tensors={name: tensors[name] for name in after.tensors}), seed=seed)
+
+
+def tolerance(lifts: Sequence[Lift]) -> float:
+    """The relative difference that lossless growth by these lifts may show."""
+    factors = {
+        value for lift in lifts for entry in lift.tensors for scale in entry.scales for value in scale.values if value
+    }
+    return ROUNDED if any(math.frexp(value)[0] != 0.5 for value in factors) else TOLERANCE
+
+
+def _stirred(program: Program, seed: int) -> dict[str, torch.Tensor]:
+    """The program's tensors with noise on its parameters; tied ones stay one object."""
+    generator = torch.Generator().manual_seed(seed)
+    made: dict[int, torch.Tensor] = {}
+    for tensor in program.tensors.values():
+        if id(tensor) not in made:
+            stir = isinstance(tensor, nn.Parameter) and tensor.is_floating_point()
+            noise = torch.randn(tensor.shape, generator=generator) * _STIR if stir else 0
+            made[id(tensor)] = nn.Parameter(tensor.detach() + torch.as_tensor(noise).to(tensor)) if stir else tensor
+    return {name: made[id(tensor)] for name, tensor in program.tensors.items()}
