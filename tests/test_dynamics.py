@@ -14,7 +14,7 @@ from progc.rates import learning_rate_factors
 from tests.training import LR, Run, program
 
 NETWORKS = ("mlp", "lm", "einsum", "flat")
-PACKED_QK = "attention.head_dim.2"
+PACKED_QK = "attention.head_dim"
 """Head dim of the einsum network: its queries are packed with keys and values, so one rate for all is not exact."""
 
 
