@@ -1,7 +1,7 @@
 """From sizes as users write them (`width=768,heads=12`) to a size for every axis of a network.
 
 `width` is the size of the residual stream (the narrowest one, where stages differ) and widens everything in
-proportion: MLP hidden sizes, conv channels, heads. Head dims, norm groups and conv groups keep their sizes, as
+proportion: MLP hidden sizes, conv channels, heads. Head dims, groups and channel multipliers keep their sizes, as
 they do between the published sizes of a family; a head dim grows where width and heads together ask for it.
 """
 
@@ -18,7 +18,7 @@ from progc.program import Program
 from progc.sizes import KEYS, Size, Sizes
 from progc.suggestions import did_you_mean
 
-_FIXED = ("norm groups", "conv groups")
+_FIXED = ("norm groups", "conv groups", "channel multiplier")
 
 
 def axis_sizes(program: Program, sizes: Sizes) -> dict[str, int]:

@@ -117,3 +117,25 @@ def test_a_layer_that_adds_to_its_own_output_is_no_residual_stream() -> None:
     """Tanh-GELU is x + 0.04 x^3, rotary queries are q cos + rotated q sin."""
     assert widths(captured("transformers:gpt2")[1].axes) == [32]
     assert widths(captured("transformers:llama")[1].axes) == [32]
+
+
+class Multiplied(nn.Module):
+    """A depthwise convolution that makes two channels of each, added to a stream of that width."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.twice = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 8, 3, padding=1, groups=4)
+        self.conv, self.head = nn.Conv2d(8, 8, 1), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.twice(self.stem(x))
+        return self.head((x + self.conv(x)).mean((2, 3)))
+
+
+def test_a_channel_multiplier_stays() -> None:
+    program = progc.capture(Multiplied(), (torch.randn(2, 3, 5, 5),))
+    grown = grow_with_report(program, parse_sizes("width*2"))
+    assert grown.program.tensors["twice.weight"].shape == (16, 1, 3, 3)
+    assert grown.program.tensors["conv.weight"].shape == (16, 16, 1, 1)
+    assert grown.report["lossless"] and grown.report["max_rel_diff"] < 1e-9
+    assert {axis.meaning for axis in program.axes.growable} >= {"channel multiplier"}

@@ -46,7 +46,8 @@ class Event:
             one whole factor.
         `contract`: two activations are multiplied and summed over the dim (q times k): one needs a factor.
         `copies`: exact for copies only, not for new units (a maximum).
-        `residual`, `heads`, `head dim`, `conv groups`, `norm groups`: what the dim means.
+        `residual`, `heads`, `head dim`, `conv groups`, `norm groups`, `channel multiplier`: what the
+            dim means.
     """
 
     kind: str

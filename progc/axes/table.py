@@ -15,6 +15,7 @@ from progc.program import Mode, Program
 # What an axis means, most telling first, with the suffix of its name.
 _MEANINGS = {
     "head dim": "head_dim",
+    "channel multiplier": "multiplier",
     "norm groups": "norm_groups",
     "conv groups": "conv_groups",
     "heads": "heads",
@@ -38,7 +39,8 @@ class Axis:
     Attributes:
         name: the module that first produces it, with a suffix for heads and the like.
         size: number of units.
-        meaning: residual width, heads, head dim, hidden width, conv channels, norm groups, conv groups.
+        meaning: residual width, heads, head dim, hidden width, conv channels, norm groups, conv groups,
+            channel multiplier.
         growable: True if nothing forbids growth.
         reason: why not, empty if growable.
         spans: tensor dims it runs along.

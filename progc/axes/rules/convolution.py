@@ -62,6 +62,8 @@ def _grouped(ctx: Context, args: Args, channels: D.Dim, weight: Value, groups: i
         ctx.event("conv groups", group)
     out_size = D.size_of(weight.dims[0])
     out_group, out_inside = D.reshape([weight.dims[0]], [groups, out_size // groups])
+    if size == groups:
+        ctx.event("channel multiplier", out_inside)
     ctx.unify(group, out_group)
     ctx.unify(inside, weight.dims[1])
     ctx.literal(args.paths["groups"], group)
