@@ -13,6 +13,44 @@ import pytest
 
 from progc.cli import main
 
+NET = """
+import torch
+from torch import nn
+
+class Block(nn.Module):
+    def __init__(self, dim):
+        super().__init__()
+        self.norm = nn.LayerNorm(dim)
+        self.fc1 = nn.Linear(dim, 2 * dim)
+        self.fc2 = nn.Linear(2 * dim, dim)
+
+    def forward(self, x):
+        return x + self.fc2(torch.nn.functional.gelu(self.fc1(self.norm(x))))
+
+class Net(nn.Module):
+    def __init__(self, dim=8, depth=2):
+        super().__init__()
+        self.embed = nn.Linear(5, dim)
+        self.blocks = nn.ModuleList([Block(dim) for _ in range(depth)])
+        self.head = nn.Linear(dim, 3)
+
+    def forward(self, x):
+        x = self.embed(x)
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x)
+
+def big():
+    return Net(16, 4)
+
+def small():
+    return Net(4, 1)
+
+def example_inputs():
+    return (torch.randn(2, 5),)
+"""
+"""A user's file: a residual network, in three sizes."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:

@@ -14,43 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from progc.sources import open_source
-from tests.command import Command, files_below, in_process, in_subprocess
-
-NET = """
-import torch
-from torch import nn
-
-print("hello from the file")
-
-class Block(nn.Module):
-    def __init__(self, dim):
-        super().__init__()
-        self.norm = nn.LayerNorm(dim)
-        self.fc1 = nn.Linear(dim, 2 * dim)
-        self.fc2 = nn.Linear(2 * dim, dim)
-
-    def forward(self, x):
-        return x + self.fc2(torch.nn.functional.gelu(self.fc1(self.norm(x))))
-
-class Net(nn.Module):
-    def __init__(self, dim=8, depth=2):
-        super().__init__()
-        self.embed = nn.Linear(5, dim)
-        self.blocks = nn.ModuleList([Block(dim) for _ in range(depth)])
-        self.head = nn.Linear(dim, 3)
-
-    def forward(self, x):
-        x = self.embed(x)
-        for block in self.blocks:
-            x = block(x)
-        return self.head(x)
-
-def big():
-    return Net(16, 4)
-
-def example_inputs():
-    return (torch.randn(2, 5),)
-"""
+from tests.command import NET, Command, files_below, in_process, in_subprocess
 
 REPORT = {
     "params_before", "params_after", "lossless", "max_abs_diff", "max_rel_diff", "seconds", "source", "target",
@@ -66,7 +30,7 @@ def run(capsys: pytest.CaptureFixture[str]) -> Command:
 @pytest.fixture
 def net(tmp_path: Path) -> Path:
     path = tmp_path / "net.py"
-    path.write_text(NET)
+    path.write_text('print("hello from the file")\n' + NET)
     return path
 
 

@@ -12,41 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from tests.command import Command, Outcome, files_below, in_process, in_subprocess
-
-NET = """
-    import torch
-    from torch import nn
-
-    class Block(nn.Module):
-        def __init__(self, dim):
-            super().__init__()
-            self.norm = nn.LayerNorm(dim)
-            self.fc1 = nn.Linear(dim, 2 * dim)
-            self.fc2 = nn.Linear(2 * dim, dim)
-
-        def forward(self, x):
-            return x + self.fc2(torch.nn.functional.gelu(self.fc1(self.norm(x))))
-
-    class Net(nn.Module):
-        def __init__(self, dim=8, depth=2):
-            super().__init__()
-            self.embed = nn.Linear(5, dim)
-            self.blocks = nn.ModuleList([Block(dim) for _ in range(depth)])
-            self.head = nn.Linear(dim, 3)
-
-        def forward(self, x):
-            x = self.embed(x)
-            for block in self.blocks:
-                x = block(x)
-            return self.head(x)
-
-    def small():
-        return Net(4, 1)
-
-    def example_inputs():
-        return (torch.randn(2, 5),)
-"""
+from tests.command import NET, Command, Outcome, files_below, in_process, in_subprocess
 
 Write = Callable[..., Path]
 
@@ -120,7 +86,7 @@ def test_a_file_without_a_model(refused: Callable[..., str], write: Write) -> No
 
 
 def test_two_candidates_are_both_named(refused: Callable[..., str], write: Write) -> None:
-    path = write(NET + "\n    class Other(Net):\n        pass\n")
+    path = write(NET + "\nclass Other(Net):\n    pass\n")
     assert f"has several models (Net, Other); choose one: {path}:Other" in refused("grow", path, "--to", "vit_b")
 
 
