@@ -22,8 +22,7 @@ from progc.plan import ChainGrowth, GrowthPlan
 from progc.program import Program
 from progc.proof import measure, tolerance
 from progc.sizes import Size, Sizes
-from progc.widening import AxisGrowth
-from progc.width_plan import plan_widths
+from progc.widening import AxisGrowth, Widening
 from progc.width_sizes import axis_sizes
 
 Progress = Callable[[str], contextlib.AbstractContextManager[Any]]
@@ -118,7 +117,7 @@ def grow_with_report(
     axes: tuple[AxisGrowth, ...] = ()
     if width is not None:
         with clock("widen"):
-            axes = plan_growths(grown, sizes, chosen["width"])
+            axes = tuple(Widening(grown.axes, sizes, chosen["width"]).growths)
             grown = _apply(grown, width, passes, results)
     if isinstance(target, Program):
         with clock("compare"):
@@ -178,11 +177,6 @@ def _width_pass(sizes: Mapping[str, int], init: str, lossy: bool, seed: int) -> 
 
     axes = tuple(f"{name}:{size}" for name, size in sizes.items())
     return GrowWidth(axes=axes, init=init, seed=seed, lossy=lossy) if axes else None
-
-
-def plan_growths(program: Program, sizes: Mapping[str, int], init: str) -> tuple[AxisGrowth, ...]:
-    """What every axis does, without making tensors."""
-    return plan_widths(program, sizes, init=init).growths
 
 
 def _apply(program: Program, step: Pass, passes: list[Pass], results: list[PassResult]) -> Program:
