@@ -23,7 +23,7 @@ from progc.program import Program
 from progc.proof import measure, tolerance
 from progc.sizes import Size, Sizes
 from progc.widening import AxisGrowth, Widening
-from progc.width_sizes import axis_sizes
+from progc.width_sizes import fitted_sizes
 
 Progress = Callable[[str], contextlib.AbstractContextManager[Any]]
 
@@ -112,7 +112,11 @@ def grow_with_report(
         with clock("deepen"):
             grown = _apply(grown, depth, passes, results)
     with clock("align"):
-        sizes = target_widths(grown, target) if isinstance(target, Program) else axis_sizes(grown, target)
+        rounded: list[str] = []
+        if isinstance(target, Program):
+            sizes = target_widths(grown, target)
+        else:
+            sizes, rounded = fitted_sizes(grown, target)
         width = _width_pass(sizes, chosen["width"], lossy, seed)
     axes: tuple[AxisGrowth, ...] = ()
     if width is not None:
@@ -124,7 +128,7 @@ def grow_with_report(
             found = next(differences(grown, target), None)
             if found is not None:
                 raise TargetError(f"{target.class_name} computes something else at its size: {found}")
-    notes = _notes(program, grown, target)
+    notes = rounded + _notes(program, grown, target)
     plan = _plan(program, grown, passes, results, axes, chosen, seed, notes)
     report = {
         "params_before": program.num_parameters(),

@@ -2,21 +2,24 @@
 
 `width` is the size of the residual stream (the narrowest one, where stages differ) and widens everything in
 proportion: MLP hidden sizes, conv channels, heads. Head dims, groups and channel multipliers keep their sizes, as
-they do between the published sizes of a family; a head dim grows where width and heads together ask for it.
+they do between the published sizes of a family; a head dim grows where width and heads together ask for it. What
+does not come out whole is fitted (`progc/width_fit.py`).
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from fractions import Fraction
 
-from progc.axes import Axis, AxisTable
+from progc.axes import AxisTable
 from progc.axes import dims as D
 from progc.axes.dims import Atom, Dim
 from progc.errors import TargetError
 from progc.program import Program
 from progc.sizes import KEYS, Size, Sizes
 from progc.suggestions import did_you_mean
+from progc.width_fit import attention_sizes, group_sizes, inner_heads, rounded
 
 _FIXED = ("norm groups", "conv groups", "channel multiplier")
 
@@ -25,10 +28,35 @@ def axis_sizes(program: Program, sizes: Sizes) -> dict[str, int]:
     """New size for every axis that `sizes` changes.
 
     Raises:
-        TargetError: a size that is no whole number somewhere, below the present one, or an unknown key.
+        TargetError: a size that is no whole number where it has to be one, below the present one, or an unknown key.
     """
+    return fitted_sizes(program, sizes)[0]
+
+
+def fitted_sizes(program: Program, sizes: Sizes) -> tuple[dict[str, int], list[str]]:
+    """As `axis_sizes`, with a note about every axis whose proportional size was rounded."""
     _check_keys(program, sizes)
-    return _whole(program.axes, _wanted(program.axes, sizes), sizes)
+    table = program.axes
+    wanted = _wanted(table, sizes)
+    strict = _strict(table, sizes)
+    whole, notes = rounded(table, wanted, strict)
+    found = _whole(table, whole, sizes)
+    width = sizes.entries.get("width")
+    if width is not None and not width.relative and widths(table, found)[0] != width.value:
+        raise TargetError(
+            f"{sizes.text or str(sizes)}: the residual width would get {widths(table, found)[0]}, not "
+            f"{int(width.value)}: it is made of whole parts{_nearest(table, sizes)}"
+        )
+    return found, notes
+
+
+def _strict(table: AxisTable, sizes: Sizes) -> set[str]:
+    """Axes that may not be rounded: those that the user names, and those that heads and width decide together."""
+    named = {key for key in sizes.entries if key not in KEYS}
+    meanings = {"heads", "head dim"}
+    if sizes.entries.keys() & {"mlp", "mlp_ratio"}:
+        meanings.add("hidden width")
+    return named | {axis.name for axis in table.growable if axis.meaning in meanings}
 
 
 def _wanted(table: AxisTable, sizes: Sizes) -> dict[str, Fraction]:
@@ -40,13 +68,12 @@ def _wanted(table: AxisTable, sizes: Sizes) -> dict[str, Fraction]:
     for axis in table.growable:
         if axis.meaning in _FIXED or axis.atom in inner:
             continue
-        if axis.meaning == "heads":
-            new[axis.name] = axis.size * heads
-        elif axis.meaning == "head dim":
-            beside = has_heads(table, axis)
-            new[axis.name] = axis.size * (factor / heads if beside else factor)
-        else:
-            new[axis.name] = axis.size * factor
+        if axis.meaning in ("heads", "head dim"):
+            continue
+        new[axis.name] = axis.size * factor
+    new.update(attention_sizes(table, factor, heads, free="heads" not in sizes.entries))
+    if factor.denominator != 1:
+        new.update(group_sizes(table, factor))
     for key in ("head_dim", "mlp", "mlp_ratio"):
         if key in sizes.entries:
             _apply(table, new, key, sizes.entries[key], factor)
@@ -65,19 +92,33 @@ def _check_keys(program: Program, sizes: Sizes) -> None:
             raise TargetError(f"`{key}` is no size, axis or chain of this network{hint}; progc inspect lists them")
 
 
-def widths(table: AxisTable) -> list[int]:
+def widths(table: AxisTable, new: Mapping[str, int] | None = None) -> list[int]:
     """Sizes of the residual streams that can grow, narrowest first; of all growable dims if there is no residual.
+
+    Args:
+        new: sizes by axis name that replace the present ones.
 
     A stream may be a product of axes (a GroupNorm cuts channels into groups x inside); its size is that of the product.
     """
+    sizes = {table[name].atom: size for name, size in (new or {}).items()}
     found: set[int] = set()
     for event in table.events:
         if event.kind == "residual":
-            found.update(D.size_of(part) for part in _products(event.dim) if _is_stream(table, part))
+            found.update(_size(part, sizes) for part in _products(event.dim) if _is_stream(table, part))
     if not any(axis.meaning == "residual width" for axis in table.axes):
         for dims in table.tensor_dims.values():
-            found.update(D.size_of(part) for dim in dims for part in _products(dim) if _can_grow(table, part))
+            found.update(_size(part, sizes) for dim in dims for part in _products(dim) if _can_grow(table, part))
     return sorted(found)
+
+
+def _size(dim: Dim, new: Mapping[Atom, int]) -> int:
+    total = 1
+    for atom in D.resolve(dim):
+        if atom.segments is not None:
+            total *= sum(_size(segment, new) for segment in atom.segments)
+        else:
+            total *= new.get(atom, atom.size)
+    return total
 
 
 def _products(dim: Dim) -> list[Dim]:
@@ -97,28 +138,6 @@ def _is_stream(table: AxisTable, dim: Dim) -> bool:
 def _can_grow(table: AxisTable, dim: Dim) -> bool:
     axes = [table.axis_of(atom) for atom in D.leaves(dim)]
     return any(axis is not None and axis.growable for axis in axes)
-
-
-def inner_heads(table: AxisTable) -> set[Atom]:
-    """Factors inside a head axis (the group size of grouped queries): the outermost one grows."""
-    inner: set[Atom] = set()
-    outer: set[Atom] = set()
-    for event in table.events:
-        if event.kind == "heads":
-            atoms = [atom for atom in D.leaves(event.dim) if not atom.extent]
-            outer.update(atoms[:1])
-            inner.update(atoms[1:])
-    return inner - outer
-
-
-def has_heads(table: AxisTable, axis: Axis) -> bool:
-    """True if a tensor dim holds this head dim together with a head axis."""
-    for span in axis.spans:
-        for atom in D.leaves(table.tensor_dims[span.tensor][span.dim]):
-            other = table.axis_of(atom)
-            if other is not None and other.meaning == "heads" and other.growable:
-                return True
-    return False
 
 
 def _width_factor(table: AxisTable, size: Size | None) -> Fraction:

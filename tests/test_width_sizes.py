@@ -12,7 +12,7 @@ from progc.check import compare
 from progc.errors import TargetError
 from progc.growing import grow_with_report
 from progc.sizes import parse_sizes
-from progc.width_sizes import axis_sizes, widths
+from progc.width_sizes import axis_sizes, fitted_sizes, widths
 from tests import nets
 from tests.zoo import captured
 
@@ -71,15 +71,41 @@ def test_width_is_that_of_the_whole_dim_where_a_norm_cuts_it(normed: progc.Progr
     assert axis_sizes(normed, parse_sizes("width=8")) == {}
 
 
-@pytest.mark.parametrize("sizes", ["width=13", "width*1.625"])
-def test_a_width_that_a_norm_forbids_names_the_nearest(normed: progc.Program, sizes: str) -> None:
-    assert refusal(normed, sizes).endswith("nearest widths: 8, 16")
+def test_a_width_that_a_norm_forbids_names_the_nearest(normed: progc.Program) -> None:
+    assert refusal(normed, "width=13").endswith("made of whole parts; nearest widths: 12, 14")
     assert "smaller than the source's 8" in refusal(normed, "width=7")
+
+
+@pytest.mark.parametrize("sizes", ["width=12", "width*1.5"])
+def test_groups_of_a_norm_grow_where_the_channels_inside_cannot(normed: progc.Program, sizes: str) -> None:
+    growth = grow_with_report(normed, parse_sizes(sizes))
+    assert growth.program.tensors["conv.weight"].shape[:2] == (12, 12)
+    groups = [node.args[1] for node in growth.program.graphs["eval"].nodes if "group_norm" in str(node.target)]
+    assert groups == [6]
+    assert growth.report["lossless"] and compare(normed, growth.program, seed=0).max_rel < 1e-9
+
+
+def test_what_does_not_come_out_whole_is_rounded_and_said() -> None:
+    program = progc.capture(nets.ConvNet(), (torch.randn(2, 3, 8, 8),))
+    sizes, notes = fitted_sizes(program, parse_sizes("width*1.3"))
+    for name, size in sizes.items():
+        assert abs(size - 1.3 * program.axes[name].size) <= 0.5
+    assert notes and all("rounded" in note for note in notes)
+    assert fitted_sizes(program, parse_sizes("width*2"))[1] == []
+    growth = grow_with_report(program, parse_sizes("width*1.3"))
+    assert growth.report["lossless"] and set(notes) <= set(growth.plan.notes)
 
 
 @pytest.mark.parametrize("sizes", ["width=17", "width*1.4"])
 def test_a_width_between_heads_names_the_nearest(transformer: progc.Program, sizes: str) -> None:
-    assert refusal(transformer, sizes).endswith("sizes are whole numbers; nearest widths: 12, 24")
+    assert "sizes are whole numbers; nearest widths: 1" in refusal(transformer, sizes)
+
+
+def test_head_dims_grow_where_the_number_of_heads_would_not_be_whole(transformer: progc.Program) -> None:
+    for text, heads, dim in (("width*1.5", 3, 6), ("width=16", 4, 4), ("width*2", 6, 4)):
+        sizes = axis_sizes(transformer, parse_sizes(text))
+        size = {axis.meaning: sizes.get(axis.name, axis.size) for axis in transformer.axes.growable}
+        assert (size["heads"], size["head dim"]) == (heads, dim)
 
 
 def test_heads_that_do_not_divide_the_width_name_the_nearest(transformer: progc.Program) -> None:
