@@ -24,16 +24,13 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-if __name__ in ("__main__", "__mp_main__"):  # started as a file: bench/ is on the path, the root is not
-    sys.path.insert(0, str(ROOT))
-
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # a process per core
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+if __name__ == "__main__":  # started as a file: bench/ is on the path, the root is not
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench import coverage_page
 from bench.common import machine, write_json
 
+ROOT = Path(__file__).resolve().parent.parent
 TARGETS = ("width*2", "width*1.5", "depth*2", "width*2,depth*2")
 ROWS = ROOT / "build" / "coverage.jsonl"
 LARGEST = 150_000_000
@@ -260,6 +257,8 @@ def main() -> None:
     parser.add_argument("--anew", action="store_true", help="forget the rows of an earlier run")
     parser.add_argument("--page", action="store_true", help="only write the page from the rows that are there")
     options = parser.parse_args()
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # a process per core
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     from bench.models import specs
 
     everything = [spec.key for spec in specs()]

@@ -104,11 +104,11 @@ def _worst(rows: list[Row]) -> list[str]:
 def _reading() -> list[str]:
     return [
         "How to read the tables: *share* is the part of the parameters that lie on at least one axis that can grow;",
-        "*seconds* are capture, analysis (axes and chains), growth and float64 check of `width*2`, on one core. A growth",
-        "shows the factor of parameters and the largest relative difference in eval mode, a second one in train mode; a",
-        "dash means that it was refused, for the reason listed at the end; *proved*: exact by analysis, not measured",
-        "because of its size. Norms with an epsilon and factors such as 1/sqrt(2) are rounded in the weights' own",
-        "precision: differences around 1e-7 come from there, 1e-15 is float64's own rounding.",
+        "*seconds* are capture, analysis (axes and chains), growth and float64 check of `width*2`, on one core. A",
+        "growth shows the factor of parameters and the largest relative difference in eval mode, a second one in train",
+        "mode; a dash means that it was refused, for the reason listed at the end; *proved*: exact by analysis, not",
+        "measured because of its size. Factors such as 1/sqrt(2) are rounded in the weights' own precision:",
+        "differences around 1e-7 come from there, 1e-15 is float64's own rounding.",
     ]
 
 

@@ -103,6 +103,8 @@ def rewrite(program: Program, widening: Widening, tensors: dict[str, Any]) -> Pr
             if literal.mode == mode and any(widening.grows(part) for part in literal.parts):
                 new = sum(widening.size(part) for part in literal.parts)
                 old = sum(D.size_of(part) for part in literal.parts)
+                if literal.value is not None:
+                    new, old = literal.value * new // old, literal.value
                 _set(nodes[literal.node], literal.path, old, new)
         _drop_unread_sizes(graph)
         graphs[mode] = graph

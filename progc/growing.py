@@ -14,6 +14,7 @@ from typing import Any
 
 from progc.align import differences, target_depths, target_widths
 from progc.check import Difference
+from progc.demand.operations import describe
 from progc.errors import CheckError, TargetError
 from progc.manager import run
 from progc.passbase import Pass, PassResult
@@ -231,6 +232,15 @@ def _notes(before: Program, after: Program, target: Sizes | Program) -> list[str
     if "width" in target.entries:
         stays = [axis for axis in before.axes.axes if axis.meaning == "residual width" and not axis.growable]
         notes += [f"{axis.name} (residual width {axis.size}) stays: {axis.reason}" for axis in stays]
+    grown = {literal.node for literal in after.axes.literals if literal.mode == "eval" and literal.value is not None}
+    for node in after.graphs["eval"].nodes:
+        if node.name in grown and "correction" in node.kwargs:
+            was = next((n for n in before.graphs["eval"].nodes if n.name == node.name), node).kwargs.get("correction")
+            if was != node.kwargs["correction"]:
+                notes.append(
+                    f"{describe(node)} divides by n - {node.kwargs['correction']} instead of n - {was}, so that copies "
+                    "change nothing; a class of this size divides by what it did"
+                )
     for name, tensor in after.tensors.items():
         known = before.tensors.get(name)
         if not after.specs[name].persistent and known is not None and known.shape != tensor.shape:

@@ -90,6 +90,7 @@ class Lowering:
         value = node.meta.get("val")
         copy.meta = {key: node.meta[key] for key in ("nn_module_stack", "stack_trace") if key in node.meta}
         copy.meta["tensor"] = _meta_of(value)
+        _count_correction(copy)
         if node.op == "placeholder":
             dynamic = isinstance(value, torch.Tensor) and value.dim() > 0 and isinstance(value.shape[0], torch.SymInt)
             copy.meta["batch_dynamic"] = dynamic
@@ -160,6 +161,24 @@ class Lowering:
         nodes = [node, *(inner for region in regions for inner in region.graph.nodes)]
         places = (place_of_trace(inner.meta.get("stack_trace")) for inner in nodes)
         raise refusal(self._model, next((place for place in places if place), None), what, instead)
+
+
+_ESTIMATES = {getattr(torch.ops.aten, name) for name in ("var", "std", "var_mean", "std_mean")}
+
+
+def _count_correction(node: fx.Node) -> None:
+    """Makes variances say what they subtract from n as a number: `n - 1` over r copies has to become `rn - r`."""
+    packet = getattr(node.target, "overloadpacket", None)
+    if packet not in _ESTIMATES:
+        return
+    names = [argument.name for argument in node.target._schema.arguments]  # type: ignore[union-attr]
+    given = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+    correction = given.get("correction")
+    if correction is None:
+        correction = int(bool(given.get("unbiased", True)))
+    node.target = packet.correction
+    node.args = (given["self"], given.get("dim"))
+    node.kwargs = {"correction": correction, "keepdim": given.get("keepdim", False)}
 
 
 def _has_no_effect(node: fx.Node) -> bool:

@@ -2,8 +2,8 @@
 
 Attention keeps heads * head dim in proportion: the heads grow if their number comes out whole, else the head dim,
 else both. A GroupNorm takes the factor in its number of groups where the channels inside a group would not grow by a
-whole factor (docs/growth.md 1: whole copied groups are exact, parts of groups are not). All other axes are independent of one
-another and are rounded to the nearest whole number.
+whole factor (docs/growth.md 1: whole copied groups are exact, parts of groups are not). All other axes are
+independent of one another and are rounded to the nearest whole number.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping
 from fractions import Fraction
 
-from progc.axes import AxisTable
+from progc.axes import Axis, AxisTable
 from progc.axes import dims as D
 from progc.axes.dims import Atom, Dim
 from progc.errors import TargetError
@@ -37,15 +37,15 @@ def fitted_sizes(program: Program, sizes: Sizes) -> tuple[dict[str, int], list[s
     """As `axis_sizes`, with a note about every axis whose proportional size was rounded."""
     _check_keys(program, sizes)
     table = program.axes
-    wanted = _wanted(table, sizes)
+    wanted = _wanted(program, sizes)
     strict = _strict(table, sizes)
     whole, notes = rounded(table, wanted, strict)
-    found = _whole(table, whole, sizes)
+    found = _whole(program, whole, sizes)
     width = sizes.entries.get("width")
     if width is not None and not width.relative and widths(table, found)[0] != width.value:
         raise TargetError(
             f"{sizes.text or str(sizes)}: the residual width would get {widths(table, found)[0]}, not "
-            f"{int(width.value)}: it is made of whole parts{_nearest(table, sizes)}"
+            f"{int(width.value)}: it is made of whole parts{_nearest(program, sizes)}"
         )
     return found, notes
 
@@ -59,8 +59,9 @@ def _strict(table: AxisTable, sizes: Sizes) -> set[str]:
     return named | {axis.name for axis in table.growable if axis.meaning in meanings}
 
 
-def _wanted(table: AxisTable, sizes: Sizes) -> dict[str, Fraction]:
+def _wanted(program: Program, sizes: Sizes) -> dict[str, Fraction]:
     """Size of every axis that `sizes` speaks about, whole or not."""
+    table = program.axes
     factor = _width_factor(table, sizes.entries.get("width"))
     heads = _heads_factor(table, sizes.entries.get("heads"), factor)
     new: dict[str, Fraction] = {}
@@ -68,7 +69,7 @@ def _wanted(table: AxisTable, sizes: Sizes) -> dict[str, Fraction]:
     for axis in table.growable:
         if axis.meaning in _FIXED or axis.atom in inner:
             continue
-        if axis.meaning in ("heads", "head dim"):
+        if axis.meaning in ("heads", "head dim") or not _is_made(program, axis):
             continue
         new[axis.name] = axis.size * factor
     new.update(attention_sizes(table, factor, heads, free="heads" not in sizes.entries))
@@ -191,43 +192,46 @@ def _apply(table: AxisTable, new: dict[str, Fraction], key: str, size: Size, wid
             new[axis.name] = axis.size * Fraction(size.value) if size.relative else Fraction(size.value)
 
 
-def _whole(table: AxisTable, new: dict[str, Fraction], sizes: Sizes) -> dict[str, int]:
+def _whole(program: Program, new: dict[str, Fraction], sizes: Sizes) -> dict[str, int]:
     """Checks that every size is a whole number and none shrinks; drops what stays."""
-    text = sizes.text or str(sizes)
+    table, text = program.axes, sizes.text or str(sizes)
     for name, value in new.items():
         axis = table[name]
         what = f"{text}: axis {name} ({axis.meaning}) has {axis.size} units and would get {float(value):g}"
         if value.denominator != 1:
-            raise TargetError(f"{what}; sizes are whole numbers{_nearest(table, sizes)}")
+            raise TargetError(f"{what}; sizes are whole numbers{_nearest(program, sizes)}")
         if value < axis.size:
-            raise TargetError(f"{what}; growth only adds units{_nearest(table, sizes)}")
+            raise TargetError(f"{what}; growth only adds units{_nearest(program, sizes)}")
     return {name: int(value) for name, value in new.items() if int(value) != table[name].size}
 
 
-def _nearest(table: AxisTable, sizes: Sizes) -> str:
+def _nearest(program: Program, sizes: Sizes) -> str:
     """The nearest sizes below and above that fit everywhere, in words."""
-    text = ""
+    table, text = program.axes, ""
     for key, base in (("width", widths(table)[:1]), ("heads", _head_counts(table)[:1])):
         size = sizes.entries.get(key)
         if size is None or not base:
             continue
         value = math.floor(base[0] * size.value) if size.relative else int(size.value)
-        below = next((v for v in range(value, base[0] - 1, -1) if _fits(table, sizes, key, v)), None)
-        above = next((v for v in range(value + 1, 2 * (value + base[0]) + 1) if _fits(table, sizes, key, v)), None)
+        below = next((v for v in range(value, base[0] - 1, -1) if _fits(program, sizes, key, v)), None)
+        above = next((v for v in range(value + 1, 2 * (value + base[0]) + 1) if _fits(program, sizes, key, v)), None)
         found = [str(v) for v in (below, above) if v is not None]
         text += f"; nearest {key.removesuffix('s')}s: {', '.join(found)}" if found else ""
     return text
 
 
-def _fits(table: AxisTable, sizes: Sizes, key: str, value: int) -> bool:
-    """Whether every axis gets a size that it can have exactly."""
+def _fits(program: Program, sizes: Sizes, key: str, value: int) -> bool:
+    """Whether every axis gets a size that it can have."""
+    table, wish = program.axes, Sizes({**sizes.entries, key: Size(value, relative=False)}, sizes.text)
     try:
-        new = _wanted(table, Sizes({**sizes.entries, key: Size(value, relative=False)}, sizes.text))
+        new = rounded(table, _wanted(program, wish), _strict(table, wish))[0]
     except TargetError:
         return False
-    for name, wanted in new.items():
-        axis = table[name]
-        step = axis.size if any("whole factor" in condition for condition in axis.conditions) else 1
-        if wanted < axis.size or (wanted / step).denominator != 1:
-            return False
-    return True
+    if any(size < table[name].size or size.denominator != 1 for name, size in new.items()):
+        return False
+    return key != "width" or widths(table, {name: int(size) for name, size in new.items()})[0] == value
+
+
+def _is_made(program: Program, axis: Axis) -> bool:
+    """False for the features of a table that the class computes: nothing trained makes them, and they stay."""
+    return any("producer" in span.sides and program.specs[span.tensor].kind == "parameter" for span in axis.spans)

@@ -251,7 +251,6 @@ REFUSED: dict[str, tuple[Callable[..., Tensor], str]] = {
     "softmax of channels": (lambda m, x: x.softmax(-1), "softmax runs over it"),
     "sum of channels": (lambda m, x: x * x.sum(-1, keepdim=True), "sum runs over it"),
     "length of channels": (lambda m, x: F.normalize(x, dim=-1), "norm runs over it"),
-    "unbiased variance": (lambda m, x: x / x.var(-1, keepdim=True), "divides by n - 1"),
     "cumulative sum": (lambda m, x: x.cumsum(-1), "order of units"),
     "sorted channels": (lambda m, x: x.sort(-1)[0], "order of units"),
     "flipped channels": (lambda m, x: x.flip(-1), "order of units"),

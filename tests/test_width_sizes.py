@@ -109,7 +109,7 @@ def test_head_dims_grow_where_the_number_of_heads_would_not_be_whole(transformer
 
 
 def test_heads_that_do_not_divide_the_width_name_the_nearest(transformer: progc.Program) -> None:
-    assert refusal(transformer, "width=24,heads=5").endswith("nearest widths: 60; nearest heads: 3, 6")
+    assert refusal(transformer, "width=24,heads=5").endswith("nearest widths: 20, 25; nearest heads: 4, 6")
     assert "smaller than the source's 3" in refusal(transformer, "heads=2")
 
 

@@ -78,12 +78,16 @@ class Use:
 
 @dataclasses.dataclass(frozen=True)
 class Literal:
-    """A size baked into the graph: the argument at `path` of `node` is the size of `dim` (or its offset)."""
+    """A number baked into the graph: the argument at `path` of `node` is the size of `parts` (or an offset in them).
+
+    With `value` set, the argument has this value at the captured size and grows by the factor by which `parts` grow.
+    """
 
     mode: Mode
     node: str
     path: tuple[int | str, ...]
     parts: tuple[Dim, ...]
+    value: int | None = None
 
 
 DECIDING = ("normalise", "groups", "contract", "copies")

@@ -88,10 +88,10 @@ class Context:
         if D.channels(dim):
             self.events.append(Event(kind, dim, self.mode, self.node_name, self.op, operands, root))
 
-    def literal(self, path: tuple[int | str, ...], *parts: Dim) -> None:
-        """The argument at `path` is the sum of the sizes of `parts`."""
+    def literal(self, path: tuple[int | str, ...], *parts: Dim, value: int | None = None) -> None:
+        """The argument at `path` is the sum of the sizes of `parts`, or the number `value` per old unit of them."""
         if any(D.channels(part) for part in parts):
-            self.literals.append(Literal(self.mode, self.node_name, path, parts))
+            self.literals.append(Literal(self.mode, self.node_name, path, parts, value))
 
     def sizes(self, args: Args, name: str, dims: Sequence[Dim]) -> None:
         """The argument `name` is a list of sizes, one per dim (a graph node where the batch size enters)."""
@@ -129,12 +129,16 @@ class Context:
         """`sum over the dim of a times b`: the shares go into a parameter if one is there, else they are owed."""
         self.unify(a.dims[dim_a], b.dims[dim_b])
         can_a, can_b = _holds(a, dim_a), _holds(b, dim_b)
-        if can_a and b.source is None:
+        # A table of numbers is read, not trained: the parameter beside it takes the shares.
+        if can_a and (b.source is None or (self._trained(a) and not self._trained(b))):
             self.consume(a, dim_a, name_b)
-        elif can_b and a.source is None:
+        elif can_b and (a.source is None or (self._trained(b) and not self._trained(a))):
             self.consume(b, dim_b, name_a)
         else:
             self.event("contract", a.dims[dim_a], name_a, name_b)
+
+    def _trained(self, value: Value) -> bool:
+        return value.source is not None and self.program.specs[value.source.name].kind == "parameter"
 
     # -- the walk ---------------------------------------------------------------------------------------
 

@@ -78,7 +78,7 @@ REDUCTION = [
     Case("mean", lambda m, x: x - x.mean(-1, keepdim=True), grows=True),
     Case("mean over all", lambda m, x: x * x.mean() + x.nanmean(-1, True), grows=True),
     Case("biased variance", lambda m, x: x / (x.var(-1, unbiased=False, keepdim=True) + 1).sqrt(), grows=True),
-    Case("unbiased variance", lambda m, x: x / (x.var(-1, keepdim=True) + 1).sqrt(), grows=False),
+    Case("unbiased variance", lambda m, x: x / (x.var(-1, keepdim=True) + 1).sqrt(), grows=True),
     Case("deviation", lambda m, x: x / (x.std(-1, correction=0, keepdim=True) + 1), grows=True),
     Case("variance and mean", lambda m, x: x - torch.var_mean(x, -1, correction=0, keepdim=True)[1], grows=True),
     Case("deviation and mean", lambda m, x: x - torch.std_mean(x, -1, keepdim=True)[0], grows=False),

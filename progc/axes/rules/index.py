@@ -40,7 +40,10 @@ def index(ctx: Context, node: fx.Node, args: Args) -> Value:
     kept = [x.dims[i] for i in range(len(x.dims)) if i not in used]
     place = used[0] if adjacent else 0
     fresh = [D.new(size, extent=True) for size in shape[place : place + new_rank]]
-    return Value((*kept[:place], *fresh, *kept[place:]), constant=False)
+    rows: list[int | None] = [i for i in range(len(x.dims)) if i not in used]
+    order = [*rows[:place], *[None] * new_rank, *rows[place:]]
+    # Rows of a parameter are a parameter still (experts chosen per token): the other dims are its own.
+    return moved(Value((), x.source), [*kept[:place], *fresh, *kept[place:]], order)
 
 
 def _is_mask(node: Any) -> bool:
@@ -57,7 +60,8 @@ def by_dim(ctx: Context, node: fx.Node, args: Args) -> Value:
         dims = list(x.dims)
         dims[dim] = D.new(shape[dim], extent=True)
         ctx.carry(x)
-        return Value(tuple(dims), constant=x.constant)
+        order = [None if i == dim else i for i in range(len(dims))]
+        return moved(x, dims, order)
     for value in args.tensors():
         ctx.pin(D.channels(sum(value.dims, ())), "looked up by index")
     return moved(Value(()), [D.new(size, extent=True) for size in shape], [])

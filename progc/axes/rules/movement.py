@@ -156,6 +156,19 @@ def expand_as(ctx: Context, node: fx.Node, args: Args) -> Value:
     return Value(tuple(out), constant=x.constant and other.constant)
 
 
+@rule("unfold", "unfold_copy")
+def unfold(ctx: Context, node: fx.Node, args: Args) -> Value:
+    """Windows along one dim: positions stay there, places inside a window become a new last dim."""
+    x, shape = args["self"], node.meta["tensor"].shape
+    dim = args["dimension"] % len(x.dims)
+    ctx.pin(D.channels(x.dims[dim]), f"{ctx.op} slides along it")
+    out: list[Dim] = [*x.dims, D.new(shape[-1], extent=True)]
+    out[dim] = D.new(shape[dim], extent=True)
+    order: list[int | None] = [None if i == dim else i for i in range(len(x.dims))]
+    ctx.carry(x)
+    return moved(x, out, [*order, None])
+
+
 @rule("repeat", "tile")
 def repeat(ctx: Context, node: fx.Node, args: Args) -> Value:
     """Whole dims are tiled; the tiling factor is fixed."""

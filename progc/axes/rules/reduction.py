@@ -72,14 +72,18 @@ def total(ctx: Context, node: fx.Node, args: Args) -> Any:
 
 @rule("var", "std", "var_mean", "std_mean")
 def variance(ctx: Context, node: fx.Node, args: Args) -> Any:
-    """Exact for uniform copies unless it is the unbiased estimate, which divides by n - 1."""
+    """Exact for uniform copies: what is subtracted from the number of units grows with it (n - 1 becomes rn - r)."""
     over, out = _reduced(ctx, node, args)
-    biased = args.get("correction") == 0 or args.get("unbiased") is False
-    for dim in _channels(args["self"], over):
-        if biased:
-            ctx.event("normalise", dim)
-        else:
-            ctx.pin(dim, f"{ctx.op} divides by n - 1")
+    correction = args.get("correction")
+    channels = _channels(args["self"], over)
+    whole = isinstance(correction, int) and (correction == 0 or len(over) == 1)
+    for dim in channels:
+        if not whole:
+            ctx.pin(dim, f"{ctx.op} divides by n - {correction}")
+            continue
+        ctx.event("normalise", dim)
+        if correction:
+            ctx.literal(args.paths["correction"], dim, value=correction)
     ctx.carry(args["self"])
     return out
 
