@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from progc import rules
+    from progc.axes.registry import rule
     from progc.capturing import capture
     from progc.growing import grow
     from progc.manager import apply
@@ -18,12 +20,15 @@ _LAZY = {
     "grow": "progc.growing",
     "apply": "progc.manager",
     "Program": "progc.program",
+    "rule": "progc.axes.registry",
 }
 
-__all__ = ["Program", "__version__", "apply", "capture", "grow"]
+__all__ = ["Program", "__version__", "apply", "capture", "grow", "rule", "rules"]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "rules":
+        return importlib.import_module("progc.rules")
     if name in _LAZY:
         value = getattr(importlib.import_module(_LAZY[name]), name)
         globals()[name] = value

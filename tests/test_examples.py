@@ -30,6 +30,27 @@ def demo(digits: ModuleType, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return importlib.import_module("digits_demo")
 
 
+@pytest.fixture
+def kernels(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """examples/custom_op.py."""
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    monkeypatch.delitem(sys.modules, "custom_op", raising=False)
+    return importlib.import_module("custom_op")
+
+
+def test_the_network_with_kernels_of_its_own_grows(kernels: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    kernels.main()
+    out = capsys.readouterr().out
+    assert "3 of 4 axes grow" in out and "no rule" not in out
+    assert float(out.rpartition(": ")[2]) < 1e-5
+
+
+def test_derivatives_of_the_kernels(kernels: ModuleType) -> None:
+    x, gain = (torch.randn(*shape, dtype=torch.float64, requires_grad=True) for shape in ((3, 2, 6), (6,)))
+    assert torch.autograd.gradcheck(lambda x, gain: kernels.rms_norm(x, gain, 1e-6), (x, gain))
+    assert torch.autograd.gradcheck(kernels.swiglu, (x,))
+
+
 def test_digits_vit_has_the_sizes_that_the_demo_grows_between(digits: ModuleType) -> None:
     small = digits.build()
     (images,) = digits.example_inputs()

@@ -11,6 +11,7 @@ extents is not an error and pins nothing: windows cut 28 as 4*7 and as 14*2, and
 
 from __future__ import annotations
 
+import contextvars
 import itertools
 import math
 from collections.abc import Sequence
@@ -20,6 +21,12 @@ Dim = tuple["Atom", ...]
 
 _ids = itertools.count()
 
+Place = tuple[str, str]
+"""Where in a program something was stated: graph (train or eval) and name of the node."""
+
+here: contextvars.ContextVar[Place | None] = contextvars.ContextVar("here", default=None)
+"""The node whose rule runs; set by the walk, so that every pin knows where it comes from."""
+
 
 class Atom:
     """One axis, or what it was refined into.
@@ -27,7 +34,7 @@ class Atom:
     Attributes:
         size: number of units at the captured size.
         extent: True for batch, token and spatial dims.
-        reasons: why it may not grow; empty if nothing forbids it.
+        reasons: why it may not grow, each with the place where that was first stated; empty if nothing forbids it.
     """
 
     __slots__ = ("extent", "factors", "id", "reasons", "segments", "size")
@@ -36,7 +43,7 @@ class Atom:
         self.id = next(_ids)
         self.size = size
         self.extent = extent
-        self.reasons: dict[str, None] = {}
+        self.reasons: dict[str, Place | None] = {}
         self.factors: Dim | None = None
         self.segments: list[Dim] | None = None
 
@@ -89,10 +96,10 @@ def channels(dim: Dim) -> Dim:
     return tuple(atom for atom in leaves(dim) if not atom.extent)
 
 
-def pin(dim: Dim, reason: str) -> None:
-    """Forbids growth of everything in `dim`."""
+def pin(dim: Dim, reason: str, place: Place | None = None) -> None:
+    """Forbids growth of everything in `dim`; the place is that of the present rule if none is given."""
     for atom in leaves(dim):
-        atom.reasons.setdefault(reason)
+        atom.reasons.setdefault(reason, place or here.get())
 
 
 def refine(atom: Atom, sizes: Sequence[int]) -> Dim:
@@ -178,7 +185,7 @@ def _factor_segments(atom: Atom, outer: int) -> None:
     if all(size_of(o) == 1 for o in outers):
         # k equal parts: the outer factor is only a position (q, k, v) and never grows.
         fixed = Atom(outer)
-        fixed.reasons["position of a part"] = None
+        fixed.reasons["position of a part"] = here.get()
         head = (fixed,)
     atom.segments = None
     atom.factors = head + common
@@ -191,8 +198,8 @@ def _merge(x: Atom, y: Atom) -> None:
     elif x.segments is not None:
         x, y = y, x  # the leaf becomes the alias, the concatenation stays
     _as_extent(x, y)
-    for reason in x.reasons:
-        pin((y,), reason)
+    for reason, place in x.reasons.items():
+        pin((y,), reason, place)
     x.segments = None
     x.factors = (y,)
 
@@ -203,7 +210,7 @@ def _as_extent(x: Atom, y: Atom) -> None:
     for atom in leaves((x, y)):
         if not atom.extent:
             atom.extent = True
-            atom.reasons.setdefault("token, spatial or batch positions")
+            atom.reasons.setdefault("token, spatial or batch positions", here.get())
 
 
 def _align(x: Atom, y: Atom) -> None:

@@ -155,6 +155,7 @@ class Context:
             drawn = {node.name for node in stochastic(graph)} if mode == "eval" else set()
             for node in graph.nodes:
                 self.node_name = node.name
+                D.here.set((mode, node.name))
                 value = self._visit(node)
                 if node.name in written:
                     value = self._overwritten(value)
@@ -163,6 +164,7 @@ class Context:
                         D.pin(D.channels(sum(part.dims, ())), f"{self.op} draws random numbers in eval mode")
                 self.values[node.name] = value
             self.value_dims.update({(mode, name): value for name, value in self.values.items()})
+        D.here.set(None)
 
     def _visit(self, node: fx.Node) -> Any:
         meta = node.meta.get("tensor")
@@ -183,13 +185,21 @@ class Context:
         self.op = name
         if found is None or meta is None:
             return self._opaque(node, meta)
+        own = name.startswith("aten.")
         try:
             value = found(self, node, Args(self, node))
-        except (LookupError, TypeError, ValueError, AttributeError, D.Clash):
+            fits = _same_sizes(value, meta)
+        except (LookupError, TypeError, ValueError, AttributeError, D.Clash) as error:
             # A form of the op that its rule does not cover: as good as no rule, never a guess.
-            return self._opaque(node, meta)
-        if not _same_sizes(value, meta):
-            return self._opaque(node, meta)
+            return self._opaque(node, meta, "" if own else _fault(name, error))
+        except Exception as error:
+            if own:
+                raise  # a fault of ours
+            return self._opaque(node, meta, _fault(name, error))
+        if not fits:
+            return self._opaque(node, meta, "" if own else f"the rule of {name} gives other sizes than the op")
+        if not own:
+            self._ask_origin(node, value)
         self._account(node, value)
         return value
 
@@ -210,6 +220,18 @@ class Context:
         for atom in entered:
             D.pin((atom,), f"{self.op} does away with it")
 
+    def _ask_origin(self, node: fx.Node, value: Any) -> None:
+        """Pins what a user's rule gives out that no operand brought in and no size argument speaks of."""
+        inputs = _flat(self.resolve([*node.args, *node.kwargs.values()]))
+        known = {atom for part in inputs for atom in D.leaves(sum(part.dims, ()))}
+        here = (self.mode, self.node_name)
+        for literal in itertools.takewhile(lambda item: (item.mode, item.node) == here, reversed(self.literals)):
+            known.update(atom for part in literal.parts for atom in D.leaves(part))
+        for part in _flat([value]):
+            for atom in D.channels(sum(part.dims, ())):
+                if atom not in known:
+                    D.pin((atom,), f"the rule of {self.op} does not say where it comes from")
+
     def _overwritten(self, value: Any) -> Any:
         """A value that is written to in place is no longer just a moved tensor."""
         if not isinstance(value, Value) or value.source is None:
@@ -222,19 +244,24 @@ class Context:
             return None
         return Value(tuple(D.new(size, extent=True) for size in meta.shape))
 
-    def _opaque(self, node: fx.Node, meta: Any) -> Any:
-        """An op that progc has no rule for: nothing that goes in or comes out may grow."""
+    def _opaque(self, node: fx.Node, meta: Any, why: str = "") -> Any:
+        """An op that progc has no rule for, or a wrong one: nothing that goes in or comes out may grow."""
         for value in _flat(self.resolve(list(node.args)) + self.resolve(list(node.kwargs.values()))):
             touched = D.channels(sum(value.dims, ()))
             if any(not atom.reasons for atom in touched):
                 self.unknown[self.op] = self.unknown.get(self.op, 0) + 1
-            D.pin(touched, f"no rule for op {self.op}")
+            D.pin(touched, why or f"no rule for op {self.op}")
         return fresh_like(meta)
 
 
 def _holds(value: Value, dim: int) -> bool:
     """True if the dim is one of a tensor's own dims, which can take shares; a repeated one is not."""
     return value.source is not None and bool(value.source.dims[dim])
+
+
+def _fault(op: str, error: Exception) -> str:
+    """A user's rule that fails, in one line."""
+    return f"the rule of {op} fails: {type(error).__name__}: {' '.join(str(error).split()) or 'no message'}"
 
 
 def _flat(items: Any) -> Iterable[Value]:

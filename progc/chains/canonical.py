@@ -28,9 +28,9 @@ _DIVIDE = frozenset({"div", "div_"})
 
 
 def op_name(node: fx.Node) -> str:
-    """Short name of a call node's operation: `add_` for `aten.add_.Tensor`."""
+    """Short name of a call node's operation: `add_` for `aten.add_.Tensor`; outside ATen with its namespace."""
     if isinstance(node.target, torch._ops.OpOverload):
-        return str(node.target._schema.name.split("::")[-1])
+        return str(node.target._schema.name).removeprefix("aten::")
     return str(getattr(node.target, "__name__", node.target))
 
 

@@ -48,8 +48,12 @@ SHAPE_ONLY = {
 
 
 def op_name(node: fx.Node) -> str:
-    """Name of the operation without namespace, overload and the underscore of the in-place variant."""
-    return target_text(node.target, full=False).rstrip("_")
+    """Name of the operation without overload and the underscore of the in-place variant.
+
+    ATen's namespace is left out; others stay, since a user's `mylib::mul` need not be a product.
+    """
+    namespace = getattr(node.target, "namespace", "aten")
+    return ("" if namespace == "aten" else f"{namespace}.") + target_text(node.target, full=False).rstrip("_")
 
 
 def is_product(node: fx.Node) -> bool:
@@ -58,9 +62,11 @@ def is_product(node: fx.Node) -> bool:
 
 
 def mutates(node: fx.Node) -> bool:
-    """True for an in-place operation."""
+    """True for an in-place operation, or one of the user's that writes to an argument."""
     name = target_text(node.target, full=False)
-    return node.op == "call_function" and name.endswith("_") and not name.endswith("__")
+    schema = getattr(node.target, "_schema", None)
+    own = schema is not None and schema.is_mutable and getattr(node.target, "namespace", "aten") != "aten"
+    return node.op == "call_function" and (own or (name.endswith("_") and not name.endswith("__")))
 
 
 def describe(node: fx.Node) -> str:

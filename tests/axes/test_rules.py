@@ -101,4 +101,5 @@ def test_every_rule_is_reached() -> None:
             build([case.op], [case.out], images, case.setup)
     if "pointwise" not in DONE:
         build(list(POINTWISE.values()), [WIDTH] * len(POINTWISE), setup=slopes)
-    assert not sorted(_RULES.keys() - SEEN - UNREACHED.keys())
+    ours = {name for name in _RULES if "." not in name}  # rules of users' ops have a namespace
+    assert not sorted(ours - SEEN - UNREACHED.keys())

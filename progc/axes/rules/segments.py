@@ -184,3 +184,14 @@ def _slice_literals(ctx: Context, args: Args, before: list[Dim], taken: Dim, aft
         ctx.pin(D.channels(after), "sliced from the end")
     elif isinstance(raw_end, int) and raw_end < END:
         ctx.literal(args.paths["end"], *before, taken)
+
+
+@rule("glu")
+def glu(ctx: Context, node: fx.Node, args: Args) -> Value:
+    """First half times the sigmoid of the second: the halves are one axis and grow by one map."""
+    x = args["self"]
+    dim = args["dim"] % len(x.dims)
+    value, gate = D.split(x.dims[dim], [D.size_of(x.dims[dim]) // 2])
+    ctx.unify(value, gate)
+    ctx.carry(x)
+    return Value((*x.dims[:dim], value, *x.dims[dim + 1 :]), constant=x.constant)
