@@ -16,6 +16,7 @@ from progc.align import differences, target_depths, target_widths
 from progc.check import Difference
 from progc.demand.operations import describe
 from progc.errors import CheckError, TargetError
+from progc.explain import Explanation, explain
 from progc.manager import run
 from progc.passbase import Pass, PassResult
 from progc.pipeline import to_text
@@ -27,15 +28,20 @@ from progc.widening import AxisGrowth, Widening
 from progc.width_sizes import fitted_sizes
 
 Progress = Callable[[str], contextlib.AbstractContextManager[Any]]
+Watch = Callable[[Program, Mapping[str, int]], None]
 
 
 @dataclasses.dataclass(frozen=True)
 class Growth:
-    """A finished growth: the program, the plan that made it (`plan.apply` grows EMA copies), and the report."""
+    """A finished growth: the program, the plan that made it (`plan.apply` grows EMA copies), and the report.
+
+    `axes` explains every axis of a growth in width; it is empty where no axis grows.
+    """
 
     program: Program
     plan: GrowthPlan
     report: dict[str, Any]
+    axes: tuple[Explanation, ...] = ()
 
     @property
     def lift(self) -> GrowthPlan:
@@ -96,11 +102,15 @@ def grow_with_report(
     lossy: bool = False,
     seed: int = 0,
     progress: Progress | None = None,
+    watch: Watch | None = None,
 ) -> Growth:
     """Like `grow`, with the plan and a report.
 
-    The report holds params_before, params_after, lossless, reasons, max_abs_diff, max_rel_diff (float64, eval) and
-    seconds by phase.
+    The report holds params_before, params_after, lossless, reasons, axes (why each is exact or may not grow),
+    max_abs_diff, max_rel_diff (float64, eval) and seconds by phase.
+
+    Args:
+        watch: called with the deepened program and the new sizes by axis, before anything is widened.
     """
     chosen = {"width": "copy", "depth": "identity", **(inits or {})}
     clock = _Clock(progress)
@@ -119,11 +129,15 @@ def grow_with_report(
         else:
             sizes, rounded = fitted_sizes(grown, target)
         width = _width_pass(sizes, chosen["width"], lossy, seed)
+    if watch is not None:
+        watch(grown, sizes)
     axes: tuple[AxisGrowth, ...] = ()
+    explained: tuple[Explanation, ...] = ()
     if width is not None:
         with clock("widen"):
             axes = tuple(Widening(grown.axes, sizes, chosen["width"]).growths)
-            grown = _apply(grown, width, passes, results)
+            narrow, grown = grown, _apply(grown, width, passes, results)
+            explained = _explained(narrow, axes, results[-1])
     if isinstance(target, Program):
         with clock("compare"):
             found = next(differences(grown, target), None)
@@ -136,13 +150,14 @@ def grow_with_report(
         "params_after": grown.num_parameters(),
         "lossless": plan.lossless,
         "reasons": list(plan.reasons),
+        "axes": [item.to_json() for item in explained if item.kind != "stays"],
     }
     with clock("check"):
         difference = measure(program, grown, plan.lifts, seed=seed)
     report["max_abs_diff"], report["max_rel_diff"] = difference.max_abs, difference.max_rel
     report["seconds"] = clock.seconds
     _judge(plan, difference)
-    return Growth(grown, plan, report)
+    return Growth(grown, plan, report, explained)
 
 
 class _Clock:
@@ -189,6 +204,13 @@ def _apply(program: Program, step: Pass, passes: list[Pass], results: list[PassR
     passes.append(step)
     results.extend(done)
     return grown
+
+
+def _explained(narrow: Program, axes: tuple[AxisGrowth, ...], result: PassResult) -> tuple[Explanation, ...]:
+    """What the width pass did to each axis; of its notes, those that do not say why a kind was chosen are obstacles."""
+    remarks = {f"{growth.axis}: {growth.kind}, since {growth.why}" for growth in axes}
+    obstacles = [note for note in result.notes if note not in remarks] if result.lossless is False else []
+    return explain(narrow, axes, result.lift, obstacles)
 
 
 def _plan(

@@ -241,8 +241,8 @@ def test_every_command_explains_itself(run: Command, command: str) -> None:
 
 
 OPTIONS: dict[str, set[str]] = {
-    "grow": {"--to", "--weights", "--ema", "--init", "--lossy", "--out", "--seed", "--json", "--help"},
-    "inspect": {"--axes", "--chains", "--graph", "--json", "--help"},
+    "grow": {"--to", "--weights", "--ema", "--init", "--lossy", "--explain", "--out", "--seed", "--json", "--help"},
+    "inspect": {"--axes", "--chains", "--graph", "--explain", "--json", "--help"},
     "apply": {"--pipeline", "--weights", "--out", "--seed", "--json", "--help"},
     "passes": {"--help"},
 }

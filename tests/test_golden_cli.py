@@ -44,6 +44,20 @@ STORIES: dict[str, tuple[str, str]] = {
     "grow_width/no_such_axis.txt": ("Net", "grow-width{axes=blocks.0.upp:7}"),
 }
 
+# Golden file to network (of NET, or a file), options and exit code: chains of reasons, of a refusal with its last line.
+REASONS: dict[str, tuple[str, str, int]] = {
+    "cli/explain_residual.txt": ("examples/digits_vit.py", "--to width=384 --explain patches", 0),
+    "cli/explain_heads.txt": ("examples/digits_vit.py", "--to heads=6,width=384 --explain blocks.0.attention.qkv.*", 0),
+    "cli/explain_head_dim.txt": ("examples/digits_vit.py", "--to head_dim=128 --explain blocks.0.attention.*", 0),
+    "cli/explain_hidden.txt": ("examples/digits_vit.py", "--to mlp=800 --init width=zero --explain blocks.0.expand", 0),
+    "cli/explain_positions.txt": ("examples/digits_vit.py", "--to patches.2=8 --explain patches.2", 2),
+    "cli/explain_classes.txt": ("examples/digits_vit.py", "--to head=20 --explain all", 2),
+    "cli/explain_post_norm.txt": ("net.py:PostNorm", "--to embed=6 --explain embed", 1),
+    "cli/explain_group_norm.txt": ("net.py:Grouped", "--to stem=6 --explain all", 1),
+    "cli/explain_lossy.txt": ("net.py:Net", "--to embed=6 --lossy --explain embed", 0),
+    "cli/explain_unknown.txt": ("net.py:Net", "--to width=8 --explain embde", 2),
+}
+
 NET = """
 import torch
 from torch import nn
@@ -75,6 +89,14 @@ class Net(nn.Module):
 
 def PostNorm():
     return Net(post_norm=True)
+
+class Grouped(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem, self.norm, self.head = nn.Conv1d(3, 8, 3), nn.GroupNorm(2, 8), nn.Conv1d(8, 2, 1)
+
+    def forward(self, x):
+        return self.head(gelu(self.norm(self.stem(x))))
 
 def example_inputs():
     return (torch.randn(2, 3, 5),)
@@ -125,6 +147,22 @@ def test_passes_do(run: Command, golden: Golden, tmp_path: Path, path: str) -> N
     golden(path, "\n".join(line.rstrip() for line in lines).rstrip("\n") + "\n")
 
 
+@pytest.mark.parametrize("path", REASONS)
+def test_growth_explains(
+    run: Command, golden: Golden, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    source, options, code = REASONS[path]
+    if source.startswith("net.py"):
+        monkeypatch.chdir(tmp_path)  # so that places in the file are short
+        Path("net.py").write_text(NET)
+    outcome = run("grow", source, *options.split())
+    assert outcome.code == code, outcome.err
+    chain = outcome.out.partition("\n\n")[2].rpartition("\n\n")[0] if code == 0 else outcome.out
+    lines = [f"$ progc grow {source} {options}", *chain.splitlines()]
+    lines += [outcome.err.splitlines()[-1], f"exit code {code}"] if code else []
+    golden(path, "\n".join(lines) + "\n")
+
+
 def said(outcome: Outcome) -> list[str]:
     """Result and message of a command, without measured numbers and times."""
     told = [line for line in outcome.out.splitlines() if not line.startswith("difference:")]
@@ -144,7 +182,7 @@ def test_every_pass_has_golden_files_and_every_file_is_used() -> None:
         for path in (golden_files.FOLDER / folder).rglob("*")
         if path.is_file()
     }
-    assert there == {*COMMANDS, FLAGS, *STORIES}
+    assert there == {*COMMANDS, FLAGS, *STORIES, *REASONS}
 
 
 @pytest.mark.parametrize(("path", "code"), [("normal", 0), ("unchanged", 0), ("refused", 1)])

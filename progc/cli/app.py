@@ -83,6 +83,10 @@ def grow(
     lossy: Annotated[
         bool, typer.Option("--lossy", help="Accept the closest growth where an exact one is impossible.")
     ] = False,
+    explain: Annotated[
+        str | None,
+        typer.Option("--explain", metavar="AXIS", help="Say why: an axis, a pattern, or `all` for all that grow."),
+    ] = None,
     out: OutOption = None,
     seed: SeedOption = 0,
     as_json: JsonOption = False,
@@ -90,7 +94,10 @@ def grow(
     """Grow SOURCE to the size of TARGET and check that it computes the same."""
     from progc.cli.grow import run_grow
 
-    run_grow(source, to, weights=weights, ema=ema, init=init, lossy=lossy, out=out, seed=seed, as_json=as_json)
+    run_grow(
+        source, to, weights=weights, ema=ema, init=init, lossy=lossy, explain=explain, out=out, seed=seed,
+        as_json=as_json,
+    )  # fmt: skip
 
 
 @app.command()
@@ -101,12 +108,16 @@ def inspect(
     axes: Annotated[bool, typer.Option("--axes", help="What can be widened, and why the rest cannot.")] = False,
     chains: Annotated[bool, typer.Option("--chains", help="What can be deepened.")] = False,
     graph: Annotated[bool, typer.Option("--graph", help="The captured graph, eval mode.")] = False,
+    explain: Annotated[
+        str | None,
+        typer.Option("--explain", metavar="AXIS", help="Why it may or may not grow: an axis, a pattern, or `all`."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show what progc sees in a model. A folder is read as JSON and headers; no code of yours runs."""
     from progc.cli.inspect import run_inspect
 
-    run_inspect(source, axes=axes, chains=chains, graph=graph, as_json=as_json)
+    run_inspect(source, axes=axes, chains=chains, graph=graph, explain=explain, as_json=as_json)
 
 
 @app.command()

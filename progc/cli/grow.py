@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from progc.cli.common import captured, millions, versions
+from progc.cli.explained import Explainer
+from progc.errors import CheckError, TargetError
 from progc.inits import parse_inits
 from progc.save import check_output, json_text, output_folder, write_json, write_tensors
 from progc.sizes import Sizes
@@ -27,6 +29,7 @@ def run_grow(
     ema: Path | None,
     init: str | None,
     lossy: bool,
+    explain: str | None,
     out: Path | None,
     seed: int,
     as_json: bool,
@@ -53,7 +56,18 @@ def run_grow(
             aim = target
         from progc.growing import grow_with_report
 
-        growth = grow_with_report(program, aim, inits=inits, lossy=lossy, seed=seed, progress=terminal.phase)
+        explainer = Explainer(program, explain, inits.get("width", "copy")) if explain is not None else None
+        try:
+            growth = grow_with_report(
+                program, aim, inits=inits, lossy=lossy, seed=seed, progress=terminal.phase,
+                watch=explainer.watch if explainer is not None else None,
+            )  # fmt: skip
+        except (CheckError, TargetError):  # the reasons first, the refusal itself stays the last line
+            if explainer is not None:
+                chain = explainer.refused()
+                refusal = {"source": source, "target": to, "axes": chain.to_json()}
+                terminal.print(json_text(refusal) if as_json else str(chain))
+            raise
         report = {
             "source": source,
             "target": to,
@@ -83,6 +97,8 @@ def run_grow(
         terminal.print(str(growth.plan).rstrip("\n"))
         for note in growth.plan.notes:
             terminal.print(f"  note: {note}")
+        if explainer is not None:
+            terminal.print(f"\n{explainer.grown(growth)}")
         terminal.print()
         terminal.table(list(_summary(report, out)))
 

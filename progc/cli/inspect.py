@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from progc.cli.common import millions
+from progc.cli.explained import Chain
 from progc.errors import InputError
 from progc.folder import read_folder
 from progc.save import json_text
@@ -16,14 +17,14 @@ if TYPE_CHECKING:
     from progc.program import Program
 
 
-def run_inspect(text: str, *, axes: bool, chains: bool, graph: bool, as_json: bool) -> None:
+def run_inspect(text: str, *, axes: bool, chains: bool, graph: bool, explain: str | None, as_json: bool) -> None:
     """Prints a summary, or the tables and the graph that were asked for.
 
     Raises:
         ProgcError: see the exit codes of `progc.cli`.
     """
     if Path(text).is_dir():
-        if axes or chains or graph:
+        if axes or chains or graph or explain is not None:
             raise InputError(f"{text} is an output folder, which holds no graph; give the model itself as SOURCE")
         _print_folder(Path(text), as_json)
         return
@@ -38,12 +39,14 @@ def run_inspect(text: str, *, axes: bool, chains: bool, graph: bool, as_json: bo
             from progc.capturing import capture
 
             program = capture(model, *example)
-        everything = not (axes or chains or graph)
+        everything = not (axes or chains or graph or explain is not None)
         with terminal.phase("analyse"):
             if axes or everything:
                 parts["axes"] = program.axes
             if chains or everything:
                 parts["chains"] = program.chains
+            if explain is not None:
+                parts["explain"] = Chain.of(program, explain)
         if graph:
             from progc.printer import print_graph
 

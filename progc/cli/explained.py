@@ -1,0 +1,91 @@
+"""`--explain AXIS`: the chain of reasons of a growth, also of one that is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from progc.errors import ProgcError
+
+if TYPE_CHECKING:
+    from progc.explain import Explanation
+    from progc.growing import Growth
+    from progc.program import Program
+
+ALL = "all"
+
+
+@dataclasses.dataclass(frozen=True)
+class Chain:
+    """Reasons of some axes, as text and as JSON."""
+
+    axes: tuple[Explanation, ...]
+
+    @staticmethod
+    def of(program: Program, pattern: str) -> Chain:
+        """Of the axes that match `pattern`, with no growth in view.
+
+        Raises:
+            InputError: none does.
+        """
+        from progc.explain import axis_names, explain
+
+        return Chain(explain(program, names=None if pattern == ALL else axis_names(program, pattern)))
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """Plain data."""
+        return [item.to_json() for item in self.axes]
+
+    def __str__(self) -> str:
+        from progc.explain_text import explanation_text
+
+        return explanation_text(self.axes) or "no axis grows"
+
+
+class Explainer:
+    """Follows one growth from the side and explains it, whether it succeeds or is refused."""
+
+    def __init__(self, program: Program, pattern: str, init: str) -> None:
+        self._program, self._pattern, self._init = program, pattern, init
+        self._sizes: Mapping[str, int] = {}
+
+    def watch(self, program: Program, sizes: Mapping[str, int]) -> None:
+        """Takes the program as it is before it is widened.
+
+        Raises:
+            InputError: no axis has the name.
+        """
+        self._program, self._sizes = program, sizes
+        self._names()
+
+    def grown(self, growth: Growth) -> Chain:
+        """The chain of a growth that succeeded."""
+        if not growth.axes:
+            return Chain(()) if self._pattern == ALL else Chain.of(self._program, self._pattern)
+        names = self._names(growth.plan.axes)
+        return Chain(tuple(item for item in growth.axes if item.axis in names))
+
+    def refused(self) -> Chain:
+        """The chain up to the obstacle; the plan is the one that was refused.
+
+        Raises:
+            InputError: no axis has the name.
+        """
+        from progc.explain import explain
+        from progc.width_plan import plan_widths
+
+        self._names()
+        try:
+            plan = plan_widths(self._program, self._sizes, init=self._init)
+        except ProgcError:  # an axis that may not grow at all: its own line says why
+            asked = [name for name in self._sizes if not self._program.axes[name].growable]
+            return Chain(explain(self._program, names=asked if self._pattern == ALL else self._names()))
+        return Chain(explain(self._program, plan.growths, plan.lift, plan.obstacles, self._names(plan.growths)))
+
+    def _names(self, growths: Sequence[Any] = ()) -> list[str]:
+        from progc.explain import axis_names
+
+        if self._pattern == ALL:
+            return [growth.axis for growth in growths]
+        return axis_names(self._program, self._pattern)
