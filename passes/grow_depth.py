@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from progc.depth.grow import GrownChains
-from progc.depth.identity import lossy_reason, silence
-from progc.depth.insertion import Inserted
-from progc.depth.places import arranged
-from progc.depth.targets import choose, parse_size
-from progc.errors import LOSSY, NotLosslessError
+from progc.depth.attempt import Options, deepened
+from progc.depth.targets import parse_size
 from progc.passbase import Pass, PassResult, option
 from progc.program import Program
 
@@ -22,7 +18,8 @@ class GrowDepth(Pass):
     Idea: a network that was trained shallow goes on deeper (AutoProg, Li et al., CVPR 2022). New blocks are copies of
     blocks next to them. `identity` then silences every branch that an inserted block adds to its skip path, by the
     parameters nearest to the addition (gate, last linear, last norm), so that it computes the identity and trains from
-    the first step on; in a post-norm block the previous norm's gain and shift move into the inserted one.
+    the first step on; in a post-norm block the previous norm's gain and shift move into the inserted one, and in
+    a plain chain of layers with an idempotent activation the new layers are the identity (Net2Net, Chen et al. 2015).
     Preserved: the function, exactly, with `identity`; not with `interpolate` (each block followed by its copies, extra
     ones deepest), `stack` (the whole chain again) and `random` (new weights at the end).
     Needs: chains with their boundaries and shapes on both graphs.
@@ -54,33 +51,23 @@ class GrowDepth(Pass):
             parse_size(text)
 
     def run(self, program: Program) -> PassResult:
-        """Grows every chosen chain.
+        """Grows every chosen chain; a depth for all chains leaves alone those that cannot grow exactly.
 
         Raises:
             PassOptionError: a chain that does not exist, or chains that overlap.
             TargetError: a depth below the present one or between periods.
-            NotLosslessError: with init=identity and without `lossy`, a block that cannot be the identity.
+            NotLosslessError: with init=identity and without `lossy`: a block of a named chain cannot be the identity,
+                or one of every chain.
         """
-        sizes, notes = choose(program.chains, [parse_size(text) for text in self.to], self.chains)
+        deeper = deepened(
+            program,
+            Options([parse_size(text) for text in self.to], self.chains, self.init, self.lossy),  # type: ignore[arg-type]
+        )
+        notes, grown, growing = [*deeper.notes, *deeper.reasons], deeper.grown, deeper.growing
         if not len(program.chains):
             notes.append("the program has no chains, nothing to deepen")
-        init: Any = self.init
-        growing = [
-            (chain, arranged(len(chain.blocks), blocks, chain.period, "random" if chain.kind == "dense" else init))
-            for chain, blocks in sizes
-            if blocks > len(chain.blocks)
-        ]
-        if not growing:
+        if grown is None:
             return PassResult(program, changed=False, notes=tuple(notes))
-        grown = GrownChains(program, growing, random=self.init == "random")
-        lossless = self.init == "identity"
-        if self.init == "identity":
-            reasons = [reason for block in grown.inserted if (reason := self._silenced(grown, block))]
-            reason = lossy_reason(grown.inserted)
-            if reason and not self.lossy:
-                raise NotLosslessError(f"{reason}; {LOSSY}, or use init=interpolate")
-            lossless = not reasons and reason is None
-            notes += list(dict.fromkeys([*reasons, *([reason] if reason else [])]))
         for chain, _ in growing:
             kept = [difference.partition(":")[0] for difference in chain.differences]
             if kept:
@@ -95,17 +82,5 @@ class GrowDepth(Pass):
             },
             lift=lift,
             notes=tuple(notes),
-            lossless=lossless,
+            lossless=self.init == "identity" and not deeper.reasons,
         )
-
-    def _silenced(self, grown: GrownChains, block: Inserted) -> str | None:
-        """Makes one block the identity; the reason if it is impossible and the user accepts that."""
-        try:
-            silence(grown.draft, block, grown.lifts)
-        except NotLosslessError as error:
-            label = block.chain.blocks[block.source].label
-            reason = f"a copy of {label} cannot be the identity: {error}"
-            if not self.lossy:
-                raise NotLosslessError(f"{reason}; use init=interpolate, or {LOSSY} (plain copies)") from error
-            return reason
-        return None

@@ -52,6 +52,30 @@ class Split:
 
 
 @dataclasses.dataclass(frozen=True)
+class Eye:
+    """A weight that passes its input on.
+
+    Row r holds a single 1, at column `offset + r` (r modulo the columns of a group) and at position `taps` of the
+    other dims, the kernel.
+    """
+
+    rows: int
+    columns: int
+    offset: int = 0
+    taps: tuple[int, ...] = ()
+
+    def like(self, source: torch.Tensor) -> torch.Tensor:
+        """The weight in the shape, dtype and place of `source`."""
+        weight = torch.zeros_like(source)
+        matrix = weight.movedim((self.rows, self.columns), (0, 1))
+        for tap in reversed(self.taps):
+            matrix = matrix.select(-1, tap)
+        rows = torch.arange(matrix.shape[0], device=source.device)
+        matrix[rows, rows % matrix.shape[1] + self.offset] = 1
+        return weight
+
+
+@dataclasses.dataclass(frozen=True)
 class TensorLift:
     """How one tensor of the grown program is made.
 
@@ -65,6 +89,7 @@ class TensorLift:
         init: `copy`, `zero` or `random`; with `random` the fresh columns of consumers are random too, and a tensor
             without growing dims is drawn anew (growth is then not lossless).
         fill: a constant that replaces the source's values.
+        eye: a unit matrix that replaces them.
     """
 
     name: str
@@ -75,6 +100,7 @@ class TensorLift:
     fresh: bool = False
     init: str = "copy"
     fill: float | None = None
+    eye: Eye | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,6 +149,8 @@ class Lift:
         value = source.detach().cpu()  # random streams and shares are the same wherever the weights lie
         if entry.fill is not None:
             value = torch.full_like(value, entry.fill)
+        if entry.eye is not None:
+            value = entry.eye.like(value)
         for scale in entry.scales:
             value = value * along(torch.tensor(scale.values, dtype=torch.float64), scale.dim, value).to(value.dtype)
         if entry.init == "random" and not any(entry.dims):
@@ -202,6 +230,8 @@ def _entry_to_json(entry: TensorLift) -> dict[str, Any]:
     for key, default in (("fresh", False), ("init", "copy"), ("fill", None)):
         if getattr(entry, key) != default:
             data[key] = getattr(entry, key)
+    if entry.eye is not None:
+        data["eye"] = dataclasses.asdict(entry.eye) | {"taps": list(entry.eye.taps)}
     return data
 
 
@@ -225,6 +255,7 @@ def _entry_from_json(data: Mapping[str, Any]) -> TensorLift:
         fresh=data.get("fresh", False),
         init=data.get("init", "copy"),
         fill=data.get("fill"),
+        eye=Eye(**{**data["eye"], "taps": tuple(data["eye"]["taps"])}) if "eye" in data else None,
     )
 
 

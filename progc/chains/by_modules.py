@@ -13,7 +13,7 @@ from progc.chains.closing import MISFIT, nested_calls, odd_entry, residual, stre
 from progc.chains.dense import dense_chain
 from progc.chains.filling import completed
 from progc.chains.names import Container, block_tensors, plain_path, split_number
-from progc.chains.runs import Links, Piece, Run, find_runs, link
+from progc.chains.runs import Links, Piece, Run, find_runs, link, turned
 from progc.chains.table import Chain, Refused
 from progc.program import MODES, Mode, Program
 
@@ -112,6 +112,7 @@ class _Search:
             else:
                 links.append(link(one, two))
         runs = [run for run in find_runs(pieces, links) if self.is_series(container, pieces, run)]
+        runs = [run if self.composite(pieces[run.start]) else turned(pieces, links, run) for run in runs]
         taken = {k for run in runs for k in range(run.start, run.stop)}
         runs += self.one_period(pieces, links, taken)
         taken = {k for run in runs for k in range(run.start, run.stop)}

@@ -132,6 +132,21 @@ def find_runs(pieces: Sequence[Piece], links: Sequence[Links | str]) -> list[Run
     return runs
 
 
+def turned(pieces: Sequence[Piece], links: Sequence[Links | str], run: Run) -> Run:
+    """A run of single layers, moved on until its periods end with one that has no parameters, an activation.
+
+    Found from the left, `conv relu conv relu` behind a wider convolution reads `relu conv, relu conv`. Only a copy
+    that ends in its activation can pass on what an activation made.
+    """
+    for shift in range(run.period):
+        start, stop = run.start + shift, run.stop + shift
+        if stop > len(pieces) or _extent(pieces, links, start, run.period) < stop:
+            break
+        if not pieces[stop - 1].tensors:
+            return _closed(pieces, links, start, stop, run.period) or run
+    return run
+
+
 def _extent(pieces: Sequence[Piece], links: Sequence[Links | str], start: int, period: int) -> int:
     """End of the longest run of whole periods from `start`."""
     stop = start + 1

@@ -169,6 +169,8 @@ def _through_contraction(node: fx.Node, factors: Mapping[fx.Node, Factor]) -> to
     if found is None:
         raise DemandRefused(f"{describe(node)} is not linear and reads a value that would be scaled")
     bias = [found.bias.node] if found.bias else []
+    if found.fixed and _silent(found, factors):
+        return torch.zeros((), dtype=torch.float64).expand(shape_of(node))
     _only(node, factors, [operand.node for operand in found.operands] + bias, fixed=found.fixed)
     total = torch.ones((), dtype=torch.float64)
     for operand in found.operands:
@@ -183,6 +185,12 @@ def _through_contraction(node: fx.Node, factors: Mapping[fx.Node, Factor]) -> to
         if moved is None or not same(total.expand(shape_of(node)), moved):
             raise DemandRefused(f"{describe(node)} adds a bias that is not scaled like its result")
     return _plain(total.expand(shape_of(node)))
+
+
+def _silent(found: Contraction, factors: Mapping[fx.Node, Factor]) -> bool:
+    """Whether an operand and the bias are zero everywhere, so that nothing else matters."""
+    zeros = [bool((_full(factors, operand.node) == 0).all()) for operand in found.operands]
+    return any(zeros) and (found.bias is None or bool((_full(factors, found.bias.node) == 0).all()))
 
 
 def _pointwise(node: fx.Node) -> bool:

@@ -10,9 +10,18 @@ from progc.depth.dense import insert_dense
 from progc.depth.insertion import Editor, Inserted
 from progc.depth.naming import Naming, in_order, name_places
 from progc.depth.places import Place
+from progc.errors import TargetError
 from progc.graph_tools import propagate
 from progc.lift import Lift, TensorLift
 from progc.program import Program, TensorSpec
+
+
+class CannotGrow(TargetError):
+    """A chain that cannot take more blocks, whatever they compute."""
+
+    def __init__(self, chain: Chain, reason: str) -> None:
+        super().__init__(reason)
+        self.chain = chain
 
 
 class GrownChains:
@@ -46,7 +55,10 @@ class GrownChains:
         for (chain, places), naming in zip(growing, namings, strict=True):
             self._lift(editor, chain, places, naming)
             if chain.kind == "dense":
-                insert_dense(editor, chain, places, naming, self.lifts, random)
+                try:
+                    insert_dense(editor, chain, places, naming, self.lifts, random)
+                except TargetError as error:
+                    raise CannotGrow(chain, str(error)) from error
                 self._resized = True
             else:
                 self.inserted += editor.insert(chain, places, naming)

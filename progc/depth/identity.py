@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 from torch import fx
 
 from progc.demand import Demand, solve
-from progc.demand.operations import argument, describe
+from progc.demand.operations import argument, describe, op_name
 from progc.depth.insertion import Inserted
+from progc.depth.layers import identity_layers
 from progc.depth.skips import Skip, check_identity, skips
 from progc.errors import NotLosslessError
 from progc.lift import TensorLift
@@ -29,59 +30,104 @@ EXACT_EPS = 1e-11
 _PAIRS = 8
 
 
-def silence(program: Program, block: Inserted, lifts: dict[str, TensorLift]) -> None:
-    """Changes the lifts of one inserted block's tensors so that it computes the identity.
+@dataclasses.dataclass(frozen=True)
+class Identity:
+    """How one inserted block becomes the identity.
+
+    Attributes:
+        lifts: those that change, by canonical name after growth.
+        inexact: why it is not exactly the identity: norms with too large an eps, as `eps of operation`.
+        plain: a layer is the identity because the block adds nothing to its entry, which layer.
+        eval_only: a BatchNorm that is the identity in eval mode and normalises by the batch in train mode.
+    """
+
+    lifts: Mapping[str, TensorLift]
+    inexact: tuple[str, ...] = ()
+    plain: str | None = None
+    eval_only: str | None = None
+
+
+def identity(program: Program, block: Inserted, lifts: Mapping[str, TensorLift]) -> Identity:
+    """The lifts of an inserted block's tensors with which it computes the identity.
 
     Args:
         program: the grown program; only names, kinds and whether a tensor is all zero are read from its tensors.
-        lifts: by canonical name after growth; edited in place, only on success.
+        lifts: by canonical name after growth.
 
     Raises:
         NotLosslessError: why the block cannot be the identity.
     """
-    silent: dict[str, TensorLift] = {}
+    parts: list[Identity] = []
     for k, exit_ in enumerate(block.exits["eval"]):
         if all(block.entries[mode][k] is block.exits[mode][k] for mode in MODES):
             continue
+        known = {**lifts, **{name: lift for part in parts for name, lift in part.lifts.items()}}
         failure: NotLosslessError | None = None
         for paths in _paths(block, k):
             try:
-                silent.update(_silenced(program, block, paths, {**lifts, **silent}))
+                parts.append(_silenced(program, block, paths, known))
             except NotLosslessError as error:
+                if failure is None and paths["eval"].layers:
+                    error = NotLosslessError(f"{_no_skip(exit_)}; {error}")
                 failure = failure or error
             else:
                 break
         else:
-            raise failure or NotLosslessError(f"its exit, {describe(exit_)}, is not its entry plus branches")
-    lifts.update(silent)
+            raise failure or NotLosslessError(_no_skip(exit_))
+    return Identity(
+        {name: lift for part in parts for name, lift in part.lifts.items()},
+        tuple(text for part in parts for text in part.inexact),
+        next((part.plain for part in parts if part.plain), None),
+        next((part.eval_only for part in parts if part.eval_only), None),
+    )
+
+
+def _no_skip(exit_: fx.Node) -> str:
+    return f"its exit, {describe(exit_)}, is not its entry plus branches"
 
 
 def _paths(block: Inserted, k: int) -> Iterable[Mapping[Mode, Skip]]:
-    """Skip paths of exit k that the two graphs agree on."""
-    found = {
-        mode: list(itertools.islice(skips(block.entries[mode][k], block.exits[mode][k]), _PAIRS)) for mode in MODES
-    }
-    for train, eval_ in itertools.product(found["train"], found["eval"]):
-        if len(train.branches) == len(eval_.branches) and len(train.norms) == len(eval_.norms):
-            yield {"train": train, "eval": eval_}
+    """Skip paths of exit k that the two graphs agree on; those that need no layer to be the identity come first."""
+    for layers in (False, True):
+        found = {
+            mode: list(itertools.islice(skips(block.entries[mode][k], block.exits[mode][k], layers), _PAIRS))
+            for mode in MODES
+        }
+        for train, eval_ in itertools.product(found["train"], found["eval"]):
+            same = all(
+                len(getattr(train, kind)) == len(getattr(eval_, kind)) for kind in ("branches", "norms", "layers")
+            )
+            if same and bool(eval_.layers) == layers:
+                yield {"train": train, "eval": eval_}
 
 
 def _silenced(
     program: Program, block: Inserted, paths: Mapping[Mode, Skip], lifts: Mapping[str, TensorLift]
-) -> dict[str, TensorLift]:
+) -> Identity:
     for path in paths.values():
         check_identity(program, path)
+    path = paths["eval"]
+    changed = identity_layers(program, {mode: paths[mode].layers for mode in MODES}, lifts)
     branches = zip(*(paths[mode].branches for mode in MODES), strict=True)
     demands = [Demand({mode: node.name for mode, node in zip(MODES, pair, strict=True)}, 0.0) for pair in branches]
-    changed: dict[str, TensorLift] = {}
+    layers = set(changed)
     for name, scale in solve(program, demands):
         if name not in lifts or not lifts[name].fresh:
             raise NotLosslessError(f"its branch ends in {name}, which is not the block's own")
+        if name in layers:
+            raise NotLosslessError(f"{name} would have to be zero and the identity at once")
         known = changed.get(name, lifts[name])
         changed[name] = dataclasses.replace(known, scales=(*known.scales, scale))
-    if paths["eval"].norms:
+    if path.norms:
         changed.update(_with_moved_affine(program, block, paths, {**lifts, **changed}))
-    return changed
+    norms = [layer.node for layer in path.layers if op_name(layer.node) == "batch_norm"]
+    plain = path.layers and not path.branches
+    return Identity(
+        changed,
+        tuple(_inexact_norms(path)),
+        describe(path.layers[0].node) if plain else None,
+        describe(norms[0]) if norms else None,
+    )
 
 
 def _with_moved_affine(
@@ -144,21 +190,17 @@ def _check_unshared(program: Program, name: str) -> None:
             raise NotLosslessError(f"{name} is used more than once, so it cannot move into the inserted block")
 
 
-def inexact_norms(block: Inserted) -> list[str]:
+def _inexact_norms(path: Skip) -> Iterable[str]:
     """Norms on the skip path whose eps is too large to call the block an identity, as `eps of operation`."""
-    found = []
-    for entry, exit_ in zip(block.entries["eval"], block.exits["eval"], strict=True):
-        for path in itertools.islice(skips(entry, exit_), 1):
-            for norm in (entry, *path.norms) if path.norms else ():
-                eps = argument(norm, "eps")
-                if eps is None or eps > EXACT_EPS:
-                    found.append(f"eps {eps} of {describe(norm)}")
-    return found
+    for norm in (path.entry, *path.norms) if path.norms else ():
+        eps = argument(norm, "eps")
+        if eps is None or eps > EXACT_EPS:
+            yield f"eps {eps} of {describe(norm)}"
 
 
-def lossy_reason(blocks: Sequence[Inserted]) -> str | None:
+def lossy_reason(blocks: Iterable[Identity]) -> str | None:
     """Why silent blocks are not exactly the identity; None if they are."""
-    found = [text for block in blocks for text in inexact_norms(block)]
+    found = [text for block in blocks for text in block.inexact]
     if not found:
         return None
     return f"a normalised value is normalised again, which is exact only for a vanishing eps; here {found[0]}"

@@ -31,6 +31,24 @@ class Inserted:
     nodes: Mapping[Mode, Mapping[str, fx.Node]]
 
 
+def units(blocks: Sequence[Inserted]) -> list[list[Inserted]]:
+    """Inserted blocks by the periods they belong to; those of a chain stand together and in order."""
+    found: list[list[Inserted]] = []
+    for block in blocks:
+        last = found[-1] if found else []
+        if last and last[0].chain is block.chain and len(last) < block.chain.period:
+            last.append(block)
+        else:
+            found.append([block])
+    return found
+
+
+def joined(unit: Sequence[Inserted]) -> Inserted:
+    """Consecutive blocks as one."""
+    nodes = {mode: {name: node for block in unit for name, node in block.nodes[mode].items()} for mode in MODES}
+    return dataclasses.replace(unit[0], exits=unit[-1].exits, nodes=nodes)
+
+
 class Editor:
     """The graphs of a program while blocks are inserted."""
 

@@ -2,7 +2,8 @@
 
 With every branch silent the block computes what stands on this path. It is the identity if the movements on the
 path cancel, literal factors multiply to one, an activation is applied to what it already was applied to
-(relu(relu(x)) = relu(x)), and a norm to what it has normalised already.
+(relu(relu(x)) = relu(x)), and a norm to what it has normalised already. A block without such a path may have one that
+leads through its layers, which then have to be set to the identity (`progc/depth/layers.py`).
 """
 
 from __future__ import annotations
@@ -14,23 +15,34 @@ from typing import Literal
 import torch
 from torch import fx
 
-from progc.demand.operations import POINTWISE, DemandRefused, describe, is_float, is_product, op_name, shape_of
+from progc.demand.operations import PADDING, POINTWISE, DemandRefused, describe, is_float, is_product, op_name, shape_of
 from progc.demand.steps import moved, moves
+from progc.depth.layers import Layer, layers_at, passed_on
 from progc.errors import NotLosslessError
 from progc.program import Program, TensorMeta
 
 IDEMPOTENT = {"relu", "relu6", "hardtanh", "clamp", "clamp_min", "abs"}
 NORMS = {"layer_norm", "rms_norm"}
+_RELU = ("relu", "{}")
+_KEEP_ZERO = frozenset([_RELU, ("relu6", "{}"), ("abs", "{}")])
+_SELECTING = {f"{kind}max_pool{dim}d" for kind in ("", "adaptive_") for dim in (1, 2, 3)} | {
+    "clone", "contiguous", "alias", "detach"
+}  # fmt: skip
+_SCALING = {f"{kind}avg_pool{dim}d" for kind in ("", "adaptive_") for dim in (1, 2, 3)} | {"mean", "sum", "dropout"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """One operation on the skip path, the values it takes from there, and for a sum the branch that is added."""
+    """One operation on the skip path, the values it takes from there, and for a sum the branch that is added.
 
-    kind: Literal["add", "move", "factor", "idempotent", "norm", "same"]
+    `layer` says how a layer with parameters is set to the identity.
+    """
+
+    kind: Literal["add", "move", "factor", "idempotent", "norm", "same", "layer"]
     node: fx.Node
     sources: tuple[fx.Node, ...]
     branch: fx.Node | None = None
+    layer: Layer | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,32 +63,60 @@ class Skip:
         """Normalisations on the path, in order."""
         return tuple(step.node for step in self.steps if step.kind == "norm")
 
-
-def skips(entry: fx.Node, exit_: fx.Node, limit: int = 64) -> Iterator[Skip]:
-    """All paths from entry to exit that may be a skip, at most `limit` operations long."""
-    if exit_ is entry:
-        yield Skip(entry, exit_, ())
-        return
-    if limit == 0 or exit_.op != "call_function":
-        return
-    for step in _steps_back(exit_):
-        for parts in _products(entry, step.sources, limit - 1):
-            known: dict[fx.Node, Step] = {}
-            if all(known.setdefault(one.node, one) == one for part in parts for one in part.steps):
-                yield Skip(entry, exit_, (*known.values(), step))
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """Layers on the path that have to become the identity, in order."""
+        return tuple(step.layer for step in self.steps if step.layer is not None)
 
 
-def _products(entry: fx.Node, sources: Sequence[fx.Node], limit: int) -> Iterator[tuple[Skip, ...]]:
-    """A path to each of the sources, in all combinations."""
-    if not sources:
-        yield ()
-        return
-    for first in skips(entry, sources[0], limit):
-        for rest in _products(entry, sources[1:], limit):
-            yield (first, *rest)
+def skips(entry: fx.Node, exit_: fx.Node, through_layers: bool = False, limit: int = 64) -> Iterator[Skip]:
+    """All paths from entry to exit that may be a skip, at most `limit` operations long.
+
+    Args:
+        through_layers: linear layers and BatchNorm may stand on the path.
+    """
+    found = _Paths(entry, through_layers)
+    for steps in found.to(exit_, limit):
+        yield Skip(entry, exit_, steps)
 
 
-def _steps_back(node: fx.Node) -> Iterator[Step]:
+class _Paths:
+    """The search for paths that start at one entry."""
+
+    def __init__(self, entry: fx.Node, through_layers: bool) -> None:
+        self.entry, self.through_layers = entry, through_layers
+        self.behind = {entry}  # what depends on the entry; a path leads through nothing else
+        todo = [entry]
+        while todo:
+            for user in todo.pop().users:
+                if user not in self.behind:
+                    self.behind.add(user)
+                    todo.append(user)
+
+    def to(self, goal: fx.Node, limit: int) -> Iterator[tuple[Step, ...]]:
+        """Steps from the entry to `goal`."""
+        if goal is self.entry:
+            yield ()
+            return
+        if limit == 0 or goal.op != "call_function" or goal not in self.behind:
+            return
+        for step in _steps_back(goal, self.through_layers):
+            for parts in self._to_all(step.sources, limit - 1):
+                known: dict[fx.Node, Step] = {}
+                if all(known.setdefault(one.node, one) == one for part in parts for one in part):
+                    yield (*known.values(), step)
+
+    def _to_all(self, sources: Sequence[fx.Node], limit: int) -> Iterator[tuple[tuple[Step, ...], ...]]:
+        """A path to each of the sources, in all combinations."""
+        if not sources:
+            yield ()
+            return
+        for first in self.to(sources[0], limit):
+            for rest in self._to_all(sources[1:], limit):
+                yield (first, *rest)
+
+
+def _steps_back(node: fx.Node, through_layers: bool) -> Iterator[Step]:
     name = op_name(node)
     if name in ("add", "sub") and all(is_float(item) for item in node.args[:2]):
         left, right = node.args[:2]
@@ -100,6 +140,12 @@ def _steps_back(node: fx.Node) -> Iterator[Step]:
         yield Step("same", node, (first,))
     elif moves(node) and name != "getitem":
         yield Step("move", node, operands)
+    elif through_layers:
+        layer = None
+        for layer in layers_at(node):
+            yield Step("layer", node, (layer.source,), layer=layer)
+        if layer is None and len(operands) == 1 and shape_of(first) == shape_of(node):
+            yield Step("idempotent", node, (first,))  # any other activation: what is judged names it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,7 +166,7 @@ def check_identity(program: Program, skip: Skip) -> None:
     shape = shape_of(skip.entry)
     # From 1 on: 0 is what padding puts in.
     ticket = torch.arange(1, torch.Size(shape).numel() + 1, dtype=torch.float64).reshape(shape)
-    start = _State(ticket, 1.0, frozenset([_application(_producer(skip.entry))]))
+    start = _State(ticket, 1.0, _applied(skip.entry))
     states = {skip.entry: start}
     for step in skip.steps:
         states[step.node] = _after(program, step, [states[source] for source in step.sources], ticket)
@@ -147,6 +193,8 @@ def _after(program: Program, step: Step, before: Sequence[_State], ticket: torch
         assert isinstance(literal, (int, float))
         factor = state.factor * literal if op_name(node) == "mul" else state.factor / literal
         return dataclasses.replace(state, factor=factor)
+    if step.layer is not None:
+        return dataclasses.replace(state, ticket=passed_on(step.layer, state.ticket))
     if step.kind == "idempotent" and _application(node) not in state.applied:
         raise NotLosslessError(f"{describe(node)} changes the value that a silent block should pass on")
     if step.kind == "norm":
@@ -164,14 +212,32 @@ def _application(node: fx.Node) -> tuple[object, ...]:
     return (op_name(node), *(repr(item) for item in node.args[1:]), repr(dict(node.kwargs)))
 
 
-def _producer(node: fx.Node) -> fx.Node:
-    """The operation that computed a value, before anything that only moves it about."""
-    while node.op == "call_function" and (moves(node) or op_name(node) in ("clone", "contiguous", "dropout")):
-        first = node.args[0]
-        if not isinstance(first, fx.Node) or len([n for n in node.all_input_nodes if is_float(n)]) != 1:
-            break
-        node = first
-    return node
+_Known = dict[fx.Node, frozenset[tuple[object, ...]]]
+
+
+def _applied(node: fx.Node, known: _Known | None = None) -> frozenset[tuple[object, ...]]:
+    """Idempotent activations whose values these are, so that applying one again changes nothing."""
+    known = {} if known is None else known
+    if node not in known:
+        known[node] = frozenset()
+        known[node] = _applied_by(node, known) if node.op == "call_function" else frozenset()
+    return known[node]
+
+
+def _applied_by(node: fx.Node, known: _Known) -> frozenset[tuple[object, ...]]:
+    name = op_name(node)
+    if name in IDEMPOTENT:
+        return frozenset([_application(node)])
+    operands = [n for n in node.all_input_nodes if is_float(n)]
+    joins = moves(node) or (name in ("add", "mul") and len(operands) == 2)
+    if not (joins or name in _SELECTING or name in _SCALING) or not operands:
+        return frozenset()
+    common = _applied(operands[0], known)
+    for operand in operands[1:] if joins else ():
+        common = common & _applied(operand, known) if common else common
+    if name in _SELECTING or (moves(node) and name not in PADDING):
+        return common
+    return common & (_KEEP_ZERO if name in PADDING else {_RELU})  # of the rest, only the sign is known
 
 
 def _dtype(node: fx.Node) -> torch.dtype:

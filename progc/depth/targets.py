@@ -6,7 +6,7 @@ import dataclasses
 import fnmatch
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from progc.chains import Chain, ChainTable
 from progc.errors import PassOptionError, TargetError
@@ -39,13 +39,31 @@ def parse_size(text: str) -> Size:
     return Size(match["chain"], float(match["number"]), bool(match["times"]))
 
 
-def choose(table: ChainTable, sizes: Sequence[Size], names: Sequence[str]) -> tuple[list[tuple[Chain, int]], list[str]]:
-    """New number of blocks for every chain that grows, and notes about what was left alone.
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """What grows.
+
+    Attributes:
+        blocks: new number of blocks for every chain that has a size.
+        unnamed: names of the chains that got the size for all, without being named: they may be left alone.
+        notes: about what was left alone.
+    """
+
+    blocks: tuple[tuple[Chain, int], ...]
+    unnamed: frozenset[str]
+    notes: tuple[str, ...]
+
+
+def choose(
+    table: ChainTable, sizes: Sequence[Size], names: Sequence[str] = (), without: Collection[str] = ()
+) -> Choice:
+    """New number of blocks for every chain that grows.
 
     Args:
         table: the program's chains.
         sizes: a size for a chain by name wins over one for all.
         names: names or globs that the sizes without a name apply to; empty: every chain.
+        without: names of chains that a size for all leaves alone.
 
     Raises:
         PassOptionError: a name that no chain has.
@@ -53,22 +71,26 @@ def choose(table: ChainTable, sizes: Sequence[Size], names: Sequence[str]) -> tu
     """
     chosen: dict[str, Size] = {}
     notes: list[str] = []
+    unnamed: set[str] = set()
     general = [size for size in sizes if size.chain is None]
     if general:
         explicit = {chain.name for name in names for chain in _matching(table, name)}
         selected = [chain for chain in table if not names or chain.name in explicit]
+        selected = [chain for chain in selected if chain.name not in without]
         for chain in selected:
             reason = _left_alone(chain, selected)
             if reason is None:
                 chosen[chain.name] = general[-1]
+                unnamed.update([] if names else [chain.name])
             else:
                 notes.append(reason)
     for size in sizes:
         if size.chain is not None:
             chosen.update({chain.name: size for chain in _matching(table, size.chain)})
+            unnamed.difference_update(chain.name for chain in _matching(table, size.chain))
     grown = [(chain, _blocks(chain, chosen[chain.name])) for chain in table if chain.name in chosen]
     _check_apart([chain for chain, blocks in grown if blocks != len(chain.blocks)])
-    return grown, notes
+    return Choice(tuple(grown), frozenset(unnamed), tuple(notes))
 
 
 def _matching(table: ChainTable, name: str) -> list[Chain]:
@@ -122,6 +144,9 @@ def _blocks(chain: Chain, size: Size) -> int:
             f"chain {chain.name} has depth {chain.siblings}; depth {text} would shrink it, and grow-depth only grows"
         )
     step = chain.period
+    own = len(chain.blocks) * size.number
+    if size.relative and others and (wanted - chain.siblings) % step and own.is_integer() and not own % step:
+        return int(own)  # the modules beside the chain are no whole periods of it: they do not count
     lower = chain.siblings + math.floor((wanted - chain.siblings) / step) * step
     if lower != wanted:
         why = f"its blocks repeat with period {step}" if step > 1 else "a depth is a whole number"

@@ -45,12 +45,12 @@ def fresh(result: PassResult) -> list[str]:
     return [name for name in names if result.program.specs[name].kind == "parameter"]
 
 
-def check_alive(result: PassResult) -> None:
+def check_alive(result: PassResult, steps: int = 2) -> None:
     module = copy.deepcopy(result.program.module()).train()
     args, kwargs = copy.deepcopy(result.program.example)
     optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
     alive: set[str] = set()
-    for _ in range(2):
+    for _ in range(steps):
         leaves = [leaf for leaf in pytree.tree_leaves(module(*args, **kwargs)) if isinstance(leaf, Tensor)]
         loss = sum((leaf * torch.randn(leaf.shape)).mean() for leaf in leaves if leaf.requires_grad)
         assert isinstance(loss, Tensor)
