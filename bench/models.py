@@ -183,12 +183,14 @@ def _timm(name: str) -> Built:
 
     config = timm.models.get_pretrained_cfg(name)
     channels, native, _ = config.input_size if config is not None else (3, 224, 224)
+    # Without a head the width would be the network's output, which nothing may change.
+    head = {"num_classes": 10} if config is not None and not config.num_classes else {}
     for size in _IMAGE_ARGUMENT:
         try:
-            return _called(timm.create_model(name, img_size=size), channels, size)
+            return _called(timm.create_model(name, img_size=size, **head), channels, size)
         except Exception:  # no such argument, or a size that its windows or strides forbid
             continue
-    model = timm.create_model(name)
+    model = timm.create_model(name, **head)
     return _smallest_image(model, channels, native)
 
 
@@ -420,7 +422,7 @@ _TRANSFORMERS: dict[str, tuple[str, dict[str, Any]]] = {
         "MambaConfig",
         {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4, "conv_kernel": 3},
     ),
-    "T5EncoderModel": (
+    "T5ForConditionalGeneration": (
         "T5Config",
         {"vocab_size": 50, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4},
     ),
@@ -429,7 +431,7 @@ _TRANSFORMERS: dict[str, tuple[str, dict[str, Any]]] = {
         "Dinov2Config",
         {key: value for key, value in _VISION.items() if key != "intermediate_size"},
     ),
-    "CLIPVisionModel": ("CLIPVisionConfig", _VISION),
+    "CLIPVisionModelWithProjection": ("CLIPVisionConfig", {**_VISION, "projection_dim": 24}),
 }
 
 
@@ -450,7 +452,10 @@ def _text(name: str, config: str, options: dict[str, Any]) -> Built:
     names = inspect.signature(model.forward).parameters
     if "pixel_values" in names:
         return model, (), {"pixel_values": images(2, 3, 32, 32)}
-    return model, (), {"input_ids": torch.randint(0, 50, (2, 7), generator=torch.Generator().manual_seed(3))}
+    inputs = {"input_ids": torch.randint(0, 50, (2, 7), generator=torch.Generator().manual_seed(3))}
+    if "decoder_input_ids" in names:
+        inputs["decoder_input_ids"] = inputs["input_ids"].flip(1)
+    return model, (), inputs
 
 
 if __name__ == "__main__":

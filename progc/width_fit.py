@@ -55,10 +55,8 @@ def attention_sizes(table: AxisTable, factor: Fraction, heads: Fraction, free: b
         heads: of the number of heads.
         free: True if the heads may take another factor than `heads`.
     """
-    inner = inner_heads(table)
-    axes = [axis for axis in table.growable if axis.meaning in ("heads", "head dim") and axis.atom not in inner]
     new: dict[str, Fraction] = {}
-    for together in _beside(table, axes):
+    for together in _attentions(table):
         of_heads = [axis for axis in together if axis.meaning == "heads"]
         of_dims = [axis for axis in together if axis.meaning == "head dim"]
         share = heads
@@ -67,6 +65,17 @@ def attention_sizes(table: AxisTable, factor: Fraction, heads: Fraction, free: b
         new.update({axis.name: axis.size * share for axis in of_heads})
         new.update({axis.name: axis.size * (factor / share if of_heads else factor) for axis in of_dims})
     return new
+
+
+def beside_heads(table: AxisTable) -> list[list[Axis]]:
+    """Head and head dim axes that belong together: heads * head dim stays in proportion to the width."""
+    return [group for group in _attentions(table) if any(axis.meaning == "heads" for axis in group)]
+
+
+def _attentions(table: AxisTable) -> list[list[Axis]]:
+    inner = inner_heads(table)
+    axes = [axis for axis in table.growable if axis.meaning in ("heads", "head dim") and axis.atom not in inner]
+    return _beside(table, axes)
 
 
 def _share(of_heads: Sequence[Axis], of_dims: Sequence[Axis], factor: Fraction) -> Fraction:

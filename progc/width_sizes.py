@@ -19,7 +19,7 @@ from progc.errors import TargetError
 from progc.program import Program
 from progc.sizes import KEYS, Size, Sizes
 from progc.suggestions import did_you_mean
-from progc.width_fit import attention_sizes, group_sizes, inner_heads, rounded
+from progc.width_fit import attention_sizes, beside_heads, group_sizes, inner_heads, rounded
 
 _FIXED = ("norm groups", "conv groups", "channel multiplier")
 
@@ -53,10 +53,11 @@ def fitted_sizes(program: Program, sizes: Sizes) -> tuple[dict[str, int], list[s
 def _strict(table: AxisTable, sizes: Sizes) -> set[str]:
     """Axes that may not be rounded: those that the user names, and those that heads and width decide together."""
     named = {key for key in sizes.entries if key not in KEYS}
-    meanings = {"heads", "head dim"}
     if sizes.entries.keys() & {"mlp", "mlp_ratio"}:
-        meanings.add("hidden width")
-    return named | {axis.name for axis in table.growable if axis.meaning in meanings}
+        named |= {axis.name for axis in table.growable if axis.meaning == "hidden width"}
+    if "head_dim" in sizes.entries:
+        named |= {axis.name for axis in table.growable if axis.meaning == "head dim"}
+    return named | {axis.name for together in beside_heads(table) for axis in together}
 
 
 def _wanted(program: Program, sizes: Sizes) -> dict[str, Fraction]:

@@ -31,9 +31,9 @@ def index(ctx: Context, node: fx.Node, args: Args) -> Value:
     for position in used:
         ctx.pin(x.dims[position], "looked up by index")
         ctx.pin(D.channels(sum(indices[position].dims, ())), "used as an index")
-    ctx.carry(x)
     if any(_is_mask(args.nodes["indices"][i]) for i in used):
         ctx.pin(sum(x.dims, ()), "selected by a mask")
+        ctx.carry(x)
         return Value(tuple(D.new(size, extent=True) for size in shape))
     new_rank = max(len(indices[i].dims) for i in used)
     adjacent = used == list(range(used[0], used[-1] + 1))
@@ -59,7 +59,6 @@ def by_dim(ctx: Context, node: fx.Node, args: Args) -> Value:
         ctx.pin(x.dims[dim], "looked up by index")
         dims = list(x.dims)
         dims[dim] = D.new(shape[dim], extent=True)
-        ctx.carry(x)
         order = [None if i == dim else i for i in range(len(dims))]
         return moved(x, dims, order)
     for value in args.tensors():

@@ -65,6 +65,15 @@ def shape_only(ctx: Context, node: fx.Node, args: Args) -> Value:
     return _reshaped(args["self"], node.meta["tensor"].shape)
 
 
+@rule("reshape_as", "view_as")
+def shaped_like(ctx: Context, node: fx.Node, args: Args) -> Value:
+    """Reshaped to the sizes of another tensor, dim by dim."""
+    out = _reshaped(args["self"], node.meta["tensor"].shape)
+    for ours, theirs in zip(out.dims, args["other"].dims, strict=True):
+        ctx.unify(ours, theirs)
+    return out
+
+
 @rule("unflatten")
 def unflatten(ctx: Context, node: fx.Node, args: Args) -> Value:
     """One dim becomes several."""
@@ -165,7 +174,6 @@ def unfold(ctx: Context, node: fx.Node, args: Args) -> Value:
     out: list[Dim] = [*x.dims, D.new(shape[-1], extent=True)]
     out[dim] = D.new(shape[dim], extent=True)
     order: list[int | None] = [None if i == dim else i for i in range(len(x.dims))]
-    ctx.carry(x)
     return moved(x, out, [*order, None])
 
 
