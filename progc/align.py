@@ -1,27 +1,39 @@
 """Aligning a program with the program of a target model: on names, parameter shapes and graphs.
 
 The target's own analysis gives the size of each axis: dims of tensors with the same name are matched factor by
-factor. What does not correspond is listed module by module. After growth `differences` compares the two graphs
-node by node, so that "loads into the target's class and computes the same" is proved, not hoped.
+factor. What does not correspond is listed, module by module and with the reason. Alignment only decides sizes;
+whether a growth to them is exact is for `progc/width_plan.py` to say.
 """
 
 from __future__ import annotations
 
-import hashlib
+import dataclasses
 import math
 from collections.abc import Iterator
-from typing import Any
-
-import torch
-from torch import fx
 
 from progc.axes import AxisTable
 from progc.axes import dims as D
 from progc.axes.dims import Atom, Dim
+from progc.differences import parting
 from progc.errors import TargetError
+from progc.outputs import output_axis
 from progc.program import Program
 
 _SHOWN = 5
+
+_KERNEL = "convolution kernel"
+"""Why the kernel dims of a convolution are pinned (progc/axes/rules/convolution.py)."""
+
+_POSITIONS = "token, spatial or batch positions"
+"""Why an axis that meets an extent is pinned (progc/axes/dims.py)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Alignment:
+    """Sizes that the target has: axis name to size, of the axes that get wider and of the outputs that get more."""
+
+    widths: dict[str, int]
+    outputs: dict[str, int]
 
 
 def target_depths(source: Program, target: Program) -> dict[str, int]:
@@ -46,7 +58,12 @@ def target_depths(source: Program, target: Program) -> dict[str, int]:
 
 
 def target_widths(source: Program, target: Program) -> dict[str, int]:
-    """Axis name to the target's size, for the axes that get wider.
+    """Axis name to the target's size, for the axes that get wider; as `align`."""
+    return align(source, target).widths
+
+
+def align(source: Program, target: Program) -> Alignment:
+    """The target's size for every axis of the source that has another one there.
 
     Raises:
         TargetError: tensors that do not correspond, listed by module; a smaller target; a pinned axis.
@@ -80,7 +97,14 @@ def _check_names(source: Program, target: Program) -> None:
             more = f" and {len(modules) - _SHOWN} more" if len(modules) > _SHOWN else ""
             lines.append(f"{what}: {', '.join(modules[:_SHOWN])}{more}")
     if lines:
-        raise TargetError(f"{source.class_name} does not grow into {target.class_name}; {'; '.join(lines)}")
+        raise TargetError(
+            f"{source.class_name} does not grow into {target.class_name}; {'; '.join(lines)}{_parts_at(source, target)}"
+        )
+
+
+def _parts_at(source: Program, target: Program) -> str:
+    where = parting(source, target)
+    return f"; {where}" if where else ""
 
 
 def _match(ours: Dim, theirs: Dim, sizes: dict[Atom, int]) -> bool:
@@ -129,23 +153,21 @@ def _size(dim: Dim, sizes: dict[Atom, int]) -> int:
 
 
 def _check_shapes(source: Program, target: Program, sizes: dict[Atom, int]) -> None:
-    wrong = []
-    smaller = []
+    parted = ""
+    wrong: list[str] = []
+    smaller: list[str] = []
     for name, dims in source.axes.tensor_dims.items():
         if name.startswith("_constants.") or not source.specs[name].persistent:
             continue
-        wanted = tuple(target.tensors[name].shape)
-        have = tuple(source.tensors[name].shape)
-        if any(w < h for w, h in zip(wanted, have, strict=True)):
-            smaller.append(f"{name} {list(have)} -> {list(wanted)}")
-        reach = tuple(_size(dim, sizes) for dim in dims)
-        if reach != wanted:
-            wrong.append(f"{name} {list(have)} -> {list(wanted)}")
-        for dim in dims:
-            for atom in D.leaves(dim):
-                if sizes.get(atom, atom.size) != atom.size and (atom.reasons or atom.extent):
-                    why = "; ".join(atom.reasons) or "token, spatial or batch positions"
-                    wrong.append(f"{name} {list(have)} -> {list(wanted)} ({why})")
+        have, wanted = tuple(source.tensors[name].shape), tuple(target.tensors[name].shape)
+        change = f"{name} {list(have)} -> {list(wanted)}"
+        told = list(_pinned(source, name, dims, wanted, sizes))
+        wrong += told
+        if not told and any(w < h for w, h in zip(wanted, have, strict=True)):
+            smaller.append(change)
+        if not told and tuple(_size(dim, sizes) for dim in dims) != wanted:
+            wrong.append(change + _two_sizes(source.axes, dims, wanted, sizes))
+            parted = parted or _parts_at(source, target)
     for name, tensor in source.tensors.items():
         if source.specs[name].persistent and source.tied.get(name, name) not in source.axes.tensor_dims:
             have, wanted = tuple(tensor.shape), tuple(target.tensors[name].shape)
@@ -158,7 +180,41 @@ def _check_shapes(source: Program, target: Program, sizes: dict[Atom, int]) -> N
             "exchange source and target"
         )
     if wrong:
-        raise TargetError(f"{source.class_name} does not grow into {target.class_name}: {_some(wrong)}")
+        raise TargetError(f"{source.class_name} does not grow into {target.class_name}: {_some(wrong)}{parted}")
+
+
+def _two_sizes(table: AxisTable, dims: tuple[Dim, ...], wanted: tuple[int, ...], sizes: dict[Atom, int]) -> str:
+    """Says where one axis of the source has several sizes in the target."""
+    for dim, size in zip(dims, wanted, strict=True):
+        atoms = D.resolve(dim)
+        axis = table.axis_of(atoms[0]) if len(atoms) == 1 else None
+        if axis is not None and sizes.get(axis.atom, size) != size:
+            return f" (axis {axis.name} has one size in the source, {sizes[axis.atom]} and {size} in the target)"
+    return ""
+
+
+def _pinned(
+    source: Program, name: str, dims: tuple[Dim, ...], wanted: tuple[int, ...], sizes: dict[Atom, int]
+) -> Iterator[str]:
+    """Why dims of this tensor cannot have the target's sizes, each reason once."""
+    have = tuple(source.tensors[name].shape)
+    change = f"{name} {list(have)} -> {list(wanted)}"
+    told: set[str] = set()
+    for atom in (atom for dim in dims for atom in D.leaves(dim)):
+        if sizes.get(atom, atom.size) == atom.size or not (atom.reasons or atom.extent):
+            continue
+        if output_axis(source.axes, atom) is not None:
+            continue
+        if _KERNEL in atom.reasons and len(have) > 2:
+            kernels = ["x".join(map(str, shape[2:])) for shape in (have, wanted)]
+            text = f"{name}: convolution kernel {kernels[0]} in the source, {kernels[1]} in the target"
+        elif atom.reasons and _POSITIONS not in atom.reasons:
+            text = f"{change} ({'; '.join(atom.reasons)})"
+        else:
+            text = f"{change} ({_POSITIONS}; another resolution is no growth: build both models for one input size)"
+        if text not in told:
+            told.add(text)
+            yield text
 
 
 def _some(lines: list[str]) -> str:
@@ -167,64 +223,10 @@ def _some(lines: list[str]) -> str:
     return ", ".join(lines[:_SHOWN]) + more
 
 
-def _by_axis(table: AxisTable, sizes: dict[Atom, int]) -> dict[str, int]:
-    found = {}
+def _by_axis(table: AxisTable, sizes: dict[Atom, int]) -> Alignment:
+    found = Alignment({}, {})
     for axis in table.axes:
         size = sizes.get(axis.atom, axis.size)
         if size != axis.size:
-            found[axis.name] = size
+            (found.widths if axis.growable else found.outputs)[axis.name] = size
     return found
-
-
-def differences(grown: Program, target: Program) -> Iterator[str]:
-    """What differs between a grown program and the target's own eval graph; nothing if they are the same function."""
-    ours = [node for node in grown.graphs["eval"].nodes if node.op not in ("get_attr", "placeholder")]
-    theirs = [node for node in target.graphs["eval"].nodes if node.op not in ("get_attr", "placeholder")]
-    numbers: tuple[dict[fx.Node, Any], dict[fx.Node, Any]] = ({}, {})
-    for program, table in ((grown, numbers[0]), (target, numbers[1])):
-        inputs = 0
-        for node in program.graphs["eval"].nodes:
-            if node.op == "placeholder":
-                table[node] = ("input", inputs)
-                inputs += 1
-            elif node.op == "get_attr":
-                table[node] = ("tensor", _tensor_key(program, str(node.target)))
-    for position, (a, b) in enumerate(zip(ours, theirs, strict=False)):
-        numbers[0][a] = numbers[1][b] = position
-        if a.target != b.target or a.op != b.op:
-            yield f"{_where(a)} calls {a.target} and the target's {_where(b)} calls {b.target}"
-            return
-        left = fx.node.map_arg((a.args, a.kwargs), lambda n: numbers[0][n])
-        right = fx.node.map_arg((b.args, b.kwargs), lambda n: numbers[1][n])
-        if left != right:
-            yield f"{_where(a)}: {a.target} has {_plain(left)} where the target has {_plain(right)}"
-    if len(ours) != len(theirs):
-        yield f"the grown graph has {len(ours)} operations, the target's {len(theirs)}"
-    for name, spec in target.specs.items():
-        if spec.persistent or name.startswith("_constants.") or name not in grown.tensors:
-            continue
-        mine, other = grown.tensors[name], target.tensors[name]
-        if mine.shape != other.shape or not torch.equal(mine, other):
-            yield f"buffer {name}, which no checkpoint holds, is another one in the target"
-
-
-def _tensor_key(program: Program, name: str) -> Any:
-    """Named tensors by name, lifted constants by value."""
-    if not name.startswith("_constants."):
-        return name
-    value = program.tensors[name].detach().cpu().contiguous()
-    if value.numel() <= _SHOWN:
-        return value.dtype, str(value.tolist())
-    digest = hashlib.sha256(value.flatten().view(torch.uint8).numpy().tobytes())
-    return value.dtype, tuple(value.shape), digest.hexdigest()[:16]
-
-
-def _where(node: fx.Node) -> str:
-    stack = node.meta.get("nn_module_stack") or {}
-    paths = [value[0] for value in stack.values()]
-    return str(paths[-1]) if paths and paths[-1] else node.name
-
-
-def _plain(item: Any) -> str:
-    text = str(item)
-    return text if len(text) < 120 else text[:117] + "..."

@@ -9,21 +9,26 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from progc.align import differences, target_depths, target_widths
+from progc.align import Alignment, align, target_depths
 from progc.check import Difference
+from progc.constants import take_constants
 from progc.demand.operations import describe
+from progc.differences import differences
 from progc.errors import CheckError, TargetError
 from progc.explain import Explanation, explain
 from progc.manager import run
+from progc.outputs import append_outputs, old_outputs
 from progc.passbase import Pass, PassResult
 from progc.pipeline import to_text
 from progc.plan import ChainGrowth, GrowthPlan
 from progc.program import Program
 from progc.proof import measure, tolerance
 from progc.sizes import Size, Sizes
+from progc.untie import untie
+from progc.verify import verify
 from progc.widening import AxisGrowth, Widening
 from progc.width_sizes import fitted_sizes
 
@@ -102,14 +107,17 @@ def grow_with_report(
     lossy: bool = False,
     seed: int = 0,
     progress: Progress | None = None,
+    notes: Sequence[str] = (),
     watch: Watch | None = None,
 ) -> Growth:
     """Like `grow`, with the plan and a report.
 
-    The report holds params_before, params_after, lossless, reasons, axes (why each is exact or may not grow),
-    max_abs_diff, max_rel_diff (float64, eval) and seconds by phase.
+    The report holds params_before, params_after, lossless, reasons, compared, axes (why each is exact or is not),
+    max_abs_diff, max_rel_diff (float64, eval) and seconds by phase. Where the target has more classes, `compared` is
+    "old classes": lossless and the differences speak of these outputs only, and a note names the new ones.
 
     Args:
+        notes: go into the plan.
         watch: called with the deepened program and the new sizes by axis, before anything is widened.
     """
     chosen = {"width": "copy", "depth": "identity", **(inits or {})}
@@ -125,9 +133,12 @@ def grow_with_report(
     with clock("align"):
         rounded: list[str] = []
         if isinstance(target, Program):
-            sizes = target_widths(grown, target)
+            grown = _fit(untie(grown, target), results)
+            aligned = align(grown, target)
         else:
-            sizes, rounded = fitted_sizes(grown, target)
+            widths, rounded = fitted_sizes(grown, target)
+            aligned = Alignment(widths, {})
+        sizes = aligned.widths
         width = _width_pass(sizes, chosen["width"], lossy, seed)
     if watch is not None:
         watch(grown, sizes)
@@ -138,22 +149,28 @@ def grow_with_report(
             axes = tuple(Widening(grown.axes, sizes, chosen["width"]).growths)
             narrow, grown = grown, _apply(grown, width, passes, results)
             explained = _explained(narrow, axes, results[-1])
+    comparable = grown
     if isinstance(target, Program):
         with clock("compare"):
+            grown = _fit(take_constants(grown, target), results)
+            zero = chosen["width"] == "zero"
+            grown = _fit(append_outputs(grown, aligned.outputs, zero=zero, seed=seed), results)
+            comparable = old_outputs(grown, program) if aligned.outputs else grown
             found = next(differences(grown, target), None)
             if found is not None:
                 raise TargetError(f"{target.class_name} computes something else at its size: {found}")
-    notes = rounded + _notes(program, grown, target)
-    plan = _plan(program, grown, passes, results, axes, chosen, seed, notes)
-    report = {
+    said = [*rounded, *_notes(program, grown, target), *notes]
+    plan = _plan(program, grown, passes, results, axes, chosen, seed, said)
+    report: dict[str, Any] = {
         "params_before": program.num_parameters(),
         "params_after": grown.num_parameters(),
         "lossless": plan.lossless,
+        "compared": "old classes" if aligned.outputs else "all outputs",
         "reasons": list(plan.reasons),
         "axes": [item.to_json() for item in explained if item.kind != "stays"],
     }
     with clock("check"):
-        difference = measure(program, grown, plan.lifts, seed=seed)
+        difference = measure(program, comparable, plan.lifts, seed=seed)
     report["max_abs_diff"], report["max_rel_diff"] = difference.max_abs, difference.max_rel
     report["seconds"] = clock.seconds
     _judge(plan, difference)
@@ -211,6 +228,14 @@ def _explained(narrow: Program, axes: tuple[AxisGrowth, ...], result: PassResult
     remarks = {f"{growth.axis}: {growth.kind}, since {growth.why}" for growth in axes}
     obstacles = [note for note in result.notes if note not in remarks] if result.lossless is False else []
     return explain(narrow, axes, result.lift, obstacles)
+
+
+def _fit(result: PassResult, results: list[PassResult]) -> Program:
+    """Takes over a step that only a target model asks for; it is verified like a pass."""
+    if result.changed:
+        verify(result.program)
+        results.append(result)
+    return result.program
 
 
 def _plan(

@@ -18,7 +18,7 @@ import random
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from progc.errors import InputError
+from progc.errors import CaptureError, InputError
 from progc.sizes import Sizes, looks_like_sizes, parse_sizes
 from progc.suggestions import did_you_mean
 
@@ -136,16 +136,20 @@ def open_target(text: str) -> Sizes | Source:
     )
 
 
-def resolve_target(text: str, source: Program | None = None, *, seed: int = 0) -> Sizes | Program:
+def resolve_target(
+    text: str, source: Program | None = None, *, seed: int = 0, notes: list[str] | None = None
+) -> Sizes | Program:
     """What `--to` means: sizes for the user's own network, or the program of another model.
 
     A target model is captured from a skeleton: names, shapes, graph and buffers are its own, the values of its
-    parameters are arbitrary.
+    parameters are arbitrary. A target that is called with other input sizes by itself (240 pixels and 456) is called
+    like the source where it can be, so that the two can be compared.
 
     Args:
         text: a size preset, sizes, or a source.
         source: what is to be grown; a target without example inputs of its own is called like it.
         seed: for the target's constructor, where it draws more than weights.
+        notes: gets a sentence where the target was called with other sizes than its own.
 
     Raises:
         InputError: the text means nothing known, or the target cannot be built.
@@ -157,8 +161,31 @@ def resolve_target(text: str, source: Program | None = None, *, seed: int = 0) -
     from progc.capturing import capture
 
     model = target.build_skeleton(seed)
-    args, kwargs = target.example(model, fallback=source.example if source is not None else None)
-    return capture(model, args, kwargs)
+    own = target.example(model, fallback=source.example if source is not None else None)
+    sizes = _other_sizes(own, source.example) if source is not None else ""
+    if source is not None and sizes:
+        with contextlib.suppress(CaptureError):  # most often: a model that is built for one size
+            program = capture(model, *source.example)
+            if notes is not None:
+                notes.append(f"{text} is called with the source's input sizes; its own are {sizes}")
+            return program
+    return capture(model, *own)
+
+
+def _other_sizes(own: Example, other: Example) -> str:
+    """The shapes of `own` as text, if the two examples differ in their tensors' shapes only (not in the batch)."""
+    from torch import Tensor
+    from torch.utils import _pytree as pytree
+
+    (mine, spec), (theirs, wanted) = pytree.tree_flatten(own), pytree.tree_flatten(other)
+    if spec != wanted or not all(
+        type(a) is type(b) and (not isinstance(a, Tensor) or (a.dtype == b.dtype and a.dim() == b.dim()))
+        for a, b in zip(mine, theirs, strict=True)
+    ):
+        return ""
+    tensors = [(a, b) for a, b in zip(mine, theirs, strict=True) if isinstance(a, Tensor)]
+    shapes = ["x".join(map(str, a.shape[1:])) for a, b in tensors if a.shape[1:] != b.shape[1:]]
+    return ", ".join(shapes)
 
 
 def derive_example(model: nn.Module) -> Example | None:

@@ -200,6 +200,7 @@ def test_every_field_of_the_report(tmp_path: Path) -> None:
         "params_before": program.num_parameters(),
         "params_after": grown_params,
         "lossless": True,
+        "compared": "all outputs",
         "reasons": [],
     }
     assert list(seconds) == ["build", "capture", "analyse", "deepen", "align", "widen", "check", "write"]

@@ -13,6 +13,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from bench import pairs
+from bench.pair_lists import FAMILIES, NAMED
+from bench.pair_table import page
+from progc.program import Program
+from progc.sources import resolve_target
 from tests import zoo
 from tests.command import in_process, in_subprocess
 from tests.growth import assert_loads
@@ -60,6 +65,8 @@ PAIRS = [
     _pair("deit_tiny_patch16_224", "deit_small_patch16_224", 224, 5_717_416, 22_050_664),
     _pair("resnet18", "resnet34", 64, 11_689_512, 21_797_672),
     _pair("resnet50", "resnet101", 64, 25_557_032, 44_549_160),
+    _pair("resnet50", "wide_resnet50_2", 64, 25_557_032, 68_883_240),
+    _pair("efficientnet_b1", "efficientnet_b2", 64, 7_794_184, 9_109_994),
     _pair("swin_tiny_patch4_window7_224", "swin_small_patch4_window7_224", 224, 28_288_354, 49_606_258),
     Pair("torchvision:vit_b_16", "depth*2", _vit_b_16(12), _vit_b_16(24), 224, (86_567_656, 171_622_120)),
 ]
@@ -85,3 +92,73 @@ def test_the_target_class_loads_what_grow_writes_and_answers_the_same(
     assert (report["params_before"], report["params_after"]) == pair.params
     image = torch.randn(1, 3, pair.side, pair.side)
     assert_loads(pair.reference(), load_file(out / "model.safetensors"), module, (image,), {})
+
+
+_CONV = """
+import torch
+def build():
+    return torch.nn.Sequential(
+        torch.nn.Conv2d(3, {width}, 3), torch.nn.ReLU(), torch.nn.{pool}, torch.nn.Flatten(), torch.nn.Linear({last}, 2)
+    )
+def example_inputs():
+    return (torch.randn(2, 3, {side}, {side}),)
+"""
+
+
+def _captured(path: Path, width: int, side: int, fixed: bool, source: Program | None, notes: list[str]) -> Program:
+    pool = "MaxPool2d(2)" if fixed else "AdaptiveAvgPool2d(1)"
+    last = width * ((side - 2) // 2) ** 2 if fixed else width
+    path.write_text(_CONV.format(width=width, side=side, pool=pool, last=last), encoding="utf-8")
+    found = resolve_target(str(path), source, notes=notes)
+    assert isinstance(found, Program)
+    return found
+
+
+def test_a_target_of_another_input_size_is_called_like_the_source_where_it_can_be(tmp_path: Path) -> None:
+    notes: list[str] = []
+    source = _captured(tmp_path / "small.py", 4, 8, False, None, notes)
+    assert notes == []
+    target = _captured(tmp_path / "large.py", 8, 12, False, source, notes)
+    assert target.signature.shapes == ((2, 3, 8, 8),)
+    assert notes == [f"{tmp_path / 'large.py'} is called with the source's input sizes; its own are 3x12x12"]
+
+
+def test_a_target_that_is_built_for_one_input_size_keeps_it(tmp_path: Path) -> None:
+    notes: list[str] = []
+    source = _captured(tmp_path / "small.py", 4, 8, True, None, notes)
+    target = _captured(tmp_path / "large.py", 8, 12, True, source, notes)
+    assert target.signature.shapes == ((2, 3, 12, 12),) and notes == []
+
+
+def test_every_named_pair_belongs_to_a_family() -> None:
+    assert NAMED.keys() <= FAMILIES.keys()
+    keys = [key for keys in FAMILIES.values() for key in keys]
+    assert len(set(keys)) == len(keys) and all(key.count(":") == 1 for key in keys)
+
+
+def test_recorded_pairs_of_other_versions_do_not_count(tmp_path: Path) -> None:
+    log = tmp_path / "pairs.jsonl"
+    assert pairs.recorded(log, "1") == {}
+    row = {"source": "a:b", "target": "a:c", "outcome": "lossless"}
+    for version, outcome in (("1", "refused"), ("2", "failed"), ("1", "lossless")):
+        pairs.write(log, {**row, "version": version, "outcome": outcome})
+    assert pairs.recorded(log, "1")["a:b", "a:c"]["outcome"] == "lossless"
+    assert pairs.matches("b", "a:b") and pairs.matches("a:*", "a:b") and not pairs.matches("c", "a:b", "family")
+
+
+def test_the_table_counts_and_says_why() -> None:
+    row = {
+        "version": "0 torch 2", "family": "f", "source": "a:s", "target": "a:t", "params": [1e6, 2e6], "alike": "",
+        "notes": [], "reason": "", "outcome": "lossless", "compared": "all outputs",
+    }  # fmt: skip
+    rows: list[dict[str, Any]] = [
+        {**row, "measured": 3e-16},
+        {**row, "compared": "old classes"},
+        {**row, "alike": "img_size=224", "refused_as_published": "A does not grow into B: kernels | differ"},
+        {**row, "outcome": "refused", "reason": "A.B does not grow into A.B: x [1] -> [2]", "lossy_rel_diff": 0.25},
+    ]
+    text = page(rows)
+    assert "| lossless, loads strictly | 1 | 1 |" in text and "| all | 4 | 1 |" in text
+    assert "| s -> t | 1.0 M -> 2.0 M | lossless, loads strictly | 3e-16 |" in text
+    assert "with the target built with `img_size=224`" in text and "- t as published: kernels \\| differ" in text
+    assert "| **refused**: x [1] -> [2] | `--lossy`: 0.2 |" in text

@@ -49,9 +49,10 @@ def run_grow(
     with terminal.running():
         program = captured(terminal, opened, weights, seed)
         average = _read_ema(ema, program) if ema is not None else None
+        notes: list[str] = []
         if not isinstance(target, Sizes):
             with terminal.phase("target"):
-                aim = resolve_target(to, source=program, seed=seed)
+                aim = resolve_target(to, source=program, seed=seed, notes=notes)
         else:
             aim = target
         from progc.growing import grow_with_report
@@ -59,7 +60,7 @@ def run_grow(
         explainer = Explainer(program, explain, inits.get("width", "copy")) if explain is not None else None
         try:
             growth = grow_with_report(
-                program, aim, inits=inits, lossy=lossy, seed=seed, progress=terminal.phase,
+                program, aim, inits=inits, lossy=lossy, seed=seed, progress=terminal.phase, notes=notes,
                 watch=explainer.watch if explainer is not None else None,
             )  # fmt: skip
         except (CheckError, TargetError):  # the reasons first, the refusal itself stays the last line
@@ -133,7 +134,8 @@ def _summary(report: Mapping[str, Any], out: Path | None) -> list[tuple[str, str
 
 def _lossless(report: Mapping[str, Any]) -> str:
     if report["lossless"]:
-        return "yes, by analysis and by running both in float64"
+        what = "" if report["compared"] == "all outputs" else f"lossless on the {report['compared']}, "
+        return f"yes, {what}by analysis and by running both in float64"
     return f"no: {'; '.join(report['reasons'])}"
 
 

@@ -28,6 +28,12 @@ IMAGES = [
         grows=True,
         setup=convolution(8, 6, 3, padding=1, padding_mode="reflect"),
     ),
+    Case(
+        "windows apart and together",
+        lambda m, x: F.fold(F.unfold(x, 3, padding=1, stride=2).tanh(), (6, 6), 3, padding=1, stride=2),
+        8,
+        grows=True,
+    ),
     Case("grouped convolution", lambda m, x: m.conv(x).tanh(), 12, grows=True, setup=convolution(8, 12, 3, groups=4)),
     Case("depthwise", lambda m, x: m.conv(x).tanh(), 16, grows=True, setup=convolution(8, 16, 3, groups=8)),
     Case(

@@ -19,6 +19,7 @@ from progc.axes.rules import (
     pool,
     reduction,
     segments,
+    windows,
 )
 
 __all__ = [
@@ -33,4 +34,5 @@ __all__ = [
     "pool",
     "reduction",
     "segments",
+    "windows",
 ]
