@@ -31,8 +31,8 @@ class GrowWidth(Pass):
     docs/growth.md sections 0 and 1). Shares differ per output row (zero-sum noise), so that copies part under Adam.
     Sizes baked into the graph follow their axes.
     Preserved: the function, exactly, in eval mode and, without dropout, in train mode, for `copy` and `zero`.
-    Normalised axes grow by whole factors. `random` is not preserving. Growth that cannot be exact is refused
-    unless `lossy` is set.
+    Normalised axes grow by whole factors, or are padded where that is exact (docs/growth.md 1.1). `random` is not
+    preserving. Growth that cannot be exact is refused unless `lossy` is set.
     Needs: the axes of the program, with the sizes that are baked into both graphs.
     Leaves behind: a program whose tensors have the names they had, and one tensor lift per tensor that grew.
     """

@@ -24,7 +24,7 @@ class IndexMap:
         old, new: sizes of the dim before and after.
         how: for a leaf, `copy` (unit i repeats old unit i * old // new: copies stand beside their source, so
             contiguous groups stay contiguous groups) or `free` (units beyond the old ones are new functions of
-            the input, ignored by exact consumers).
+            the input, ignored by exact consumers; where the axis is padded, filled as `progc.filling` says).
         like: for a leaf with `old == 0` inside a concatenation: absolute position in the old dim that the new
             units take their values from.
         parts: factors or segments.
@@ -110,6 +110,29 @@ class IndexMap:
         tally = torch.zeros(max(self.old, int(index.max()) + 1 if len(index) else 1), dtype=torch.int64)
         tally.index_add_(0, index[~fresh], torch.ones_like(index[~fresh]))
         return torch.where(fresh, torch.ones_like(index), tally[index])
+
+    def groups(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """int64 `[new]` twice: for one padded axis in the dim, what a unit is along all else, and along the axis.
+
+        Leaves that do not grow are "all else".
+        """
+        if self.kind == "leaf":
+            where = torch.arange(self.new)
+            return (where, torch.zeros_like(where)) if self.unchanged else (torch.zeros_like(where), where)
+        if self.kind == "product":
+            group = unit = torch.zeros(1, dtype=torch.int64)
+            for part in self.parts:
+                own_group, own_unit = part.groups()
+                group = (group[:, None] * part.new + own_group[None, :]).reshape(-1)
+                unit = (unit[:, None] + own_unit[None, :]).reshape(-1)
+            return group, unit
+        groups, units, offset = [], [], 0
+        for part in self.parts:
+            own_group, own_unit = part.groups()
+            groups.append(own_group + offset)
+            units.append(own_unit)
+            offset += part.new
+        return torch.cat(groups), torch.cat(units)
 
     @property
     def uniform(self) -> bool:

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from progc.filling import Fill, fill_padded
 from progc.index_map import IndexMap
 from progc.shares import along, divide, fill_fresh, normal, spread_of
 
@@ -90,6 +91,7 @@ class TensorLift:
             without growing dims is drawn anew (growth is then not lossless).
         fill: a constant that replaces the source's values.
         eye: a unit matrix that replaces them.
+        fills: what padded units start with.
     """
 
     name: str
@@ -101,6 +103,7 @@ class TensorLift:
     init: str = "copy"
     fill: float | None = None
     eye: Eye | None = None
+    fills: tuple[Fill, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,7 +135,7 @@ class Lift:
             # Tied names have equal lifts of one memory: they must come out as one object again.
             key = (_identity(source), dataclasses.replace(entry, name="", source=""))
             if entry.fresh or key not in made:
-                made[key] = self._grow(source, entry)
+                made[key] = self._grow(source, entry, tensors)
             grown[name] = made[key]
         return grown
 
@@ -142,7 +145,7 @@ class Lift:
 
         return grow_moments(self, state)
 
-    def _grow(self, source: torch.Tensor, entry: TensorLift) -> torch.Tensor:
+    def _grow(self, source: torch.Tensor, entry: TensorLift, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
         if not entry.fresh and not entry.scales and entry.fill is None and not any(entry.dims):
             return source if entry.init != "random" else _keep_type(source, self._draw(source, entry))
         generator = self._generator(entry.name)
@@ -166,6 +169,7 @@ class Lift:
                         value = divide(value, index_map, split, self.noise, generator)
         if value.is_floating_point():
             value = fill_fresh(value, source, entry, generator)
+            value = fill_padded(value, entry.fills, tensors)
         value = value.clone() if value.data_ptr() == source.data_ptr() else value.to(source.device)
         return _keep_type(source, value)
 
@@ -227,6 +231,8 @@ def _entry_to_json(entry: TensorLift) -> dict[str, Any]:
         ]
     if entry.scales:
         data["scales"] = [{"dim": scale.dim, "values": _runs(scale.values)} for scale in entry.scales]
+    if entry.fills:
+        data["fills"] = [fill.to_json() for fill in entry.fills]
     for key, default in (("fresh", False), ("init", "copy"), ("fill", None)):
         if getattr(entry, key) != default:
             data[key] = getattr(entry, key)
@@ -256,6 +262,7 @@ def _entry_from_json(data: Mapping[str, Any]) -> TensorLift:
         init=data.get("init", "copy"),
         fill=data.get("fill"),
         eye=Eye(**{**data["eye"], "taps": tuple(data["eye"]["taps"])}) if "eye" in data else None,
+        fills=tuple(Fill.from_json(item) for item in data.get("fills", ())),
     )
 
 

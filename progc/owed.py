@@ -76,8 +76,20 @@ def settle(
         else:
             axes = ", ".join(a.name for atom in debt.atoms if (a := widening.table.axis_of(atom)) is not None)
             where = debt.nodes.get("eval") or next(iter(debt.nodes.values()))
-            obstacles.append(f"{axes}: copies add up at {where}, and no parameter can take the factor: {refusals[0]}")
+            obstacles.append(
+                f"{axes}: copies add up at {where}, and no parameter can take the factor: {refusals[0]}"
+                + _nearest(widening, debt)
+            )
     return obstacles
+
+
+def _nearest(widening: Widening, debt: Debt) -> str:
+    """Sizes that need no uneven shares, where those are what failed."""
+    atom = next((a for a in debt.atoms if widening.new[a] % a.size), None)
+    if atom is None or debt.tensor is not None:
+        return ""
+    lower = widening.new[atom] // atom.size * atom.size
+    return f"; {atom.size} to {widening.new[atom]} is no whole factor, which {lower} and {lower + atom.size} are"
 
 
 def _pay(

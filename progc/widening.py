@@ -8,15 +8,19 @@ from collections.abc import Mapping
 from progc.axes import Axis, AxisTable
 from progc.axes import dims as D
 from progc.axes.dims import Atom, Dim
+from progc.axes.records import Event
 from progc.errors import TargetError
+from progc.filling import Fill
 from progc.index_map import IndexMap
+from progc.lift import Scale
+from progc.padding import Padding, PaddingRefused, State, padding_of
 
 INITS = ("copy", "zero", "random")
 
 
 @dataclasses.dataclass(frozen=True)
 class AxisGrowth:
-    """Growth of one axis: `kind` is copy, free or random; `why` says why that kind."""
+    """Growth of one axis: `kind` is copy, pad, free or random; `why` says why that kind."""
 
     axis: str
     old: int
@@ -33,6 +37,8 @@ class Widening:
         self.init = init
         self.new: dict[Atom, int] = {}
         self.kind: dict[Atom, str] = {}
+        self.paddings: dict[Atom, Padding] = {}
+        self.unpadded: dict[Atom, str] = {}
         self.growths: list[AxisGrowth] = []
         for name, size in sizes.items():
             axis = table[name]
@@ -50,6 +56,19 @@ class Widening:
     def _choose(self, axis: Axis, tied: Mapping[Atom, set[str]]) -> tuple[str, str]:
         if self.init == "random":
             return "random", ""
+        if self.new[axis.atom] % axis.size:
+            normalising = next((event for event in self.table.events if _normalises(event, axis.atom)), None)
+            if normalising is not None:
+                try:
+                    self.paddings[axis.atom] = padding_of(self.table, axis.atom)
+                except PaddingRefused as refused:
+                    self.unpadded[axis.atom] = str(refused)
+                else:
+                    return "pad", f"{self.new[axis.atom]} units are no whole multiple, and {normalising.op} " + (
+                        "takes statistics over them: new units hold the mean of the old ones"
+                        if self.paddings[axis.atom].means
+                        else "takes statistics over them: new units hold zero"
+                    )
         if self.init == "copy":
             return "copy", ""
         if axis.conditions:
@@ -57,6 +76,27 @@ class Widening:
         if axis.atom in tied:
             return "copy", f"{sorted(tied[axis.atom])[0]} is both producer and consumer"
         return "free", ""
+
+    def padded(self, name: str, dims: tuple[Dim, ...]) -> tuple[list[Scale], list[Fill]]:
+        """Factors and fills of a tensor along the axes that are padded.
+
+        Args:
+            name: its canonical name.
+        """
+        scales, fills = [], []
+        for position, dim in enumerate(dims):
+            for atom in dict.fromkeys(self.grows(dim)):
+                if atom not in self.paddings:
+                    continue
+                state = self.paddings[atom].states.get((name, position), State(0, "free"))
+                if state.power:
+                    factor = (self.new[atom] / atom.size) ** (state.power / 2)
+                    scales.append(Scale(position, tuple(factor if on else 1.0 for on in _belongs(dim, atom))))
+                if state.new in ("zero", "one", "mean"):
+                    over = self.index_map(dim, {atom})
+                    weights = state.weights if state.new == "mean" else ()
+                    fills.append(Fill(position, state.new, over, weights))
+        return scales, fills
 
     def grows(self, dim: Dim) -> list[Atom]:
         """The growing atoms of a dim."""
@@ -84,6 +124,22 @@ class Widening:
             how = "copy" if self.kind.get(atom, "copy") == "copy" else "free"
             parts.append(IndexMap.leaf(old, new, how))  # type: ignore[arg-type]
         return IndexMap.product(tuple(parts)) if parts else IndexMap.leaf(1, 1)
+
+
+def _normalises(event: Event, atom: Atom) -> bool:
+    return event.kind == "normalise" and any(leaf is atom for leaf in D.leaves(event.dim))
+
+
+def _belongs(dim: Dim, atom: Atom) -> list[bool]:
+    """Per old unit of a dim: whether the atom is one of its factors."""
+    units = [False]
+    for part in D.resolve(dim):
+        if part.segments is not None:
+            own = [flag for segment in part.segments for flag in _belongs(segment, atom)]
+        else:
+            own = [part is atom] * part.size
+        units = [left or right for left in units for right in own]
+    return units
 
 
 def _check_growable(axis: Axis, size: int) -> None:

@@ -1,8 +1,9 @@
 """From new axis sizes to a lift, with the reasons why it is exact or is not.
 
-Every axis gets one kind of growth: `copy` (units repeat, consumers share), `free` (new units, which old
-consumers ignore) or `random`. Whether the function is kept is decided here, by analysis, op by op
-(docs/growth.md sections 0.1 and 1); running both programs afterwards only confirms it.
+Every axis gets one kind of growth: `copy` (units repeat, consumers share), `pad` (old units scaled, new ones zero or
+the mean, progc/padding), `free` (new units, which old consumers ignore) or `random`. Whether the function is kept is
+decided here, by analysis, op by op (docs/growth.md sections 0.1 and 1); running both programs afterwards only confirms
+it.
 """
 
 from __future__ import annotations
@@ -95,19 +96,21 @@ def _tensor_lift(
         if not growing or (canonical, position) in paid:
             continue
         sides = widening.table.sides.get((canonical, position), {})
-        consumed = {atom for atom in growing if sides.get(atom) == {"consumer"}}
+        consumed = {a for a in growing if sides.get(a) == {"consumer"} and a not in widening.paddings}
         if not consumed:
             continue
         partial = consumed != set(growing)
         splits.append(Split(position, over=widening.index_map(dim, consumed) if partial else None))
+    factors, fills = widening.padded(canonical, tuple(dims))
     maps = tuple(widening.index_map(dim) if widening.grows(dim) else None for dim in dims)
     return TensorLift(
         name=name,
         source=name,
         dims=maps,
         splits=(*splits, *owed_splits.get(canonical, ())),
-        scales=tuple(scales.get(canonical, ())),
+        scales=(*scales.get(canonical, ()), *factors),
         init="random" if widening.init == "random" else "copy",
+        fills=tuple(fills),
     )
 
 
@@ -115,7 +118,7 @@ def _obstacles(widening: Widening) -> list[str]:
     """Ops for which this growth is not exact."""
     found = []
     for event in widening.table.events:
-        growing = widening.grows(event.dim)
+        growing = _unpadded(widening, event.dim)
         if not growing or widening.init == "random":
             continue
         if event.kind in DECIDING:
@@ -129,7 +132,7 @@ def _repeated(widening: Widening) -> list[str]:
     """Contractions over more copies than the tensor can share among: it is repeated along what grows."""
     found = []
     for use in widening.table.uses:
-        growing = widening.grows(use.part) if use.role == "consume" else []
+        growing = _unpadded(widening, use.part) if use.role == "consume" else []
         held = [atom for dim in widening.table.tensor_dims[use.name] for atom in widening.grows(dim)] if growing else []
         for atom in dict.fromkeys(growing):
             if growing.count(atom) > held.count(atom):
@@ -137,6 +140,11 @@ def _repeated(widening: Widening) -> list[str]:
                 name = axis.name if axis is not None else use.name
                 found.append(f"{name}: copies add up at {use.node}, and {use.name} is repeated along it")
     return found
+
+
+def _unpadded(widening: Widening, dim: Dim) -> list[Atom]:
+    """The growing atoms of a dim that are not padded: padding is proved by itself."""
+    return [atom for atom in widening.grows(dim) if atom not in widening.paddings]
 
 
 def _obstacle(widening: Widening, event: Event, growing: list[Atom]) -> str:
@@ -153,15 +161,15 @@ def _obstacle(widening: Widening, event: Event, growing: list[Atom]) -> str:
         if new % old or not torch.equal(widening.index_map(event.dim).index(), beside):
             return f"{axes}: {event.op} at {event.node} groups channels across a seam; all parts need one whole factor"
         return ""
-    if not widening.index_map(event.dim).uniform:
+    if event.kind == "normalise" and not widening.index_map(event.dim, set(growing)).uniform:
         atom = next((a for a in growing if widening.new[a] % a.size), None)
         if atom is None:
             return f"{axes}: {event.op} at {event.node} runs over parts of one dim that grow by different factors"
         lower = widening.new[atom] // atom.size * atom.size
-        what = "takes statistics over it" if event.kind == "normalise" else "sums products of activations over it"
+        why = f"; padding is not exact, since {widening.unpadded[atom]}" if atom in widening.unpadded else ""
         return (
-            f"{axes}: {atom.size} to {widening.new[atom]} is no whole factor, and {event.op} at {event.node} {what}; "
-            f"the nearest exact sizes are {lower} and {lower + atom.size}"
+            f"{axes}: {atom.size} to {widening.new[atom]} is no whole factor, and {event.op} at {event.node} takes "
+            f"statistics over it{why}; the nearest exact sizes are {lower} and {lower + atom.size}"
         )
     return ""
 
@@ -178,14 +186,14 @@ def _debts(widening: Widening) -> list[Debt]:
 
     count: dict[tuple[str, str], int] = {}
     for event in table.events:
-        growing = tuple(dict.fromkeys(widening.grows(event.dim)))
+        growing = tuple(dict.fromkeys(_unpadded(widening, event.dim)))
         if event.kind == "contract" and growing:
             # The k-th contraction of these axes is the same op in both graphs.
             ordinal = count[event.mode, str(growing)] = count.get((event.mode, str(growing)), 0) + 1
             operands = {event.mode: event.operands}
             owe((event.op, ordinal, growing), Debt(growing, event.dim, operands, {event.mode: event.node}, event.root))
     for use in table.uses:
-        growing = tuple(dict.fromkeys(widening.grows(use.part)))
+        growing = tuple(dict.fromkeys(_unpadded(widening, use.part)))
         if use.role == "consume" and any(use.name in tied.get(atom, ()) for atom in growing):
             assert use.operand is not None
             ordinal = count[use.mode, use.name] = count.get((use.mode, use.name), 0) + 1

@@ -38,7 +38,7 @@ STORIES: dict[str, tuple[str, str]] = {
     "grow_depth/no_such_chain.txt": ("Net", "grow-depth{chains=blokcs}"),
     "grow_width/normal.txt": ("Net", "grow-width{width=8}"),
     "grow_width/unchanged.txt": ("Net", "grow-width{width=4}"),
-    "grow_width/refused.txt": ("Net", "grow-width{axes=embed:6}"),
+    "grow_width/refused.txt": ("PostNorm", "grow-width{axes=embed:6}"),
     "grow_width/one_more_unit.txt": ("Net", "grow-width{axes=blocks.0.up:7 init=zero}"),
     "grow_width/pinned_axis.txt": ("Net", "grow-width{axes=head:6}"),
     "grow_width/no_such_axis.txt": ("Net", "grow-width{axes=blocks.0.upp:7}"),

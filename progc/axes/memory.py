@@ -13,21 +13,21 @@ def written_to(graph: fx.Graph) -> set[str]:
     found: set[str] = set()
     views: dict[fx.Node, list[fx.Node]] = {}
     for node in graph.nodes:
-        source = _first_alias(node, write=False)
+        source = first_alias(node, write=False)
         if source is not None:
             views.setdefault(source, []).append(node)
-    todo = [base for node in graph.nodes if (base := _first_alias(node, write=True)) is not None]
+    todo = [base for node in graph.nodes if (base := first_alias(node, write=True)) is not None]
     while todo:
         node = todo.pop()
         if node.name not in found:
             found.add(node.name)
             todo.extend(views.get(node, ()))
-            base = _first_alias(node, write=False)
+            base = first_alias(node, write=False)
             todo.extend([base] if base is not None else [])
     return found
 
 
-def _first_alias(node: fx.Node, write: bool) -> fx.Node | None:
+def first_alias(node: fx.Node, write: bool) -> fx.Node | None:
     """The operand that a node writes to, or that its result is a view of."""
     if node.target is operator.getitem and not write:
         return node.args[0] if isinstance(node.args[0], fx.Node) else None

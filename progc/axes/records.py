@@ -41,7 +41,7 @@ class Event:
 
     Kinds:
         `normalise`: statistics are taken over the dim (LayerNorm, RMSNorm, mean): exact if all units have the
-            same number of copies.
+            same number of copies, or if it can be padded (progc/padding).
         `groups`: statistics over contiguous groups of a dim that has seams: exact if all its parts grow by
             one whole factor.
         `contract`: two activations are multiplied and summed over the dim (q times k): one needs a factor.

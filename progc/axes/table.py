@@ -73,6 +73,7 @@ class AxisTable:
     """All axes of a program, and what the passes need to grow them.
 
     Attributes:
+        program: what was analysed.
         axes: growable and pinned axes that run along at least one parameter, in order of first use.
         tensor_dims: tensor name to its factored dims (tied names too).
         events, uses, literals: what the walk recorded, with dims resolved.
@@ -80,7 +81,7 @@ class AxisTable:
     """
 
     def __init__(self, program: Program, context: Context) -> None:
-        self._program = program
+        self.program = program
         self.tensor_dims = {name: tuple(D.resolve(dim) for dim in dims) for name, dims in context.tensor_dims.items()}
         for alias, canonical in program.tied.items():
             if canonical in self.tensor_dims:
@@ -112,8 +113,8 @@ class AxisTable:
     def coverage(self) -> float:
         """Share of the parameters that lie on at least one growable axis."""
         on = {span.tensor for axis in self.growable for span in axis.spans}
-        total = self._program.num_parameters()
-        return sum(tensor.numel() for name, tensor in self._program.parameters() if name in on) / max(total, 1)
+        total = self.program.num_parameters()
+        return sum(tensor.numel() for name, tensor in self.program.parameters() if name in on) / max(total, 1)
 
     def show(self, dim: Dim) -> str:
         """A factored dim in words: `3 * blocks.0.attn.qkv.heads * 64`."""
@@ -161,13 +162,13 @@ class AxisTable:
         spans: dict[Atom, dict[tuple[str, int], None]] = defaultdict(dict)
         parameters: set[Atom] = set()
         for name, dims in self.tensor_dims.items():
-            if name in self._program.tied:
+            if name in self.program.tied:
                 continue
             for position, dim in enumerate(dims):
                 for atom in D.leaves(dim):
                     if not atom.extent:
                         spans[atom].setdefault((name, position))
-                        if self._program.specs[name].kind == "parameter":
+                        if self.program.specs[name].kind == "parameter":
                             parameters.add(atom)
         kinds: dict[Atom, dict[str, None]] = defaultdict(dict)
         conditions: dict[Atom, dict[str, None]] = defaultdict(dict)
@@ -229,11 +230,11 @@ def _meaning(kinds: dict[str, None], ranks: list[int]) -> tuple[str, str]:
 
 def _condition(event: Event) -> str:
     if event.kind == "normalise":
-        return f"whole factors ({event.op} takes statistics over it)"
+        return f"whole factors, or padding ({event.op} takes statistics over it)"
     if event.kind == "groups":
         return f"one whole factor for all parts ({event.op} groups reach across a seam)"
     if event.kind == "contract":
-        return f"whole factors, with a factor on one operand ({event.op})"
+        return f"a factor on one operand ({event.op})"
     if event.kind == "copies":
         return f"copies only ({event.op})"
     return ""

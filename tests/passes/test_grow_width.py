@@ -118,7 +118,9 @@ def test_refusals(attention: progc.Program) -> None:
         GrowWidth(axes=("embed",)).run(attention)
     with pytest.raises(TargetError, match="smaller"):
         widen(attention, {"embed": 6})
-    with pytest.raises(NotLosslessError, match="are 12 and 24"):
-        widen(attention, {"embed": 18})
+    conv = program_of(nets.FlatMixer(), torch.randn(2, 3, 16, 16))
+    stream = next(axis for axis in conv.axes.growable if axis.meaning == "residual width")
+    with pytest.raises(NotLosslessError, match=f"are {stream.size} and {2 * stream.size}"):
+        widen(conv, {stream.name: stream.size + 2})
     assert GrowWidth().run(attention).changed is False
     assert GrowWidth(axes=("embed:12",)).run(attention).program is attention
