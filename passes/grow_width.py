@@ -66,6 +66,8 @@ class GrowWidth(Pass):
         try:
             grown = rewrite(program, Widening(program.axes, sizes, self.init), plan.lift.apply(program.tensors))
         except VerifyError as error:
+            if not plan.lossless:  # a group count that divides the old sizes only, for example
+                raise TargetError(f"grow-width: the network does not run at these sizes: {error}") from error
             raise VerifyError(f"after {self.name}: {error}") from error
         counts = {"axes widened": len(plan.growths), "tensors widened": len(plan.lift.tensors)}
         notes = (*plan.notes, *plan.obstacles)
@@ -104,7 +106,9 @@ def rewrite(program: Program, widening: Widening, tensors: dict[str, Any]) -> Pr
                 new = sum(widening.size(part) for part in literal.parts)
                 old = sum(D.size_of(part) for part in literal.parts)
                 if literal.value is not None:
-                    new, old = literal.value * new // old, literal.value
+                    share = literal.value * new / old
+                    _set(nodes[literal.node], literal.path, old, int(share) if share.is_integer() else share)
+                    continue
                 _set(nodes[literal.node], literal.path, old, new)
         _drop_unread_sizes(graph)
         graphs[mode] = graph
@@ -115,7 +119,7 @@ def rewrite(program: Program, widening: Widening, tensors: dict[str, Any]) -> Pr
     return grown
 
 
-def _set(node: fx.Node, path: tuple[int | str, ...], old: int, new: int) -> None:
+def _set(node: fx.Node, path: tuple[int | str, ...], old: int, new: int | float) -> None:
     """Replaces the argument at `path` (position or keyword, then indices into lists)."""
     first, rest = path[0], path[1:]
     if isinstance(first, int):

@@ -24,7 +24,7 @@ _SHOWN = 5
 _KERNEL = "convolution kernel"
 """Why the kernel dims of a convolution are pinned (progc/axes/rules/convolution.py)."""
 
-_POSITIONS = "token, spatial or batch positions"
+_POSITIONS = "token, spatial or batch positions, or features of the input"
 """Why an axis that meets an extent is pinned (progc/axes/dims.py)."""
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from progc.lift import Lift
+from progc.revert import revert
 from progc.widening import AxisGrowth
 
 FORMAT_VERSION = 1
@@ -66,6 +67,19 @@ class GrowthPlan:
         for lift in self.lifts:
             grown = lift.moments(grown)
         return grown
+
+    def revert(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The small network's tensors from the grown one's, step by step backwards (`progc.revert` has the law).
+
+        Exact right after growth, up to the rounding of factors; a best fit for tensors that were trained further.
+
+        Raises:
+            InputError: a tensor is missing, or was made in a way that cannot be undone.
+        """
+        old = dict(tensors)
+        for lift in reversed(self.lifts):
+            old = revert(lift, old)
+        return old
 
     def to_json(self) -> dict[str, Any]:
         """Plain data; `from_json` is the inverse."""

@@ -250,8 +250,8 @@ def test_network_is_exact_or_refused(name: str) -> None:
 
 REFUSED: dict[str, tuple[Callable[..., Tensor], str]] = {
     "softmax of channels": (lambda m, x: x.softmax(-1), "softmax runs over it"),
-    "sum of channels": (lambda m, x: x * x.sum(-1, keepdim=True), "sum runs over it"),
-    "length of channels": (lambda m, x: F.normalize(x, dim=-1), "norm runs over it"),
+    "product of channels": (lambda m, x: x * x.prod(-1, keepdim=True), "prod runs over it"),
+    "length of channels": (lambda m, x: F.normalize(x, dim=-1), "a length is taken over it"),
     "cumulative sum": (lambda m, x: x.cumsum(-1), "order of units"),
     "sorted channels": (lambda m, x: x.sort(-1)[0], "order of units"),
     "flipped channels": (lambda m, x: x.flip(-1), "order of units"),

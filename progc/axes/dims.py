@@ -210,7 +210,7 @@ def _as_extent(x: Atom, y: Atom) -> None:
     for atom in leaves((x, y)):
         if not atom.extent:
             atom.extent = True
-            atom.reasons.setdefault("token, spatial or batch positions", here.get())
+            atom.reasons.setdefault("token, spatial or batch positions, or features of the input", here.get())
 
 
 def _align(x: Atom, y: Atom) -> None:

@@ -23,12 +23,14 @@ class Value:
     """Dims of one tensor value.
 
     `source` is set while the value is just a re-arranged parameter or buffer; `constant` while it depends on no
-    user input.
+    user input. `lengths` are dims over which a length was taken that the value was multiplied (+1) or divided (-1) by
+    (progc/axes/lengths.py).
     """
 
     dims: tuple[Dim, ...]
     source: Source | None = None
     constant: bool = False
+    lengths: tuple[tuple[Dim, int], ...] = ()
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -87,7 +89,7 @@ class Literal:
     node: str
     path: tuple[int | str, ...]
     parts: tuple[Dim, ...]
-    value: int | None = None
+    value: float | None = None
 
 
 DECIDING = ("normalise", "groups", "contract", "copies")

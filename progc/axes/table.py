@@ -40,7 +40,7 @@ class Axis:
         name: the module that first produces it, with a suffix for heads and the like.
         size: number of units.
         meaning: residual width, heads, head dim, hidden width, conv channels, norm groups, conv groups,
-            channel multiplier.
+            channel multiplier, extent (of tokens, space, batch, input features).
         growable: True if nothing forbids growth.
         reason: why not, empty if growable.
         spans: tensor dims it runs along.
@@ -102,7 +102,7 @@ class AxisTable:
         raise KeyError(name)
 
     def axis_of(self, atom: Atom) -> Axis | None:
-        """The axis of a resolved atom, None for extents and axes without parameters."""
+        """The axis of a resolved atom, None for those that no parameter has."""
         return self._by_atom.get(atom)
 
     @property
@@ -166,10 +166,9 @@ class AxisTable:
                 continue
             for position, dim in enumerate(dims):
                 for atom in D.leaves(dim):
-                    if not atom.extent:
-                        spans[atom].setdefault((name, position))
-                        if self.program.specs[name].kind == "parameter":
-                            parameters.add(atom)
+                    spans[atom].setdefault((name, position))
+                    if self.program.specs[name].kind == "parameter":
+                        parameters.add(atom)
         kinds: dict[Atom, dict[str, None]] = defaultdict(dict)
         conditions: dict[Atom, dict[str, None]] = defaultdict(dict)
         for event in self.events:
@@ -187,7 +186,7 @@ class AxisTable:
             made_by = producers.get(atom, {})
             if len(made_by) < 2:
                 kinds[atom].pop("residual", None)  # one layer's output added to itself, as in tanh-GELU, is no stream
-            meaning, suffix = _meaning(kinds[atom], [len(self.tensor_dims[t]) for t, _ in spans[atom]])
+            meaning, suffix = _meaning(atom, kinds[atom], [len(self.tensor_dims[t]) for t, _ in spans[atom]])
             stem = next(iter(made_by), None) or next(iter(spans[atom]))[0]
             base = stem.rpartition(".")[0] or stem
             name = base + ("." + suffix if suffix else "")
@@ -199,8 +198,9 @@ class AxisTable:
                     name=name,
                     size=atom.size,
                     meaning=meaning,
-                    growable=not atom.reasons,
-                    reason="; ".join(atom.reasons),
+                    growable=not atom.reasons and not atom.extent,
+                    reason="; ".join(atom.reasons)
+                    or ("token, spatial or batch positions, or features of the input" if atom.extent else ""),
                     spans=tuple(self._span(atom, *where) for where in spans[atom]),
                     conditions=tuple(conditions[atom]),
                     atom=atom,
@@ -221,7 +221,9 @@ class AxisTable:
         return Span(tensor, dim, tuple(sorted(self.sides.get((tensor, dim), {}).get(atom, set()))))
 
 
-def _meaning(kinds: dict[str, None], ranks: list[int]) -> tuple[str, str]:
+def _meaning(atom: Atom, kinds: dict[str, None], ranks: list[int]) -> tuple[str, str]:
+    if atom.extent:
+        return "extent", "extent"
     for kind, suffix in _MEANINGS.items():
         if kind in kinds:
             return ("residual width" if kind == "residual" else kind), suffix

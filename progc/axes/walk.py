@@ -15,6 +15,7 @@ from typing import Any
 from torch import fx
 
 from progc.axes import dims as D
+from progc.axes import lengths
 from progc.axes.dims import Dim
 from progc.axes.memory import written_to
 from progc.axes.records import DECIDING, Event, Literal, Source, Use, Value, fresh_like
@@ -45,6 +46,7 @@ class Context:
         self.mode: Mode = "eval"
         self.node_name = ""
         self.op = ""
+        self.decided: set[int] = set()
 
     # -- reading the graph ------------------------------------------------------------------------------
 
@@ -88,7 +90,7 @@ class Context:
         if D.channels(dim):
             self.events.append(Event(kind, dim, self.mode, self.node_name, self.op, operands, root))
 
-    def literal(self, path: tuple[int | str, ...], *parts: Dim, value: int | None = None) -> None:
+    def literal(self, path: tuple[int | str, ...], *parts: Dim, value: float | None = None) -> None:
         """The argument at `path` is the sum of the sizes of `parts`, or the number `value` per old unit of them."""
         if any(D.channels(part) for part in parts):
             self.literals.append(Literal(self.mode, self.node_name, path, parts, value))
@@ -128,6 +130,8 @@ class Context:
     def contract(self, a: Value, dim_a: int, name_a: str, b: Value, dim_b: int, name_b: str) -> None:
         """`sum over the dim of a times b`: the shares go into a parameter if one is there, else they are owed."""
         self.unify(a.dims[dim_a], b.dims[dim_b])
+        if (a.lengths or b.lengths) and self._over_lengths(a, dim_a, name_a, b, dim_b, name_b):
+            return
         can_a, can_b = _holds(a, dim_a), _holds(b, dim_b)
         # A table of numbers is read, not trained: the parameter beside it takes the shares.
         if can_a and (b.source is None or (self._trained(a) and not self._trained(b))):
@@ -139,6 +143,20 @@ class Context:
 
     def _trained(self, value: Value) -> bool:
         return value.source is not None and self.program.specs[value.source.name].kind == "parameter"
+
+    def _over_lengths(self, a: Value, dim_a: int, name_a: str, b: Value, dim_b: int, name_b: str) -> bool:
+        """A contraction of values that were divided by their lengths; False, and pinned, if a factor would be left."""
+        self.decided.update((id(a), id(b)))
+        found = [lengths.roots(a, a.dims[dim_a]), lengths.roots(b, b.dims[dim_b])]
+        if found == [1, 1]:
+            self.event("normalise", a.dims[dim_a])  # k copies, each 1/k of the product: nothing is owed
+            return True
+        if sorted(found, key=str) == [0, 1] and a.source is None and b.source is None:
+            self.event("contract", a.dims[dim_a], name_a, name_b, root=True)
+            return True
+        for value in (a, b):
+            lengths.pin(self, value)
+        return False
 
     # -- the walk ---------------------------------------------------------------------------------------
 
@@ -156,7 +174,8 @@ class Context:
             for node in graph.nodes:
                 self.node_name = node.name
                 D.here.set((mode, node.name))
-                value = self._visit(node)
+                self.decided.clear()
+                value = lengths.follow(self, node, self._visit(node))
                 if node.name in written:
                     value = self._overwritten(value)
                 if node.name in drawn:

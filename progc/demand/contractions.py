@@ -159,6 +159,12 @@ def _norm(node: fx.Node) -> Contraction:
     return _made(out, [(argument(node, "weight"), kept)], (argument(node, "bias"), kept), fixed)
 
 
+def _weight_norm(node: fx.Node) -> Contraction:
+    out, kept = _names("d", len(shape_of(node))), argument(node, "dim", 0)
+    gain = [label if i == kept else f"one {label}" for i, label in enumerate(out)]
+    return _made(out, [(argument(node, "g"), gain)], fixed=(argument(node, "v"),))
+
+
 def _reduction(node: fx.Node) -> Contraction:
     rank, dims = len(shape_of(node.args[0])), argument(node, "dim")
     gone = {dim % rank for dim in ([dims] if isinstance(dims, int) else dims or range(rank))}
@@ -184,6 +190,7 @@ _BUILDERS: dict[str, Callable[[fx.Node], Contraction]] = {
     "conv_transpose1d": _conv, "conv_transpose2d": _conv, "conv_transpose3d": _conv,
     "scaled_dot_product_attention": _attention, "embedding": _embedding,
     "layer_norm": _norm, "group_norm": _norm, "batch_norm": _norm, "instance_norm": _norm, "rms_norm": _norm,
+    "_weight_norm": _weight_norm,
     "sum": _reduction, "mean": _reduction,
     **dict.fromkeys(SPATIAL, _spatial),
 }  # fmt: skip

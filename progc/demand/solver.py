@@ -28,6 +28,9 @@ _PROPOSALS = 32
 _VISITS = 4000
 """Nodes visited in one search; a demand that needs more has no sensible answer."""
 
+_STEEP = frozenset(("sqrt", "rsqrt", "log", "log2", "log10", "reciprocal", "div"))
+"""Operations whose slope at zero is infinite (for `div`, in the divisor)."""
+
 Scales = dict[str, tuple[Scale, ...]]
 
 
@@ -224,6 +227,7 @@ def _prove(graphs: Mapping[Mode, _Graph], demands: Sequence[Demand], scales: Sca
             if node.op == "output":
                 raise reason or DemandRefused("a scaled value is an output of the network")
             _check_side_effects(graph, node, factors)
+            _check_slope(node, factors)
             try:
                 result = spread(graph.program, node, factors)
             except DemandRefused as error:
@@ -250,6 +254,25 @@ def _check_result(node: fx.Node, result: Factor, demand: Demand, reason: DemandR
         raise reason or DemandRefused(
             f"the value of {describe(node)} does not come out multiplied by {demand.factor:g} alone"
         )
+
+
+def _check_slope(node: fx.Node, factors: Mapping[fx.Node, Factor]) -> None:
+    """A silenced value must not reach the root of a bare zero: the slope there is infinite, and gradients become NaN.
+
+    A constant that is added before (the eps of a norm) keeps the root away from zero.
+    """
+    name = op_name(node)
+    exponent = argument(node, "exponent")
+    small = name == "pow" and not (isinstance(exponent, (int, float)) and exponent >= 1)
+    if name not in _STEEP and not small:
+        return
+    operand = node.args[1 if name == "div" and len(node.args) > 1 else 0]
+    given = factors.get(operand) if isinstance(operand, fx.Node) else None
+    if not isinstance(operand, fx.Node) or not isinstance(given, torch.Tensor):
+        return
+    kept = op_name(operand) in ("add", "clamp_min", "clamp") and isinstance(operand.args[1], float)
+    if not kept and bool(((given == 0) | given.isnan()).any()):
+        raise DemandRefused(f"{describe(node)} would read a silenced value, and its slope at zero is infinite")
 
 
 def _check_side_effects(graph: _Graph, node: fx.Node, factors: Mapping[fx.Node, Factor]) -> None:

@@ -55,7 +55,7 @@ IMAGES = [
         "transposed, grouped",
         lambda m, x: m.up(x),
         4,
-        grows=False,
+        grows=True,
         setup=add("up", nn.ConvTranspose2d(8, 4, 2, 2, groups=2)),
     ),
     Case(
@@ -166,7 +166,7 @@ IMAGES = [
     Case("pixel unshuffle", lambda m, x: F.pixel_unshuffle(x, 2), 32, grows=True),
     Case("channel shuffle", lambda m, x: A.channel_shuffle(x, 2), grows=True),
     Case("channel shuffle by hand", lambda m, x: x.unflatten(1, (2, 4)).transpose(1, 2).flatten(1, 2), grows=True),
-    Case("unfold", lambda m, x: F.fold(F.unfold(x, 3, padding=1), (6, 6), 3, padding=1), grows=False),
+    Case("unfold", lambda m, x: F.fold(F.unfold(x, 3, padding=1), (6, 6), 3, padding=1), grows=True),
     Case(
         "squeeze and excite",
         lambda m, x: x * m.line(x.mean((2, 3), True).flatten(1)).sigmoid()[..., None, None],

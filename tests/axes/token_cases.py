@@ -2,14 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils import parametrizations
 
 from tests.axes.between import WIDTH, Case, add, heads, merged, table
 
 A = torch.ops.aten
 ids = torch.tensor([1, 0, 3])
+
+
+def unit(x: torch.Tensor, eps: float = 1e-12) -> torch.Tensor:
+    return F.normalize(x, dim=-1, eps=eps)
+
+
+def turned(x: torch.Tensor) -> torch.Tensor:
+    a, b = x.chunk(2, -1)
+    return torch.cat([a * 0.6 - b * 0.8, b * 0.6 + a * 0.8], -1)
+
+
+def cosine_attention(x: torch.Tensor, scale: float | None) -> torch.Tensor:
+    return merged(F.scaled_dot_product_attention(unit(heads(x)), unit(heads(x.tanh())), heads(x), scale=scale))
+
+
+def two_keys() -> Callable[[nn.Module], None]:
+    return lambda m: (add("key", nn.Linear(8, 6))(m), add("value", nn.Linear(8, 6))(m)) and None
+
+
+def weight_normed(layer: nn.Module, name: str = "layer", dim: int | None = 0) -> Callable[[nn.Module], None]:
+    return lambda m: setattr(m, name, parametrizations.weight_norm(layer, dim=dim))
+
 
 MOVEMENT = [
     Case("view", lambda m, x: x.view(10, WIDTH).view(2, 5, 2, 4).reshape(2, 5, WIDTH), grows=True),
@@ -18,6 +43,7 @@ MOVEMENT = [
     Case("view of odd parts", lambda m, x: x.reshape(2, WIDTH, 5).transpose(1, 2).tanh(), grows=False),
     Case("flatten", lambda m, x: x[:, :1].unsqueeze(1).squeeze(1).flatten(1), grows=True),
     Case("flatten tokens too", lambda m, x: x.flatten(1), 40, grows=True),
+    Case("shape of another", lambda m, x: x.flatten(1).view_as(x).tanh().flatten(1).reshape_as(x), grows=True),
     Case("unflatten", lambda m, x: x.unflatten(-1, (4, 2)).tanh().flatten(-2), grows=True),
     Case("squeeze copies", lambda m, x: A.squeeze_copy(A.unsqueeze_copy(x, 1), 1), grows=True),
     Case("permute", lambda m, x: A.permute_copy(x.permute(2, 0, 1), [1, 2, 0]), grows=True),
@@ -58,7 +84,9 @@ MOVEMENT = [
     Case("slice from the end of half", lambda m, x: x[..., -2:].tanh(), 2, grows=True),
     Case("slice up to the end of half", lambda m, x: x[..., :-2].tanh(), 6, grows=True),
     Case("slice of all from the end", lambda m, x: x[..., -8:].tanh(), grows=False),
-    Case("strided slice", lambda m, x: x[..., ::2], 4, grows=False),
+    Case("strided slice", lambda m, x: x[..., ::2] * x[..., 1::2].tanh(), 4, grows=True),
+    Case("strided slice up to a place", lambda m, x: x[..., 0:7:2], 4, grows=False),
+    Case("strided slice with a rest", lambda m, x: x[..., ::3], 3, grows=False),
     Case("narrow", lambda m, x: x.narrow(-1, 2, 3).tanh(), 3, grows=True),
     Case("narrow to all", lambda m, x: x.narrow(-1, 0, 8).tanh(), grows=True),
     Case("roll tokens", lambda m, x: x.roll(1, 1).flip(1), grows=True),
@@ -83,7 +111,8 @@ REDUCTION = [
     Case("unbiased variance", lambda m, x: x / (x.var(-1, keepdim=True) + 1).sqrt(), grows=True),
     Case("deviation", lambda m, x: x / (x.std(-1, correction=0, keepdim=True) + 1), grows=True),
     Case("variance and mean", lambda m, x: x - torch.var_mean(x, -1, correction=0, keepdim=True)[1], grows=True),
-    Case("deviation and mean", lambda m, x: x - torch.std_mean(x, -1, keepdim=True)[0], grows=False),
+    Case("deviation and mean", lambda m, x: x - torch.std_mean(x, -1, keepdim=True)[0], grows=True),
+    Case("windows of tokens", lambda m, x: x + x.unfold(1, 2, 1).mean(-1).mean(1, keepdim=True), grows=True),
     Case("sum", lambda m, x: x + x.sum(-1, keepdim=True), grows=False),
     Case("sum of tokens", lambda m, x: x + x.sum(1, keepdim=True) + x.nansum(1, keepdim=True), grows=True),
     Case("product", lambda m, x: x + x.prod(-1, keepdim=True), grows=False),
@@ -146,7 +175,7 @@ CONTRACTION = [
         "einsum of heads",
         lambda m, x: torch.einsum("bt(hd),o->bto".replace("(hd)", "h"), x, m.w),
         4,
-        grows=False,
+        grows=True,
         setup=table((4,)),
     ),
     Case(
@@ -159,6 +188,15 @@ CONTRACTION = [
     Case("einsum with dots", lambda m, x: torch.einsum("...c,oc->...o", x, m.w), 4, grows=True, setup=table((4, 8))),
     Case("einsum diagonal", lambda m, x: torch.einsum("cc,btc->bt", m.w, x), 5, grows=False, setup=table((8, 8))),
     Case("einsum of a gram matrix", lambda m, x: torch.einsum("btc,bsc->bts", x, x), 5, grows=False),
+    Case("einsum of all", lambda m, x: torch.einsum("btc->bt", x), 5, grows=True),
+    Case("einsum of all of a parameter", lambda m, x: x * torch.einsum("ij->i", m.w), grows=True, setup=table((8, 8))),
+    Case(
+        "einsum of three activations",
+        lambda m, x: torch.einsum("btc,bsc,bsc->bts", m.key(x), m.value(x), m.other(x)),
+        5,
+        grows=True,
+        setup=lambda m: [add(name, nn.Linear(8, 6))(m) for name in ("key", "value", "other")] and None,
+    ),
     Case("gram matrix", lambda m, x: x @ x.mT, 5, grows=False),
     Case("outer gram matrix", lambda m, x: x.mT @ x, grows=False),
     Case("bilinear scores", lambda m, x: (x @ m.w) @ x.mT, 5, grows=True, setup=table((8, 8))),
@@ -201,6 +239,28 @@ CONTRACTION = [
         lambda m, x: x @ (x.mT @ m.key(x)).softmax(-1),
         grows=False,
         setup=add("key", nn.Linear(8, 8)),
+    ),
+    Case("normalised weight", lambda m, x: m.layer(x), 4, grows=True, setup=weight_normed(nn.Linear(8, 4))),
+    Case(
+        "two normalised weights",
+        lambda m, x: m.layer(m.first(x).tanh()),
+        4,
+        grows=True,
+        setup=lambda m: (weight_normed(nn.Linear(8, 6), "first")(m), weight_normed(nn.Linear(6, 4))(m)) and None,
+    ),
+    Case(
+        "weight normalised along the other dim",
+        lambda m, x: m.layer(x),
+        4,
+        grows=True,
+        setup=weight_normed(nn.Linear(8, 4), dim=1),
+    ),
+    Case(
+        "one length for a weight",
+        lambda m, x: m.layer(x),
+        4,
+        grows=False,
+        setup=weight_normed(nn.Linear(8, 4), dim=None),
     ),
     Case("repeated weight", lambda m, x: F.linear(x, m.w.repeat(1, 2)), 4, grows=True, setup=table((4, 4))),
     Case("expanded weight", lambda m, x: F.linear(x, m.w.expand(4, 8)), 4, grows=True, setup=table((4, 1))),
@@ -265,4 +325,40 @@ NORM = [
     ),
 ]
 
-CASES = [*MOVEMENT, *REDUCTION, *LOOKUP, *CONTRACTION, *NORM]
+LENGTHS = [
+    Case("cosine", lambda m, x: unit(m.key(x)) @ unit(m.value(x)).mT, 5, grows=True, setup=two_keys()),
+    Case("cosine with itself", lambda m, x: unit(x) @ unit(x).mT, 5, grows=True),
+    Case("cosine of heads", lambda m, x: unit(heads(x)) @ unit(heads(x * 2)).mT @ heads(x), 4, grows=True),
+    Case("cosine, scaled", lambda m, x: (unit(x) * m.w) @ unit(x.tanh()).mT, 5, grows=True, setup=table((8,))),
+    Case("cosine of turned pairs", lambda m, x: turned(unit(x)) @ turned(unit(x.tanh())).mT, 5, grows=True),
+    Case("fused cosine attention", lambda m, x: cosine_attention(x, 3.0), grows=True),
+    Case("fused cosine, default scale", lambda m, x: F.scaled_dot_product_attention(unit(x), unit(x), x), grows=False),
+    Case("cosine head", lambda m, x: F.linear(unit(x), unit(m.w)), 4, grows=True, setup=table((4, 8))),
+    Case(
+        "cosine head behind tanh", lambda m, x: F.linear(unit(x).tanh(), unit(m.w)), 4, grows=False, setup=table((4, 8))
+    ),
+    Case(
+        "cosine head, large eps", lambda m, x: F.linear(unit(x, 1e-3), unit(m.w)), 4, grows=False, setup=table((4, 8))
+    ),
+    Case("unit vector and another", lambda m, x: unit(m.key(x)) @ m.value(x).mT, 5, grows=True, setup=two_keys()),
+    Case("unit vector, unit value", lambda m, x: (x @ x.tanh().mT).softmax(-1) @ unit(x), grows=False),
+    Case(
+        "unit vector spread out",
+        lambda m, x: torch.einsum("bti,j->btij", unit(x), m.w).mean(2),
+        4,
+        grows=False,
+        setup=table((4,)),
+    ),
+    Case("a length itself", lambda m, x: x.norm(dim=-1), 5, grows=False),
+    Case("lengths of two values", lambda m, x: x * (x.norm(dim=-1) / x.tanh().norm(dim=-1)).unsqueeze(-1), grows=False),
+    Case("sum of absolute values", lambda m, x: x / x.norm(p=1, dim=-1, keepdim=True), grows=False),
+    Case(
+        "divided in place",
+        lambda m, x: F.linear(x.clone().div_(x.norm(dim=-1, keepdim=True)), unit(m.w)),
+        4,
+        grows=False,
+        setup=table((4, 8)),
+    ),
+]
+
+CASES = [*LENGTHS, *MOVEMENT, *REDUCTION, *LOOKUP, *CONTRACTION, *NORM]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import fx
 
 from progc.axes import dims as D
+from progc.axes import lengths
 from progc.axes.rules.pointwise import broadcast
 from progc.axes.walk import Args, Context, Value, rule
 
@@ -32,7 +33,15 @@ def attention(ctx: Context, node: fx.Node, args: Args) -> Value:
     ctx.unify(k.dims[-2], v.dims[-2])
     ctx.pin(D.channels(k.dims[-2]), "softmax runs over it")
     ctx.unify(q.dims[-1], k.dims[-1])
-    ctx.event("contract", q.dims[-1], args.node_name("query"), args.node_name("key"), root=args["scale"] is None)
+    ctx.decided.update(id(value) for value in (q, k, v))
+    similar = lengths.roots(q, q.dims[-1]) == lengths.roots(k, k.dims[-1]) == 1
+    if similar and args["scale"] is not None:
+        ctx.event("normalise", q.dims[-1])  # cosines: nothing is owed
+    else:
+        for value in (q, k):
+            lengths.pin(ctx, value)
+        ctx.event("contract", q.dims[-1], args.node_name("query"), args.node_name("key"), root=args["scale"] is None)
+    lengths.pin(ctx, v)
     ctx.event("head dim", q.dims[-1])
     ctx.event("head dim", v.dims[-1])
     if args["attn_mask"] is not None:

@@ -67,7 +67,8 @@ def _grouped(ctx: Context, args: Args, channels: D.Dim, weight: Value, groups: i
     ctx.unify(group, out_group)
     ctx.unify(inside, weight.dims[1])
     ctx.literal(args.paths["groups"], group)
-    ctx.consume(weight, 1, name)
+    if not ctx.consume(weight, 1, name):
+        ctx.event("contract", inside, name, args.node_name("weight"))
     ctx.carry_dims(weight, [0])
     return out_group + out_inside
 
@@ -75,14 +76,18 @@ def _grouped(ctx: Context, args: Args, channels: D.Dim, weight: Value, groups: i
 def _transposed(ctx: Context, args: Args, x: Value, weight: Value, channels: D.Dim, groups: int, name: str) -> D.Dim:
     ctx.unify(channels, weight.dims[0])
     if groups == 1:
-        ctx.consume(weight, 0, name)
+        ctx.contract(x, -len(weight.dims) + 1, name, weight, 0, args.node_name("weight"))
         ctx.carry_dims(weight, [1])
         return weight.dims[1]
     group, inside = D.reshape([channels], [groups, D.size_of(channels) // groups])
-    if D.size_of(inside) != 1:
-        # Rows of the weight hold groups and contracted channels together: neither can be told apart yet.
-        ctx.pin(channels, "grouped transposed convolution")
+    if D.size_of(inside) == 1:
+        ctx.event("channel multiplier", weight.dims[1])
+    else:
+        ctx.event("conv groups", group)
     ctx.literal(args.paths["groups"], group)
-    ctx.carry_dims(weight, [0])
-    ctx.carry_dims(weight, [1])
+    # Rows of the weight are groups, which it carries along, times the channels inside a group, which it sums over.
+    rest = weight.dims[1:]
+    ctx.carry_dims(Value((group, *rest), weight.source), [0, 1])
+    if not ctx.consume(Value((inside, *rest), weight.source), 0, name):
+        ctx.event("contract", inside, name, args.node_name("weight"))
     return group + weight.dims[1]

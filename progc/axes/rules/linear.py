@@ -103,7 +103,7 @@ def _contract_letter(
     ctx: Context, letter: str, dim: Dim, values: list[Value], inputs: list[str], nodes: list[fx.Node]
 ) -> None:
     holders = [i for i, names in enumerate(inputs) if letter in names]
-    if len(holders) == 1:
+    if len(holders) == 1 and (values[holders[0]].source is not None or inputs[holders[0]].count(letter) > 1):
         ctx.pin(dim, "summed by einsum")
         return
     tensors = [i for i in holders if values[i].source is not None]
@@ -111,6 +111,8 @@ def _contract_letter(
         a, b = holders
         where_a, where_b = inputs[a].index(letter), inputs[b].index(letter)
         ctx.contract(values[a], where_a, nodes[a].name, values[b], where_b, nodes[b].name)
+    elif not tensors:
+        ctx.event("contract", dim, *(nodes[i].name for i in holders))
     elif len(tensors) == 1:
         # The other operands go along unit by unit; the one parameter takes the shares for all of them.
         other = next(i for i in holders if i not in tensors)

@@ -59,19 +59,19 @@ def _reshaped(x: Value, shape: Sequence[int]) -> Value:
     return Value(tuple(dims), source, x.constant)
 
 
+@rule("view_as", "reshape_as")
+def view_as(ctx: Context, node: fx.Node, args: Args) -> Value:
+    """The shape of another tensor."""
+    out = _reshaped(args["self"], node.meta["tensor"].shape)
+    for a, b in zip(out.dims, args["other"].dims, strict=True):
+        ctx.unify(a, b)
+    return out
+
+
 @rule("flatten", "squeeze", "unsqueeze", "squeeze_copy", "unsqueeze_copy")
 def shape_only(ctx: Context, node: fx.Node, args: Args) -> Value:
     """Reshapes that bake no size."""
     return _reshaped(args["self"], node.meta["tensor"].shape)
-
-
-@rule("reshape_as", "view_as")
-def shaped_like(ctx: Context, node: fx.Node, args: Args) -> Value:
-    """Reshaped to the sizes of another tensor, dim by dim."""
-    out = _reshaped(args["self"], node.meta["tensor"].shape)
-    for ours, theirs in zip(out.dims, args["other"].dims, strict=True):
-        ctx.unify(ours, theirs)
-    return out
 
 
 @rule("unflatten")
@@ -165,7 +165,7 @@ def expand_as(ctx: Context, node: fx.Node, args: Args) -> Value:
     return Value(tuple(out), constant=x.constant and other.constant)
 
 
-@rule("unfold", "unfold_copy")
+@rule("unfold")
 def unfold(ctx: Context, node: fx.Node, args: Args) -> Value:
     """Windows along one dim: positions stay there, places inside a window become a new last dim."""
     x, shape = args["self"], node.meta["tensor"].shape

@@ -47,6 +47,20 @@ def batch_norm(ctx: Context, node: fx.Node, args: Args) -> Value:
     return Value(x.dims)
 
 
+@rule("_weight_norm")
+def weight_norm(ctx: Context, node: fx.Node, args: Args) -> Value:
+    """`g * v / length of v`, the length over all dims but one: that one grows freely, the others by whole factors."""
+    v, gain, kept = args["v"], args["g"], args["dim"]
+    if kept < 0:
+        raise ValueError("one length for the whole weight")
+    ctx.unify(v.dims[kept], gain.dims[kept])
+    ctx.carry(v, gain)
+    others = [dim for position, dim in enumerate(v.dims) if position != kept]
+    for dim in others:
+        ctx.event("normalise", dim)
+    return Value(v.dims, constant=True, lengths=tuple((dim, -1) for dim in others))
+
+
 @rule("group_norm")
 def group_norm(ctx: Context, node: fx.Node, args: Args) -> Value:
     """Statistics within each of `num_groups` contiguous groups of channels (dim 1)."""

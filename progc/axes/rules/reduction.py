@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from torch import fx
@@ -60,14 +61,41 @@ def extremum(ctx: Context, node: fx.Node, args: Args) -> Any:
     return out
 
 
-@rule("sum", "prod", "nansum", "logsumexp", "linalg_vector_norm", "norm")
-def total(ctx: Context, node: fx.Node, args: Args) -> Any:
-    """Copies change a sum."""
+@rule("sum")
+def added(ctx: Context, node: fx.Node, args: Args) -> Any:
+    """A contraction with ones: copies add up, so what is summed owes the factor (docs/growth.md 0.1)."""
+    x = args["self"]
     over, out = _reduced(ctx, node, args)
-    for dim in _channels(args["self"], over):
-        ctx.pin(dim, f"{ctx.op} runs over it")
+    found = _channels(x, over)
+    if len(found) == 1 and x.source is None and not x.constant:
+        ctx.event("contract", found[0], args.node_name("self"))
+    else:
+        for dim in found:
+            ctx.pin(dim, f"{ctx.op} runs over it")
+    ctx.carry(x)
+    return out
+
+
+@rule("prod", "nansum", "logsumexp", "linalg_vector_norm", "norm")
+def total(ctx: Context, node: fx.Node, args: Args) -> Any:
+    """Copies change what is added up; a length they change by a common factor (progc/axes/lengths.py)."""
+    over, out = _reduced(ctx, node, args)
+    found = _channels(args["self"], over)
+    if _is_length(ctx, args) and isinstance(out, Value):
+        for dim in found:
+            ctx.event("normalise", dim)
+        out = dataclasses.replace(out, lengths=tuple((dim, 1) for dim in found))
+    else:
+        for dim in found:
+            ctx.pin(dim, f"{ctx.op} runs over it")
     ctx.carry(args["self"])
     return out
+
+
+def _is_length(ctx: Context, args: Args) -> bool:
+    """True for the Euclidean norm."""
+    order = args.get("ord", args.get("p"))
+    return ctx.op in ("aten.linalg_vector_norm", "aten.norm") and order in (None, 2)
 
 
 @rule("var", "std", "var_mean", "std_mean")
@@ -75,10 +103,8 @@ def variance(ctx: Context, node: fx.Node, args: Args) -> Any:
     """Exact for uniform copies: what is subtracted from the number of units grows with it (n - 1 becomes rn - r)."""
     over, out = _reduced(ctx, node, args)
     correction = args.get("correction")
-    channels = _channels(args["self"], over)
-    whole = isinstance(correction, int) and (correction == 0 or len(over) == 1)
-    for dim in channels:
-        if not whole:
+    for dim in _channels(args["self"], over):
+        if not isinstance(correction, (int, float)):
             ctx.pin(dim, f"{ctx.op} divides by n - {correction}")
             continue
         ctx.event("normalise", dim)

@@ -143,10 +143,7 @@ def slice_(ctx: Context, node: fx.Node, args: Args) -> Value:
         _whole_slice(ctx, args, x.dims[dim])
         return same(x)
     if args.get("step", 1) not in (1, None):
-        ctx.pin(x.dims[dim], "strided slice")
-        dims = list(x.dims)
-        dims[dim] = D.new(stop_size, extent=True)
-        return Value(tuple(dims), constant=x.constant)
+        return _strided(ctx, args, x, dim, start, stop_size)
     stop = start + stop_size
     pieces = cut(ctx, x.dims[dim], [start, stop])
     taken = pieces[1] if start > 0 else pieces[0]
@@ -156,6 +153,28 @@ def slice_(ctx: Context, node: fx.Node, args: Args) -> Value:
     _slice_literals(ctx, args, before, taken, after)
     dims = list(x.dims)
     dims[dim] = taken
+    return Value(tuple(dims), constant=x.constant)
+
+
+def _strided(ctx: Context, args: Args, x: Value, dim: int, start: int, taken: int) -> Value:
+    """Every k-th unit: one position of `units * k`, if the slice runs from the first such unit to the last."""
+    step, size, dims = args["step"], x.shape[dim], list(x.dims)
+    raw_start, raw_end = args.nodes.get("start"), args.nodes.get("end")
+    open_ended = raw_end is None or (isinstance(raw_end, int) and raw_end >= END)
+    if (
+        not D.channels(x.dims[dim])
+        or size % step
+        or start >= step
+        or taken != size // step
+        or not open_ended
+        or (raw_start or 0) < 0
+    ):
+        ctx.pin(x.dims[dim], "strided slice")
+        dims[dim] = D.new(taken, extent=True)
+    else:
+        dims[dim], position = D.reshape([x.dims[dim]], [taken, step])
+        D.pin(position, "position of a part")
+        ctx.carry(x)
     return Value(tuple(dims), constant=x.constant)
 
 
