@@ -130,7 +130,7 @@ def _set(node: fx.Node, path: tuple[int | str, ...], old: int, new: int | float)
         node.kwargs = {**node.kwargs, first: _replaced(node, node.kwargs[first], rest, old, new)}
 
 
-def _replaced(reader: fx.Node, argument: Any, path: tuple[int | str, ...], old: int, new: int) -> Any:
+def _replaced(reader: fx.Node, argument: Any, path: tuple[int | str, ...], old: int, new: int | float) -> Any:
     if not path:
         return _scaled(argument, reader, old, new) if isinstance(argument, fx.Node) else new
     items = list(argument)
