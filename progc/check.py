@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from progc.deferred import values
 from progc.errors import CheckError, InputError
 from progc.notation import call_text, tensor_text
 from progc.program import Mode, Program
@@ -173,7 +174,7 @@ class _Float64(fx.Interpreter):
         name = str(node.target)
         if name in self.buffers:
             return self.buffers[name]
-        tensor = self.program.tensors[name].detach()
+        tensor = values(self.program.tensors[name]).detach()
         value = tensor.to(_WIDER.get(tensor.dtype, tensor.dtype), copy=True)
         if self.program.specs[name].kind != "parameter":
             self.buffers[name] = value  # kept: a later use sees what was written

@@ -15,6 +15,7 @@ from typing import Any
 
 from torch import fx
 
+from progc.deferred import values
 from progc.demand import Demand, DemandRefused, solve
 from progc.demand.operations import op_name
 from progc.differences import pairs, where
@@ -131,7 +132,7 @@ def _value(program: Program, argument: Any) -> float | None:
     if isinstance(argument, fx.Node) and argument.op == "get_attr":
         tensor, spec = program.tensors[str(argument.target)], program.specs[str(argument.target)]
         if tensor.numel() == 1 and tensor.is_floating_point() and (spec.kind == "constant" or not spec.persistent):
-            return float(tensor)
+            return float(values(tensor))
     return None
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from progc.deferred import values
 from progc.notation import module_path
 from progc.program import Mode, Program
 
@@ -66,7 +67,7 @@ def differences(grown: Program, target: Program) -> Iterator[str]:
     for name, spec in target.specs.items():
         if spec.persistent or name.startswith("_constants.") or name not in grown.tensors:
             continue
-        found = _apart(grown.tensors[name], target.tensors[name])
+        found = _apart(values(grown.tensors[name]), values(target.tensors[name]))
         if found:
             yield f"buffer {name}, which no checkpoint holds, is another one in the target: {found}"
 
@@ -94,7 +95,7 @@ def _tensor_key(program: Program, name: str) -> Any:
     """Named tensors by name, lifted constants by value."""
     if not name.startswith("_constants."):
         return name
-    value = program.tensors[name].detach().cpu().contiguous()
+    value = values(program.tensors[name]).detach().cpu().contiguous()
     if value.numel() <= _SHOWN:
         return value.dtype, str(value.tolist())
     digest = hashlib.sha256(value.flatten().view(torch.uint8).numpy().tobytes())

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import torch
 
+from progc.deferred import values
 from progc.index_map import IndexMap
 from progc.shares import along
 
@@ -65,7 +66,7 @@ def _mean(value: torch.Tensor, fill: Fill, tensors: Mapping[str, torch.Tensor]) 
     old = (~fill.over.fresh()).double()
     count.index_add_(0, group, old)
     for name in fill.weights:
-        entries = tensors[name].detach().cpu().double().reshape(-1)
+        entries = values(tensors[name]).detach().cpu().double().reshape(-1)
         old = old * entries[unit % len(entries)]
     shape = list(value.shape)
     shape[fill.dim] = len(count)

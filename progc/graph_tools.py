@@ -6,17 +6,15 @@ A pass works on `copy_graph(program.graphs[mode])`, edits the copy, builds its n
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import logging
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import fx
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from progc.errors import VerifyError
+from progc.layouts import Evaluator, Layout
 from progc.notation import argument_text, call_text, meta_text, module_path, tensor_text
 from progc.program import MODES, Mode, Program, TensorMeta
 
@@ -75,29 +73,25 @@ def infer(program: Program, graph: fx.Graph, mode: Mode, batch_factor: int = 1) 
     """
     metas: dict[fx.Node, Any] = {}
     env: dict[fx.Node, Any] = {}
-    with _quiet(), FakeTensorMode(), torch.no_grad():
-        inputs = iter(_fake_inputs(program, batch_factor))
+    with Evaluator() as evaluator:
+        inputs = iter(_inputs(program, evaluator, batch_factor))
         for node in graph.nodes:
             if node.op == "output":
                 metas[node] = fx.node.map_arg(node.args[0], lambda n: metas[n])
             else:
-                env[node] = _evaluate(program, node, env, inputs, mode)
+                env[node] = _evaluate(program, node, env, inputs, mode, evaluator)
                 metas[node] = _meta_of(env[node])
     return metas
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """torch logs every failing fake kernel to stderr; our error says it once."""
-    logger = logging.getLogger(FakeTensorMode.__module__)
-    disabled, logger.disabled = logger.disabled, True
-    try:
-        yield
-    finally:
-        logger.disabled = disabled
-
-
-def _evaluate(program: Program, node: fx.Node, env: dict[fx.Node, Any], inputs: Iterator[Any], mode: Mode) -> Any:
+def _evaluate(
+    program: Program,
+    node: fx.Node,
+    env: dict[fx.Node, Any],
+    inputs: Iterator[Any],
+    mode: Mode,
+    evaluator: Evaluator,
+) -> Any:
     if node.op == "placeholder":
         missing = object()
         value = next(inputs, missing)
@@ -110,7 +104,7 @@ def _evaluate(program: Program, node: fx.Node, env: dict[fx.Node, Any], inputs: 
     if node.op == "get_attr":
         if node.target not in program.tensors:
             raise VerifyError(f"{mode} graph, node `{node.name}`: the program has no tensor `{node.target}`")
-        return _fake(program.tensors[str(node.target)])
+        return Layout.of(program.tensors[str(node.target)])
     args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: env[n])
     if node.op != "call_function":
         raise VerifyError(
@@ -118,8 +112,7 @@ def _evaluate(program: Program, node: fx.Node, env: dict[fx.Node, Any], inputs: 
             f"found {node.op}"
         )
     try:
-        assert callable(node.target)
-        return node.target(*args, **kwargs)
+        return evaluator.call(node.target, args, kwargs)
     except Exception as error:  # kernels raise many types; the node and its operand shapes explain all of them
         reason = " ".join(str(error).split()) or type(error).__name__
         where = f" in {module_path(node)}" if module_path(node) else ""
@@ -130,24 +123,18 @@ def _evaluate(program: Program, node: fx.Node, env: dict[fx.Node, Any], inputs: 
         ) from error
 
 
-def _fake_inputs(program: Program, batch_factor: int) -> list[Any]:
-    values = [_fake(leaf) for leaf in program.flat_example()]
+def _inputs(program: Program, evaluator: Evaluator, batch_factor: int) -> list[Any]:
+    values = [Layout.of(leaf) if isinstance(leaf, torch.Tensor) else leaf for leaf in program.flat_example()]
     for index, dynamic in enumerate(program.signature.batch_dims):
         if batch_factor != 1 and dynamic:
-            values[index] = values[index].repeat(batch_factor, *[1] * (values[index].dim() - 1))
+            repeats = [batch_factor, *[1] * (len(values[index].shape) - 1)]
+            values[index] = evaluator.call(torch.ops.aten.repeat.default, (values[index], repeats), {})
     return values
 
 
-def _fake(value: Any) -> Any:
-    """A fake tensor of the same layout. Not `from_tensor`: its memo would keep the real tensor alive."""
-    if not isinstance(value, torch.Tensor):
-        return value
-    return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=value.device)
-
-
 def _meta_of(value: Any) -> Any:
-    if isinstance(value, torch.Tensor):
-        return TensorMeta(tuple(int(size) for size in value.shape), value.dtype)
+    if isinstance(value, Layout):
+        return TensorMeta(value.shape, value.dtype)
     if isinstance(value, (tuple, list)):
         return tuple(_meta_of(item) for item in value)
     if isinstance(value, (torch.SymInt, int)):

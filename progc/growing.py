@@ -109,6 +109,7 @@ def grow_with_report(
     progress: Progress | None = None,
     notes: Sequence[str] = (),
     watch: Watch | None = None,
+    place: Callable[[Program], Program] = Program.complete,
 ) -> Growth:
     """Like `grow`, with the plan and a report.
 
@@ -119,9 +120,13 @@ def grow_with_report(
     Args:
         notes: go into the plan.
         watch: called with the deepened program and the new sizes by axis, before anything is widened.
+        place: where the grown weights go. Called before the check with the grown program, its parameters still
+            deferred (progc/deferred.py); what it returns is checked and becomes the result. By default they go into
+            memory.
     """
     chosen = {"width": "copy", "depth": "identity", **(inits or {})}
     clock = _Clock(progress)
+    source, program = program, program.deferred
     passes: list[Pass] = []
     results: list[PassResult] = []
     with clock("analyse"):
@@ -149,13 +154,11 @@ def grow_with_report(
             axes = tuple(Widening(grown.axes, sizes, chosen["width"]).growths)
             narrow, grown = grown, _apply(grown, width, passes, results)
             explained = _explained(narrow, axes, results[-1])
-    comparable = grown
     if isinstance(target, Program):
         with clock("compare"):
             grown = _fit(take_constants(grown, target), results)
             zero = chosen["width"] == "zero"
             grown = _fit(append_outputs(grown, aligned.outputs, zero=zero, seed=seed), results)
-            comparable = old_outputs(grown, program) if aligned.outputs else grown
             found = next(differences(grown, target), None)
             if found is not None:
                 raise TargetError(f"{target.class_name} computes something else at its size: {found}")
@@ -169,8 +172,11 @@ def grow_with_report(
         "reasons": list(plan.reasons),
         "axes": [item.to_json() for item in explained if item.kind != "stays"],
     }
+    with clock("write"):
+        grown = place(grown)
     with clock("check"):
-        difference = measure(program, comparable, plan.lifts, seed=seed)
+        comparable = old_outputs(grown, program) if aligned.outputs else grown
+        difference = measure(source, comparable, plan.lifts, seed=seed)
     report["max_abs_diff"], report["max_rel_diff"] = difference.max_abs, difference.max_rel
     report["seconds"] = clock.seconds
     _judge(plan, difference)

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from progc.deferred import defer, identity, is_deferred, values
 from progc.filling import Fill, fill_padded
 from progc.index_map import IndexMap
 from progc.shares import along, divide, fill_fresh, normal, spread_of
@@ -105,6 +106,12 @@ class TensorLift:
     eye: Eye | None = None
     fills: tuple[Fill, ...] = ()
 
+    @property
+    def plain(self) -> bool:
+        """True if nothing is done to the source, except drawing it anew where `init` says so."""
+        replaced = self.fill is not None or self.eye is not None
+        return not (self.fresh or self.scales or replaced or self.fills or any(self.dims))
+
 
 @dataclasses.dataclass(frozen=True)
 class Lift:
@@ -122,7 +129,8 @@ class Lift:
             tensors: every name before growth; names that share one tensor's memory stay tied.
 
         Returns:
-            Every name after growth, in a stable order; tensors that do not change are the same objects.
+            Every name after growth, in a stable order; tensors that do not change are the same objects. What grows
+            from a deferred tensor (progc/deferred.py) is deferred too: made when its values are asked for.
         """
         entries = {entry.name: entry for entry in self.tensors}
         grown: dict[str, torch.Tensor] = {}
@@ -133,9 +141,10 @@ class Lift:
         for name, entry in entries.items():
             source = tensors[entry.source]
             # Tied names have equal lifts of one memory: they must come out as one object again.
-            key = (_identity(source), dataclasses.replace(entry, name="", source=""))
+            key = (identity(source), dataclasses.replace(entry, name="", source=""))
             if entry.fresh or key not in made:
-                made[key] = self._grow(source, entry, tensors)
+                later = is_deferred(source)
+                made[key] = self._later(source, entry, tensors) if later else self._grow(source, entry, tensors)
             grown[name] = made[key]
         return grown
 
@@ -145,8 +154,16 @@ class Lift:
 
         return grow_moments(self, state)
 
+    def _later(self, source: torch.Tensor, entry: TensorLift, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """`_grow` for a deferred tensor: the shape now, the values when they are asked for."""
+        if entry.plain and entry.init != "random":
+            return source
+        dims = entry.dims or (None,) * source.dim()
+        sizes = [size if m is None else m.new for size, m in zip(source.shape, dims, strict=True)]
+        return defer(lambda: self._grow(values(source), entry, tensors), source, sizes)
+
     def _grow(self, source: torch.Tensor, entry: TensorLift, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        if not entry.fresh and not entry.scales and entry.fill is None and not any(entry.dims):
+        if entry.plain:
             return source if entry.init != "random" else _keep_type(source, self._draw(source, entry))
         generator = self._generator(entry.name)
         value = source.detach().cpu()  # random streams and shares are the same wherever the weights lie
@@ -201,13 +218,6 @@ class Lift:
             data["noise"],
             frozenset(data["removed"]),
         )
-
-
-def _identity(tensor: torch.Tensor) -> object:
-    """Equal for tensors that are the same memory, as `state_dict` gives tied parameters: views of their own."""
-    if tensor.numel() == 0 or tensor.is_meta:
-        return id(tensor)
-    return tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
 
 
 def _keep_type(source: torch.Tensor, value: torch.Tensor) -> torch.Tensor:

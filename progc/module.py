@@ -36,6 +36,7 @@ class ProgramModule(nn.Module):
             raise InputError(
                 f"{program.class_name} was captured for its shapes only; use progc.capture for a program that runs"
             )
+        program = program.complete()
         _register_all(self, program.tensors, program.specs)
         self._anchor = _anchor(program)
         home = program.tensors[self._anchor].device if self._anchor else None

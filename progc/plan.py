@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from progc.deferred import all_deferred, all_values
 from progc.lift import Lift
 from progc.revert import revert
 from progc.widening import AxisGrowth
@@ -56,7 +57,11 @@ class GrowthPlan:
 
     def apply(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Grows a set of tensors, by every name of the small program, step by step."""
-        grown = dict(tensors)
+        return all_values(self.deferred(tensors))
+
+    def deferred(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """What `apply` returns, with floating tensors deferred (progc/deferred.py): made when asked for."""
+        grown = all_deferred(tensors)
         for lift in self.lifts:
             grown = lift.apply(grown)
         return grown

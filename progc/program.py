@@ -18,8 +18,10 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch import fx
+from torch import fx, nn
 from torch.utils import _pytree as pytree
+
+from progc.deferred import all_deferred, all_values, is_deferred
 
 if TYPE_CHECKING:
     from progc.axes import AxisTable
@@ -76,7 +78,8 @@ class Program:
 
     Attributes:
         graphs: `{"train": Graph, "eval": Graph}`; never edited in place.
-        tensors: every state name to its tensor; tied names map to the same object.
+        tensors: every state name to its tensor; tied names map to the same object. Parameters may be deferred
+            (progc/deferred.py) while a network grows.
         specs: every name in `tensors` to what it is.
         tied: alias name to canonical name; graphs mention canonical names only.
         signature: input and output structure.
@@ -120,7 +123,26 @@ class Program:
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """Persistent tensors under the user's names, aliases included, as `nn.Module.state_dict` gives them."""
-        return {name: tensor.detach() for name, tensor in self.tensors.items() if self.specs[name].persistent}
+        return {name: tensor.detach() for name, tensor in all_values(self.persistent()).items()}
+
+    def persistent(self) -> dict[str, torch.Tensor]:
+        """What `state_dict` holds, as it is: parameters, and deferred tensors that are not made yet."""
+        return {name: tensor for name, tensor in self.tensors.items() if self.specs[name].persistent}
+
+    @cached_property
+    def deferred(self) -> Program:
+        """This program with deferred parameters (progc/deferred.py): passes make shapes of it, values come later.
+
+        Buffers and constants, which are small and some of which analysis reads, stay as they are.
+        """
+        parameters = {name: tensor for name, tensor in self.tensors.items() if isinstance(tensor, nn.Parameter)}
+        twin = self.replace(tensors={**self.tensors, **all_deferred(parameters)})
+        twin.__dict__.update({name: self.__dict__[name] for name in ("axes", "chains") if name in self.__dict__})
+        return twin
+
+    def complete(self) -> Program:
+        """This program with the values of all its tensors in memory."""
+        return self.replace(tensors=all_values(self.tensors)) if any(map(is_deferred, self.tensors.values())) else self
 
     def replace(self, **changes: Any) -> Program:
         """A new program with some fields replaced; analysis results are not carried over."""

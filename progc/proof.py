@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import nn
 
 from progc.check import Difference, compare
+from progc.deferred import defer, values
 from progc.lift import Lift
 from progc.program import Program
 
@@ -37,7 +38,7 @@ def measure(before: Program, after: Program, lifts: Sequence[Lift], *, seed: int
     tensors: Mapping[str, torch.Tensor] = _stirred(before, seed)
     source = before.replace(tensors=tensors)
     for lift in lifts:
-        tensors = lift.apply(tensors)
+        tensors = lift.apply(tensors)  # deferred: no noisy copy of either network exists as a whole
     return compare(source, after.replace(tensors={name: tensors[name] for name in after.tensors}), seed=seed)
 
 
@@ -51,11 +52,18 @@ def tolerance(lifts: Sequence[Lift]) -> float:
 
 def _stirred(program: Program, seed: int) -> dict[str, torch.Tensor]:
     """The program's tensors with noise on its parameters; tied ones stay one object."""
-    generator = torch.Generator().manual_seed(seed)
     made: dict[int, torch.Tensor] = {}
-    for tensor in program.tensors.values():
+    for number, tensor in enumerate(program.tensors.values()):
         if id(tensor) not in made:
             stir = isinstance(tensor, nn.Parameter) and tensor.is_floating_point()
-            noise = torch.randn(tensor.shape, generator=generator) * _STIR if stir else 0
-            made[id(tensor)] = nn.Parameter(tensor.detach() + torch.as_tensor(noise).to(tensor)) if stir else tensor
+            made[id(tensor)] = defer(_noisy(tensor, seed + number), tensor) if stir else tensor
     return {name: made[id(tensor)] for name, tensor in program.tensors.items()}
+
+
+def _noisy(tensor: torch.Tensor, seed: int) -> Callable[[], torch.Tensor]:
+    def make() -> torch.Tensor:
+        noise = torch.randn(tensor.shape, generator=torch.Generator().manual_seed(seed)).mul_(_STIR)
+        value = values(tensor).detach()
+        return value + noise.to(value)
+
+    return make

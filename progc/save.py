@@ -9,12 +9,9 @@ import shutil
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from progc.errors import InputError
-
-if TYPE_CHECKING:
-    import torch
 
 _PREFIX = ".progc-"
 
@@ -53,47 +50,24 @@ def output_folder(folder: Path) -> Iterator[Path]:
     check_output(folder)
     final = folder.resolve()
     temporary = final.parent / _temporary()
+    above = [parent for parent in final.parents if not parent.exists()]
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
         temporary.mkdir()
         yield temporary
         for path in sorted(temporary.iterdir()):
-            path.chmod(temporary.stat().st_mode & 0o666)  # safetensors writes for the owner only, whatever the umask
             _sync(path)
         _sync(temporary)
         os.replace(temporary, final)
+        above.clear()
         _sync(final.parent)
     except OSError as error:
         raise InputError(f"output folder {folder} cannot be written: {error.strerror or error}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Writes safetensors: every name, each with its own contiguous data.
-
-    The format refuses names that share storage, so tied tensors are written once per name: a strict
-    `load_state_dict` finds all it expects, and ties them again by itself.
-
-    Raises:
-        InputError: the disk refuses.
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
-    seen: set[int] = set()
-    ready: dict[str, torch.Tensor] = {}
-    for name, tensor in tensors.items():
-        tensor = tensor.detach().cpu().contiguous()
-        storage = tensor.untyped_storage().data_ptr()
-        if storage in seen or tensor.untyped_storage().nbytes() != tensor.numel() * tensor.element_size():
-            tensor = tensor.clone()  # an alias, or a view into something larger
-        seen.add(storage)
-        ready[name] = tensor
-    try:
-        save_file(ready, path, metadata={"format": "pt"})
-    except SafetensorError as error:  # how the library reports a full or failing disk
-        raise InputError(f"{path.name} cannot be written: {error}; choose another place") from error
+        with contextlib.suppress(OSError):  # somebody else may have put something there by now
+            for parent in above:
+                parent.rmdir()
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -203,7 +203,7 @@ def test_every_field_of_the_report(tmp_path: Path) -> None:
         "compared": "all outputs",
         "reasons": [],
     }
-    assert list(seconds) == ["build", "capture", "analyse", "deepen", "align", "widen", "check", "write"]
+    assert list(seconds) == ["build", "capture", "analyse", "deepen", "align", "widen", "write", "check"]
     assert all(spent >= 0 for spent in seconds.values())
     assert versions["torch"] == torch.__version__ and versions["progc"] == progc.__version__
     saved = json.loads((out / "report.json").read_text())

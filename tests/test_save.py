@@ -13,7 +13,8 @@ from torch import nn
 
 from progc.errors import InputError
 from progc.folder import read_folder
-from progc.save import check_output, json_text, output_folder, write_json, write_tensors
+from progc.save import check_output, json_text, output_folder, write_json
+from progc.tensor_file import write_tensors
 from tests.command import files_below
 
 

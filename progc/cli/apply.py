@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from progc.cli.common import captured, millions, versions
 from progc.errors import NotLosslessError
-from progc.save import check_output, json_text, output_folder, write_json, write_tensors
+from progc.save import check_output, json_text, output_folder, write_json
 from progc.sources import open_source
 from progc.terminal import Terminal
 
@@ -66,9 +66,11 @@ def run_apply(source: str, pipeline: str, *, weights: Path | None, out: Path | N
             "versions": versions(),
         }
         if out is not None:
+            from progc.tensor_file import write_tensors
+
             with output_folder(out) as folder:
                 with terminal.phase("write"):
-                    write_tensors(folder / "model.safetensors", result.state_dict())
+                    write_tensors(folder / "model.safetensors", result.persistent())
                 write_json(folder / "report.json", report)
     if as_json:
         terminal.print(json_text(report))

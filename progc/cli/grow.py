@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ from progc.cli.common import captured, millions, versions
 from progc.cli.explained import Explainer
 from progc.errors import CheckError, TargetError
 from progc.inits import parse_inits
-from progc.save import check_output, json_text, output_folder, write_json, write_tensors
+from progc.save import check_output, json_text, output_folder, write_json
 from progc.sizes import Sizes
 from progc.sources import open_source, open_target, resolve_target
 from progc.terminal import Terminal
@@ -56,37 +57,46 @@ def run_grow(
         else:
             aim = target
         from progc.growing import grow_with_report
+        from progc.tensor_file import write_tensors
 
         explainer = Explainer(program, explain, inits.get("width", "copy")) if explain is not None else None
-        try:
-            growth = grow_with_report(
-                program, aim, inits=inits, lossy=lossy, seed=seed, progress=terminal.phase, notes=notes,
-                watch=explainer.watch if explainer is not None else None,
-            )  # fmt: skip
-        except (CheckError, TargetError):  # the reasons first, the refusal itself stays the last line
-            if explainer is not None:
-                chain = explainer.refused()
-                refusal = {"source": source, "target": to, "axes": chain.to_json()}
-                terminal.print(json_text(refusal) if as_json else str(chain))
-            raise
-        report = {
-            "source": source,
-            "target": to,
-            "weights": str(weights) if weights is not None else opened.trained,
-            "ema": str(ema) if ema is not None else None,
-            "init": dict(growth.plan.inits),
-            "lossy": lossy,
-            "seed": seed,
-            **growth.report,
-            "versions": versions(),
-        }
-        if out is not None:
-            with output_folder(out) as folder:
-                with terminal.phase("write"):
-                    write_tensors(folder / "model.safetensors", growth.program.state_dict())
-                    if average is not None:
-                        grown = growth.lift.apply({**program.tensors, **average})
-                        kept = {name: grown[name] for name in growth.program.state_dict()}
+        # Weights are made one tensor at a time and go straight into the file, which the check then reads back; a check
+        # that fails takes the folder with it.
+        with output_folder(out) if out is not None else contextlib.nullcontext() as folder:
+            try:
+                growth = grow_with_report(
+                    program,
+                    aim,
+                    inits=inits,
+                    lossy=lossy,
+                    seed=seed,
+                    progress=terminal.phase,
+                    notes=notes,
+                    place=lambda grown: _written(grown, folder),
+                    watch=explainer.watch if explainer is not None else None,
+                )
+            except (CheckError, TargetError):  # the reasons first, the refusal itself stays the last line
+                if explainer is not None:
+                    chain = explainer.refused()
+                    refusal = {"source": source, "target": to, "axes": chain.to_json()}
+                    terminal.print(json_text(refusal) if as_json else str(chain))
+                raise
+            report = {
+                "source": source,
+                "target": to,
+                "weights": str(weights) if weights is not None else opened.trained,
+                "ema": str(ema) if ema is not None else None,
+                "init": dict(growth.plan.inits),
+                "lossy": lossy,
+                "seed": seed,
+                **growth.report,
+                "versions": versions(),
+            }
+            if folder is not None:
+                if average is not None:
+                    with terminal.phase("write"):
+                        grown = growth.plan.deferred({**program.tensors, **average})
+                        kept = {name: grown[name] for name in growth.program.persistent()}
                         write_tensors(folder / "ema.safetensors", kept)
                 write_json(folder / "plan.json", growth.plan.to_json())
                 report["seconds"] = dict(terminal.seconds)
@@ -102,6 +112,18 @@ def run_grow(
             terminal.print(f"\n{explainer.grown(growth)}")
         terminal.print()
         terminal.table(list(_summary(report, out)))
+
+
+def _written(grown: Program, folder: Path | None) -> Program:
+    """The grown program with its weights in the output folder, read from there when asked for."""
+    if folder is None:
+        return grown
+    from progc.tensor_file import read_deferred, write_tensors
+
+    path = folder / "model.safetensors"
+    write_tensors(path, grown.persistent())
+    stored = read_deferred(path, grown.persistent())
+    return grown.replace(tensors={**grown.tensors, **stored})
 
 
 def _read_ema(path: Path, program: Program) -> dict[str, torch.Tensor]:

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import fx
 
+from progc.deferred import values
 from progc.demand.factors import as_scale, expanded, same
 from progc.demand.operations import DemandRefused, argument, describe, mutates, op_name, shape_of
 from progc.demand.steps import Factor, routes, spread, unknown
@@ -151,7 +152,7 @@ def _scale(name: str, mask: torch.Tensor, factor: float) -> Scale:
 
 
 def _is_zero(tensor: torch.Tensor) -> bool:
-    return not bool(tensor.detach().any())
+    return not bool(values(tensor).detach().any())
 
 
 class _Search:
