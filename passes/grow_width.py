@@ -132,7 +132,7 @@ def _set(node: fx.Node, path: tuple[int | str, ...], old: int, new: int | float)
 
 def _replaced(reader: fx.Node, argument: Any, path: tuple[int | str, ...], old: int, new: int | float) -> Any:
     if not path:
-        return _scaled(argument, reader, old, new) if isinstance(argument, fx.Node) else new
+        return _scaled(argument, reader, old, int(new)) if isinstance(argument, fx.Node) else new
     items = list(argument)
     items[path[0]] = _replaced(reader, items[path[0]], path[1:], old, new)  # type: ignore[index]
     return items

@@ -176,7 +176,7 @@ def _count_correction(node: fx.Node) -> None:
     correction = given.get("correction")
     if correction is None:
         correction = int(bool(given.get("unbiased", True)))
-    node.target = packet.correction
+    node.target = packet.correction  # type: ignore[union-attr]
     node.args = (given["self"], given.get("dim"))
     node.kwargs = {"correction": correction, "keepdim": given.get("keepdim", False)}
 

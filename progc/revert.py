@@ -14,12 +14,14 @@ from collections.abc import Mapping
 
 import torch
 
+from progc.deferred import identity
 from progc.errors import InputError
 from progc.index_map import IndexMap
-from progc.lift import Lift, Split, TensorLift, _identity, _keep_type
+from progc.lift import Lift, Split, TensorLift, _keep_type
 from progc.shares import _group_sum, along
 
-_FIELDS = frozenset({"name", "source", "dims", "splits", "scales", "fresh", "init", "fill"})
+# What is done to new units alone (`fills`) needs no undoing: they are dropped.
+_FIELDS = frozenset({"name", "source", "dims", "splits", "scales", "fresh", "init", "fill", "eye", "fills"})
 _KINDS = frozenset({"copy", "free"})
 _INITS = frozenset({"copy", "zero", "random"})
 
@@ -49,7 +51,7 @@ def revert(lift: Lift, grown: Mapping[str, torch.Tensor]) -> dict[str, torch.Ten
         if entry.name not in grown:
             raise InputError(f"revert: tensor {entry.name} is missing; give every tensor of the grown network")
         tensor = grown[entry.name]
-        key = (_identity(tensor), dataclasses.replace(entry, name="", source="", fresh=False))
+        key = (identity(tensor), dataclasses.replace(entry, name="", source="", fresh=False))
         if key not in made:
             made[key] = _shrunk(tensor, entry)
         old[source] = made[key]
@@ -69,7 +71,9 @@ def _best(lift: Lift) -> dict[str, TensorLift]:
 def _rank(entry: TensorLift) -> tuple[bool, bool]:
     """Tensors whose values are gone come last, then those of inserted blocks."""
     silent = any(value == 0 for scale in entry.scales for value in scale.values)
-    return entry.fill is not None or silent or (entry.init == "random" and not any(entry.dims)), entry.fresh
+    return entry.fill is not None or entry.eye is not None or silent or (
+        entry.init == "random" and not any(entry.dims)
+    ), entry.fresh
 
 
 def _check_known(entry: TensorLift) -> None:
