@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from torch import fx
 
@@ -63,24 +63,43 @@ def settle(
     Returns:
         Obstacles: the debts that nothing can pay.
     """
-    obstacles = []
+    failed: dict[tuple[Atom, ...], list[tuple[Debt, str]]] = {}
     for debt in debts:
-        refusals = []
-        for position in range(len(next(iter(debt.operands.values())))):
-            nodes = {mode: names[position] for mode, names in debt.operands.items()}
-            try:
-                _pay(program, widening, debt, nodes, scales, splits)
-                break
-            except DemandRefused as refused:
-                refusals.append(str(refused))
-        else:
+        refused = _settled(program, widening, [debt], scales, splits)
+        if refused is not None:
+            failed.setdefault(debt.atoms, []).append((debt, refused))
+    obstacles = []
+    for open_ in failed.values():
+        # Steps of one scan read parts of one value: what no step can have alone, all of them can have together.
+        if len(open_) > 1 and _settled(program, widening, [debt for debt, _ in open_], scales, splits) is None:
+            continue
+        for debt, refused in open_:
             axes = ", ".join(a.name for atom in debt.atoms if (a := widening.table.axis_of(atom)) is not None)
             where = debt.nodes.get("eval") or next(iter(debt.nodes.values()))
             obstacles.append(
-                f"{axes}: copies add up at {where}, and no parameter can take the factor: {refusals[0]}"
+                f"{axes}: copies add up at {where}, and no parameter can take the factor: {refused}"
                 + _nearest(widening, debt)
             )
     return obstacles
+
+
+def _settled(
+    program: Program,
+    widening: Widening,
+    debts: Sequence[Debt],
+    scales: dict[str, list[Scale]],
+    splits: dict[str, list[Split]],
+) -> str | None:
+    """Pays some debts by one and the same side of their contractions; the first reason if neither side can."""
+    reasons = []
+    for position in range(min(len(names) for debt in debts for names in debt.operands.values())):
+        try:
+            _pay(program, widening, debts, position, scales, splits)
+        except DemandRefused as refused:
+            reasons.append(str(refused))
+        else:
+            return None
+    return reasons[0]
 
 
 def _nearest(widening: Widening, debt: Debt) -> str:
@@ -95,18 +114,24 @@ def _nearest(widening: Widening, debt: Debt) -> str:
 def _pay(
     program: Program,
     widening: Widening,
-    debt: Debt,
-    nodes: Mapping[Mode, str],
+    debts: Sequence[Debt],
+    position: int,
     scales: dict[str, list[Scale]],
     splits: dict[str, list[Split]],
 ) -> None:
-    _read_once(program, debt, nodes)
-    if any(len(set(names)) < len(names) for names in debt.operands.values()):
-        raise DemandRefused("one value is both operands")
-    answer = solve(program, [Demand(dict(nodes), _MARK)])
+    debt = debts[0]
+    if any(other.root != debt.root or widening.size(other.part) != widening.size(debt.part) for other in debts):
+        raise DemandRefused("contractions of one axis owe different factors")
+    operands = [{mode: names[position] for mode, names in other.operands.items()} for other in debts]
+    for other, nodes in zip(debts, operands, strict=True):
+        _read_once(program, other, nodes)
+        if any(len(set(names)) < len(names) for names in other.operands.values()):
+            raise DemandRefused("one value is both operands")
+    answer = solve(program, [Demand(dict(nodes), _MARK) for nodes in operands])
     ratio = widening.size(debt.part) / size_of(debt.part)
     extra = math.sqrt(ratio) if debt.root else 1.0
-    bent = any(_bends(program.graphs[mode], node, {name for name, _ in answer}) for mode, node in nodes.items())
+    scaled = {name for name, _ in answer}
+    bent = any(_bends(program.graphs[mode], node, scaled) for nodes in operands for mode, node in nodes.items())
     even = widening.index_map(debt.part).uniform
     factors: list[tuple[str, Scale]] = []
     shares: list[tuple[str, Split]] = []
@@ -114,7 +139,9 @@ def _pay(
         where = tuple(value == _MARK for value in scale.values)
         if any(value not in (1.0, _MARK) for value in scale.values):
             raise DemandRefused(f"{name} would have to share twice")
-        place = None if bent else _shared_dim(program, widening, debt, nodes, name, None if all(where) else scale.dim)
+        only = None if all(where) else scale.dim
+        places = {_shared_dim(program, widening, debt, nodes, name, only) for nodes in operands}
+        place = places.pop() if len(places) == 1 and not bent else None
         if place is not None:
             dim = program.axes.tensor_dims[name][place]
             present = set(widening.grows(dim))

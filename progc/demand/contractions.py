@@ -179,6 +179,11 @@ def _spatial(node: fx.Node) -> Contraction:
     return _made([*lead, *_names("t", space)], [(x, [*lead, *_names("s", space)])])
 
 
+def _grouped(node: fx.Node) -> Contraction:
+    x, weight, *rest = node.all_input_nodes
+    return _made(["s", "o"], [(weight, ["e", "i", "o"]), (x, ["s", "i"])], fixed=rest)
+
+
 def _names(prefix: str, count: int) -> list[Label]:
     return [f"{prefix}{i}" for i in range(count)]
 
@@ -188,6 +193,7 @@ _BUILDERS: dict[str, Callable[[fx.Node], Contraction]] = {
     "addmm": _addmm, "baddbmm": _addmm, "einsum": _einsum,
     "conv1d": _conv, "conv2d": _conv, "conv3d": _conv, "convolution": _conv, "_convolution": _conv,
     "conv_transpose1d": _conv, "conv_transpose2d": _conv, "conv_transpose3d": _conv,
+    "_grouped_mm": _grouped, "transformers.grouped_mm_fallback": _grouped,
     "scaled_dot_product_attention": _attention, "embedding": _embedding,
     "layer_norm": _norm, "group_norm": _norm, "batch_norm": _norm, "instance_norm": _norm, "rms_norm": _norm,
     "_weight_norm": _weight_norm,

@@ -7,7 +7,7 @@ or a refusal.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -53,7 +53,13 @@ def routes(program: Program, node: fx.Node, mask: torch.Tensor, factor: float) -
     if _pointwise(node) or _passes_activation(node, factor):
         return [[(_node(node.args[0]), mask)]]
     if name == "getitem" or moves(node):
-        return [_pulled_back(program, node, mask)]
+        try:
+            return [_pulled_back(program, node, mask)]
+        except DemandRefused:
+            if not bool(mask.all()):
+                raise
+            # Wherever the data sends them, they are all scaled alike.
+            return [[(n, torch.ones((), dtype=torch.bool).expand(shape_of(n))) for n in _floats(node)]]
     if name in ("add", "sub"):
         terms = [term for term in node.args[:2] if isinstance(term, fx.Node)]
         if len(terms) == 2 or node.args[1] == 0:
@@ -74,10 +80,28 @@ def routes(program: Program, node: fx.Node, mask: torch.Tensor, factor: float) -
             answer.append([(operand.node, own)])
             if found.bias is not None and bias is not None:
                 answer[-1].append((found.bias.node, bias))
+    if not answer:
+        answer = _loose_routes(found, mask)
     if not found.operands:
         raise DemandRefused(f"{describe(node)} normalises and has no weight of its own to scale")
     if not answer:
         raise DemandRefused(f"{describe(node)} mixes values that the demand treats differently")
+    return answer
+
+
+def _loose_routes(found: Contraction, mask: torch.Tensor) -> list[Route]:
+    """Operands scaled for more values than are asked for: right only together with demands for the others.
+
+    Each step of a scan reads one position of a projection, and its weight serves all positions.
+    """
+    answer: list[Route] = []
+    for operand in found.operands:
+        parts = [operand, found.bias] if found.bias is not None else [operand]
+        lost = [[i for i, label in enumerate(found.out) if label not in part.labels] for part in parts]
+        wide = [mask.any(dim=dims, keepdim=True).expand(mask.shape) if dims else mask for dims in lost]
+        own = [carry(more, found.out, part.labels, shape_of(part.node)) for more, part in zip(wide, parts, strict=True)]
+        if all(carried is not None for carried in own):
+            answer.append([(part.node, carried) for part, carried in zip(parts, own, strict=True)])  # type: ignore[misc]
     return answer
 
 
@@ -114,7 +138,13 @@ def spread(program: Program, node: fx.Node, factors: Mapping[fx.Node, Factor]) -
         if name in PADDING and all(same(value, value.flatten()[:1].expand(value.shape)) for value in given.values()):
             # What padding puts in is zero, which has any factor.
             return _plain(next(iter(given.values())).flatten()[0].expand(shape_of(node)))
-        return _like(_run(program, node, given))
+        try:
+            return _like(_run(program, node, given))
+        except DemandRefused:
+            alike = _alike(given.values())
+            if alike is None or node.meta["tensor"] is None or isinstance(node.meta["tensor"], tuple):
+                raise
+            return _plain(alike.expand(shape_of(node)))
     if name in ("add", "sub"):
         return _through_sum(node, factors)
     if is_product(node):
@@ -126,6 +156,18 @@ def spread(program: Program, node: fx.Node, factors: Mapping[fx.Node, Factor]) -
         zero = (left == 0) | (right == 0)  # zero times anything, the unknown included
         return _plain(torch.where(zero, torch.zeros((), dtype=torch.float64), left * right))
     return _through_contraction(node, factors)
+
+
+def _floats(node: fx.Node) -> list[fx.Node]:
+    return [operand for operand in node.all_input_nodes if is_float(operand)]
+
+
+def _alike(given: Collection[torch.Tensor]) -> torch.Tensor | None:
+    """The one factor that all entries of all values have; None if they differ."""
+    firsts = [value.flatten()[:1] for value in given]
+    if not firsts or not all(same(v, firsts[0].expand(v.shape)) for v in given):
+        return None
+    return firsts[0].reshape(())
 
 
 def unknown(node: fx.Node) -> Factor:

@@ -90,7 +90,11 @@ def _paths(block: Inserted, k: int) -> Iterable[Mapping[Mode, Skip]]:
     """Skip paths of exit k that the two graphs agree on; those that need no layer to be the identity come first."""
     for layers in (False, True):
         found = {
-            mode: list(itertools.islice(skips(block.entries[mode][k], block.exits[mode][k], layers), _PAIRS))
+            mode: list(
+                itertools.islice(
+                    skips(block.entries[mode][k], block.exits[mode][k], layers, others=block.entries[mode]), _PAIRS
+                )
+            )
             for mode in MODES
         }
         for train, eval_ in itertools.product(found["train"], found["eval"]):

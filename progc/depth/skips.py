@@ -52,6 +52,8 @@ class Skip:
     entry: fx.Node
     exit: fx.Node
     steps: tuple[Step, ...]
+    others: tuple[fx.Node, ...] = ()
+    """Further entries of the block, which may join the path (image and text tokens in one sequence) and part again."""
 
     @property
     def branches(self) -> tuple[fx.Node, ...]:
@@ -69,22 +71,26 @@ class Skip:
         return tuple(step.layer for step in self.steps if step.layer is not None)
 
 
-def skips(entry: fx.Node, exit_: fx.Node, through_layers: bool = False, limit: int = 64) -> Iterator[Skip]:
+def skips(
+    entry: fx.Node, exit_: fx.Node, through_layers: bool = False, limit: int = 64, others: Sequence[fx.Node] = ()
+) -> Iterator[Skip]:
     """All paths from entry to exit that may be a skip, at most `limit` operations long.
 
     Args:
+        others: the block's other entries.
         through_layers: linear layers and BatchNorm may stand on the path.
     """
-    found = _Paths(entry, through_layers)
+    beside = tuple(other for other in dict.fromkeys(others) if other is not entry)
+    found = _Paths(entry, through_layers, beside)
     for steps in found.to(exit_, limit):
-        yield Skip(entry, exit_, steps)
+        yield Skip(entry, exit_, steps, beside)
 
 
 class _Paths:
     """The search for paths that start at one entry."""
 
-    def __init__(self, entry: fx.Node, through_layers: bool) -> None:
-        self.entry, self.through_layers = entry, through_layers
+    def __init__(self, entry: fx.Node, through_layers: bool, others: tuple[fx.Node, ...]) -> None:
+        self.entry, self.through_layers, self.others = entry, through_layers, others
         self.behind = {entry}  # what depends on the entry; a path leads through nothing else
         todo = [entry]
         while todo:
@@ -95,7 +101,7 @@ class _Paths:
 
     def to(self, goal: fx.Node, limit: int) -> Iterator[tuple[Step, ...]]:
         """Steps from the entry to `goal`."""
-        if goal is self.entry:
+        if goal is self.entry or goal in self.others:
             yield ()
             return
         if limit == 0 or goal.op != "call_function" or goal not in self.behind:
@@ -168,6 +174,10 @@ def check_identity(program: Program, skip: Skip) -> None:
     ticket = torch.arange(1, torch.Size(shape).numel() + 1, dtype=torch.float64).reshape(shape)
     start = _State(ticket, 1.0, _applied(skip.entry))
     states = {skip.entry: start}
+    for position, other in enumerate(skip.others):
+        # Below zero and of its own: no element of another entry is taken for one of this.
+        own = -1.0 - torch.arange(torch.Size(shape_of(other)).numel(), dtype=torch.float64) - position * 2.0**40
+        states[other] = _State(own.reshape(shape_of(other)), 1.0, _applied(other))
     for step in skip.steps:
         states[step.node] = _after(program, step, [states[source] for source in step.sources], ticket)
         if torch.promote_types(_dtype(skip.entry), _dtype(step.node)) != _dtype(step.node):

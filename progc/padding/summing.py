@@ -28,6 +28,7 @@ def grouped(node: fx.Node) -> bool:
 @transfer(
     "linear", "matmul", "mm", "bmm", "mv", "dot", "addmm", "baddbmm", "einsum", "conv1d", "conv2d", "conv3d",
     "convolution", "_convolution", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "embedding", "sum",
+    "_grouped_mm", "transformers.grouped_mm_fallback",
     *sorted(SPATIAL),
 )  # fmt: skip
 def through_contraction(walk: Forward, node: fx.Node) -> State:

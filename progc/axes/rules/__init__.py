@@ -10,6 +10,7 @@ from __future__ import annotations
 from progc.axes.rules import (
     attention,
     convolution,
+    experts,
     factory,
     index,
     linear,
@@ -25,6 +26,7 @@ from progc.axes.rules import (
 __all__ = [
     "attention",
     "convolution",
+    "experts",
     "factory",
     "index",
     "linear",
