@@ -137,6 +137,8 @@ def _cell(entry: dict[str, Any]) -> str:
     outcome = entry["outcome"]
     if outcome == "refused":
         return "-"
+    if outcome == "proved":
+        return f"x{entry['factor']:.2f} proved"
     if outcome != "lossless":
         return str(outcome)
     train = f", {entry['train']:.0e}" if entry.get("train") is not None else ""

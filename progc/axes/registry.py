@@ -17,19 +17,20 @@ Rule = Callable[["Context", fx.Node, "Args"], Any]
 _RULES: dict[str, Rule] = {}
 
 
-def rule(*ops: Any) -> Callable[[Rule], Rule]:
+def rule(*ops: Any, later: tuple[str, ...] = ()) -> Callable[[Rule], Rule]:
     """Registers the rule of one or more ops; used as a decorator (docs/custom-ops.md).
 
     Args:
         ops: an ATen op by name, without overload and in-place underscore (`glu`); an op of another namespace by the
             object that `torch.library.custom_op` returned, by `torch.ops.mylib.swiglu`, or by name
             (`mylib.swiglu`).
+        later: names of ops that a library defines when it is imported, which need not have happened.
 
     Raises:
         ValueError: an ATen op that has a rule already, or no op of that name.
         TypeError: something that is no op.
     """
-    names = [_name_of(op) for op in ops]
+    names = [*(_name_of(op) for op in ops), *later]
     if not names:
         raise TypeError("rule() needs the op that it is for: @progc.rule(swiglu), or @progc.rule('mylib.swiglu')")
 

@@ -7,7 +7,7 @@ from torch import fx
 from progc.axes.walk import Args, Context, Value, rule
 
 
-@rule("_grouped_mm", "transformers.grouped_mm_fallback")
+@rule("_grouped_mm", later=("transformers.grouped_mm_fallback",))
 def grouped(ctx: Context, node: fx.Node, args: Args) -> Value:
     """Rows `[S, I]`, sorted by expert, times weights `[E, I, O]` -> `[S, O]`; who gets which expert is data."""
     (name_x, x), (name_w, weight), *rest = [
