@@ -25,7 +25,6 @@ from progc import growing
 from progc.check import Difference
 from progc.errors import CaptureError, NotLosslessError, ProgcError, TargetError
 from progc.growing import Growth, grow_with_report
-from progc.lift import Lift, TensorLift
 from progc.program import Program
 from progc.skeleton import build_skeleton
 from progc.sources import derive_example, open_source
@@ -164,8 +163,8 @@ def _attempt(source: str, target: str, real: bool, options: dict[str, Any]) -> d
             except (TypeError, ValueError, RuntimeError, AssertionError) as error:
                 return {"outcome": "refused", "reason": f"the library does not build it with {options}: {error}"[:300]}
             if not real:
-                stack.enter_context(_analysis_only())
-            growth = grow_with_report(program, aim)
+                stack.enter_context(_unmeasured())
+            growth = grow_with_report(program, aim, **({} if real else {"place": _stay}))
     except NotLosslessError as error:
         row = {"outcome": "refused", "reason": str(error).partition("; accept the difference")[0]}
         if real:
@@ -234,18 +233,14 @@ def _lossy(program: Program, aim: Program) -> float | None:
         return None
 
 
+def _stay(grown: Program) -> Program:
+    """No weight is made: parameters keep their shapes, and their values are never asked for."""
+    return grown
+
+
 @contextlib.contextmanager
-def _analysis_only() -> Iterator[None]:
-    """Growth without weights: parameters get their new shapes and no values, and nothing is run."""
-    grow = Lift._grow
-
-    def shape_only(self: Lift, source: torch.Tensor, entry: TensorLift) -> torch.Tensor:
-        if not isinstance(source, nn.Parameter):
-            return grow(self, source, entry)
-        dims = entry.dims or (None,) * source.dim()
-        shape = [size if way is None else way.new for size, way in zip(source.shape, dims, strict=True)]
-        return nn.Parameter(torch.empty(shape, dtype=source.dtype), requires_grad=source.requires_grad)
-
+def _unmeasured() -> Iterator[None]:
+    """Growth by analysis alone: nothing is run."""
     nothing = Difference(0.0, 0.0, True)
-    with mock.patch.object(Lift, "_grow", shape_only), mock.patch.object(growing, "measure", lambda *a, **k: nothing):
+    with mock.patch.object(growing, "measure", lambda *a, **k: nothing):
         yield
