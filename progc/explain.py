@@ -222,11 +222,30 @@ class _Reader:
         index_map = entry.dims[dim]
         if entry.fill is not None:
             return f"holds {entry.fill:g} everywhere"
+        if growth.kind == "pad":
+            return self._padded(entry, dim)
         if growth.kind not in ("copy", "free", "random"):
             return f"new entries as {growth.kind} asks for"
         if index_map is None or not bool(index_map.fresh().any()):
             return "new entries repeat old ones"
         return "new entries are drawn at random" if len(entry.dims) > 1 else "new entries repeat old ones"
+
+    def _padded(self, entry: TensorLift, dim: int) -> str:
+        """What a padded dim of a maker, gain or shift looks like: read from the fills and factors of its lift."""
+        said = {fill.how: fill for fill in entry.fills if fill.dim == dim}
+        texts = {
+            "zero": "new entries are zero",
+            "one": "new entries are one",
+            "mean": "new entries are the mean of old ones",
+        }
+        found = [text for how, text in texts.items() if how in said] or ["new entries repeat old ones"]
+        if any(fill.weights for fill in said.values()):
+            found.append("weighted by " + ", ".join(name for fill in said.values() for name in fill.weights))
+        return "; ".join(found + self._times(entry))
+
+    def _times(self, entry: TensorLift) -> list[str]:
+        factors = {value for scale in entry.scales for value in scale.values if value != 1.0}
+        return [f"old ones times {value:.4g}" for value in sorted(factors)[:2]]
 
     def _consumers(self, axis: Axis, growth: AxisGrowth | None) -> Iterator[Side]:
         places = dict.fromkeys((use.name, use.dim) for use in self.uses.get(axis.atom, ()) if use.role == "consume")
@@ -239,6 +258,10 @@ class _Reader:
             return "sums over it"
         if entry.init == "random":
             return "new weights are drawn at random: the sum changes"
+        if growth.kind == "pad":
+            zero = any(fill.dim == dim and fill.how == "zero" for fill in entry.fills)
+            new = "weights of new units are zero" if zero else "new units are zero, their weights are drawn at random"
+            return "; ".join([new, *self._times(entry)])
         if growth.kind not in ("copy", "free", "random"):
             return f"absorbs it as {growth.kind} asks for"
         if not any(split.dim == dim for split in entry.splits):

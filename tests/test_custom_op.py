@@ -117,7 +117,7 @@ RECIPES: dict[str, tuple[type[nn.Module], tuple[int, ...], dict[str, int], dict[
     "rms_norm": (Norm, TOKENS, {"into": 12}, {"into": 9}, set()),
     "linear_gelu": (Fused, TOKENS, {"into": 7, "weight": 9}, {}, set()),
     "packed_attention": (Attention, TOKENS, {"qkv.heads": 3}, {}, {"qkv"}),
-    "scan": (Scan, TOKENS, {"dt": 8, "b": 6}, {"b": 4}, set()),
+    "scan": (Scan, TOKENS, {"dt": 8, "b": 4}, {}, set()),
 }
 
 

@@ -41,7 +41,7 @@ def kernels(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 def test_the_network_with_kernels_of_its_own_grows(kernels: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     kernels.main()
     out = capsys.readouterr().out
-    assert "3 of 4 axes grow" in out and "no rule" not in out
+    assert "3 of 5 axes grow" in out and "no rule" not in out
     assert float(out.rpartition(": ")[2]) < 1e-5
 
 

@@ -54,7 +54,8 @@ REASONS: dict[str, tuple[str, str, int]] = {
     "cli/explain_classes.txt": ("examples/digits_vit.py", "--to head=20 --explain all", 2),
     "cli/explain_post_norm.txt": ("net.py:PostNorm", "--to embed=6 --explain embed", 1),
     "cli/explain_group_norm.txt": ("net.py:Grouped", "--to stem=6 --explain all", 1),
-    "cli/explain_lossy.txt": ("net.py:Net", "--to embed=6 --lossy --explain embed", 0),
+    "cli/explain_pad.txt": ("net.py:Net", "--to embed=6 --explain embed", 0),
+    "cli/explain_lossy.txt": ("net.py:PostNorm", "--to embed=6 --lossy --explain embed", 0),
     "cli/explain_unknown.txt": ("net.py:Net", "--to width=8 --explain embde", 2),
 }
 
