@@ -142,6 +142,7 @@ def _cell(entry: dict[str, Any]) -> str:
     if outcome != "lossless":
         return str(outcome)
     train = f", {entry['train']:.0e}" if entry.get("train") is not None else ""
+    train = ", eval only" if "eval only" in entry else train
     return f"x{entry['factor']:.2f} {entry['eval']:.0e}{train}"
 
 
