@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import random
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 # Before any library reads them: a test never reaches for a hub, and terminal output is the same everywhere.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -17,6 +19,9 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+
+# Last, so that it shadows nothing: the scripts of bench/ are tested too.
+sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from tests.golden_files import golden, pytest_addoption  # noqa: F401  found here by pytest
 

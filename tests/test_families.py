@@ -2,30 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from pathlib import Path
-from typing import Any
-
 import pytest
 
 import progc
+from bench.models import specs
 from progc.check import compare_train, stochastic
 from progc.growing import grow_with_report
 from progc.program import Program
 from progc.proof import tolerance
 from progc.sizes import parse_sizes
 from tests.zoo import perturb
-
-
-def specs() -> list[Any]:
-    """The models of the coverage bench, which is no package of the tests."""
-    found = importlib.util.spec_from_file_location("coverage_models", Path(__file__).parents[1] / "bench" / "models.py")
-    assert found is not None and found.loader is not None
-    module = sys.modules[found.name] = importlib.util.module_from_spec(found)
-    found.loader.exec_module(module)
-    return [*module._diffusers_specs(), *module._transformers_specs()]
-
 
 GROWTHS = {
     "transformers:MixtralForCausalLM": ("width*2", "width*1.5", "depth*2"),  # experts chosen per token
