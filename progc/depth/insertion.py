@@ -113,6 +113,11 @@ class Editor:
 
     def finish(self) -> dict[Mode, fx.Graph]:
         """The edited graphs, in an order in which every value is computed before it is read."""
+        for graph in self.graphs.values():
+            for node in reversed(list(graph.nodes)):
+                # A size that a block handed on to its neighbour, which now asks the new block.
+                if node.op == "call_function" and not node.users and isinstance(node.meta.get("tensor"), int):
+                    graph.erase_node(node)
         return {mode: sorted_graph(graph) for mode, graph in self.graphs.items()}
 
     def copy(

@@ -128,3 +128,20 @@ def attention(walk: Forward, node: fx.Node) -> State:
     if heads and given.new != "zero":
         return State(given.power, "free")
     return given
+
+
+@transfer("lstm", "gru", "rnn_tanh", "rnn_relu")
+def through_recurrent(walk: Forward, node: fx.Node) -> tuple[State, ...]:
+    """A recurrent layer sums over its input; its own units are another axis."""
+    x, others = node.args[0], [n for n in node.all_input_nodes if n is not node.args[0]]
+    places = walk.reading.places(x) if isinstance(x, fx.Node) else []
+    carrying = [weight for weight in others if walk.reading.carries(weight)]
+    if not isinstance(x, fx.Node) or len(places) != 1 or any(walk.reading.places(w) != [1] for w in carrying):
+        raise PaddingRefused(f"{describe(node)} has no rule for it")
+    given = walk.state(x, places[0])
+    for weight in carrying:
+        key = walk.key(weight, 1) if walk.reading.is_tensor(weight) else None
+        if key is None:
+            raise PaddingRefused(f"{describe(node)} sums over it with a weight that is computed")
+        walk.tensors.give(key, State(-given.power, "free" if given.new == "zero" else "zero"))
+    return tuple(ALIKE for _ in node.meta["tensor"])

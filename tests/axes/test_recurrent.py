@@ -61,3 +61,25 @@ def test_projections_are_not_known() -> None:
 
     program = progc.capture(Projected(), (torch.randn(7, 2, 5),))
     assert not program.axes.growable and "aten.lstm" in program.axes.unknown
+
+
+class Residual(nn.Module):
+    """A recurrent branch behind a LayerNorm."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.into, self.norm, self.out, self.last = nn.Linear(5, 6), nn.LayerNorm(6), nn.Linear(8, 6), nn.LayerNorm(6)
+        self.layer, self.head = LAYERS[kind](6, 4, bidirectional=True, batch_first=True), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.into(x)
+        return self.head(self.last(x + self.out(self.layer(self.norm(x))[0])))
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_a_recurrent_branch_behind_a_norm_is_padded(kind: str) -> None:
+    program = progc.capture(perturb(Residual(kind)).double(), (torch.randn(2, 7, 5, dtype=torch.float64),))
+    growth = grow_with_report(program, parse_sizes("width*1.5"))
+    assert growth.plan.lossless and growth.report["max_rel_diff"] < 1e-12
+    assert {axis.kind for axis in growth.plan.axes} == {"copy", "pad"}
+    assert compare_train(program, growth.program, seed=0).max_rel < 1e-12

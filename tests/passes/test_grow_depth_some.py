@@ -201,3 +201,16 @@ def test_norms_that_read_silent_values_or_stand_on_the_skip_path(block: type[nn.
     check_alive(result, steps=3)
     Stack(block, 5).load_state_dict(result.program.state_dict(), strict=True)
     assert any("in train mode" in note for note in result.notes) == (block is Normed)
+
+
+def test_a_size_that_blocks_hand_on_is_worked_out_once() -> None:
+    """Windows: each block asks the one before for its batch of windows; the inserted block asks in its place."""
+    from timm.models.tiny_vit import TinyVit
+
+    module = TinyVit(
+        embed_dims=(16, 32, 48, 64), depths=(1, 2, 1, 1), num_heads=(2, 2, 3, 4), window_sizes=(4, 4, 4, 2),
+        num_classes=10,
+    )  # fmt: skip
+    program = progc.capture(zoo.perturb(module).eval(), (torch.randn(2, 3, 64, 64),))
+    growth = grow_with_report(program, parse_sizes("depth*2"))
+    assert growth.plan.lossless and growth.report["max_rel_diff"] < 1e-9
