@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import progc
 from progc.demand import Demand, DemandRefused, solve
 from progc.demand.factors import expanded
-from progc.program import Program
+from progc.program import MODES, Program
 
 
 class Wrap(nn.Module):
@@ -179,8 +179,18 @@ def test_mask_over_tokens_is_refused() -> None:
     program = captured(Wrap(lambda m, x: (m.a(x),), a=nn.Linear(4, 6)), torch.randn(2, 3, 4))
     mask = torch.zeros(2, 3, 6, dtype=torch.bool)
     mask[:, 1] = True
-    with pytest.raises(DemandRefused, match="treats differently"):
+    with pytest.raises(DemandRefused, match="does not come out multiplied by 0.25 alone"):
         scaled(program, 0.25, mask)
+
+
+def test_masks_over_all_tokens_are_met_together() -> None:
+    """Steps of a scan: each asks for its own token, and one weight serves them all."""
+    program = captured(Wrap(lambda m, x: tuple(m.a(x).unbind(1)), a=nn.Linear(4, 6)), torch.randn(2, 3, 4))
+    steps = [node.name for node in program.graphs["eval"].nodes if node.name.startswith("getitem")]
+    demands = [Demand(dict.fromkeys(MODES, name), 0.25) for name in steps]
+    assert {name for name, _ in solve(program, demands)} == {"a.weight", "a.bias"}
+    with pytest.raises(DemandRefused):
+        solve(program, demands[:2])
 
 
 def test_silences_through_an_activation_with_a_slope_at_zero() -> None:
