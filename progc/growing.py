@@ -173,7 +173,7 @@ def grow_with_report(
         "axes": [item.to_json() for item in explained if item.kind != "stays"],
     }
     with clock("write"):
-        grown = place(grown)
+        grown = place(grown if grown is not program else source)
     with clock("check"):
         comparable = old_outputs(grown, program) if aligned.outputs else grown
         difference = measure(source, comparable, plan.lifts, seed=seed)
