@@ -8,7 +8,7 @@ from typing import Any
 
 from bench.common import machine
 
-PAGE = Path(__file__).resolve().parent.parent / "docs" / "coverage.md"
+PAGE = Path(__file__).resolve().parent.parent / "docs/coverage.md"
 GROWTHS = ("width*2", "width*1.5", "depth*2", "width*2,depth*2")
 GOAL = 0.95
 EXACT = ("lossless", "proved")
