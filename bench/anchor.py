@@ -180,7 +180,7 @@ def _is_last(node: Any, kinds: tuple[type, ...]) -> bool:
     return True
 
 
-class _Late(BaseException):
+class Late(BaseException):
     """No `Exception`: a tool that catches those, or the loop over its layers, must not go on."""
 
 
@@ -188,7 +188,7 @@ def both(name: str, limit: float) -> dict[str, Any]:
     """The row of a model, measured in this process; a tool that raises anything, or takes longer, has failed on it."""
 
     def stop(*_: Any) -> None:
-        raise _Late(f"not done after {limit:.0f} CPU seconds")
+        raise Late(f"not done after {limit:.0f} CPU seconds")
 
     signal.signal(signal.SIGPROF, stop)
     row: dict[str, Any] = {"model": name}
@@ -196,7 +196,7 @@ def both(name: str, limit: float) -> dict[str, Any]:
         signal.setitimer(signal.ITIMER_PROF, limit)  # CPU seconds: a busy machine fails nobody
         try:
             row[tool] = measure(name)
-        except (Exception, _Late) as error:
+        except (Exception, Late) as error:
             row[tool] = {"ok": False, "failure": " ".join(f"{type(error).__name__.strip('_')}: {error}".split())[:300]}
     signal.setitimer(signal.ITIMER_PROF, 0)
     return row
