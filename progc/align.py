@@ -142,16 +142,6 @@ def _solve(open_dims: list[tuple[str, Dim, int]], sizes: dict[Atom, int]) -> Non
             return
 
 
-def _size(dim: Dim, sizes: dict[Atom, int]) -> int:
-    total = 1
-    for atom in D.resolve(dim):
-        if atom.segments is not None:
-            total *= sum(_size(segment, sizes) for segment in atom.segments)
-        else:
-            total *= sizes.get(atom, atom.size)
-    return total
-
-
 def _check_shapes(source: Program, target: Program, sizes: dict[Atom, int]) -> None:
     parted = ""
     wrong: list[str] = []
@@ -165,7 +155,7 @@ def _check_shapes(source: Program, target: Program, sizes: dict[Atom, int]) -> N
         wrong += told
         if not told and any(w < h for w, h in zip(wanted, have, strict=True)):
             smaller.append(change)
-        if not told and tuple(_size(dim, sizes) for dim in dims) != wanted:
+        if not told and tuple(D.resized(dim, sizes) for dim in dims) != wanted:
             wrong.append(change + _two_sizes(source.axes, dims, wanted, sizes))
             parted = parted or _parts_at(source, target)
     for name, tensor in source.tensors.items():

@@ -104,13 +104,7 @@ class Widening:
 
     def size(self, dim: Dim) -> int:
         """Size of a dim after growth."""
-        total = 1
-        for atom in D.resolve(dim):
-            if atom.segments is not None:
-                total *= sum(self.size(segment) for segment in atom.segments)
-            else:
-                total *= self.new.get(atom, atom.size)
-        return total
+        return D.resized(dim, self.new)
 
     def index_map(self, dim: Dim, only: set[Atom] | None = None) -> IndexMap:
         """The dim's index map; with `only`, of those atoms alone (the others at their new size throughout)."""

@@ -14,7 +14,7 @@ from fractions import Fraction
 
 from progc.axes import Axis, AxisTable
 from progc.axes import dims as D
-from progc.axes.dims import Atom, Dim
+from progc.axes.dims import Dim
 from progc.errors import TargetError
 from progc.program import Program
 from progc.sizes import KEYS, Size, Sizes
@@ -106,21 +106,11 @@ def widths(table: AxisTable, new: Mapping[str, int] | None = None) -> list[int]:
     found: set[int] = set()
     for event in table.events:
         if event.kind == "residual":
-            found.update(_size(part, sizes) for part in _products(event.dim) if _is_stream(table, part))
+            found.update(D.resized(part, sizes) for part in _products(event.dim) if _is_stream(table, part))
     if not any(axis.meaning == "residual width" for axis in table.axes):
         for dims in table.tensor_dims.values():
-            found.update(_size(part, sizes) for dim in dims for part in _products(dim) if _can_grow(table, part))
+            found.update(D.resized(part, sizes) for dim in dims for part in _products(dim) if _can_grow(table, part))
     return sorted(found)
-
-
-def _size(dim: Dim, new: Mapping[Atom, int]) -> int:
-    total = 1
-    for atom in D.resolve(dim):
-        if atom.segments is not None:
-            total *= sum(_size(segment, new) for segment in atom.segments)
-        else:
-            total *= new.get(atom, atom.size)
-    return total
 
 
 def _products(dim: Dim) -> list[Dim]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextvars
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 Dim = tuple["Atom", ...]
 """Product of atoms, outermost first; the empty product is a dim of size 1."""
@@ -63,6 +63,17 @@ def new(size: int, extent: bool = False) -> Dim:
 def size_of(dim: Dim) -> int:
     """Size at the captured size."""
     return math.prod(atom.size for atom in dim)
+
+
+def resized(dim: Dim, new: Mapping[Atom, int]) -> int:
+    """Size of a dim when the atoms in `new` have those sizes."""
+    total = 1
+    for atom in resolve(dim):
+        if atom.segments is not None:
+            total *= sum(resized(segment, new) for segment in atom.segments)
+        else:
+            total *= new.get(atom, atom.size)
+    return total
 
 
 def resolve(dim: Dim) -> Dim:

@@ -20,6 +20,7 @@ from torch import fx
 from progc.axes import dims as D
 from progc.axes.dims import Dim
 from progc.axes.records import Value
+from progc.demand.operations import HOMOGENEOUS, MOVEMENT, POINTWISE
 
 if TYPE_CHECKING:
     from progc.axes.walk import Context
@@ -30,11 +31,7 @@ REASON = "a length is taken over it, and a factor would be left"
 VANISHING = 1e-11
 """A lower bound of lengths that only keeps zero vectors from being divided by zero."""
 
-_PASS = frozenset(
-    """view reshape _unsafe_view flatten squeeze unsqueeze unflatten permute transpose t mT swapaxes movedim expand
-    expand_as broadcast_to contiguous clone detach alias to _to_copy type_as select slice narrow split
-    split_with_sizes chunk unbind dropout neg relu leaky_relu abs repeat repeat_interleave""".split()
-)
+_PASS = MOVEMENT | POINTWISE | HOMOGENEOUS
 _JOIN = frozenset(("add", "sub", "cat", "stack"))
 _CONTRACT = frozenset(
     ("scaled_dot_product_attention", "matmul", "mm", "bmm", "linear", "einsum", "conv1d", "conv2d", "conv3d")

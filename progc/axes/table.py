@@ -23,10 +23,6 @@ _MEANINGS = {
 }
 
 
-# Statistics over space too: new units could not hold a mean that differs from place to place.
-_UNPADDED = {"aten.group_norm", "aten.instance_norm", "aten.batch_norm"}
-
-
 @dataclasses.dataclass(frozen=True)
 class Span:
     """One tensor dim that an axis runs along. `sides` holds `producer` and/or `consumer`."""
@@ -236,8 +232,7 @@ def _meaning(atom: Atom, kinds: dict[str, None], ranks: list[int]) -> tuple[str,
 
 def _condition(event: Event) -> str:
     if event.kind == "normalise":
-        padding = "" if event.op in _UNPADDED else ", or padding"
-        return f"whole factors{padding} ({event.op} takes statistics over it)"
+        return f"whole factors, or padding where that is exact ({event.op} takes statistics over it)"
     if event.kind == "groups":
         return f"one whole factor for all parts ({event.op} groups reach across a seam)"
     if event.kind == "contract":
