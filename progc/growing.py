@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from torch import fx
+
 from progc.align import Alignment, align, target_depths
 from progc.check import Difference
 from progc.constants import take_constants
@@ -147,12 +149,13 @@ def grow_with_report(
         width = _width_pass(sizes, chosen["width"], lossy, seed)
     if watch is not None:
         watch(grown, sizes)
+    narrow = grown
     axes: tuple[AxisGrowth, ...] = ()
     explained: tuple[Explanation, ...] = ()
     if width is not None:
         with clock("widen"):
-            axes = tuple(Widening(grown.axes, sizes, chosen["width"]).growths)
-            narrow, grown = grown, _apply(grown, width, passes, results)
+            axes = tuple(Widening(narrow.axes, sizes, chosen["width"]).growths)
+            grown = _apply(narrow, width, passes, results)
             explained = _explained(narrow, axes, results[-1])
     if isinstance(target, Program):
         with clock("compare"):
@@ -162,7 +165,7 @@ def grow_with_report(
             found = next(differences(grown, target), None)
             if found is not None:
                 raise TargetError(f"{target.class_name} computes something else at its size: {found}")
-    said = [*rounded, *_notes(program, grown, target), *notes]
+    said = [*rounded, *_notes(program, narrow, grown, target), *notes]
     plan = _plan(program, grown, passes, results, axes, chosen, seed, said)
     report: dict[str, Any] = {
         "params_before": program.num_parameters(),
@@ -277,22 +280,26 @@ def _plan(
     )
 
 
-def _notes(before: Program, after: Program, target: Sizes | Program) -> list[str]:
-    """What growth to sizes leaves open; growth to a target model has no such doubt."""
+def _notes(before: Program, narrow: Program, after: Program, target: Sizes | Program) -> list[str]:
+    """What growth to sizes leaves open; growth to a target model has no such doubt.
+
+    Args:
+        narrow: the program after growth in depth, before growth in width.
+    """
     if isinstance(target, Program):
         return []
     notes = []
     if "width" in target.entries:
         stays = [axis for axis in before.axes.axes if axis.meaning == "residual width" and not axis.growable]
         notes += [f"{axis.name} (residual width {axis.size}) stays: {axis.reason}" for axis in stays]
-    grown = {literal.node for literal in after.axes.literals if literal.mode == "eval" and literal.value is not None}
-    for node in after.graphs["eval"].nodes:
-        if node.name in grown and "correction" in node.kwargs:
-            was = next((n for n in before.graphs["eval"].nodes if n.name == node.name), node).kwargs.get("correction")
-            if was != node.kwargs["correction"]:
+    nodes = {node.name: node for node in after.graphs["eval"].nodes}
+    for literal in narrow.axes.literals:
+        if literal.mode == "eval" and literal.value is not None:
+            found = _argument(nodes[literal.node], literal.path)
+            if found != literal.value:
                 notes.append(
-                    f"{describe(node)} divides by n - {node.kwargs['correction']} instead of n - {was}, so that copies "
-                    "change nothing; a class of this size divides by what it did"
+                    f"{describe(nodes[literal.node])} has {literal.path[-1]}={found:g} instead of {literal.value:g}, "
+                    "so that copies change nothing; a class of this size keeps what it has"
                 )
     for name, tensor in after.tensors.items():
         known = before.tensors.get(name)
@@ -314,3 +321,10 @@ def _judge(plan: GrowthPlan, difference: Difference) -> None:
             f"growth that analysis calls lossless changes the output by {difference.max_rel:.2e} (relative, float64; "
             f"at most {limit:.0e} expected); this is a defect of a rule, please report it with `progc inspect --axes`"
         )
+
+
+def _argument(node: fx.Node, path: tuple[int | str, ...]) -> Any:
+    item: Any = node.kwargs[path[0]] if isinstance(path[0], str) else node.args[path[0]]
+    for index in path[1:]:
+        item = item[index]
+    return item
