@@ -16,6 +16,7 @@ Importing this module does not import torch.
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import inspect
 import math
@@ -94,7 +95,7 @@ def option(default: Any, *, help: str, choices: tuple[Any, ...] = ()) -> Any:
 
 
 @dataclasses.dataclass(frozen=True)
-class Pass:
+class Pass(abc.ABC):
     """Base of all passes; see the module's docstring for how to write one."""
 
     name: ClassVar[str]
@@ -109,9 +110,9 @@ class Pass:
             value = checked(self.name, spec, getattr(self, spec.field))
             object.__setattr__(self, spec.field, value)
 
+    @abc.abstractmethod
     def run(self, program: Program) -> PassResult:
         """Applies the pass. Pure: the input program, its graphs and its tensors stay as they are."""
-        raise NotImplementedError(f"{type(self).__name__}.run")
 
     @classmethod
     def options(cls) -> tuple[Option, ...]:

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 import progc.passes
 from progc.errors import InputError, PassOptionError, PipelineSyntaxError
-from progc.passbase import Pass, option
+from progc.passbase import Pass, PassResult, option
 from progc.pipeline import parse, pointer, to_text
+from progc.program import Program
 from progc.suggestions import did_you_mean
 
 
@@ -38,12 +39,23 @@ class Knead(Pass):
         if self.times < 1:
             raise PassOptionError(f"knead: times is {self.times}; expected at least 1")
 
+    def run(self, program: Program) -> PassResult:
+        return PassResult(program, changed=False)
+
 
 @dataclasses.dataclass(frozen=True)
 class Rest(Pass):
     """Does nothing."""
 
     name: ClassVar[str] = "let-rest"
+
+    def run(self, program: Program) -> PassResult:
+        return PassResult(program, changed=False)
+
+
+def test_a_pass_that_does_nothing_cannot_be_made() -> None:
+    with pytest.raises(TypeError, match="abstract"):
+        type("Idle", (Pass,), {"name": "idle"})()
 
 
 TABLE: dict[str, type[Pass]] = {"knead": Knead, "let-rest": Rest}
