@@ -14,9 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import signal
-import subprocess
 import sys
 import time
 import warnings
@@ -27,9 +25,8 @@ from typing import Any
 if __name__ == "__main__":  # started as a file: bench/ is on the path, the root (for tests.zoo) is not
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bench.common import RESULTS, write_json
+from bench.common import child, known, write_json
 
-ROOT = Path(__file__).resolve().parent.parent
 TOOLS = ("progc", "torch_pruning")
 _TIMM = {
     64: (
@@ -204,29 +201,8 @@ def both(name: str, limit: float) -> dict[str, Any]:
 
 def run(name: str, limit: float) -> dict[str, Any]:
     """`both(name)` in a process of its own."""
-    command = [sys.executable, str(Path(__file__).resolve()), "--one", "--limit", str(limit), name]
-    paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
-    failed = None
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=40 * limit, env=environment)
-    except subprocess.TimeoutExpired:
-        failed = f"not done after {40 * limit:.0f} s"
-    else:
-        if done.returncode:
-            lines = [line for line in done.stderr.splitlines() if line.strip()]
-            failed = lines[-1][:300] if lines else f"ended with {done.returncode}"
-    if failed:
-        return {"model": name, **{tool: {"ok": False, "failure": failed} for tool in TOOLS}}
-    row: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return row
-
-
-def known() -> dict[str, dict[str, Any]]:
-    """Rows of earlier runs by model."""
-    path = RESULTS / "anchor.json"
-    rows = json.loads(path.read_text(encoding="utf-8"))["results"] if path.is_file() else []
-    return {row["model"]: row for row in rows}
+    row, failed = child(__file__, ["--one", "--limit", str(limit), name], 40 * limit)
+    return row or {"model": name, **{tool: {"ok": False, "failure": failed} for tool in TOOLS}}
 
 
 def main() -> None:
@@ -253,14 +229,14 @@ def main() -> None:
         return
     if not options.report:
         for name in options.models or names():
-            if name not in known() or options.again:
+            if name not in known("anchor") or options.again:
                 row = run(name, options.limit)
-                rows = {**known(), name: row}
+                rows = {**known("anchor"), name: row}
                 write_json("anchor", [rows[key] for key in names() if key in rows])
                 print(name, {tool: row[tool].get("coverage", row[tool].get("failure")) for tool in TOOLS}, flush=True)
     from bench.anchor_report import write_report
 
-    write_report(list(known().values()))
+    write_report(list(known("anchor").values()))
 
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@ import json
 import os
 import platform
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -64,6 +66,30 @@ def write_json(name: str, results: Any) -> Path:
             raise
     path.chmod(0o644)
     return path
+
+
+def child(script: str, arguments: list[str], limit: float) -> tuple[dict[str, Any] | None, str]:
+    """Runs `python SCRIPT ARGUMENTS` with one thread; the JSON object on its last line, or None and what went wrong."""
+    root = str(RESULTS.parents[1])
+    paths = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
+    command = [sys.executable, str(Path(script).resolve()), *arguments]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=limit, env=environment)
+    except subprocess.TimeoutExpired:
+        return None, f"not done after {limit:.0f} s"
+    if done.returncode:
+        lines = [line for line in done.stderr.splitlines() if line.strip()]
+        return None, lines[-1][:300] if lines else f"ended with {done.returncode}"
+    row: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return row, ""
+
+
+def known(name: str) -> dict[str, dict[str, Any]]:
+    """Rows of earlier runs in `bench/results/NAME.json`, by model."""
+    path = RESULTS / f"{name}.json"
+    rows = json.loads(path.read_text(encoding="utf-8"))["results"] if path.is_file() else []
+    return {row["model"]: row for row in rows}
 
 
 def _version(package: str) -> str | None:

@@ -15,9 +15,7 @@ import argparse
 import contextlib
 import json
 import math
-import os
 import resource
-import subprocess
 import sys
 import tempfile
 import time
@@ -29,9 +27,8 @@ from typing import Any
 if __name__ == "__main__":  # started as a file: bench/ is on the path, the root is not
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bench.common import RESULTS, write_json
+from bench.common import child, known, write_json
 
-ROOT = Path(__file__).resolve().parent.parent
 # Name in the tables: series, timm name, options, growth. Growth is to twice the width (four times the parameters) while
 # the grown network stays near a billion parameters, beyond that to MLPs or a depth that fit.
 MODELS: dict[str, tuple[str, str, dict[str, Any], str]] = {
@@ -142,24 +139,8 @@ def slope(rows: list[dict[str, Any]], x: str, phases: tuple[str, ...]) -> float 
 
 def run(name: str, limit: float) -> dict[str, Any]:
     """`measure(name)` in a process of its own."""
-    command = [sys.executable, str(Path(__file__).resolve()), "--one", name]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=limit, env=environment)
-    except subprocess.TimeoutExpired:
-        return {"model": name, "error": f"not done after {limit:.0f} s"}
-    if done.returncode:
-        lines = done.stderr.strip().splitlines()
-        return {"model": name, "error": lines[-1] if lines else f"ended with {done.returncode}"}
-    row: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return row
-
-
-def known() -> dict[str, dict[str, Any]]:
-    """Rows of the last runs by model."""
-    path = RESULTS / "cost.json"
-    rows = json.loads(path.read_text(encoding="utf-8"))["results"] if path.is_file() else []
-    return {row["model"]: row for row in rows}
+    row, failed = child(__file__, ["--one", name], limit)
+    return row or {"model": name, "error": failed}
 
 
 def main() -> None:
@@ -185,11 +166,11 @@ def main() -> None:
             row = run(name, options.limit)
             sizes = f"{row.get('parameters', 0):,} -> {row.get('grown_parameters', 0):,}"
             print(name, row.get("error") or f"{sizes} {row['seconds']}", flush=True)
-            rows = {**known(), name: row}
+            rows = {**known("cost"), name: row}
             write_json("cost", [rows[key] for key in MODELS if key in rows])
     from bench.cost_report import write_report
 
-    write_report(list(known().values()))
+    write_report(list(known("cost").values()))
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ if __name__ == "__main__":  # started as a file: bench/ is on the path, the root
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench.timm_families import SMALLEST
+from tests import zoo
 
 Built = tuple[nn.Module, tuple[Any, ...], dict[str, Any]]
 
@@ -161,18 +162,6 @@ def _video(model: nn.Module) -> Built:
 # -- diffusers ------------------------------------------------------------------------------------------
 
 
-def _unet_conditioned() -> Built:
-    from diffusers import UNet2DConditionModel
-
-    model = UNet2DConditionModel(
-        sample_size=16, block_out_channels=(32, 64), layers_per_block=2, cross_attention_dim=32, norm_num_groups=8,
-        attention_head_dim=8, down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-    )  # fmt: skip
-    inputs = {"timestep": torch.tensor([3, 11]), "encoder_hidden_states": images(2, 5, 32)}
-    return model, (images(2, 4, 16, 16),), inputs
-
-
 def _unet() -> Built:
     from diffusers import UNet2DModel
 
@@ -181,17 +170,6 @@ def _unet() -> Built:
         down_block_types=("DownBlock2D", "AttnDownBlock2D"), up_block_types=("AttnUpBlock2D", "UpBlock2D"),
     )  # fmt: skip
     return model, (images(2, 3, 16, 16),), {"timestep": torch.tensor([3, 11])}
-
-
-def _dit() -> Built:
-    from diffusers import DiTTransformer2DModel
-
-    model = DiTTransformer2DModel(
-        num_attention_heads=2, attention_head_dim=16, in_channels=4, out_channels=8, num_layers=2, sample_size=8,
-        patch_size=2, num_embeds_ada_norm=20,
-    )  # fmt: skip
-    inputs = {"timestep": torch.tensor([3, 11]), "class_labels": torch.tensor([1, 7])}
-    return model, (images(2, 4, 8, 8),), inputs
 
 
 def _sd3() -> Built:
@@ -280,9 +258,9 @@ def _controlnet() -> Built:
 
 
 _DIFFUSERS: dict[str, Callable[[], Built]] = {
-    "UNet2DConditionModel": _unet_conditioned,
+    "UNet2DConditionModel": lambda: zoo.construct("diffusers:unet"),
     "UNet2DModel": _unet,
-    "DiTTransformer2DModel": _dit,
+    "DiTTransformer2DModel": lambda: zoo.construct("diffusers:dit"),
     "SD3Transformer2DModel": _sd3,
     "FluxTransformer2DModel": _flux,
     "PixArtTransformer2DModel": _pixart,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import functools
 import random
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -76,37 +76,13 @@ def _same_function(first: Program, second: Program) -> bool:
 
 
 TIED = Recipe("ids", 8, (Stage("Gated", 3, "pre", 2),), "tied normed", 1)
-TWICE: dict[str, tuple[str, Callable[[Program], Program], Callable[[Program], Program]]] = {
-    "width of a transformer": (
-        "own:einsum",
-        lambda p: progc.grow(progc.grow(p, "width*2"), "width*2"),
-        lambda p: progc.grow(p, "width*4"),
-    ),
-    "width of a convolutional network": (
-        "own:conv",
-        lambda p: progc.grow(progc.grow(p, "width*2"), "width*2"),
-        lambda p: progc.grow(p, "width*4"),
-    ),
-    "depth": (
-        "own:einsum",
-        lambda p: progc.grow(progc.grow(p, "depth=5"), "depth=7"),
-        lambda p: progc.grow(p, "depth=7"),
-    ),
-    "depth, then width": (
-        "own:einsum",
-        lambda p: progc.grow(progc.grow(p, "depth*2"), "width*2"),
-        lambda p: progc.grow(p, "depth*2,width*2"),
-    ),
-    "width, then depth": (
-        "own:einsum",
-        lambda p: progc.grow(progc.grow(p, "width*2"), "depth*2"),
-        lambda p: progc.grow(p, "depth*2,width*2"),
-    ),
-    "tied": (
-        "tied",
-        lambda p: progc.grow(progc.grow(p, "width*2"), "width*2"),
-        lambda p: progc.grow(p, "width*4"),
-    ),
+TWICE = {  # source, two steps, one step
+    "width of a transformer": ("own:einsum", ("width*2", "width*2"), "width*4"),
+    "width of a convolutional network": ("own:conv", ("width*2", "width*2"), "width*4"),
+    "depth": ("own:einsum", ("depth=5", "depth=7"), "depth=7"),
+    "depth, then width": ("own:einsum", ("depth*2", "width*2"), "depth*2,width*2"),
+    "width, then depth": ("own:einsum", ("width*2", "depth*2"), "depth*2,width*2"),
+    "tied": ("tied", ("width*2", "width*2"), "width*4"),
 }
 
 
@@ -114,7 +90,7 @@ TWICE: dict[str, tuple[str, Callable[[Program], Program], Callable[[Program], Pr
 def test_two_steps_are_one(name: str) -> None:
     source, steps, once = TWICE[name]
     program = captured(TIED) if source == "tied" else zoo(source)[1]
-    first, second = steps(program), once(program)
+    first, second = functools.reduce(progc.grow, steps, program), progc.grow(program, once)
     shapes = [{name: tensor.shape for name, tensor in grown.tensors.items()} for grown in (first, second)]
     assert shapes[0] == shapes[1] and first.num_parameters() > program.num_parameters()
     assert _same_function(first, second) and _same_function(program, second)

@@ -155,13 +155,18 @@ def perturb(model: nn.Module, seed: int = 0) -> nn.Module:
     return model
 
 
-def build(name: str) -> Built:
-    """A fresh perturbed module in eval mode with example `args` and `kwargs`."""
+def construct(name: str) -> Built:
+    """A fresh module as its class initialises it, with example `args` and `kwargs`."""
     with torch.random.fork_rng(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         logging.getLogger("diffusers").setLevel(logging.ERROR)
         torch.manual_seed(0)
-        model, args, kwargs = _ZOO[name]()
+        return _ZOO[name]()
+
+
+def build(name: str) -> Built:
+    """As `construct`, perturbed and in eval mode."""
+    model, args, kwargs = construct(name)
     return perturb(model).eval(), args, kwargs
 
 
