@@ -63,7 +63,8 @@ class GrowDepth(Pass):
             program,
             Options([parse_size(text) for text in self.to], self.chains, self.init, self.lossy),  # type: ignore[arg-type]
         )
-        notes, grown, growing = [*deeper.notes, *deeper.reasons], deeper.grown, deeper.growing
+        notes = [*deeper.notes, *deeper.eval_only, *deeper.reasons]
+        grown, growing = deeper.grown, deeper.growing
         if not len(program.chains):
             notes.append("the program has no chains, nothing to deepen")
         if grown is None:
@@ -83,4 +84,5 @@ class GrowDepth(Pass):
             lift=lift,
             notes=tuple(notes),
             lossless=self.init == "identity" and not deeper.reasons,
+            eval_only=deeper.eval_only,
         )

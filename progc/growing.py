@@ -277,6 +277,7 @@ def _plan(
         notes=(*(note for result in results if result.lossless is not False for note in result.notes), *notes),
         lifts=tuple(result.lift for result in results if result.lift is not None),
         seed=seed,
+        eval_only=tuple(reason for result in results for reason in result.eval_only),
     )
 
 

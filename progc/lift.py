@@ -13,7 +13,6 @@ to it *exactly* in the tensor's own dtype: growth adds no rounding error of its 
 from __future__ import annotations
 
 import dataclasses
-import zlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,6 +22,7 @@ from torch import nn
 from progc.deferred import defer, identity, is_deferred, values
 from progc.filling import Fill, fill_padded
 from progc.index_map import IndexMap
+from progc.made import Made, stream
 from progc.shares import along, divide, fill_fresh, normal, spread_of
 
 NOISE = 0.3
@@ -115,12 +115,21 @@ class TensorLift:
 
 @dataclasses.dataclass(frozen=True)
 class Lift:
-    """Tensor lifts of one growth step. Tensors that no entry mentions are carried over as they are."""
+    """Tensor lifts of one growth step. Tensors that no entry mentions are carried over as they are.
+
+    Attributes:
+        tensors: one entry for every tensor that changes.
+        seed: of noise, random weights and `made`.
+        noise: spread of the shares among copies, relative to the equal share.
+        removed: names that are gone.
+        made: tensors without a predecessor.
+    """
 
     tensors: tuple[TensorLift, ...]
     seed: int = 0
     noise: float = NOISE
     removed: frozenset[str] = frozenset()
+    made: tuple[Made, ...] = ()
 
     def apply(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Grows a set of tensors: a program's own, or an EMA copy of them.
@@ -146,7 +155,7 @@ class Lift:
                 later = is_deferred(source)
                 made[key] = self._later(source, entry, tensors) if later else self._grow(source, entry, tensors)
             grown[name] = made[key]
-        return grown
+        return grown | {new.name: new.draw(self.seed) for new in self.made}
 
     def moments(self, state: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
         """Grows optimizer state by parameter name (Adam's m and v, momentum): see `progc.moments.grow_moments`."""
@@ -191,7 +200,7 @@ class Lift:
         return _keep_type(source, value)
 
     def _generator(self, name: str) -> torch.Generator:
-        return torch.Generator().manual_seed(self.seed * 0x9E3779B1 + zlib.crc32(name.encode()) & 0x7FFFFFFFFFFFFFFF)
+        return torch.Generator().manual_seed(stream(self.seed, name))
 
     def _draw(self, source: torch.Tensor, entry: TensorLift) -> torch.Tensor:
         """A tensor like `source` drawn anew: matrices with the source's spread, vectors as they are."""
@@ -207,6 +216,7 @@ class Lift:
             "noise": self.noise,
             "removed": sorted(self.removed),
             "tensors": [_entry_to_json(entry) for entry in self.tensors],
+            **({"made": [new.to_json() for new in self.made]} if self.made else {}),
         }
 
     @staticmethod
@@ -217,6 +227,7 @@ class Lift:
             data["seed"],
             data["noise"],
             frozenset(data["removed"]),
+            tuple(Made.from_json(item) for item in data.get("made", ())),
         )
 
 

@@ -45,6 +45,7 @@ class PassResult:
         lift: how tensors of the input became tensors of the output; None if they are the same objects.
         notes: sentences for the user: what was chosen, what was left alone and why.
         lossless: by analysis: True if the function computed is exactly preserved; None if not applicable.
+        eval_only: why a lossless result is exact in eval mode alone; empty if in train mode too.
     """
 
     program: Program
@@ -53,6 +54,7 @@ class PassResult:
     lift: Lift | None = None
     notes: tuple[str, ...] = ()
     lossless: bool | None = None
+    eval_only: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

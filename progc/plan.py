@@ -41,6 +41,7 @@ class GrowthPlan:
         lossless: what analysis claims.
         reasons: why it is not lossless; empty if it is.
         notes: what else the user should know.
+        eval_only: why a lossless growth is exact in eval mode alone; empty if in train mode too.
         lifts: the steps in order.
         seed: of noise and random weights.
     """
@@ -54,6 +55,7 @@ class GrowthPlan:
     notes: tuple[str, ...]
     lifts: tuple[Lift, ...]
     seed: int
+    eval_only: tuple[str, ...] = ()
 
     def apply(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Grows a set of tensors, by every name of the small program, step by step."""
@@ -97,6 +99,7 @@ class GrowthPlan:
             "lossless": self.lossless,
             "reasons": list(self.reasons),
             "notes": list(self.notes),
+            "eval_only": list(self.eval_only),
             "seed": self.seed,
             "lifts": [lift.to_json() for lift in self.lifts],
         }
@@ -114,6 +117,7 @@ class GrowthPlan:
             notes=tuple(data["notes"]),
             lifts=tuple(Lift.from_json(lift) for lift in data["lifts"]),
             seed=data["seed"],
+            eval_only=tuple(data.get("eval_only", ())),
         )
 
     def __str__(self) -> str:

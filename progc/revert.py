@@ -42,7 +42,7 @@ def revert(lift: Lift, grown: Mapping[str, torch.Tensor]) -> dict[str, torch.Ten
     """
     for entry in lift.tensors:
         _check_known(entry)
-    entries = {entry.name for entry in lift.tensors}
+    entries = {entry.name for entry in lift.tensors} | {made.name for made in lift.made}
     old = {name: tensor for name, tensor in grown.items() if name not in entries}
     made: dict[tuple[object, TensorLift], torch.Tensor] = {}
     for source, entry in _best(lift).items():

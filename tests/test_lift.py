@@ -12,6 +12,8 @@ from torch import nn
 
 from progc.index_map import IndexMap
 from progc.lift import Lift, Scale, Split, TensorLift
+from progc.made import Made
+from progc.revert import revert
 from tests.strategies import index_maps, tensors
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -220,3 +222,14 @@ def test_frozen_parameters_stay_frozen() -> None:
     frozen = nn.Parameter(torch.randn(3), requires_grad=False)
     grown = apply_one(frozen, TensorLift("w", "w", (IndexMap.leaf(3, 6),)))
     assert isinstance(grown, nn.Parameter) and not grown.requires_grad
+
+
+def test_a_tensor_without_a_predecessor_is_made_the_same_every_time() -> None:
+    lift = Lift((), seed=5, made=(Made("table", (3, 4)), Made("noise", (200, 50), std=0.02)))
+    again = Lift.from_json(json.loads(json.dumps(lift.to_json())))
+    assert again == lift
+    old = {"weight": torch.ones(2)}
+    grown, twin = lift.apply(old), again.apply(old)
+    assert isinstance(grown["table"], torch.nn.Parameter) and not grown["table"].any()
+    assert torch.equal(grown["noise"], twin["noise"]) and abs(float(grown["noise"].detach().std()) - 0.02) < 1e-3
+    assert revert(lift, grown) == old

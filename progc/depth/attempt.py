@@ -42,12 +42,14 @@ class Deeper:
         growing: the chains and their places.
         reasons: why the growth is not exact, which the user accepts.
         notes: what was left alone, and what the user should know of the new blocks.
+        eval_only: which new blocks are the identity in eval mode alone.
     """
 
     grown: GrownChains | None
     growing: Growing
     reasons: tuple[str, ...]
     notes: tuple[str, ...]
+    eval_only: tuple[str, ...] = ()
 
 
 def deepened(program: Program, options: Options) -> Deeper:
@@ -122,7 +124,7 @@ class _Attempts:
         if any(chain.name in self.left for chain, _ in growing):
             return None
         notes = [*choice.notes, *(f"{name} keeps its depth: {reason}" for name, reason in self.left.items())]
-        return Deeper(grown, growing, tuple(dict.fromkeys(reasons)), (*notes, *_eval_only(made)))
+        return Deeper(grown, growing, tuple(dict.fromkeys(reasons)), tuple(notes), tuple(_eval_only(made)))
 
     def _leave(self, choice: Choice, chain: Chain, error: ProgcError, reason: str) -> None:
         if chain.name not in choice.unnamed:
@@ -170,7 +172,7 @@ class _Attempts:
 
 
 def _eval_only(made: dict[str, list[Identity]]) -> list[str]:
-    """Notes on blocks that are the identity in eval mode alone."""
+    """Which blocks are the identity in eval mode alone."""
     norms = {name: next((one.eval_only for one in found if one.eval_only), None) for name, found in made.items()}
     return [
         f"new blocks of {name} are the identity in eval mode; in train mode {norm} normalises by the batch"

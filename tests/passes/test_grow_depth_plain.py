@@ -124,7 +124,9 @@ def test_batch_norm_is_the_identity_in_eval_mode_and_says_so() -> None:
     result = grown(captured(Net("norm")), to="5")
     assert result.lossless is True
     assert "identity in eval mode; in train mode aten.batch_norm.default" in result.notes[0]
-    assert not grown(captured(Net("conv")), to="5").notes
+    assert result.eval_only == result.notes
+    plain = grown(captured(Net("conv")), to="5")
+    assert not plain.notes and not plain.eval_only
 
 
 REFUSED = {

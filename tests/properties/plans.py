@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from progc.lift import NOISE, Lift
 from progc.manager import run
 from progc.passes.grow_depth import GrowDepth
 from progc.passes.grow_width import GrowWidth
-from progc.program import Mode, Program
+from progc.program import MODES, Mode, Program
 from progc.proof import tolerance
 from progc.revert import revert
 from progc.shares import along
@@ -70,8 +70,8 @@ def draw_plan(rng: random.Random, program: Program) -> Plan:
     return Plan(tuple(axes), deeper=deeper, init=init, noise=noise, lossy=lossy)
 
 
-def attempt(program: Program, plan: Plan) -> tuple[Program, tuple[Lift, ...], bool]:
-    """The grown program, its lifts, and whether analysis calls it lossless.
+def attempt(program: Program, plan: Plan) -> tuple[Program, tuple[Lift, ...], frozenset[Mode]]:
+    """The grown program, its lifts, and the modes in which analysis calls it lossless.
 
     Raises:
         TargetError, NotLosslessError: growth is refused.
@@ -79,19 +79,24 @@ def attempt(program: Program, plan: Plan) -> tuple[Program, tuple[Lift, ...], bo
     if plan.sizes:
         inits = {"width": plan.init, "depth": "random" if plan.init == "random" else "identity"}
         growth = grow_with_report(program, parse_sizes(plan.sizes), inits=inits, lossy=plan.lossy)
-        return growth.program, growth.plan.lifts, growth.plan.lossless
+        return growth.program, growth.plan.lifts, _exact_modes(growth.plan.lossless, growth.plan.eval_only)
     passes: list[Any] = [GrowDepth(to=(plan.deeper,), lossy=plan.lossy)] if plan.deeper else []
     entries = tuple(f"{name}:{size}" for name, size in plan.axes)
     passes.append(GrowWidth(axes=entries, init=plan.init, noise=plan.noise, lossy=plan.lossy))
     grown, results = run(program, passes)
     lifts = tuple(result.lift for result in results if result.lift is not None)
-    return grown, lifts, all(result.lossless is not False for result in results)
+    lossless = all(result.lossless is not False for result in results)
+    return grown, lifts, _exact_modes(lossless, [reason for result in results for reason in result.eval_only])
+
+
+def _exact_modes(lossless: bool, eval_only: Sequence[str]) -> frozenset[Mode]:
+    return frozenset(MODES if not eval_only else ("eval",)) if lossless else frozenset()
 
 
 def judge(program: Program, plan: Plan) -> tuple[Verdict, Program | None, tuple[Lift, ...]]:
     """Grows and measures. Whatever is neither a clean refusal nor exact is a disagreement."""
     try:
-        grown, lifts, lossless = attempt(program, plan)
+        grown, lifts, exact = attempt(program, plan)
     except (TargetError, NotLosslessError) as refusal:
         text = str(refusal)
         if not text.strip() or "\n" in text:
@@ -103,20 +108,22 @@ def judge(program: Program, plan: Plan) -> tuple[Verdict, Program | None, tuple[
         return Verdict("disagreement", f"{type(error).__name__}: {error!s:.300}"), None, ()
     if not any(lift.tensors for lift in lifts):
         return Verdict("idle"), grown, lifts
-    if not lossless:
+    if not exact:
         run_float64(grown, "eval", example_inputs(grown, 0))
         return Verdict("lossy"), grown, lifts
-    wrong = disagreements(program, grown, lifts)
+    wrong = disagreements(program, grown, lifts, exact)
     return (Verdict("disagreement", "; ".join(wrong)) if wrong else Verdict("exact")), grown, lifts
 
 
-def disagreements(before: Program, after: Program, lifts: tuple[Lift, ...]) -> list[str]:
-    """What differs although analysis calls the growth lossless; empty if nothing does."""
+def disagreements(
+    before: Program, after: Program, lifts: tuple[Lift, ...], exact: frozenset[Mode] = frozenset(MODES)
+) -> list[str]:
+    """What differs although analysis calls the growth lossless in the modes `exact`; empty if nothing does."""
     limit, found = tolerance(lifts), []
     difference = compare(before, after, seed=3)
     if not difference.max_rel <= limit:
         found.append(f"eval outputs differ by {difference.max_rel:.1e}")
-    if not any(stochastic(program.graphs["train"]) for program in (before, after)):
+    if "train" in exact and not any(stochastic(program.graphs["train"]) for program in (before, after)):
         wrong = train_gap(before, after, lifts)
         if not wrong <= max(limit, GRADIENT):
             found.append(f"train outputs or buffers differ by {wrong:.1e}")
