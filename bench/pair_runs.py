@@ -7,6 +7,7 @@ target's own, for which no weight is needed.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import copy
 import functools
@@ -208,7 +209,9 @@ def _own_size(target: str) -> str:
 def _loaded(source: str, target: str, options: dict[str, Any], program: Program, growth: Growth) -> dict[str, Any]:
     """Strictly loads the grown weights into the target's class and compares the two classes in float64."""
     reference = construct(target, **options).eval()
-    reference.load_state_dict(growth.program.state_dict(), strict=True)
+    grown = collections.OrderedDict(growth.program.state_dict())
+    grown._metadata = reference.state_dict()._metadata  # type: ignore[attr-defined]  # some classes ask for a version
+    reference.load_state_dict(grown, strict=True)
     args, kwargs = copy.deepcopy(program.example)
     args, kwargs = torch.utils._pytree.tree_map(_first, (args, kwargs))
     before = outputs(_model(source, True), args, kwargs)

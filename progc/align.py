@@ -40,9 +40,11 @@ def target_depths(source: Program, target: Program) -> dict[str, int]:
     """Chain name to the target's depth, for the chains of `source` that get deeper.
 
     Raises:
-        TargetError: a chain is shorter in the target.
+        TargetError: a chain is shorter in the target, or several chains share a container that gets more blocks: then
+            numbers alone do not say which block of the target stands where.
     """
-    depths = {}
+    depths: dict[str, int] = {}
+    containers: dict[str, str] = {}
     wanted = {chain.name: chain for chain in target.chains}
     for chain in source.chains:
         other = wanted.get(chain.name)
@@ -52,6 +54,13 @@ def target_depths(source: Program, target: Program) -> dict[str, int]:
             raise TargetError(
                 f"the target is smaller: {chain.name} has {chain.siblings} blocks in the source and {other.siblings} "
                 f"in {target.class_name}; growth only adds blocks"
+            )
+        first = containers.setdefault(chain.pattern, chain.name)
+        if first != chain.name:
+            raise TargetError(
+                f"{first} and {chain.name} stand in one container, which has {chain.siblings} blocks here and "
+                f"{other.siblings} in {target.class_name}: its numbers do not say which blocks are new; give each "
+                f"chain its depth by a pipeline, such as grow-depth{{to={first}:...}}"
             )
         depths[chain.name] = other.siblings
     return depths

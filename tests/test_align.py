@@ -328,3 +328,33 @@ def test_a_planted_buffer_and_a_planted_large_constant_are_found() -> None:
         tensor.view(-1)[-1] += 1e-3
         other = program.replace(tensors={**program.tensors, changed: tensor})
         assert message in next(differences(program, other))
+
+
+class Staged(nn.Module):
+    """Two chains in one container, with a block that widens between them."""
+
+    def __init__(self, first: int, second: int) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            *(Residual(4) for _ in range(first)), nn.Linear(4, 8), *(Residual(8) for _ in range(second))
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.features(x)
+
+
+class Residual(nn.Module):
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.norm, self.body = nn.LayerNorm(dim), nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.body(self.norm(x))
+
+
+def test_two_chains_in_one_container_are_refused_where_their_blocks_have_other_numbers() -> None:
+    small = progc.capture(Staged(2, 2), (torch.randn(2, 4),))
+    with pytest.raises(TargetError, match="in one container, which has 5 blocks here and 6 in .*Staged: its numbers"):
+        grow_with_report(small, progc.capture(Staged(3, 2), (torch.randn(2, 4),)))
+    deeper = progc.apply(small, "grow-depth{to=features[0-1]:6},grow-depth{to=features[4-5]:7}")
+    assert [chain.name for chain in deeper.chains] == ["features[0-2]", "features[4-6]"]
