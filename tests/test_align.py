@@ -331,13 +331,13 @@ def test_a_planted_buffer_and_a_planted_large_constant_are_found() -> None:
 
 
 class Staged(nn.Module):
-    """Two chains in one container, with a block that widens between them."""
+    """Three chains in one container, with blocks between them that change the width."""
 
-    def __init__(self, first: int, second: int) -> None:
+    def __init__(self, third: int) -> None:
         super().__init__()
         self.features = nn.Sequential(
-            *(Residual(4) for _ in range(first)), nn.Linear(4, 8), *(Residual(8) for _ in range(second))
-        )
+            Residual(4), Residual(4), nn.Linear(4, 8), Residual(8), Residual(8), nn.Linear(8, 6)
+        ).extend(Residual(6) for _ in range(third))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.features(x)
@@ -353,8 +353,8 @@ class Residual(nn.Module):
 
 
 def test_two_chains_in_one_container_are_refused_where_their_blocks_have_other_numbers() -> None:
-    small = progc.capture(Staged(2, 2), (torch.randn(2, 4),))
-    with pytest.raises(TargetError, match="in one container, which has 5 blocks here and 6 in .*Staged: its numbers"):
-        grow_with_report(small, progc.capture(Staged(3, 2), (torch.randn(2, 4),)))
-    deeper = progc.apply(small, "grow-depth{to=features[0-1]:6},grow-depth{to=features[4-5]:7}")
-    assert [chain.name for chain in deeper.chains] == ["features[0-2]", "features[4-6]"]
+    small = progc.capture(Staged(1), (torch.randn(2, 4),))
+    with pytest.raises(TargetError, match="in one container, which has 7 blocks here and 8 in .*Staged: its numbers"):
+        grow_with_report(small, progc.capture(Staged(2), (torch.randn(2, 4),)))
+    deeper = progc.apply(small, "grow-depth{to=features[0-1]:8},grow-depth{to=features[4-5]:9}")
+    assert [chain.name for chain in deeper.chains] == ["features[0-2]", "features[4-6]", "features[8]"]
