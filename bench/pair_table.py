@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -31,6 +32,8 @@ def page(rows: list[dict[str, Any]]) -> str:
     families = list(dict.fromkeys(row["family"] for row in rows))
     models = {row[side] for row in rows for side in ("source", "target")}
     versions = rows[0]["version"].partition(" ")[2] if rows else "none"
+    codes = collections.Counter(row["version"].partition(" ")[0] for row in rows)
+    versions += "; digest of progc's code: " + ", ".join(f"{code} ({n} pairs)" for code, n in codes.most_common())
     lines = [_INTRO.format(models=len(models), families=len(families), versions=versions), "## Totals", ""]
     lines += ["| outcome | pairs | of these measured |", "| --- | --- | --- |"]
     for name in OUTCOMES:

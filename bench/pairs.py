@@ -4,11 +4,13 @@
     python bench/pairs.py --only 'timm:swin*'  # pairs whose source, target or family matches
     python bench/pairs.py --list               # the pairs, and nothing else
     python bench/pairs.py --table              # only writes docs/pairs.md from what is recorded
+    python bench/pairs.py --also DIGEST        # rows of that code count too, where there is no newer one
 
 Families are in bench/pair_lists.py; pairs are neighbours of a series, pairs of which the second holds every tensor of
 the first and none smaller, one long jump per family, and a few named ones. Each family runs in a process of its own
-with limits on time and memory. Results are kept pair by pair in bench/results/pairs.jsonl; a run that is repeated
-with the same code and libraries goes on where the last one ended. Writes bench/results/pairs.json and docs/pairs.md.
+with limits on time and memory. Results are kept pair by pair in bench/results/pairs.jsonl, each with a digest of the
+code it was made with; a run that is repeated with the same code and libraries goes on where the last one ended. Writes
+bench/results/pairs.json and docs/pairs.md.
 """
 
 from __future__ import annotations
@@ -167,6 +169,7 @@ def main() -> None:
     parser.add_argument("--measure", type=int, default=MEASURED, metavar="N", help="run models up to N parameters")
     parser.add_argument("--list", action="store_true", help="print the pairs and stop")
     parser.add_argument("--table", action="store_true", help="only write the table")
+    parser.add_argument("--also", action="append", default=[], metavar="DIGEST", help="count rows of this code too")
     parser.add_argument("--work", metavar="FAMILY", help=argparse.SUPPRESS)
     parser.add_argument("--note", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -192,7 +195,10 @@ def main() -> None:
                 print(f"{family}: done after {time.monotonic() - start:.0f} s", flush=True)
     from bench.pair_table import page
 
-    rows = list(recorded(LOG, version()).values())
+    current = version()
+    earlier = [f"{digest} {current.partition(' ')[2]}" for digest in options.also]
+    found = {pair: row for known in (*earlier, current) for pair, row in recorded(LOG, known).items()}
+    rows = [row for row in found.values() if row["family"] in FAMILIES]
     order = list(FAMILIES)
     rows.sort(key=lambda row: order.index(row["family"]))
     print(f"written to {write_json('pairs', rows)}")
