@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 PASSES: Mapping[str, str] = {
     "grow-depth": "progc.passes.grow_depth:GrowDepth",
     "grow-width": "progc.passes.grow_width:GrowWidth",
+    "inject-sid": "progc.passes.inject_sid:InjectSid",
+    "remove-sid": "progc.passes.remove_sid:RemoveSid",
 }
 
 ENTRY_POINTS = "progc.passes"

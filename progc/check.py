@@ -69,8 +69,13 @@ def compare(before: Program, after: Program, *, seed: int, batch: int | None = N
 def _compare(before: Program, after: Program, seed: int, batch: int | None) -> Difference:
     inputs = example_inputs(before, seed, batch)
     first, _ = run_float64(before, "eval", inputs, seed)
-    second, _ = run_float64(after, "eval", inputs, seed)
+    second, _ = run_float64(after, "eval", [*inputs, *_further(after, len(inputs), seed, batch)], seed)
     return _difference(first, second)
+
+
+def _further(program: Program, known: int, seed: int, batch: int | None) -> list[Any]:
+    """Inputs that a pass appended to those the program had: a stage."""
+    return example_inputs(program, seed, batch)[known:]
 
 
 def compare_train(
@@ -101,7 +106,7 @@ def compare_train(
             )
     inputs = example_inputs(before, seed, batch)
     first, old = run_float64(before, "train", inputs, seed)
-    second, new = run_float64(after, "train", inputs, seed)
+    second, new = run_float64(after, "train", [*inputs, *_further(after, len(inputs), seed, batch)], seed)
     if buffers is None:
         buffers = {name: name for name in new if name in old and old[name].shape == new[name].shape}
     pairs = [(old[source], new[name]) for name, source in buffers.items()]

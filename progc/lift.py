@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from progc.deferred import defer, identity, is_deferred, values
+from progc.deferred import defer, device_of, identity, is_deferred, values
 from progc.filling import Fill, fill_padded
 from progc.index_map import IndexMap
 from progc.made import Made, stream
@@ -78,6 +78,15 @@ class Eye:
 
 
 @dataclasses.dataclass(frozen=True)
+class Add:
+    """Add row `row` of the tensor `table` (by its name before) along `dim`, alike everywhere else."""
+
+    table: str
+    row: int
+    dim: int
+
+
+@dataclasses.dataclass(frozen=True)
 class TensorLift:
     """How one tensor of the grown program is made.
 
@@ -93,6 +102,7 @@ class TensorLift:
         fill: a constant that replaces the source's values.
         eye: a unit matrix that replaces them.
         fills: what padded units start with.
+        adds: rows of other tensors that are added in the end; dims do not grow then.
     """
 
     name: str
@@ -105,12 +115,13 @@ class TensorLift:
     fill: float | None = None
     eye: Eye | None = None
     fills: tuple[Fill, ...] = ()
+    adds: tuple[Add, ...] = ()
 
     @property
     def plain(self) -> bool:
         """True if nothing is done to the source, except drawing it anew where `init` says so."""
         replaced = self.fill is not None or self.eye is not None
-        return not (self.fresh or self.scales or replaced or self.fills or any(self.dims))
+        return not (self.fresh or self.scales or replaced or self.fills or self.adds or any(self.dims))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,7 +166,8 @@ class Lift:
                 later = is_deferred(source)
                 made[key] = self._later(source, entry, tensors) if later else self._grow(source, entry, tensors)
             grown[name] = made[key]
-        return grown | {new.name: new.draw(self.seed) for new in self.made}
+        made_on = device_of(next(iter(tensors.values()))) if tensors else torch.device("cpu")
+        return grown | {new.name: new.draw(self.seed, made_on) for new in self.made}
 
     def moments(self, state: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
         """Grows optimizer state by parameter name (Adam's m and v, momentum): see `progc.moments.grow_moments`."""
@@ -196,6 +208,9 @@ class Lift:
         if value.is_floating_point():
             value = fill_fresh(value, source, entry, generator)
             value = fill_padded(value, entry.fills, tensors)
+        for add in entry.adds:
+            row = values(tensors[add.table]).detach().cpu()[add.row]
+            value = value + along(row.to(value.dtype), add.dim, value)
         value = value.clone() if value.data_ptr() == source.data_ptr() else value.to(source.device)
         return _keep_type(source, value)
 
@@ -259,6 +274,8 @@ def _entry_to_json(entry: TensorLift) -> dict[str, Any]:
             data[key] = getattr(entry, key)
     if entry.eye is not None:
         data["eye"] = dataclasses.asdict(entry.eye) | {"taps": list(entry.eye.taps)}
+    if entry.adds:
+        data["adds"] = [dataclasses.asdict(add) for add in entry.adds]
     return data
 
 
@@ -284,6 +301,7 @@ def _entry_from_json(data: Mapping[str, Any]) -> TensorLift:
         fill=data.get("fill"),
         eye=Eye(**{**data["eye"], "taps": tuple(data["eye"]["taps"])}) if "eye" in data else None,
         fills=tuple(Fill.from_json(item) for item in data.get("fills", ())),
+        adds=tuple(Add(**item) for item in data.get("adds", ())),
     )
 
 

@@ -26,11 +26,11 @@ class Made:
     std: float = 0.0
     dtype: str = "float32"
 
-    def draw(self, seed: int) -> nn.Parameter:
-        """The parameter, on the CPU; every name has a random stream of its own."""
+    def draw(self, seed: int, device: torch.device | str = "cpu") -> nn.Parameter:
+        """The parameter; every name has a random stream of its own, the same on every device."""
         generator = torch.Generator().manual_seed(stream(seed, self.name))
         values = torch.randn(self.shape, generator=generator, dtype=torch.float64) * self.std
-        return nn.Parameter(values.to(getattr(torch, self.dtype)))
+        return nn.Parameter(values.to(device, getattr(torch, self.dtype)))
 
     def to_json(self) -> dict[str, Any]:
         """Plain data; `from_json` is the inverse."""

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from progc.axes import AxisTable
     from progc.chains import ChainTable
     from progc.module import ProgramModule
+    from progc.sid.identifier import StageIdentifier
 
 Mode = Literal["train", "eval"]
 MODES: tuple[Mode, ...] = ("train", "eval")
@@ -86,6 +87,7 @@ class Program:
         example: `(args, kwargs)`, real tensors used for analysis and checks.
         class_name: qualified class of the user's module, for messages.
         history: passes applied so far, oldest first.
+        sid: the stage identifier, None if there is none.
     """
 
     graphs: Mapping[Mode, fx.Graph]
@@ -96,6 +98,7 @@ class Program:
     example: tuple[tuple[Any, ...], dict[str, Any]]
     class_name: str
     history: tuple[PassRecord, ...] = ()
+    sid: StageIdentifier | None = None
 
     @cached_property
     def axes(self) -> AxisTable:

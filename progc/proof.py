@@ -17,7 +17,7 @@ TOLERANCE = 1e-9
 """Largest relative difference in float64 that lossless growth may show."""
 
 ROUNDED = 1e-6
-"""The same where a factor such as 1/sqrt(2) had to be rounded to the parameters' dtype."""
+"""The same where a factor such as 1/sqrt(2), or the sum with a row, had to be rounded to the parameters' dtype."""
 
 _STIR = 0.02
 """Standard deviation of the noise on weights that would hide errors."""
@@ -47,6 +47,8 @@ def tolerance(lifts: Sequence[Lift]) -> float:
     factors = {
         value for lift in lifts for entry in lift.tensors for scale in entry.scales for value in scale.values if value
     }
+    if any(entry.adds for lift in lifts for entry in lift.tensors):
+        return ROUNDED
     return ROUNDED if any(math.frexp(value)[0] != 0.5 for value in factors) else TOLERANCE
 
 

@@ -26,6 +26,8 @@ class Setting:
     lossless: tuple[str, ...] = ()
 
 
+STAGED = "own:flat|inject-sid{stages=3 stage=1 init=normal}"
+
 SETTINGS: dict[str, tuple[Setting, ...]] = {
     "grow-depth": (
         Setting(
@@ -75,6 +77,35 @@ SETTINGS: dict[str, tuple[Setting, ...]] = {
             active=("grow-width{width=*2}",),
             idle=("grow-width{heads=4}",),
             lossless=("grow-width{width=*2}",),
+        ),
+    ),
+    "inject-sid": (
+        Setting(
+            "own:flat",
+            active=(
+                "inject-sid",
+                "inject-sid{stages=3 site=features dropout=0.0}",
+                "inject-sid{stage=2}",
+                "inject-sid{stage=null init=normal seed=4}",
+            ),
+            idle=("inject-sid{stages=0}",),
+            lossless=("inject-sid", "inject-sid{stages=3 site=features dropout=0.0}", "inject-sid{stage=2}"),
+        ),
+        Setting(
+            "diffusers:unet",
+            active=("inject-sid", "inject-sid{form=token lossy=true}"),
+            idle=("inject-sid{stages=0}",),
+            lossless=("inject-sid",),
+        ),
+        Setting(STAGED, active=("inject-sid{dropout=0.5}",), idle=(), lossless=("inject-sid{dropout=0.5}",)),
+    ),
+    "remove-sid": (
+        Setting("own:flat", active=(), idle=("remove-sid", "remove-sid{stage=2}")),
+        Setting(
+            STAGED,
+            active=("remove-sid", "remove-sid{stage=1}", "remove-sid{stage=0}"),
+            idle=(),
+            lossless=("remove-sid", "remove-sid{stage=1}"),
         ),
     ),
 }

@@ -103,7 +103,7 @@ def test_figures_of_the_card_are_those_of_the_measurement(name: str) -> None:
     ratios = json.loads((CARDS / "evidence.json").read_text(encoding="utf-8"))["ratios"]
     section = (CARDS / f"{name}.md").read_text(encoding="utf-8").partition("## Evidence")[2].partition("\n## ")[0]
     tables = [table for table in re.split(r"\n\n", section) if table.strip().startswith("|")]
-    assert tables
+    assert tables or section.strip().startswith("Not measured")
     for table in tables:
         head, _, *rows = [[cell.strip() for cell in line.strip("| ").split("|")] for line in table.strip().splitlines()]
         for variant, *cells in rows:

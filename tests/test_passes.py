@@ -108,6 +108,7 @@ def _assert_runs(program: Program, after: Program) -> None:
     module.load_state_dict(after.state_dict(), strict=True)
     args, kwargs = copy.deepcopy(program.example)
     old = _shapes(program.module().eval()(*args, **kwargs))
+    args, kwargs = copy.deepcopy(after.example)
     assert _shapes(module.eval()(*args, **kwargs)) == old
     leaves = [leaf for leaf in pytree.tree_leaves(module.train()(*args, **kwargs)) if isinstance(leaf, torch.Tensor)]
     sum(leaf.square().mean() for leaf in leaves if leaf.requires_grad).backward()  # type: ignore[union-attr]

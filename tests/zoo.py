@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
 
 import progc
 from progc.program import Program
@@ -172,6 +173,14 @@ def build(name: str) -> Built:
 
 @functools.cache
 def captured(name: str) -> tuple[nn.Module, Program]:
-    """The module and its program, built and captured once per process; both are shared, change neither."""
+    """The module and its program, built and captured once per process; both are shared, change neither.
+
+    `NAME|PIPELINE` is the program after these passes, captured in float64, where sums with a row are not rounded.
+    """
+    name, _, pipeline = name.partition("|")
     model, args, kwargs = build(name)
-    return model, progc.capture(model, args, kwargs)
+    if pipeline:
+        model = model.double()
+        args, kwargs = pytree.tree_map(lambda x: x.double() if torch.is_floating_point(x) else x, (args, kwargs))
+    program = progc.capture(model, args, kwargs)
+    return model, progc.apply(program, pipeline).replace(history=()) if pipeline else program

@@ -3,7 +3,8 @@
 The walk follows graph order, which is execution order: two blocks traced from the same code give the same sequence.
 Three things are taken out first, because they may differ between blocks that play the same part:
 
-- noise that vanishes at rate 0: dropout calls, and multiplications by a random mask (drop-path);
+- noise that vanishes at rate 0: dropout calls, multiplications by a random mask (drop-path), values replaced where a
+  random mask says so (dropout of labels or stages);
 - sizes: an int that is computed in the graph stands for its value at the example size (torch.export computes such an
   int once and lets all blocks read it);
 - soft literals: floats and the amounts of `roll`; their values are recorded apart.
@@ -77,6 +78,8 @@ class View:
                 self.alias[node] = kept
                 if op_name(kept) in _DIVIDE and len(kept.users) == 1 and isinstance(kept.args[1], float):
                     self.alias[kept] = kept.all_input_nodes[0]
+            elif name in ("masked_fill", "masked_fill_") and inputs[0] not in random and node.args[1] in random:
+                self.alias[node] = inputs[0]
         # Randomness that is no multiplicative mask (noise added to an input) is part of what a block computes.
         used = {node for node in random if all(user in random or user in self.alias for user in node.users)}
         while True:

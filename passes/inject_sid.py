@@ -1,0 +1,168 @@
+"""`inject-sid`: adds a stage identifier to a network (AutoProg-Zero, Li et al. 2024)."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar
+
+from torch import nn
+
+from progc.deferred import values
+from progc.errors import LOSSY, NotLosslessError, PassOptionError, TargetError, VerifyError
+from progc.lift import Lift
+from progc.made import Made
+from progc.notation import module_path
+from progc.passbase import Pass, PassResult, option
+from progc.program import MODES, Program
+from progc.sid.edit import free_name, input_name, with_sid, with_stage
+from progc.sid.identifier import StageIdentifier
+from progc.sid.sites import Site, choose_site
+
+_STAGES, _DROPOUT = 4, 0.1
+_SPREAD = 0.02
+"""Standard deviation of the rows in the published code."""
+
+
+@dataclasses.dataclass(frozen=True)
+class InjectSid(Pass):
+    """Adds a stage identifier: one learned row per stage, added where the network is conditioned.
+
+    Idea: the regime of training changes from stage to stage, and a learned row tells the network in which one it is
+    (AutoProg-Zero, Li et al. 2024, arXiv 2410.00350; the published code adds it to time and label embedding). The
+    table has a row per stage and a null row, which a sample gets with probability `dropout` in training, so that
+    guidance can ask for "no stage" as it asks for "no label".
+    Preserved: the function, exactly, with `zero`, since a zero is added; not with `normal`.
+    Needs: a site, found by analysis or named; values with a dim of samples and a dim of channels.
+    Leaves behind: a parameter `stage_embedding.weight`, an input `stage` or a fixed stage, and the site's name, so that
+    `remove-sid` can fold a row back. On a program that has an identifier it sets the stage and the dropout.
+    """
+
+    name: ClassVar[str] = "inject-sid"
+
+    stages: int | None = option(None, help="number of stages K; none: 4; 0 adds nothing")
+    site: str = option(
+        "auto", help="conditioning, tokens, features, context, a module's path or a node's name; auto: the first found"
+    )
+    init: str = option("zero", help="rows at the start; normal: N(0, 0.02), as published", choices=("zero", "normal"))
+    dropout: float | None = option(
+        None, help="probability of the null row in training, in [0, 1); none: 0.1, or as it is"
+    )
+    stage: str | None = option(
+        None, help="input, a number 0 to K-1 that is fixed in the graphs, or null; none: input, or as it is"
+    )
+    form: str = option(
+        "add", help="the row is added to the site's values, or is one more token (lossy)", choices=("add", "token")
+    )
+    seed: int = option(0, help="seed of init=normal")
+    lossy: bool = option(False, help="accept form=token, which is not exact")
+
+    def __post_init__(self) -> None:
+        if isinstance(self.stage, int) and not isinstance(self.stage, bool):
+            object.__setattr__(self, "stage", str(self.stage))
+        super().__post_init__()
+        if self.stages is not None and self.stages < 0:
+            raise PassOptionError(f"inject-sid: stages is a number of stages, at least 0, not {self.stages}")
+        if self.dropout is not None and not 0 <= self.dropout < 1:
+            raise PassOptionError(f"inject-sid: dropout is a probability, at least 0 and below 1, not {self.dropout}")
+        if self.stage not in (None, "input", "null") and not str(self.stage).isdigit():
+            raise PassOptionError(f"inject-sid: stage is input, null or the number of a stage, not `{self.stage}`")
+
+    def run(self, program: Program) -> PassResult:
+        """Adds the identifier, or sets the stage of the one that is there.
+
+        Raises:
+            TargetError: no such site or stage, or an identifier that is there already and stays as it is.
+            NotLosslessError: a token, without `lossy`.
+        """
+        if program.sid is not None:
+            return self._set(program, program.sid)
+        stages = _STAGES if self.stages is None else self.stages
+        if stages == 0:
+            return PassResult(program, changed=False, lossless=True)
+        fixed = self._fixed(stages)
+        site = choose_site(program, self.site, self.form)
+        if self.form == "token" and not self.lossy:
+            raise NotLosslessError(
+                f"inject-sid: one more token at {site.name} changes what attention and means weigh, even if it is zero;"
+                f" form=add is exact, or {LOSSY}"
+            )
+        sid = StageIdentifier(
+            table=free_name(program),
+            stages=stages,
+            site=site.name,
+            stage=fixed,
+            input=None if fixed is not None else input_name(program),
+            dropout=_DROPOUT if self.dropout is None else self.dropout,
+            form=self.form,
+        )
+        node = next(n for n in program.graphs["eval"].nodes if n.name == site.places[0].nodes["eval"])
+        dtype = str(node.meta["tensor"].dtype).removeprefix("torch.")
+        made = Made(sid.table, (stages + 1, site.width), _SPREAD if self.init == "normal" else 0.0, dtype)
+        lift = Lift((), seed=self.seed, made=(made,))
+        table = lift.apply(program.tensors)[sid.table]
+        assert isinstance(table, nn.Parameter)
+        try:
+            result = with_sid(program, sid, table, site.places)
+        except VerifyError as error:  # sizes that are written into the graph
+            raise TargetError(
+                f"inject-sid: the network does not take one more token at {site.name}: {error}"
+            ) from error
+        if self.form == "token" and _outputs(result) != _outputs(program):
+            raise TargetError(f"inject-sid: with one more token at {site.name} the outputs would have other shapes")
+        return PassResult(
+            result,
+            changed=True,
+            counts={"stages": stages, "values that get the row": len(site.places)},
+            lift=lift,
+            notes=_notes(site, module_path(node) or node.name, self.form),
+            lossless=self.init == "zero" and self.form == "add",
+        )
+
+    def _fixed(self, stages: int) -> int | None:
+        """The fixed stage, None for an input."""
+        if self.stage in (None, "input"):
+            return None
+        stage = stages if self.stage == "null" else int(str(self.stage))
+        if stage > stages:
+            raise TargetError(
+                f"inject-sid: there is no stage {stage}; stages are 0 to {stages - 1}, and {stages} is the null row"
+            )
+        return stage
+
+    def _set(self, program: Program, sid: StageIdentifier) -> PassResult:
+        """The program with its identifier at another stage or with another dropout."""
+        fixed = sid.stage if self.stage is None else self._fixed(sid.stages)
+        entry = None if fixed is not None else (sid.input or input_name(program))
+        dropout = sid.dropout if self.dropout is None else self.dropout
+        new = dataclasses.replace(sid, stage=fixed, input=entry, dropout=dropout)
+        others = self.site not in ("auto", sid.site) or self.stages not in (None, sid.stages) or self.init != "zero"
+        others = others or self.form not in ("add", sid.form)
+        if others or new == sid:
+            now = f"stage {sid.stage} fixed" if sid.stage is not None else "the stage an input"
+            raise TargetError(
+                f"inject-sid: the network has a stage identifier ({sid.stages} stages at {sid.site}, {now}, dropout "
+                f"{sid.dropout:g}); stage=... or dropout=... with another value sets these, remove-sid takes it out"
+            )
+        result = with_stage(program, new)
+        rows = values(program.tensors[sid.table]).detach()
+        asked = rows if None in (fixed, sid.stage) and fixed != sid.stage else rows[[fixed or 0, sid.stage or 0]]
+        same = fixed == sid.stage or bool((asked == asked[0]).all())
+        words = "an input" if fixed is None else f"fixed to {fixed}"
+        return PassResult(result, changed=True, notes=(f"the stage is {words}, dropout is {dropout:g}",), lossless=same)
+
+
+def _outputs(program: Program) -> list[Any]:
+    return [next(iter(reversed(program.graphs[mode].nodes))).meta.get("tensor") for mode in MODES]
+
+
+def _notes(site: Site, where: str, form: str) -> tuple[str, ...]:
+    if form == "token":
+        return (f"{site.name}: one more token behind {where}", "remove-sid cannot fold a token")
+    more = f" and {len(site.places) - 1} more values" if len(site.places) > 1 else ""
+    if site.fold.targets:
+        names = ", ".join(name for name, _ in site.fold.targets)
+        return (f"{site.name}: added at {where}{more}", f"remove-sid will fold it into {names}")
+    return (
+        f"{site.name}: added at {where}{more}",
+        f"no parameter can take the row over later, and remove-sid will refuse: {site.fold.reason}",
+    )

@@ -1,0 +1,99 @@
+"""Stage identifiers in the text of a prompt: `<stage-0> a photo of a dog`.
+
+For networks that are conditioned by tokenised text. The tokenizer gets a token per stage and the text encoder's
+table a row for each, as DreamBooth (Ruiz et al., CVPR 2023) gives a subject an identifier among its prompt's words.
+Works with any tokenizer and text encoder that have the methods of the transformers library; imports none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from progc.errors import InputError
+
+
+def stage_token(stage: int) -> str:
+    """`<stage-3>`: the word that stands for a stage."""
+    return f"<stage-{stage}>"
+
+
+def stage_prompt(prompt: str, stage: int) -> str:
+    """The prompt with the stage's word in front."""
+    return f"{stage_token(stage)} {prompt}".rstrip()
+
+
+def add_stage_tokens(tokenizer: Any, model: nn.Module, stages: int, *, init: str = "mean") -> list[int]:
+    """Gives tokenizer and text encoder a token per stage; both are changed in place.
+
+    Args:
+        tokenizer: has `add_tokens`, `convert_tokens_to_ids` and a length.
+        model: an `nn.Embedding` `[tokens, width]`, or a model with `get_input_embeddings` and
+            `resize_token_embeddings`.
+        stages: number of stages.
+        init: what new rows start with: `mean`: the mean of the table; otherwise a word that the tokenizer knows as one
+            token, whose row is copied (a rare one is the published choice).
+
+    Returns:
+        The ids of the stages' tokens, in order.
+
+    Raises:
+        InputError: no stage, a token that is there already, a word that is not one token, or a table that is smaller
+            than the vocabulary.
+    """
+    if stages < 1:
+        raise InputError(f"add_stage_tokens: at least one stage, not {stages}")
+    words = [stage_token(stage) for stage in range(stages)]
+    known = [word for word in words if word in tokenizer.get_vocab()]
+    if known:
+        raise InputError(f"add_stage_tokens: the tokenizer has {known[0]} already; add the tokens once")
+    table = _table(model)
+    if len(tokenizer) > table.num_embeddings:
+        raise InputError(
+            f"add_stage_tokens: the tokenizer knows {len(tokenizer)} tokens and the table has {table.num_embeddings} "
+            "rows; give the model that belongs to the tokenizer"
+        )
+    row = _start(tokenizer, table, init)
+    tokenizer.add_tokens(words)
+    ids = [int(tokenizer.convert_tokens_to_ids(word)) for word in words]
+    size = max(table.num_embeddings, max(ids) + 1)
+    table = _resized(model, table, size)
+    with torch.no_grad():
+        table.weight[ids] = row.to(table.weight)
+    return ids
+
+
+def _table(model: nn.Module) -> nn.Embedding:
+    table = model if isinstance(model, nn.Embedding) else getattr(model, "get_input_embeddings", lambda: None)()
+    if not isinstance(table, nn.Embedding):
+        raise InputError(
+            f"add_stage_tokens: {type(model).__name__} is no nn.Embedding and has no get_input_embeddings; give the "
+            "table of tokens itself"
+        )
+    return table
+
+
+def _start(tokenizer: Any, table: nn.Embedding, init: str) -> torch.Tensor:
+    weight = table.weight.detach()
+    if init == "mean":
+        return weight[: len(tokenizer)].mean(0)
+    ids: Sequence[int] = tokenizer(init, add_special_tokens=False)["input_ids"]
+    if len(ids) != 1 or ids[0] == getattr(tokenizer, "unk_token_id", None):
+        raise InputError(f"add_stage_tokens: init is `mean` or a word that is one token, and `{init}` is not")
+    return weight[ids[0]].clone()
+
+
+def _resized(model: nn.Module, table: nn.Embedding, size: int) -> nn.Embedding:
+    if size == table.num_embeddings:
+        return table
+    if model is not table:
+        model.resize_token_embeddings(size, mean_resizing=False)  # type: ignore[operator]
+        return _table(model)
+    old = table.weight
+    weight = torch.cat([old.detach(), old.new_zeros(size - old.shape[0], old.shape[1])])
+    table.weight = nn.Parameter(weight, requires_grad=old.requires_grad)
+    table.num_embeddings = size
+    return table
