@@ -6,7 +6,9 @@ import dataclasses
 from typing import ClassVar
 
 from progc.depth.attempt import Options, deepened
+from progc.depth.averaged import averaged_note, chosen_average
 from progc.depth.targets import parse_size
+from progc.errors import PassOptionError
 from progc.passbase import Pass, PassResult, option
 from progc.program import Program
 
@@ -21,7 +23,8 @@ class GrowDepth(Pass):
     the first step on; in a post-norm block the previous norm's gain and shift move into the inserted one, and in
     a plain chain of layers with an idempotent activation the new layers are the identity (Net2Net, Chen et al. 2015).
     Preserved: the function, exactly, with `identity`; not with `interpolate` (each block followed by its copies, extra
-    ones deepest), `stack` (the whole chain again) and `random` (new weights at the end).
+    ones deepest), `mogrow` (the same, copies taken from an averaged copy of the weights, EMA), `stack` (the whole chain
+    again) and `random` (new weights at the end).
     Needs: chains with their boundaries and shapes on both graphs.
     Leaves behind: blocks named by position, as the user's class of that depth names them, and one tensor lift per
     tensor of each grown container.
@@ -36,7 +39,11 @@ class GrowDepth(Pass):
         (), help="names or globs of the chains that depths without a name are for; empty: all"
     )
     init: str = option(
-        "identity", help="how new blocks are made", choices=("identity", "interpolate", "stack", "random")
+        "identity", help="how new blocks are made", choices=("identity", "interpolate", "stack", "mogrow", "random")
+    )
+    ema: float | None = option(None, help="with init=mogrow: decay of the average to take from; none: the slowest")
+    source: str = option(
+        "new", help="with init=mogrow: which blocks come from the average, or all tensors", choices=("new", "all")
     )
     seed: int = option(0, help="seed of random blocks")
     lossy: bool = option(False, help="with init=identity: accept blocks that cannot be the exact identity")
@@ -49,6 +56,8 @@ class GrowDepth(Pass):
         super().__post_init__()
         for text in self.to:
             parse_size(text)
+        if self.init != "mogrow" and (self.ema is not None or self.source != "new"):
+            raise PassOptionError(f"grow-depth: ema and source are for init=mogrow, not for init={self.init}")
 
     def run(self, program: Program) -> PassResult:
         """Grows every chosen chain; a depth for all chains leaves alone those that cannot grow exactly.
@@ -59,9 +68,11 @@ class GrowDepth(Pass):
             NotLosslessError: with init=identity and without `lossy`: a block of a named chain cannot be the identity,
                 or one of every chain.
         """
+        average = chosen_average(program, self.ema) if self.init == "mogrow" else None
+        init = "interpolate" if self.init == "mogrow" else self.init
         deeper = deepened(
             program,
-            Options([parse_size(text) for text in self.to], self.chains, self.init, self.lossy),  # type: ignore[arg-type]
+            Options([parse_size(text) for text in self.to], self.chains, init, self.lossy),  # type: ignore[arg-type]
         )
         notes = [*deeper.notes, *deeper.eval_only, *deeper.reasons]
         grown, growing = deeper.grown, deeper.growing
@@ -73,7 +84,9 @@ class GrowDepth(Pass):
             kept = [difference.partition(":")[0] for difference in chain.differences]
             if kept:
                 notes.append(f"new blocks of {chain.name} have the {' and the '.join(kept)} of their source")
-        result, lift = grown.finish(self.seed)
+        if self.init == "mogrow":
+            notes.append(averaged_note(average, self.source))
+        result, lift = grown.finish(self.seed, average, everything=self.source == "all")
         return PassResult(
             result,
             changed=True,

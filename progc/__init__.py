@@ -9,6 +9,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from progc import rules
+    from progc.averages import Averages as EMA
     from progc.axes.registry import rule
     from progc.capturing import capture
     from progc.growing import grow
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from progc.program import Program
 
 _LAZY = {
+    "EMA": "progc.averages:Averages",
     "capture": "progc.capturing",
     "grow": "progc.growing",
     "apply": "progc.manager",
@@ -23,14 +25,15 @@ _LAZY = {
     "rule": "progc.axes.registry",
 }
 
-__all__ = ["Program", "__version__", "apply", "capture", "grow", "rule", "rules"]
+__all__ = ["EMA", "Program", "__version__", "apply", "capture", "grow", "rule", "rules"]
 
 
 def __getattr__(name: str) -> Any:
     if name == "rules":
         return importlib.import_module("progc.rules")
     if name in _LAZY:
-        value = getattr(importlib.import_module(_LAZY[name]), name)
+        module, _, attribute = _LAZY[name].partition(":")
+        value = getattr(importlib.import_module(module), attribute or name)
         globals()[name] = value
         return value
     raise AttributeError(f"module 'progc' has no attribute {name!r}")

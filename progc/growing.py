@@ -10,18 +10,20 @@ import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import fx
 
 from progc.align import Alignment, align, target_depths
+from progc.averages import EmaLike, attached, moved
 from progc.check import Difference
 from progc.constants import take_constants
 from progc.demand.operations import describe
 from progc.differences import differences
 from progc.errors import CheckError, TargetError
 from progc.explain import Explanation, explain
-from progc.manager import run
+from progc.lift import NOISE
+from progc.manager import hand_over, run
 from progc.outputs import append_outputs, old_outputs
 from progc.passbase import Pass, PassResult
 from progc.pipeline import to_text
@@ -33,6 +35,9 @@ from progc.untie import untie
 from progc.verify import verify
 from progc.widening import AxisGrowth, Widening
 from progc.width_sizes import fitted_sizes
+
+if TYPE_CHECKING:
+    from progc.optimizers import Optimizers
 
 Progress = Callable[[str], contextlib.AbstractContextManager[Any]]
 Watch = Callable[[Program, Mapping[str, int]], None]
@@ -66,6 +71,10 @@ def grow(
     init: str | Mapping[str, str] | None = None,
     lossy: bool = False,
     seed: int = 0,
+    noise: float | None = None,
+    optimizer: Optimizers = None,
+    ema: EmaLike | Sequence[EmaLike] | None = None,
+    correct_rates: bool = False,
 ) -> Program:
     """Grows a program without changing its function.
 
@@ -74,11 +83,15 @@ def grow(
             larger network of the same class.
         width, depth: factors, for what `to` does not say.
         heads: number of attention heads.
-        init: `copy`, `zero`, `random` for width; `identity`, `interpolate`, `stack`, `random` for depth; or a mapping.
+        init: `copy`, `zero`, `random` for width; `identity`, `interpolate`, `stack`, `mogrow`, `random` for depth; or
+            a mapping.
         lossy: accept growth that cannot be exact.
         seed: of noise and random weights.
+        noise: spread of the shares among copies, relative to the equal share; 0 keeps them equal for ever.
+        optimizer, ema, correct_rates: as in `progc.apply`: what trains along and is carried along.
 
     Raises:
+        InputError: the optimizer or the averages do not belong to this program. Neither is changed then.
         TargetError: the target cannot be reached.
         NotLosslessError: exact growth was asked for and is impossible.
         CheckError: growth that analysis calls lossless and the float64 check does not.
@@ -98,7 +111,11 @@ def grow(
     else:
         target = to
     inits = parse_inits(init) if isinstance(init, str) else dict(init or {})
-    return grow_with_report(program, target, inits=inits, lossy=lossy, seed=seed).program
+    averaged = program if ema is None else attached(program, ema)
+    growth = grow_with_report(averaged, target, inits=inits, lossy=lossy, seed=seed, noise=noise)
+    lifts = growth.plan.lifts
+    hand_over(program, growth.program, lifts, optimizer=optimizer, ema=ema, correct_rates=correct_rates)
+    return growth.program
 
 
 def grow_with_report(
@@ -112,6 +129,7 @@ def grow_with_report(
     notes: Sequence[str] = (),
     watch: Watch | None = None,
     place: Callable[[Program], Program] = Program.complete,
+    noise: float | None = None,
 ) -> Growth:
     """Like `grow`, with the plan and a report.
 
@@ -121,6 +139,7 @@ def grow_with_report(
 
     Args:
         notes: go into the plan.
+        noise: as in `grow`.
         watch: called with the deepened program and the new sizes by axis, before anything is widened.
         place: where the grown weights go. Called before the check with the grown program, its parameters still
             deferred (progc/deferred.py); what it returns is checked and becomes the result. By default they go into
@@ -140,13 +159,13 @@ def grow_with_report(
     with clock("align"):
         rounded: list[str] = []
         if isinstance(target, Program):
-            grown = _fit(untie(grown, target), results)
+            grown = _fit(grown, untie(grown, target), results)
             aligned = align(grown, target)
         else:
             widths, rounded = fitted_sizes(grown, target)
             aligned = Alignment(widths, {})
         sizes = aligned.widths
-        width = _width_pass(sizes, chosen["width"], lossy, seed)
+        width = _width_pass(sizes, chosen["width"], lossy, seed, NOISE if noise is None else noise)
     if watch is not None:
         watch(grown, sizes)
     narrow = grown
@@ -159,9 +178,9 @@ def grow_with_report(
             explained = _explained(narrow, axes, results[-1])
     if isinstance(target, Program):
         with clock("compare"):
-            grown = _fit(take_constants(grown, target), results)
+            grown = _fit(grown, take_constants(grown, target), results)
             zero = chosen["width"] == "zero"
-            grown = _fit(append_outputs(grown, aligned.outputs, zero=zero, seed=seed), results)
+            grown = _fit(grown, append_outputs(grown, aligned.outputs, zero=zero, seed=seed), results)
             found = next(differences(grown, target), None)
             if found is not None:
                 raise TargetError(f"{target.class_name} computes something else at its size: {found}")
@@ -218,11 +237,11 @@ def _depth_pass(program: Program, target: Sizes | Program, init: str, lossy: boo
     return GrowDepth(to=to, init=init, seed=seed, lossy=lossy) if to else None
 
 
-def _width_pass(sizes: Mapping[str, int], init: str, lossy: bool, seed: int) -> Pass | None:
+def _width_pass(sizes: Mapping[str, int], init: str, lossy: bool, seed: int, noise: float) -> Pass | None:
     from progc.passes.grow_width import GrowWidth
 
     axes = tuple(f"{name}:{size}" for name, size in sizes.items())
-    return GrowWidth(axes=axes, init=init, seed=seed, lossy=lossy) if axes else None
+    return GrowWidth(axes=axes, init=init, seed=seed, lossy=lossy, noise=noise) if axes else None
 
 
 def _apply(program: Program, step: Pass, passes: list[Pass], results: list[PassResult]) -> Program:
@@ -239,12 +258,14 @@ def _explained(narrow: Program, axes: tuple[AxisGrowth, ...], result: PassResult
     return explain(narrow, axes, result.lift, obstacles)
 
 
-def _fit(result: PassResult, results: list[PassResult]) -> Program:
-    """Takes over a step that only a target model asks for; it is verified like a pass."""
-    if result.changed:
-        verify(result.program)
-        results.append(result)
-    return result.program
+def _fit(before: Program, result: PassResult, results: list[PassResult]) -> Program:
+    """Takes over a step that only a target model asks for; it is verified like a pass, and averages move along."""
+    if not result.changed:
+        return result.program
+    verify(result.program)
+    results.append(result)
+    averages = moved(before.averages, result.lift, result.program, "fitting the target")
+    return result.program.replace(averages=averages)
 
 
 def _plan(

@@ -7,7 +7,7 @@ from progc.suggestions import did_you_mean
 
 INITS: dict[str, tuple[str, ...]] = {
     "width": ("copy", "zero", "random"),
-    "depth": ("identity", "interpolate", "stack", "random"),
+    "depth": ("identity", "interpolate", "stack", "mogrow", "random"),
 }
 _FORMS = "; ".join(f"{kind}={'|'.join(words)}" for kind, words in INITS.items())
 

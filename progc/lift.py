@@ -103,6 +103,7 @@ class TensorLift:
         eye: a unit matrix that replaces them.
         fills: what padded units start with.
         adds: rows of other tensors that are added in the end; dims do not grow then.
+        average: the source's values are those of an averaged copy of the weights, where one is at hand.
     """
 
     name: str
@@ -116,6 +117,7 @@ class TensorLift:
     eye: Eye | None = None
     fills: tuple[Fill, ...] = ()
     adds: tuple[Add, ...] = ()
+    average: bool = False
 
     @property
     def plain(self) -> bool:
@@ -142,11 +144,14 @@ class Lift:
     removed: frozenset[str] = frozenset()
     made: tuple[Made, ...] = ()
 
-    def apply(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def apply(
+        self, tensors: Mapping[str, torch.Tensor], average: Mapping[str, torch.Tensor] | None = None
+    ) -> dict[str, torch.Tensor]:
         """Grows a set of tensors: a program's own, or an EMA copy of them.
 
         Args:
             tensors: every name before growth; names that share one tensor's memory stay tied.
+            average: an averaged copy of them, which entries with `average` read; without it they read `tensors`.
 
         Returns:
             Every name after growth, in a stable order; tensors that do not change are the same objects. What grows
@@ -159,12 +164,16 @@ class Lift:
             if name not in entries and name not in self.removed:
                 grown[name] = tensor
         for name, entry in entries.items():
-            source = tensors[entry.source]
+            source, given = tensors[entry.source], tensors
+            averaged = entry.average and average is not None
             # Tied names have equal lifts of one memory: they must come out as one object again.
-            key = (identity(source), dataclasses.replace(entry, name="", source=""))
+            key = (identity(source), dataclasses.replace(entry, name="", source="", average=averaged))
             if entry.fresh or key not in made:
+                if averaged:
+                    assert average is not None
+                    source, given = _as(source, average[entry.source]), average
                 later = is_deferred(source)
-                made[key] = self._later(source, entry, tensors) if later else self._grow(source, entry, tensors)
+                made[key] = self._later(source, entry, given) if later else self._grow(source, entry, given)
             grown[name] = made[key]
         made_on = device_of(next(iter(tensors.values()))) if tensors else torch.device("cpu")
         return grown | {new.name: new.draw(self.seed, made_on) for new in self.made}
@@ -246,6 +255,16 @@ class Lift:
         )
 
 
+def _as(own: torch.Tensor, average: torch.Tensor) -> torch.Tensor:
+    """A copy of the average as a tensor like `own`, deferred if one of them is."""
+
+    def make() -> torch.Tensor:
+        value = values(average).detach()
+        return _keep_type(own, value.to(device_of(own), own.dtype, copy=True))
+
+    return defer(make, own) if is_deferred(own) or is_deferred(average) else make()
+
+
 def _keep_type(source: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
     if isinstance(source, nn.Parameter):
         return nn.Parameter(value, requires_grad=source.requires_grad)
@@ -269,7 +288,7 @@ def _entry_to_json(entry: TensorLift) -> dict[str, Any]:
         data["scales"] = [{"dim": scale.dim, "values": _runs(scale.values)} for scale in entry.scales]
     if entry.fills:
         data["fills"] = [fill.to_json() for fill in entry.fills]
-    for key, default in (("fresh", False), ("init", "copy"), ("fill", None)):
+    for key, default in (("fresh", False), ("init", "copy"), ("fill", None), ("average", False)):
         if getattr(entry, key) != default:
             data[key] = getattr(entry, key)
     if entry.eye is not None:
@@ -302,6 +321,7 @@ def _entry_from_json(data: Mapping[str, Any]) -> TensorLift:
         eye=Eye(**{**data["eye"], "taps": tuple(data["eye"]["taps"])}) if "eye" in data else None,
         fills=tuple(Fill.from_json(item) for item in data.get("fills", ())),
         adds=tuple(Add(**item) for item in data.get("adds", ())),
+        average=data.get("average", False),
     )
 
 

@@ -4,30 +4,77 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 
-from progc.errors import VerifyError
+from progc.averages import EmaLike, attached, handed_over, moved
+from progc.errors import InputError, VerifyError
 from progc.graph_tools import fingerprint
 from progc.passbase import Pass, PassResult
 from progc.pipeline import parse
 from progc.program import MODES, PassRecord, Program
 from progc.verify import verify as verify_program
 
+if TYPE_CHECKING:
+    from progc.lift import Lift
+    from progc.optimizers import Optimizers
 
-def apply(program: Program, pipeline: str | Sequence[Pass], *, verify: bool = True) -> Program:
+
+def apply(
+    program: Program,
+    pipeline: str | Sequence[Pass],
+    *,
+    verify: bool = True,
+    optimizer: Optimizers = None,
+    ema: EmaLike | Sequence[EmaLike] | None = None,
+    correct_rates: bool = False,
+) -> Program:
     """The program after all passes of `pipeline`; the input stays as it is.
 
     Args:
-        pipeline: text such as `"grow-depth{to=12},grow-width{to=*2}"`, or passes.
+        pipeline: text such as `"grow-depth{to=12},grow-width{width=*2}"`, or passes.
         verify: check before the first and after every pass; turn it off only to look at a broken pass.
+        optimizer: one or several that train the program; they go on with the result (progc/optimizers/).
+        ema: averaged copies to carry along, as `program.averages` of the result; a `progc.EMA` goes on with them.
+        correct_rates: also correct the optimizer's learning rates and weight decay (docs/growth.md 3.3), in groups of
+            their own.
 
     Raises:
         PipelineSyntaxError: the text does not parse.
         VerifyError: the input or the result of a pass is broken; names the pass.
+        InputError: the optimizer or the averages do not belong to this program. Neither is changed then.
         ProgcError: what a pass itself refuses.
     """
-    return run(program, pipeline, verify=verify)[0]
+    averaged = program if ema is None else attached(program, ema)
+    result, results = run(averaged, pipeline, verify=verify)
+    lifts = [item.lift for item in results if item.lift is not None]
+    hand_over(program, result, lifts, optimizer=optimizer, ema=ema, correct_rates=correct_rates)
+    return result
+
+
+def hand_over(
+    before: Program,
+    after: Program,
+    lifts: Sequence[Lift],
+    *,
+    optimizer: Optimizers,
+    ema: EmaLike | Sequence[EmaLike] | None,
+    correct_rates: bool,
+) -> None:
+    """Makes what trained `before` go on with `after`: optimizers and averages, both or, on an error, neither.
+
+    Raises:
+        InputError: see `apply`.
+    """
+    if optimizer is not None:
+        from progc.optimizers import repoint
+
+        repoint(optimizer, before, after, lifts, correct_rates=correct_rates)
+    elif correct_rates:
+        raise InputError("correct_rates=True corrects an optimizer: give it as optimizer=..., or leave it out")
+    if ema is not None:
+        handed_over(ema, after)
 
 
 def run(program: Program, pipeline: str | Sequence[Pass], *, verify: bool = True) -> tuple[Program, list[PassResult]]:
@@ -53,7 +100,8 @@ def _run_one(program: Program, item: Pass, verify: bool) -> PassResult:
         _verify_claim(program, result, item, before == after)
         verify_program(result.program, item.name, before=program)
     record = PassRecord(str(item), result.changed, before, after, _counts(program, result))
-    grown = result.program.replace(history=(*program.history, record))
+    averages = moved(program.averages, result.lift, result.program, item.name)
+    grown = result.program.replace(history=(*program.history, record), averages=averages)
     return dataclasses.replace(result, program=grown)
 
 

@@ -44,7 +44,15 @@ _MOMENTS = {
     "square_avg": _Moment(2, True),  # RMSprop, Adadelta
     "grad_avg": _Moment(1, False),  # centred RMSprop
     "sum": _Moment(2, True),  # Adagrad
+    "variance": _Moment(2, True),  # Adafactor, of vectors
+    "exp_avg_var": _Moment(2, True),  # AdaBelief
+    "max_exp_avg_var": _Moment(2, True),
+    "exp_avg_diff": _Moment(1, False),  # Adan
+    "neg_pre_grad": _Moment(1, False),
 }
+
+_ROWS, _COLUMNS = "row_var", "col_var"
+"""Adafactor's second moment of a matrix: means over the last dim and over the one before it, which are of size 1."""
 
 _NORMALISED = _Moment(0, False)
 """RMSprop's momentum is of g / sqrt(v), which growth leaves alone."""
@@ -132,9 +140,13 @@ def grow_moments(lift: Lift, state: State) -> dict[str, dict[str, Any]]:
 def _grown_state(entry: TensorLift, own: Mapping[str, Any]) -> dict[str, Any]:
     anew = entry.fresh or entry.fill is not None or (entry.init == "random" and not any(entry.dims))
     laws = dim_laws(entry)
+    if laws:
+        refuse_lists(entry.source, own)
     known = [value.shape for key, value in own.items() if key in _MOMENTS and isinstance(value, torch.Tensor)]
     grown: dict[str, Any] = {}
     for key, value in own.items():
+        if key in (_ROWS, _COLUMNS) and {_ROWS, _COLUMNS} <= own.keys():
+            continue
         moment = _MOMENTS.get(key)
         if key == "momentum_buffer" and "square_avg" in own:
             moment = _NORMALISED
@@ -149,7 +161,31 @@ def _grown_state(entry: TensorLift, own: Mapping[str, Any]) -> dict[str, Any]:
             )
         else:
             grown[key] = _copy(value)
+    if {_ROWS, _COLUMNS} <= own.keys():
+        grown.update(_grown_factors(own[_ROWS], own[_COLUMNS], laws, anew))
     return grown
+
+
+def refuse_lists(name: str, own: Mapping[str, Any]) -> None:
+    """Raises: InputError, for a state that holds lists of tensors: nobody knows how they lie along the parameter."""
+    for key, value in own.items():
+        if isinstance(value, (list, tuple)) and any(isinstance(item, torch.Tensor) for item in value):
+            raise InputError(
+                f"optimizer state `{key}` of {name} is a list of tensors, which growth cannot map; clear "
+                "optimizer.state and start it afresh"
+            )
+
+
+def _grown_factors(
+    rows: torch.Tensor, columns: torch.Tensor, laws: Mapping[int, DimLaw], anew: bool
+) -> dict[str, torch.Tensor]:
+    """Adafactor's factors, through the second moment that they stand for: its rank is one, so is that of the grown."""
+    if not laws:
+        return {_ROWS: _copy(rows), _COLUMNS: _copy(columns)}
+    mean = rows.mean(-2, keepdim=True)
+    whole = torch.where(mean > 0, rows * columns / mean, 0.0)
+    grown = _grown_moment(whole, laws, _Moment(2, True), anew)
+    return {_ROWS: grown.mean(-1, keepdim=True), _COLUMNS: grown.mean(-2, keepdim=True)}
 
 
 def _grown_moment(value: torch.Tensor, laws: Mapping[int, DimLaw], moment: _Moment, anew: bool) -> torch.Tensor:

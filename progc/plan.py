@@ -57,15 +57,25 @@ class GrowthPlan:
     seed: int
     eval_only: tuple[str, ...] = ()
 
-    def apply(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Grows a set of tensors, by every name of the small program, step by step."""
-        return all_values(self.deferred(tensors))
+    def apply(
+        self, tensors: Mapping[str, torch.Tensor], average: Mapping[str, torch.Tensor] | None = None
+    ) -> dict[str, torch.Tensor]:
+        """Grows a set of tensors, by every name of the small program, step by step.
 
-    def deferred(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        Args:
+            average: the averaged copy of them, for growth that reads one (init mogrow).
+        """
+        return all_values(self.deferred(tensors, average))
+
+    def deferred(
+        self, tensors: Mapping[str, torch.Tensor], average: Mapping[str, torch.Tensor] | None = None
+    ) -> dict[str, torch.Tensor]:
         """What `apply` returns, with floating tensors deferred (progc/deferred.py): made when asked for."""
         grown = all_deferred(tensors)
+        averaged = None if average is None else all_deferred(average)
         for lift in self.lifts:
-            grown = lift.apply(grown)
+            grown = lift.apply(grown, averaged)
+            averaged = None if averaged is None else lift.apply(averaged)
         return grown
 
     def moments(self, state: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -24,6 +24,7 @@ from torch.utils import _pytree as pytree
 from progc.deferred import all_deferred, all_values, is_deferred
 
 if TYPE_CHECKING:
+    from progc.averages import Average
     from progc.axes import AxisTable
     from progc.chains import ChainTable
     from progc.module import ProgramModule
@@ -88,6 +89,7 @@ class Program:
         class_name: qualified class of the user's module, for messages.
         history: passes applied so far, oldest first.
         sid: the stage identifier, None if there is none.
+        averages: averaged copies of `tensors` (EMA), which every pass moves along (progc/averages.py).
     """
 
     graphs: Mapping[Mode, fx.Graph]
@@ -99,6 +101,7 @@ class Program:
     class_name: str
     history: tuple[PassRecord, ...] = ()
     sid: StageIdentifier | None = None
+    averages: tuple[Average, ...] = ()
 
     @cached_property
     def axes(self) -> AxisTable:
@@ -139,13 +142,18 @@ class Program:
         Buffers and constants, which are small and some of which analysis reads, stay as they are.
         """
         parameters = {name: tensor for name, tensor in self.tensors.items() if isinstance(tensor, nn.Parameter)}
-        twin = self.replace(tensors={**self.tensors, **all_deferred(parameters)})
+        averages = tuple(average.deferred for average in self.averages)
+        twin = self.replace(tensors={**self.tensors, **all_deferred(parameters)}, averages=averages)
         twin.__dict__.update({name: self.__dict__[name] for name in ("axes", "chains") if name in self.__dict__})
         return twin
 
     def complete(self) -> Program:
         """This program with the values of all its tensors in memory."""
-        return self.replace(tensors=all_values(self.tensors)) if any(map(is_deferred, self.tensors.values())) else self
+        held = [self.tensors, *(average.tensors for average in self.averages)]
+        if not any(is_deferred(tensor) for tensors in held for tensor in tensors.values()):
+            return self
+        averages = tuple(average.complete for average in self.averages)
+        return self.replace(tensors=all_values(self.tensors), averages=averages)
 
     def replace(self, **changes: Any) -> Program:
         """A new program with some fields replaced; analysis results are not carried over."""

@@ -8,6 +8,7 @@ shares are equal (docs/growth.md 3.3). For a matrix whose fan-in grew r times a 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import torch
@@ -29,6 +30,7 @@ class RateFactors:
         eps: for Adam's eps.
         exact: False if entries of the tensor differ (uneven growth, queries packed with keys and values), so that the
             factors are means, and for tensors that have no past.
+        columns: by how much the last dim grew, for Muon.
     """
 
     lr: float = 1.0
@@ -36,6 +38,18 @@ class RateFactors:
     weight_decay: float = 1.0
     eps: float = 1.0
     exact: bool = True
+    columns: float = 1.0
+
+    def then(self, later: RateFactors) -> RateFactors:
+        """The factors of two growths, one after the other."""
+        return RateFactors(
+            self.lr * later.lr,
+            self.lr_sgd * later.lr_sgd,
+            self.weight_decay * later.weight_decay,
+            self.eps * later.eps,
+            self.exact and later.exact,
+            self.columns * later.columns,
+        )
 
 
 def learning_rate_factors(lift: Lift) -> dict[str, RateFactors]:
@@ -46,9 +60,23 @@ def learning_rate_factors(lift: Lift) -> dict[str, RateFactors]:
     return {entry.name: _factors(entry) for entry in lift.tensors}
 
 
+def corrections(lifts: Iterable[Lift]) -> dict[str, RateFactors]:
+    """Factors of growth in several steps, by name after the last one; tensors that are left out keep their rates.
+
+    An inserted tensor has the factors of its source: it is of the same width.
+    """
+    total: dict[str, RateFactors] = {}
+    for lift in lifts:
+        own = learning_rate_factors(lift)
+        known, total = total, {n: f for n, f in total.items() if n not in own and n not in lift.removed}
+        for entry in lift.tensors:
+            total[entry.name] = known.get(entry.source, RateFactors()).then(own[entry.name])
+    return total
+
+
 def _factors(entry: TensorLift) -> RateFactors:
     weight = gradient = 1.0
-    exact = not entry.fresh and entry.fill is None and entry.init != "random"
+    exact = not entry.fresh and entry.fill is None and entry.init != "random" and not entry.average
     for law in dim_laws(entry).values():
         old = ~law.reset
         exact = exact and bool(old.all())
@@ -58,7 +86,9 @@ def _factors(entry: TensorLift) -> RateFactors:
         exact = exact and _even(own_weight) and _even(own_gradient)
         weight *= float(own_weight.mean())
         gradient *= float(own_gradient.mean())
-    return RateFactors(weight, weight / gradient, 1.0 / weight, gradient, exact)
+    last = entry.dims[-1] if entry.dims else None
+    columns = 1.0 if last is None else last.new / last.old
+    return RateFactors(weight, weight / gradient, 1.0 / weight, gradient, exact, columns)
 
 
 def _even(values: torch.Tensor) -> bool:

@@ -21,7 +21,7 @@ from progc.lift import Lift, Split, TensorLift, _keep_type
 from progc.shares import _group_sum, along
 
 # What is done to new units alone (`fills`) needs no undoing: they are dropped.
-_FIELDS = frozenset({"name", "source", "dims", "splits", "scales", "fresh", "init", "fill", "eye", "fills"})
+_FIELDS = frozenset({"name", "source", "dims", "splits", "scales", "fresh", "init", "fill", "eye", "fills", "average"})
 _KINDS = frozenset({"copy", "free"})
 _INITS = frozenset({"copy", "zero", "random"})
 
@@ -71,9 +71,8 @@ def _best(lift: Lift) -> dict[str, TensorLift]:
 def _rank(entry: TensorLift) -> tuple[bool, bool]:
     """Tensors whose values are gone come last, then those of inserted blocks."""
     silent = any(value == 0 for scale in entry.scales for value in scale.values)
-    return entry.fill is not None or entry.eye is not None or silent or (
-        entry.init == "random" and not any(entry.dims)
-    ), entry.fresh
+    gone = entry.fill is not None or entry.eye is not None or entry.average or silent
+    return gone or (entry.init == "random" and not any(entry.dims)), entry.fresh
 
 
 def _check_known(entry: TensorLift) -> None:

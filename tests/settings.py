@@ -37,6 +37,7 @@ SETTINGS: dict[str, tuple[Setting, ...]] = {
                 "grow-depth{to=6}",
                 "grow-depth{to=7 init=interpolate}",
                 "grow-depth{to=*2 init=stack}",
+                "grow-depth{to=6 init=mogrow}",
             ),
             idle=("grow-depth{to=4}", "grow-depth{to=*1}"),
             lossless=("grow-depth", "grow-depth{to=6}"),

@@ -243,7 +243,7 @@ def test_every_command_explains_itself(run: Command, command: str) -> None:
 OPTIONS: dict[str, set[str]] = {
     "grow": {"--to", "--weights", "--ema", "--init", "--lossy", "--explain", "--out", "--seed", "--json", "--help"},
     "inspect": {"--axes", "--chains", "--graph", "--explain", "--json", "--help"},
-    "apply": {"--pipeline", "--weights", "--out", "--seed", "--json", "--help"},
+    "apply": {"--pipeline", "--weights", "--ema", "--out", "--seed", "--json", "--help"},
     "passes": {"--help"},
 }
 

@@ -37,6 +37,7 @@ STORIES: dict[str, tuple[str, str]] = {
     "grow_depth/unchanged.txt": ("Net", "grow-depth{to=2}"),
     "grow_depth/refused.txt": ("PostNorm", "grow-depth{to=3}"),
     "grow_depth/stack.txt": ("Net", "grow-depth{to=3 init=stack}"),
+    "grow_depth/mogrow.txt": ("Net", "grow-depth{to=3 init=mogrow}"),
     "grow_depth/no_such_chain.txt": ("Net", "grow-depth{chains=blokcs}"),
     "grow_width/normal.txt": ("Net", "grow-width{width=8}"),
     "grow_width/unchanged.txt": ("Net", "grow-width{width=4}"),

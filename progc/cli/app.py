@@ -30,6 +30,10 @@ SourceArgument = Annotated[
 WeightsOption = Annotated[
     Path | None, typer.Option("--weights", metavar="FILE", help="Weights: .safetensors, or .pt with tensors only.")
 ]
+EmaOption = Annotated[
+    Path | None,
+    typer.Option("--ema", metavar="FILE", help="An averaged copy of the weights; goes along, and feeds mogrow."),
+]
 OutOption = Annotated[
     Path | None, typer.Option("--out", metavar="DIR", help="Folder to write; it must not exist or be empty.")
 ]
@@ -69,15 +73,13 @@ def grow(
         ),
     ],
     weights: WeightsOption = None,
-    ema: Annotated[
-        Path | None, typer.Option("--ema", metavar="FILE", help="An averaged copy of the weights, grown along.")
-    ] = None,
+    ema: EmaOption = None,
     init: Annotated[
         str | None,
         typer.Option(
             "--init",
             metavar="TEXT",
-            help="width=copy|zero|random,depth=identity|interpolate|stack|random. Default: copy and identity.",
+            help="width=copy|zero|random,depth=identity|interpolate|stack|mogrow|random. Default: copy and identity.",
         ),
     ] = None,
     lossy: Annotated[
@@ -128,6 +130,7 @@ def apply(
         typer.Option("--pipeline", metavar="TEXT", help="Such as 'grow-depth{to=12},grow-width{width=*2}'."),
     ],
     weights: WeightsOption = None,
+    ema: EmaOption = None,
     out: OutOption = None,
     seed: SeedOption = 0,
     as_json: JsonOption = False,
@@ -135,7 +138,7 @@ def apply(
     """Run passes on SOURCE, one after another, verified after each."""
     from progc.cli.apply import run_apply
 
-    run_apply(source, pipeline, weights=weights, out=out, seed=seed, as_json=as_json)
+    run_apply(source, pipeline, weights=weights, ema=ema, out=out, seed=seed, as_json=as_json)
 
 
 @app.command()

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from progc.cli.averaged import with_average, write_average
 from progc.cli.common import captured, millions, versions
 from progc.errors import NotLosslessError
 from progc.save import check_output, json_text, output_folder, write_json
@@ -18,7 +19,16 @@ if TYPE_CHECKING:
     from progc.program import Program
 
 
-def run_apply(source: str, pipeline: str, *, weights: Path | None, out: Path | None, seed: int, as_json: bool) -> None:
+def run_apply(
+    source: str,
+    pipeline: str,
+    *,
+    weights: Path | None,
+    ema: Path | None,
+    out: Path | None,
+    seed: int,
+    as_json: bool,
+) -> None:
     """Runs the passes, writes the result, and prints what each pass did.
 
     Raises:
@@ -34,6 +44,8 @@ def run_apply(source: str, pipeline: str, *, weights: Path | None, out: Path | N
 
     with terminal.running():
         program = captured(terminal, opened, weights, seed)
+        if ema is not None:
+            program = with_average(program, ema)
         with terminal.phase("passes"):
             from progc.manager import run
 
@@ -46,6 +58,7 @@ def run_apply(source: str, pipeline: str, *, weights: Path | None, out: Path | N
             "source": source,
             "pipeline": to_text(passes),
             "weights": str(weights) if weights is not None else opened.trained,
+            "ema": str(ema) if ema is not None else None,
             "seed": seed,
             "passes": [
                 {
@@ -71,6 +84,8 @@ def run_apply(source: str, pipeline: str, *, weights: Path | None, out: Path | N
             with output_folder(out) as folder:
                 with terminal.phase("write"):
                     write_tensors(folder / "model.safetensors", result.persistent())
+                    if ema is not None:
+                        write_average(folder, result)
                 write_json(folder / "report.json", report)
     if as_json:
         terminal.print(json_text(report))

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from progc.cli.averaged import with_average, write_average
 from progc.cli.common import captured, millions, versions
 from progc.cli.explained import Explainer
 from progc.errors import CheckError, TargetError
@@ -17,8 +18,6 @@ from progc.sources import open_source, open_target, resolve_target
 from progc.terminal import Terminal
 
 if TYPE_CHECKING:
-    import torch
-
     from progc.program import Program
 
 
@@ -49,7 +48,8 @@ def run_grow(
 
     with terminal.running():
         program = captured(terminal, opened, weights, seed)
-        average = _read_ema(ema, program) if ema is not None else None
+        if ema is not None:
+            program = with_average(program, ema)
         notes: list[str] = []
         if not isinstance(target, Sizes):
             with terminal.phase("target"):
@@ -57,7 +57,6 @@ def run_grow(
         else:
             aim = target
         from progc.growing import grow_with_report
-        from progc.tensor_file import write_tensors
 
         explainer = Explainer(program, explain, inits.get("width", "copy")) if explain is not None else None
         # Weights are made one tensor at a time and go straight into the file, which the check then reads back; a check
@@ -93,11 +92,9 @@ def run_grow(
                 "versions": versions(),
             }
             if folder is not None:
-                if average is not None:
+                if ema is not None:
                     with terminal.phase("write"):
-                        grown = growth.plan.deferred({**program.tensors, **average})
-                        kept = {name: grown[name] for name in growth.program.persistent()}
-                        write_tensors(folder / "ema.safetensors", kept)
+                        write_average(folder, growth.program)
                 write_json(folder / "plan.json", growth.plan.to_json())
                 report["seconds"] = dict(terminal.seconds)
                 write_json(folder / "report.json", report)
@@ -124,21 +121,6 @@ def _written(grown: Program, folder: Path | None) -> Program:
     write_tensors(path, grown.persistent())
     stored = read_deferred(path, grown.persistent())
     return grown.replace(tensors={**grown.tensors, **stored})
-
-
-def _read_ema(path: Path, program: Program) -> dict[str, torch.Tensor]:
-    """The averaged copy, under the program's names. It may leave out buffers, which many averages do not hold."""
-    from progc.weights import check_fit, read_weights
-
-    tensors = read_weights(path, ema=True)
-    state = program.state_dict()
-    optional = {name for name in state if program.specs[name].kind == "buffer"}
-    for alias, name in program.tied.items():  # a tied tensor may be saved under either name
-        found = tensors.get(name, tensors.get(alias))
-        if found is not None:
-            tensors[alias] = tensors[name] = found
-    check_fit(path, tensors, state, program.class_name.rpartition(".")[2], optional)
-    return {name: tensor.to(state[name].dtype) for name, tensor in tensors.items()}
 
 
 def _summary(report: Mapping[str, Any], out: Path | None) -> list[tuple[str, str]]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
+from progc.averages import Average
 from progc.chains import Chain
+from progc.depth.averaged import averaged_lifts
 from progc.depth.dense import insert_dense
 from progc.depth.insertion import Editor, Inserted
 from progc.depth.naming import Naming, in_order, name_places
@@ -70,15 +72,22 @@ class GrownChains:
             tied=self._tied,
         )
 
-    def finish(self, seed: int) -> tuple[Program, Lift]:
-        """The grown program and the lift that made its tensors."""
+    def finish(self, seed: int, average: Average | None = None, everything: bool = False) -> tuple[Program, Lift]:
+        """The grown program and the lift that made its tensors.
+
+        Args:
+            average: what inserted tensors take their values from instead of the program's own.
+            everything: all tensors do.
+        """
         for alias, canonical in self._tied.items():
             if alias in self.lifts and self.lifts[alias].fresh:
                 self.lifts[alias] = dataclasses.replace(self.lifts[canonical], name=alias)
+        if average is not None:
+            self.lifts.update(averaged_lifts(self._origins(), self.lifts, everything))
         names = set(self.draft.tensors)
         removed = frozenset(name for name in self._renamed if name not in names)
         lift = Lift(tuple(self.lifts.values()), seed=seed, removed=removed)
-        made = lift.apply(self._program.tensors)
+        made = lift.apply(self._program.tensors, None if average is None else average.tensors)
         tensors = {name: made[self._tied.get(name, name)] for name in self.draft.tensors}
         program = dataclasses.replace(self.draft, tensors=tensors)
         if self._resized:
