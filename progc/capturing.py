@@ -197,12 +197,16 @@ def _quiet() -> Iterator[None]:
             logger.disabled = disabled
 
 
+def _fixed(parameter: nn.Parameter) -> bool:
+    return parameter.is_floating_point() and not parameter.requires_grad
+
+
 def _assemble(model: nn.Module, exported: Mapping[Mode, Any], inputs: _Inputs, limits: _Range) -> Program:
     tensors: dict[str, torch.Tensor] = {}
     specs: dict[str, TensorSpec] = {}
     persistent = set(model.state_dict(keep_vars=True))
     for name, parameter in model.named_parameters(remove_duplicate=False):
-        tensors[name], specs[name] = parameter, TensorSpec("parameter")
+        tensors[name], specs[name] = parameter, TensorSpec("parameter", fixed=_fixed(parameter))
     for name, buffer in model.named_buffers(remove_duplicate=False):
         tensors[name], specs[name] = buffer, TensorSpec("buffer", name in persistent)
     first: dict[int, str] = {}

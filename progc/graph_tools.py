@@ -145,7 +145,8 @@ def _meta_of(value: Any) -> Any:
 def fingerprint(program: Program) -> str:
     """sha256 (hex) of what a program is made of: both graphs, and names, kinds, ties, shapes and dtypes of its tensors.
 
-    Values of weights are left out: two programs that differ only in them have the same fingerprint.
+    Which parameters train counts too. Values of weights are left out: two programs that differ only in them have the
+    same fingerprint.
     """
     digest = hashlib.sha256()
     for mode in MODES:
@@ -157,5 +158,6 @@ def fingerprint(program: Program) -> str:
             )
     for name, tensor in program.tensors.items():
         spec = program.specs.get(name)
-        digest.update(f"{name} {tensor_text(tensor)} {spec} {program.tied.get(name, '')}\n".encode())
+        frozen = " frozen" if isinstance(tensor, torch.nn.Parameter) and not tensor.requires_grad else ""
+        digest.update(f"{name} {tensor_text(tensor)} {spec} {program.tied.get(name, '')}{frozen}\n".encode())
     return digest.hexdigest()

@@ -36,7 +36,8 @@ def _lines(program: Program, mode: Mode, full: bool) -> Iterator[str]:
         yield from _tensor_lines(program, mode)
     for node in program.graphs[mode].nodes:
         if node.op != "get_attr":
-            yield _node_line(node, full)
+            line, frozen = _node_line(node, full), _frozen(program, node)
+            yield line + (" " if "  # " in line else "  # ") + frozen if frozen else line
 
 
 def _tensor_lines(program: Program, mode: Mode) -> Iterator[str]:
@@ -44,6 +45,8 @@ def _tensor_lines(program: Program, mode: Mode) -> Iterator[str]:
     for name, tensor in program.tensors.items():
         spec = program.specs[name]
         remarks: list[str] = [spec.kind]
+        if spec.kind == "parameter" and not tensor.requires_grad:
+            remarks.append("frozen")
         if spec.kind == "buffer" and not spec.persistent:
             remarks.append("not saved")
         if name in program.tied:
@@ -51,6 +54,16 @@ def _tensor_lines(program: Program, mode: Mode) -> Iterator[str]:
         elif name not in read:
             remarks.append("not read")
         yield f"{name}: {tensor_text(tensor)}  # {', '.join(remarks)}"
+
+
+def _frozen(program: Program, node: fx.Node) -> str:
+    """`(frozen)` for an operation of which no parameter trains, `(frozen: fc.bias)` where some do."""
+    names = [str(source.target) for source in node.all_input_nodes if source.op == "get_attr"]
+    own = [name for name in names if name in program.specs and program.specs[name].kind == "parameter"]
+    still = [name for name in own if not program.tensors[name].requires_grad]
+    if not still:
+        return ""
+    return "(frozen)" if len(still) == len(own) else f"(frozen: {', '.join(still)})"
 
 
 def _node_line(node: fx.Node, full: bool) -> str:

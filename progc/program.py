@@ -44,10 +44,15 @@ class TensorMeta:
 
 @dataclasses.dataclass(frozen=True)
 class TensorSpec:
-    """What a named tensor is. `persistent` is False for buffers and constants outside the state dict."""
+    """What a named tensor is.
+
+    `persistent` is False for buffers and constants outside the state dict; `fixed` is True for a parameter that did not
+    train when the program was captured (a table of positions that is computed, say).
+    """
 
     kind: Literal["parameter", "buffer", "constant"]
     persistent: bool = True
+    fixed: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

@@ -50,6 +50,38 @@ SETTINGS: dict[str, tuple[Setting, ...]] = {
         ),
         Setting("own:conv", active=(), idle=("grow-depth",)),
     ),
+    "freeze": (
+        Setting(
+            "own:flat",
+            active=(
+                "freeze{level=1 of=2}",
+                "freeze{prefix=2 stem=true}",
+                "freeze{only=norms,head measure=false}",
+                "freeze{freeze=w1_* train=w1_2 rest=frozen}",
+                "freeze{freeze=g_#[1:3]}",
+            ),
+            idle=("freeze", "freeze{level=4}", "freeze{prefix=0}"),
+            lossless=(
+                "freeze{level=1 of=2}",
+                "freeze{prefix=2 stem=true}",
+                "freeze{only=norms,head measure=false}",
+                "freeze{freeze=w1_* train=w1_2 rest=frozen}",
+                "freeze{freeze=g_#[1:3]}",
+            ),
+        ),
+        Setting(
+            "own:conv",
+            active=("freeze{train=head,point}", "freeze{freeze=stem_norm}"),
+            idle=("freeze{measure=false}",),
+            lossless=("freeze{train=head,point}", "freeze{freeze=stem_norm}"),
+        ),
+        Setting(
+            "transformers:gpt2",
+            active=("freeze{suffix=1}", "freeze{only=attention}"),
+            idle=("freeze{suffix=0}",),
+            lossless=("freeze{suffix=1}", "freeze{only=attention}"),
+        ),
+    ),
     "grow-width": (
         Setting(
             "own:flat",

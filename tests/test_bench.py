@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-SCRIPTS = ("analysis", "anchor", "cost", "coverage", "grow", "pairs", "properties")
+SCRIPTS = ("analysis", "anchor", "cost", "coverage", "freeze", "grow", "pairs", "properties")
 
 
 def run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:

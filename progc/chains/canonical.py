@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from progc.norm_statistics import written
 from progc.program import Mode, Program, TensorMeta
 
 _DROPOUT = frozenset({"dropout", "dropout_", "feature_dropout", "feature_dropout_", "alpha_dropout"})
@@ -191,7 +192,7 @@ class _Walk:
 
     def entry(self, node: fx.Node) -> Any:
         name = op_name(node)
-        args = tuple(self.value(name, arg) for arg in node.args)
+        args = tuple(self.value(name, arg) for arg in written(node))  # a frozen normalisation is like one that is not
         kwargs = tuple((key, self.value(name, node.kwargs[key])) for key in sorted(node.kwargs))
         if name == "roll":
             self.soft.append(("window shift", node.args[1]))

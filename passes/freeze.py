@@ -1,0 +1,92 @@
+"""`freeze`: says which parameters train (AutoProg-Zero; progc/freezing, docs/adr/0011-freeze.md)."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar
+
+from progc import norm_statistics
+from progc.freezing import Selection, select, set_trainable, trainable
+from progc.freezing.blocks import Blocks
+from progc.freezing.report import report, still_written
+from progc.passbase import Pass, PassResult, option
+from progc.program import Program
+
+
+@dataclasses.dataclass(frozen=True)
+class Freeze(Pass):
+    """Sets which parameters train.
+
+    Idea: a stage of fine-tuning trains a part of the network and a later one more of it (AutoProg-Zero). Levels are
+    interleaved: block b trains if b mod `of` is below `level`. A closed prefix (the first blocks, what stands between
+    them, and with `stem` what stands before them) saves more, since the backward ends where it ends: nothing below it
+    needs a gradient, and its activations are not kept. Parts by kind (attention, norms, modulation, ...) are found by
+    analysis of the graph. The pass describes the whole trainable set: a second one replaces the first, and `freeze`
+    without options makes everything trainable again.
+    Preserved: the function in eval mode, and every value: tensors are the same memory. In train mode too, unless
+    normalisations with running statistics are frozen: they use these, as in eval mode, and leave them as they are.
+    Needs: chains, where blocks are counted.
+    Leaves behind: new parameter objects where the set changed, so optimizers are to be made anew or re-pointed by name.
+    """
+
+    name: ClassVar[str] = "freeze"
+
+    level: int | None = option(None, help="block b trains if b mod OF is below this; 1 to OF")
+    of: int = option(4, help="number of levels, at least 1; at the last one all blocks train")
+    prefix: int | None = option(None, help="frozen blocks from the start, with what stands between them; at least 0")
+    suffix: int | None = option(None, help="frozen blocks from the end, at least 0")
+    only: tuple[str, ...] = option(
+        (),
+        help="kinds that train, nothing else does: "
+        "attention, mlp, convolutions, norms, modulation, embeddings, biases, head",
+    )
+    rest: str | None = option(
+        None,
+        help="parameters outside of blocks; by default they train, with `only` its kinds alone",
+        choices=("trainable", "frozen"),
+    )
+    stem: bool = option(False, help="freeze what stands before the first block: patches, positions, conditioning")
+    freeze: tuple[str, ...] = option(
+        (), help="more to freeze: names, modules, globs, chains, or blocks of a chain as blocks[0:3]"
+    )
+    train: tuple[str, ...] = option((), help="what trains after all, in the same words; alone: nothing else trains")
+    measure: bool = option(True, help="count operations and bytes saved, by one step on shapes alone")
+
+    def __post_init__(self) -> None:
+        for field in ("only", "freeze", "train"):
+            if isinstance(getattr(self, field), str):
+                object.__setattr__(self, field, (getattr(self, field),))
+        super().__post_init__()
+
+    @property
+    def selection(self) -> Selection:
+        """The options that choose."""
+        fields = [field.name for field in dataclasses.fields(Selection)]
+        return Selection(**{name: getattr(self, name) for name in fields})
+
+    def run(self, program: Program) -> PassResult:
+        """Sets the trainable set.
+
+        Raises:
+            PassOptionError: a number out of range, a selector or kind that matches nothing, or nothing left to train.
+        """
+        blocks = Blocks(program)
+        selected = select(program, self.selection, blocks)
+        result = set_trainable(program, selected.names)
+        if result is program:
+            return PassResult(program, False, lossless=True, notes=selected.notes)
+        training = trainable(result)
+        frozen = [tensor for name, tensor in result.parameters() if name not in training]
+        counts = {
+            "trainable tensors": len(training),
+            "trainable parameters": sum(tensor.numel() for tensor in training.values()),
+            "frozen tensors": len(frozen),
+            "frozen parameters": sum(tensor.numel() for tensor in frozen),
+        }
+        still = sum(norm_statistics.is_still(norm) for norm, _ in norm_statistics.norms(result.graphs["train"]))
+        if still:
+            counts["still normalisations"] = still
+        eval_only = ("frozen normalisations use their running statistics in train mode",) if still else ()
+        saved = report(result, blocks, measure=self.measure)
+        notes = (*selected.notes, *eval_only, *still_written(result), *saved.notes)
+        return PassResult(result, True, {**counts, **saved.counts}, None, notes, lossless=True, eval_only=eval_only)
