@@ -72,8 +72,11 @@ class InputBinding:
         if not isinstance(leaf, torch.Tensor):
             raise InputError(f"input `{name}` is a {type(leaf).__name__}; this program takes a tensor of shape {shape}")
         skip = 1 if self._signature.batch_dims[index] else 0
-        if leaf.dim() != len(shape) or leaf.shape[skip:] != shape[skip:]:
-            expected = ", ".join(map(str, ("batch", *shape[1:]) if skip else shape))
+        free = self._signature.free_dims[index] if self._signature.free_dims else ()
+        checked = [dim for dim in range(skip, len(shape)) if dim not in free]
+        if leaf.dim() != len(shape) or any(leaf.shape[dim] != shape[dim] for dim in checked):
+            sizes = ["any" if dim in free else str(size) for dim, size in enumerate(shape)]
+            expected = ", ".join(["batch", *sizes[1:]] if skip else sizes)
             raise InputError(f"input `{name}` has shape {list(leaf.shape)}; this program takes [{expected}]")
         low, high = self._ranges[index]
         if skip and (leaf.shape[0] < low or (high is not None and leaf.shape[0] > high)):

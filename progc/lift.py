@@ -23,6 +23,7 @@ from progc.deferred import defer, device_of, identity, is_deferred, values
 from progc.filling import Fill, fill_padded
 from progc.index_map import IndexMap
 from progc.made import Made, stream
+from progc.resampling import Resample
 from progc.shares import along, divide, fill_fresh, normal, spread_of
 
 NOISE = 0.3
@@ -104,6 +105,7 @@ class TensorLift:
         fills: what padded units start with.
         adds: rows of other tensors that are added in the end; dims do not grow then.
         average: the source's values are those of an averaged copy of the weights, where one is at hand.
+        resample: how its values over positions become those of another input size; nothing else is done then.
     """
 
     name: str
@@ -118,11 +120,12 @@ class TensorLift:
     fills: tuple[Fill, ...] = ()
     adds: tuple[Add, ...] = ()
     average: bool = False
+    resample: Resample | None = None
 
     @property
     def plain(self) -> bool:
         """True if nothing is done to the source, except drawing it anew where `init` says so."""
-        replaced = self.fill is not None or self.eye is not None
+        replaced = self.fill is not None or self.eye is not None or self.resample is not None
         return not (self.fresh or self.scales or replaced or self.fills or self.adds or any(self.dims))
 
 
@@ -189,12 +192,16 @@ class Lift:
         if entry.plain and entry.init != "random":
             return source
         dims = entry.dims or (None,) * source.dim()
+        if entry.resample is not None:
+            return defer(lambda: self._grow(values(source), entry, tensors), source, entry.resample.shape)
         sizes = [size if m is None else m.new for size, m in zip(source.shape, dims, strict=True)]
         return defer(lambda: self._grow(values(source), entry, tensors), source, sizes)
 
     def _grow(self, source: torch.Tensor, entry: TensorLift, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
         if entry.plain:
             return source if entry.init != "random" else _keep_type(source, self._draw(source, entry))
+        if entry.resample is not None:
+            return _keep_type(source, entry.resample.apply(source.detach()))
         generator = self._generator(entry.name)
         value = source.detach().cpu()  # random streams and shares are the same wherever the weights lie
         if entry.fill is not None:
@@ -295,6 +302,8 @@ def _entry_to_json(entry: TensorLift) -> dict[str, Any]:
         data["eye"] = dataclasses.asdict(entry.eye) | {"taps": list(entry.eye.taps)}
     if entry.adds:
         data["adds"] = [dataclasses.asdict(add) for add in entry.adds]
+    if entry.resample is not None:
+        data["resample"] = entry.resample.to_json()
     return data
 
 
@@ -322,6 +331,7 @@ def _entry_from_json(data: Mapping[str, Any]) -> TensorLift:
         fills=tuple(Fill.from_json(item) for item in data.get("fills", ())),
         adds=tuple(Add(**item) for item in data.get("adds", ())),
         average=data.get("average", False),
+        resample=Resample.from_json(data["resample"]) if "resample" in data else None,
     )
 
 

@@ -22,6 +22,7 @@ from progc.errors import InputError
 
 if TYPE_CHECKING:
     from progc.lift import Lift, TensorLift
+    from progc.resampling import Resample
 
 State = Mapping[str, Mapping[str, Any]]
 """Optimizer state by parameter name: `{"head.weight": {"step": ..., "exp_avg": ..., "exp_avg_sq": ...}}`."""
@@ -150,8 +151,10 @@ def _grown_state(entry: TensorLift, own: Mapping[str, Any]) -> dict[str, Any]:
         moment = _MOMENTS.get(key)
         if key == "momentum_buffer" and "square_avg" in own:
             moment = _NORMALISED
-        if key == "step" or not isinstance(value, torch.Tensor) or not (anew or laws):
+        if key == "step" or not isinstance(value, torch.Tensor) or not (anew or laws or entry.resample):
             grown[key] = _copy(value)
+        elif moment is not None and entry.resample is not None:
+            grown[key] = _resampled_moment(value, entry.resample, moment)
         elif moment is not None:
             grown[key] = _grown_moment(value, laws, moment, anew)
         elif value.dim() and (value.shape == known[0] if known else _fits(value, laws)):
@@ -208,6 +211,18 @@ def _grown_moment(value: torch.Tensor, laws: Mapping[int, DimLaw], moment: _Mome
         past = result if bool(reset.all()) else result[~reset]
         result = torch.where(reset, past.mean(), result)
     return result.reshape(result.shape if shape else ()).to(value.dtype)
+
+
+def _resampled_moment(value: torch.Tensor, resample: Resample, moment: _Moment) -> torch.Tensor:
+    """Follows the values by the same linear map; sizes stay as large as the smallest one was.
+
+    A table that is computed anew has no past: 0, and the mean of the sizes.
+    """
+    if not resample.linear:
+        start = value.double().mean().to(value.dtype) if moment.size else value.new_zeros(())
+        return start.expand(resample.shape).clone()
+    mapped = resample.apply(value)
+    return mapped.clamp_min(value.min()) if moment.size else mapped  # bicubic weights may be negative
 
 
 def _fits(value: torch.Tensor, laws: Mapping[int, DimLaw]) -> bool:

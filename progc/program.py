@@ -71,12 +71,14 @@ class Signature:
     """How user inputs and outputs are laid out.
 
     `batch_dims[i]` says that dim 0 of flat input i is dynamic; `shapes[i]` is None for a non-tensor input.
+    `free_dims[i]` are dims of input i that may have any size (none if empty).
     """
 
     in_spec: pytree.TreeSpec
     out_specs: Mapping[Mode, pytree.TreeSpec]
     shapes: tuple[tuple[int, ...] | None, ...]
     batch_dims: tuple[bool, ...]
+    free_dims: tuple[tuple[int, ...], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -76,7 +76,8 @@ def corrections(lifts: Iterable[Lift]) -> dict[str, RateFactors]:
 
 def _factors(entry: TensorLift) -> RateFactors:
     weight = gradient = 1.0
-    exact = not entry.fresh and entry.fill is None and entry.init != "random" and not entry.average
+    drawn = entry.fill is not None or entry.init == "random" or entry.average or entry.resample is not None
+    exact = not entry.fresh and not drawn
     for law in dim_laws(entry).values():
         old = ~law.reset
         exact = exact and bool(old.all())

@@ -141,4 +141,16 @@ SETTINGS: dict[str, tuple[Setting, ...]] = {
             lossless=("remove-sid", "remove-sid{stage=1}"),
         ),
     ),
+    "grow-resolution": (
+        Setting(
+            "timm:vit_tiny_patch16_224@64",
+            active=("grow-resolution{to=96}", "grow-resolution{to=48x80}", "grow-resolution{to=*0.5}"),
+            idle=("grow-resolution{to=64}", "grow-resolution{to=*1}"),
+        ),
+        Setting(
+            "own:conv",
+            active=("grow-resolution{to=24,32}",),
+            idle=("grow-resolution{to=16}",),
+        ),
+    ),
 }

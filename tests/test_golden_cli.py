@@ -25,6 +25,7 @@ COMMANDS: dict[str, str] = {
     "cli/passes_inject_sid.txt": "passes inject-sid",
     "cli/passes_remove_sid.txt": "passes remove-sid",
     "cli/passes_freeze.txt": "passes freeze",
+    "cli/passes_grow_resolution.txt": "passes grow-resolution",
     "cli/inspect_axes.txt": "inspect examples/digits_vit.py --axes",
     "cli/inspect_chains.txt": "inspect examples/digits_vit.py --chains",
     "cli/inspect_graph.txt": "inspect examples/digits_vit.py --graph",
@@ -63,6 +64,9 @@ STORIES: dict[str, tuple[str, str]] = {
     "remove_sid/normal.txt": ("Net", "inject-sid{stage=3 init=normal dropout=0.0},grow-depth{to=3},remove-sid"),
     "remove_sid/unchanged.txt": ("Net", "remove-sid"),
     "remove_sid/refused.txt": ("Net", "inject-sid{site=gelu stage=1},remove-sid"),
+    "grow_resolution/normal.txt": ("Image", "grow-resolution{to=12x16}"),
+    "grow_resolution/unchanged.txt": ("Image", "grow-resolution{to=8}"),
+    "grow_resolution/refused.txt": ("Image", "grow-resolution{to=14}"),
 }
 
 # Golden file to network (of NET, or a file), options and exit code: chains of reasons, of a refusal with its last line.
@@ -124,6 +128,26 @@ def example_inputs():
     return (torch.randn(2, 3, 5),)
 """
 
+IMAGE_NET = """
+import torch
+from torch import nn
+
+class Image(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed, self.head = nn.Conv2d(3, 6, 4, 4), nn.Linear(6, 2)
+        self.token, self.positions = nn.Parameter(torch.zeros(1, 1, 6)), nn.Parameter(torch.zeros(1, 5, 6))
+
+    def forward(self, x):
+        x = self.embed(x)
+        batch, units, height, width = x.shape
+        x = x.reshape(batch, units, height * width).transpose(1, 2)
+        return self.head(torch.cat([self.token.expand(batch, -1, -1), x], 1) + self.positions)
+
+def example_inputs():
+    return (torch.randn(2, 3, 8, 8),)
+"""
+
 
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
@@ -154,7 +178,7 @@ def test_passes_do(run: Command, golden: Golden, tmp_path: Path, path: str) -> N
     """The command, what it says, and if it succeeds the graph before and after."""
     name, pipeline = STORIES[path]
     file = tmp_path / "net.py"
-    file.write_text(NET)
+    file.write_text(IMAGE_NET if name == "Image" else NET)
     outcome = run("apply", f"{file}:{name}", "--pipeline", pipeline)
     lines = [f"$ progc apply net.py:{name} --pipeline '{pipeline}'", *said(outcome), f"exit code {outcome.code}"]
     if outcome.code == 0:
