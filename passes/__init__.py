@@ -21,6 +21,7 @@ PASSES: Mapping[str, str] = {
     "grow-depth": "progc.passes.grow_depth:GrowDepth",
     "grow-width": "progc.passes.grow_width:GrowWidth",
     "grow-resolution": "progc.passes.grow_resolution:GrowResolution",
+    "shrink": "progc.passes.shrink:Shrink",
     "freeze": "progc.passes.freeze:Freeze",
     "inject-sid": "progc.passes.inject_sid:InjectSid",
     "remove-sid": "progc.passes.remove_sid:RemoveSid",

@@ -98,8 +98,9 @@ def rewrite(program: Program, widening: Widening, tensors: dict[str, Any]) -> Pr
     for mode in MODES:
         graph = copy_graph(program.graphs[mode])
         nodes = {node.name: node for node in graph.nodes}
-        for literal in program.axes.literals:
-            if literal.mode == mode and any(widening.grows(part) for part in literal.parts):
+        for literal in widening.table.literals:
+            there = literal.mode == mode and literal.node in nodes  # not in a block that `shrink` left out
+            if there and any(widening.grows(part) for part in literal.parts):
                 new = sum(widening.size(part) for part in literal.parts)
                 old = sum(D.size_of(part) for part in literal.parts)
                 if literal.value is not None:

@@ -1,4 +1,4 @@
-"""Index maps: how one tensor dim grows, as a nested structure of factors.
+"""Index maps: how one tensor dim grows or shrinks, as a nested structure of factors.
 
 A flat dim is rarely one axis: `3 * heads * head_dim`, `[branch a, branch b]`, `groups * channels`. Its map
 is the Kronecker product or the concatenation of its factors' maps, in layout order (docs/growth.md 0.2). This is
@@ -12,19 +12,21 @@ from typing import Any, Literal
 
 import torch
 
-How = Literal["copy", "free"]
+How = Literal["copy", "free", "spread", "leading"]
 
 
 @dataclasses.dataclass(frozen=True)
 class IndexMap:
-    """Map from a grown dim of size `new` to the old dim of size `old`.
+    """Map from a new dim of size `new` to the old dim of size `old`.
 
     Attributes:
         kind: `leaf` (one axis), `product` (outermost factor first) or `concat` (segments in order).
         old, new: sizes of the dim before and after.
         how: for a leaf, `copy` (unit i repeats old unit i * old // new: copies stand beside their source, so
             contiguous groups stay contiguous groups) or `free` (units beyond the old ones are new functions of
-            the input, ignored by exact consumers; where the axis is padded, filled as `progc.filling` says).
+            the input, ignored by exact consumers; where the axis is padded, filled as `progc.filling` says). Where
+            new < old: `spread` (unit j is the first of those that `copy` would make from it) or `leading` (unit j stays
+            unit j, as before a growth by `free`).
         like: for a leaf with `old == 0` inside a concatenation: absolute position in the old dim that the new
             units take their values from.
         parts: factors or segments.
@@ -78,6 +80,10 @@ class IndexMap:
                 return torch.arange(self.new) + (self.like or 0)
             if self.how == "free":
                 return torch.arange(self.new) % self.old
+            if self.how == "leading":
+                return torch.arange(self.new)
+            if self.how == "spread":
+                return (torch.arange(self.new) * self.old + self.new - 1) // max(self.new, 1)
             return torch.arange(self.new) * self.old // self.new
         if self.kind == "product":
             total = torch.zeros(1, dtype=torch.int64)

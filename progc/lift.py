@@ -24,6 +24,7 @@ from progc.filling import Fill, fill_padded
 from progc.index_map import IndexMap
 from progc.made import Made, stream
 from progc.resampling import Resample
+from progc.selection import chosen
 from progc.shares import along, divide, fill_fresh, normal, spread_of
 
 NOISE = 0.3
@@ -106,6 +107,8 @@ class TensorLift:
         adds: rows of other tensors that are added in the end; dims do not grow then.
         average: the source's values are those of an averaged copy of the weights, where one is at hand.
         resample: how its values over positions become those of another input size; nothing else is done then.
+        storage: empty for growth. A tensor that shrinks is a view of its source (`share`, where its units allow one) or
+            has memory of its own (`copy`): progc/selection.py.
     """
 
     name: str
@@ -121,12 +124,23 @@ class TensorLift:
     adds: tuple[Add, ...] = ()
     average: bool = False
     resample: Resample | None = None
+    storage: str = ""
 
     @property
     def plain(self) -> bool:
         """True if nothing is done to the source, except drawing it anew where `init` says so."""
         replaced = self.fill is not None or self.eye is not None or self.resample is not None
-        return not (self.fresh or self.scales or replaced or self.fills or self.adds or any(self.dims))
+        moved = self.scales or self.fills or self.adds or any(self.dims) or self.storage == "copy"
+        return not (self.fresh or replaced or moved)
+
+    @property
+    def steps(self) -> tuple[TensorLift, ...]:
+        """What is done one after the other: units are chosen first, the rest is done to what they hold."""
+        if not self.storage:
+            return (self,)
+        chosen = TensorLift(self.name, self.source, self.dims, scales=self.scales, storage=self.storage)
+        rest = dataclasses.replace(self, dims=(), scales=(), storage="")
+        return (chosen,) if rest.plain else (chosen, rest)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,6 +214,10 @@ class Lift:
     def _grow(self, source: torch.Tensor, entry: TensorLift, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
         if entry.plain:
             return source if entry.init != "random" else _keep_type(source, self._draw(source, entry))
+        if entry.storage:
+            units, *rest = entry.steps
+            kept = _keep_type(source, chosen(source, units))
+            return self._grow(kept, rest[0], tensors) if rest else kept
         if entry.resample is not None:
             return _keep_type(source, entry.resample.apply(source.detach()))
         generator = self._generator(entry.name)
@@ -295,7 +313,8 @@ def _entry_to_json(entry: TensorLift) -> dict[str, Any]:
         data["scales"] = [{"dim": scale.dim, "values": _runs(scale.values)} for scale in entry.scales]
     if entry.fills:
         data["fills"] = [fill.to_json() for fill in entry.fills]
-    for key, default in (("fresh", False), ("init", "copy"), ("fill", None), ("average", False)):
+    defaults = {"fresh": False, "init": "copy", "fill": None, "average": False, "storage": ""}
+    for key, default in defaults.items():
         if getattr(entry, key) != default:
             data[key] = getattr(entry, key)
     if entry.eye is not None:
@@ -332,6 +351,7 @@ def _entry_from_json(data: Mapping[str, Any]) -> TensorLift:
         adds=tuple(Add(**item) for item in data.get("adds", ())),
         average=data.get("average", False),
         resample=Resample.from_json(data["resample"]) if "resample" in data else None,
+        storage=data.get("storage", ""),
     )
 
 

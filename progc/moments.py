@@ -4,7 +4,7 @@ Growth that keeps the function fixes how gradients change: with g the gradient o
 has g' = b * g. A producer's rows are consumed downstream in equal shares, so b is one over the number of copies;
 a dim that contracts copies is neutral, whatever its own shares; an entry that was multiplied by s has b = 1/s
 (docs/growth.md 3.1). First moments follow g, second moments its square, step counts stay. Noisy shares are taken at
-their mean: the error is in the transient only.
+their mean: the error is in the transient only. A tensor that shrinks takes the moments of the units that stay.
 
 Entries without a past start at m = 0, and at the mean of the mapped v: with v = 0 under an old step count Adam's
 first updates would overshoot several times (docs/growth.md 3.2).
@@ -80,7 +80,7 @@ class DimLaw:
 
 def dim_laws(entry: TensorLift) -> dict[int, DimLaw]:
     """The law of one tensor, by dim; dims that are missing are left alone."""
-    scaled = {scale.dim for scale in entry.scales}
+    scaled = {scale.dim for scale in entry.scales if not entry.storage}
     grown = {dim for dim, index_map in enumerate(entry.dims) if index_map is not None and not index_map.unchanged}
     return {dim: _dim_law(entry, dim, dim in grown) for dim in sorted(scaled | grown)}
 
@@ -105,7 +105,7 @@ def _dim_law(entry: TensorLift, dim: int, grows: bool) -> DimLaw:
     # Summed over its copies, weight times gradient is the old gradient: the chain rule.
     gradient = 1.0 / (copies * weight)
     reset = torch.zeros(len(copies), dtype=torch.bool) if reset is None else reset
-    for scale in entry.scales:
+    for scale in () if entry.storage else entry.scales:  # a sub-network is not the same function: nothing to follow
         if scale.dim == dim:
             values = torch.tensor(scale.values, dtype=torch.float64)
             values = values if index is None else values[index]
@@ -134,7 +134,10 @@ def grow_moments(lift: Lift, state: State) -> dict[str, dict[str, Any]]:
     }
     for name, entry in entries.items():
         if entry.source in state:
-            grown[name] = _grown_state(entry, state[entry.source])
+            own = state[entry.source]
+            for step in entry.steps:
+                own = _grown_state(step, own)
+            grown[name] = dict(own)
     return grown
 
 

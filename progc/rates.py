@@ -29,7 +29,7 @@ class RateFactors:
         weight_decay: for decoupled decay, so that lr * weight_decay stays.
         eps: for Adam's eps.
         exact: False if entries of the tensor differ (uneven growth, queries packed with keys and values), so that the
-            factors are means, and for tensors that have no past.
+            factors are means, and for tensors that have no past or are part of a larger one.
         columns: by how much the last dim grew, for Muon.
     """
 
@@ -77,7 +77,7 @@ def corrections(lifts: Iterable[Lift]) -> dict[str, RateFactors]:
 def _factors(entry: TensorLift) -> RateFactors:
     weight = gradient = 1.0
     drawn = entry.fill is not None or entry.init == "random" or entry.average or entry.resample is not None
-    exact = not entry.fresh and not drawn
+    exact = not (entry.fresh or entry.storage or drawn)
     for law in dim_laws(entry).values():
         old = ~law.reset
         exact = exact and bool(old.all())

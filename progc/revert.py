@@ -40,6 +40,7 @@ def revert(lift: Lift, grown: Mapping[str, torch.Tensor]) -> dict[str, torch.Ten
         InputError: a tensor is missing or has another shape than growth gave it, the growth replaced its values, or
             it was made in a way that this function does not know how to undo; names the tensor.
     """
+    _check_grown(lift)
     for entry in lift.tensors:
         _check_known(entry)
     entries = {entry.name for entry in lift.tensors} | {made.name for made in lift.made}
@@ -73,6 +74,17 @@ def _rank(entry: TensorLift) -> tuple[bool, bool]:
     silent = any(value == 0 for scale in entry.scales for value in scale.values)
     gone = entry.fill is not None or entry.eye is not None or entry.average or silent
     return gone or (entry.init == "random" and not any(entry.dims)), entry.fresh
+
+
+def _check_grown(lift: Lift) -> None:
+    """Raises: InputError, for a step that shrank: what it left out is not in the tensors it gave."""
+    lost = lift.removed - {entry.source for entry in lift.tensors}
+    lost |= {entry.source for entry in lift.tensors if entry.storage}
+    if lost:
+        raise InputError(
+            f"revert: {min(lost)} was left out or cut down by `shrink`, and the small network does not hold the rest; "
+            "put its tensors back into the full ones with progc.shrinking.written_back"
+        )
 
 
 def _check_known(entry: TensorLift) -> None:

@@ -8,6 +8,7 @@ independent of one another and are rounded to the nearest whole number.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 
@@ -79,10 +80,14 @@ def _attentions(table: AxisTable) -> list[list[Axis]]:
 
 
 def _share(of_heads: Sequence[Axis], of_dims: Sequence[Axis], factor: Fraction) -> Fraction:
-    """The factor that the heads take: 1 if the head dims can take all of it, else the smallest that comes out whole."""
+    """The factor that the heads take: 1 if the head dims can take all of it, else the smallest that comes out whole.
+
+    Where attention shrinks: the smallest that comes out whole, so that the head dims shrink as little as may be.
+    """
     least = of_heads[0]
-    limit = int(least.size * factor)
-    for count in range(least.size, limit + 1):
+    limit = least.size * factor
+    counts = range(math.ceil(limit), least.size + 1) if factor < 1 else range(least.size, int(limit) + 1)
+    for count in counts:
         share = Fraction(count, least.size)
         if _whole(of_heads, share) and _whole(of_dims, factor / share):
             return share

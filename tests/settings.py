@@ -153,4 +153,18 @@ SETTINGS: dict[str, tuple[Setting, ...]] = {
             idle=("grow-resolution{to=16}",),
         ),
     ),
+    "shrink": (
+        Setting(
+            "own:flat",
+            active=(
+                "shrink{depth=0.5}",
+                "shrink{depth=g_#:3 rule=last width=*0.5}",
+                "shrink{width=7 mlp=9 units=leading}",
+                "shrink{depth=2 axes=w1_0:5 storage=copy}",
+            ),
+            idle=("shrink", "shrink{depth=4 width=12}", "shrink{depth=*1 mlp=20 storage=copy}"),
+        ),
+        Setting("own:conv", active=("shrink{width=*0.5}", "shrink{width=*0.25 storage=copy}"), idle=("shrink",)),
+        Setting("transformers:gpt2", active=("shrink{depth=1 width=16 heads=2}",), idle=("shrink{heads=4}",)),
+    ),
 }

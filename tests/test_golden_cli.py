@@ -26,6 +26,7 @@ COMMANDS: dict[str, str] = {
     "cli/passes_remove_sid.txt": "passes remove-sid",
     "cli/passes_freeze.txt": "passes freeze",
     "cli/passes_grow_resolution.txt": "passes grow-resolution",
+    "cli/passes_shrink.txt": "passes shrink",
     "cli/inspect_axes.txt": "inspect examples/digits_vit.py --axes",
     "cli/inspect_chains.txt": "inspect examples/digits_vit.py --chains",
     "cli/inspect_graph.txt": "inspect examples/digits_vit.py --graph",
@@ -67,6 +68,10 @@ STORIES: dict[str, tuple[str, str]] = {
     "grow_resolution/normal.txt": ("Image", "grow-resolution{to=12x16}"),
     "grow_resolution/unchanged.txt": ("Image", "grow-resolution{to=8}"),
     "grow_resolution/refused.txt": ("Image", "grow-resolution{to=14}"),
+    "shrink/normal.txt": ("Net", "shrink{depth=1 width=2}"),
+    "shrink/unchanged.txt": ("Net", "shrink{depth=2}"),
+    "shrink/refused.txt": ("Net", "shrink{depth=3}"),
+    "shrink/width.txt": ("Net", "shrink{width=3}"),
 }
 
 # Golden file to network (of NET, or a file), options and exit code: chains of reasons, of a refusal with its last line.

@@ -1,0 +1,148 @@
+"""`shrink`: a sub-network by depth, width and resolution (AutoProg, Li et al., CVPR 2022)."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from typing import ClassVar, cast
+
+from progc.errors import PassOptionError, TargetError
+from progc.passbase import Pass, PassResult, option
+from progc.program import Program
+from progc.shrinking.compose import composed
+from progc.shrinking.depths import Rule, choose, parse_depth
+from progc.shrinking.narrowing import Units
+from progc.shrinking.shrink import shrunk
+from progc.shrinking.sizes import parse_axis, parse_width, smaller_sizes
+
+
+@dataclasses.dataclass(frozen=True)
+class Shrink(Pass):
+    """Takes a smaller network out of a program.
+
+    Idea: progressive training starts from a sub-network of the full model, and an elastic supernet trains many of them
+    on one set of weights (AutoProg, Li et al., CVPR 2022; slimmable networks, Yu et al., ICLR 2019). Blocks leave their
+    chains, units leave their axes. What stays are the places that growth copies from, so that growing back by the same
+    plan puts every kept block and unit where it was. With storage=share a kept tensor is the full one or a view of it:
+    training the small network trains these entries of the full one and no others. With storage=copy weights that sum
+    over fewer inputs are multiplied by the root of the fan-in's ratio, which keeps the variance of their outputs
+    (He et al., ICCV 2015).
+    Preserved: nothing of the function; a sub-network computes another one. Names, ties, and what is trainable.
+    Needs: chains for the depth, axes for the width, with the sizes that are baked into both graphs.
+    Leaves behind: tensors under the names that the user's class of that size gives them, and one tensor lift per tensor
+    that moved or shrank.
+    """
+
+    name: ClassVar[str] = "shrink"
+
+    depth: tuple[str, ...] = option(
+        (), help="depth as users count it (6), a factor (0.5, *0.5), or either per chain (layer3:6,layer4:0.5)"
+    )
+    chains: tuple[str, ...] = option(
+        (), help="names or globs of the chains that depths without a name are for; empty: all"
+    )
+    rule: str = option(
+        "spread",
+        help="which blocks stay: those that growth copies from, or one end",
+        choices=("spread", "first", "last"),
+    )
+    width: str | None = option(
+        None, help="size of the residual width, absolute (192) or a factor (*0.5); others in proportion"
+    )
+    heads: int | None = option(None, help="number of attention heads")
+    mlp: str | None = option(None, help="hidden size of MLPs, absolute or a factor")
+    axes: tuple[str, ...] = option((), help="single axes as name:size, by their names before")
+    units: str = option(
+        "spread",
+        help="which units of an axis stay: those that growth by copy repeats, or the first",
+        choices=("spread", "leading"),
+    )
+    resolution: tuple[str, ...] = option(
+        (), help="size of the image as grow-resolution takes it: 160, 160x224 or a factor such as *0.5"
+    )
+    storage: str = option(
+        "share",
+        help="views of the full tensors where the units allow one, or copies fitted to the smaller fan-in",
+        choices=("share", "copy"),
+    )
+
+    def __post_init__(self) -> None:
+        for field in ("depth", "chains", "axes", "resolution"):
+            if isinstance(getattr(self, field), (str, int, float)):
+                object.__setattr__(self, field, (str(getattr(self, field)),))
+        for field in ("width", "mlp"):
+            if isinstance(getattr(self, field), (int, float)):
+                object.__setattr__(self, field, str(getattr(self, field)))
+        super().__post_init__()
+        for text in self.depth:
+            parse_depth(text)
+        for field in ("width", "mlp"):
+            if getattr(self, field) is not None:
+                parse_width(field, getattr(self, field))
+        for text in self.axes:
+            parse_axis(text)
+
+    def run(self, program: Program) -> PassResult:
+        """The sub-network: blocks and units first, then the input size.
+
+        Raises:
+            PassOptionError: a chain that does not exist, chains that overlap, or no pass for resolutions.
+            TargetError: a depth or size that is larger than the present one or that the network cannot have.
+        """
+        kept, notes = choose(
+            program.chains, [parse_depth(text) for text in self.depth], self.chains, cast(Rule, self.rule)
+        )
+        sizes, rounded = smaller_sizes(program, self.width, self.heads, self.mlp, self.axes)
+        notes += rounded
+        resize = self._resize()
+        if not (kept or sizes):
+            result = self._resized(resize, program) if resize is not None else PassResult(program, False)
+            if not self._asked:
+                notes.append("nothing to shrink: give depth, width, heads, mlp, axes or resolution")
+            if not result.changed or self.storage == "share":
+                return dataclasses.replace(result, notes=(*notes, *result.notes))
+        small = shrunk(program, kept, sizes, units=cast(Units, self.units), storage=self.storage)
+        after, lift = small.program, small.lift
+        if resize is not None:
+            resized = self._resized(resize, after)
+            after, notes = resized.program, [*notes, *resized.notes]
+            lift = composed(lift, resized.lift) if resized.lift is not None else lift
+        for one in kept:
+            own = [difference.partition(":")[0] for difference in one.chain.differences]
+            if own:
+                notes.append(f"blocks of {one.chain.name} keep their own {' and '.join(own)}")
+        notes += small.notes
+        counts = {
+            "blocks left out": sum(len(one.dropped) for one in kept),
+            "axes narrowed": len(small.axes),
+            "tensors narrowed": sum(any(entry.dims) for entry in small.lift.tensors),
+        }
+        return PassResult(after, True, counts, lift, tuple(notes), lossless=False)
+
+    @property
+    def _asked(self) -> bool:
+        """Whether any size is given."""
+        return any((self.depth, self.axes, self.width, self.heads, self.mlp, self.resolution))
+
+    def _resized(self, resize: Pass, program: Program) -> PassResult:
+        result = resize.run(program)
+        for old, new in zip(program.signature.shapes, result.program.signature.shapes, strict=True):
+            if old is not None and new is not None and any(b > a for a, b in zip(old, new, strict=True)):
+                raise TargetError(
+                    f"shrink: resolution={','.join(self.resolution)}: the image is {list(old)} and would get "
+                    f"{list(new)}; use grow-resolution"
+                )
+        return result
+
+    def _resize(self) -> Pass | None:
+        if not self.resolution:
+            return None
+        try:
+            found = importlib.import_module("progc.passes.grow_resolution").GrowResolution
+        except ImportError as error:
+            wanted = ",".join(self.resolution)
+            raise PassOptionError(
+                f"shrink: resolution={wanted} needs the pass grow-resolution, which is not installed; leave it out"
+            ) from error
+        resize: Pass = found(to=self.resolution)
+        return resize
