@@ -54,9 +54,24 @@ def load_pass(name: str) -> type[Pass]:
         found: type[Pass] = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise InputError(f"pass `{name}` cannot be loaded from {table[name]}: {error}") from error
+    except Exception as error:  # a package of somebody's fails when it is imported
+        reason = f"{type(error).__name__}: {error}"
+        raise InputError(f"pass `{name}` cannot be loaded from {table[name]}: {reason}") from error
+    if not (isinstance(found, type) and issubclass(found, _base())):
+        raise InputError(f"pass `{name}` loads {table[name]}, which is no subclass of progc.passbase.Pass; derive it")
     if found.name != name:
         raise InputError(f"pass `{name}` loads {table[name]}, which calls itself `{found.name}`; use one name")
+    try:
+        found.options()
+    except AssertionError as error:
+        raise InputError(f"pass `{name}` of {table[name]}: {error}") from error
     return found
+
+
+def _base() -> type[Pass]:
+    from progc.passbase import Pass
+
+    return Pass
 
 
 @functools.cache

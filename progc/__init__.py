@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from progc.averages import Averages as EMA
     from progc.axes.registry import rule
     from progc.capturing import capture
+    from progc.diffing import ProgramDiff, diff
     from progc.growing import grow
     from progc.manager import apply
     from progc.program import Program
@@ -21,11 +22,13 @@ _LAZY = {
     "capture": "progc.capturing",
     "grow": "progc.growing",
     "apply": "progc.manager",
+    "diff": "progc.diffing",
+    "ProgramDiff": "progc.diffing",
     "Program": "progc.program",
     "rule": "progc.axes.registry",
 }
 
-__all__ = ["EMA", "Program", "__version__", "apply", "capture", "grow", "rule", "rules"]
+__all__ = ["EMA", "Program", "ProgramDiff", "__version__", "apply", "capture", "diff", "grow", "rule", "rules"]
 
 
 def __getattr__(name: str) -> Any:

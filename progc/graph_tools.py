@@ -7,11 +7,13 @@ A pass works on `copy_graph(program.graphs[mode])`, edits the copy, builds its n
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import fx
+from torch.utils import _pytree as pytree
 
 from progc.errors import VerifyError
 from progc.layouts import Evaluator, Layout
@@ -143,21 +145,32 @@ def _meta_of(value: Any) -> Any:
 
 
 def fingerprint(program: Program) -> str:
-    """sha256 (hex) of what a program is made of: both graphs, and names, kinds, ties, shapes and dtypes of its tensors.
+    """sha256 (hex) of what a program is made of, values of weights left out: those alone do not change it.
 
-    Which parameters train counts too. Values of weights are left out: two programs that differ only in them have the
-    same fingerprint.
+    Both graphs with names and metadata of their nodes; names, kinds, ties, shapes, dtypes and trainability of tensors;
+    structure, shapes, batch dims and constants of the inputs; structure of the outputs. The same in every process.
     """
     digest = hashlib.sha256()
     for mode in MODES:
         digest.update(f"{mode}\n".encode())
         for node in program.graphs[mode].nodes:
+            call = [node.meta.get(key) for key in ("argument", "batch_range")] if node.op == "placeholder" else ""
             digest.update(
                 f"{node.op} {node.name}: {meta_text(node.meta.get('tensor'))} = {call_text(node)} "
-                f"# {module_path(node)}\n".encode()
+                f"# {module_path(node)} {call}\n".encode()
             )
     for name, tensor in program.tensors.items():
-        spec = program.specs.get(name)
-        frozen = " frozen" if isinstance(tensor, torch.nn.Parameter) and not tensor.requires_grad else ""
-        digest.update(f"{name} {tensor_text(tensor)} {spec} {program.tied.get(name, '')}{frozen}\n".encode())
+        spec, learns = program.specs.get(name), "trainable" if tensor.requires_grad else ""
+        digest.update(f"{name} {tensor_text(tensor)} {spec} {program.tied.get(name, '')} {learns}\n".encode())
+    signature = program.signature
+    outputs = [_spec_text(signature.out_specs[mode]) for mode in MODES]
+    constants = [None if isinstance(leaf, torch.Tensor) else repr(leaf) for leaf in program.flat_example()]
+    dynamic = f"{signature.batch_dims} {signature.free_dims}"
+    digest.update(f"{_spec_text(signature.in_spec)} {signature.shapes} {dynamic} {constants}\n".encode())
+    digest.update(f"{outputs}\n".encode())
     return digest.hexdigest()
+
+
+def _spec_text(spec: pytree.TreeSpec) -> str:
+    """A structure of inputs or outputs as text, without the addresses of what containers keep beside their items."""
+    return " ".join(re.sub(r" at 0x[0-9a-f]+", "", repr(spec)).split())

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import zlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from progc.averages import EmaLike, attached, handed_over, moved
-from progc.errors import InputError, VerifyError
+from progc.deferred import identity
+from progc.errors import InputError, ProgcError, VerifyError
 from progc.graph_tools import fingerprint
 from progc.passbase import Pass, PassResult
 from progc.pipeline import parse
@@ -19,6 +22,8 @@ from progc.verify import verify as verify_program
 if TYPE_CHECKING:
     from progc.lift import Lift
     from progc.optimizers import Optimizers
+_OURS = "progc."
+"""Modules whose failures are ours: they stay what they are, and are reported as faults of progc."""
 
 
 def apply(
@@ -44,7 +49,7 @@ def apply(
         PipelineSyntaxError: the text does not parse.
         VerifyError: the input or the result of a pass is broken; names the pass.
         InputError: the optimizer or the averages do not belong to this program. Neither is changed then.
-        ProgcError: what a pass itself refuses.
+        ProgcError: what a pass itself refuses. Of several passes, the message says which; nothing is left half done.
     """
     averaged = program if ema is None else attached(program, ema)
     result, results = run(averaged, pipeline, verify=verify)
@@ -83,8 +88,13 @@ def run(program: Program, pipeline: str | Sequence[Pass], *, verify: bool = True
     if verify:
         verify_program(program)
     results: list[PassResult] = []
-    for item in passes:
-        result = _run_one(program, item, verify)
+    for number, item in enumerate(passes, 1):
+        try:
+            result = _run_one(program, item, verify)
+        except ProgcError as error:
+            if len(passes) > 1:
+                error.args = (f"pass {number} of {len(passes)}, {item}: {error}", *error.args[1:])
+            raise
         results.append(result)
         program = result.program
     return program, results
@@ -92,24 +102,56 @@ def run(program: Program, pipeline: str | Sequence[Pass], *, verify: bool = True
 
 def _run_one(program: Program, item: Pass, verify: bool) -> PassResult:
     before = fingerprint(program)
-    versions = {name: _version(tensor) for name, tensor in program.tensors.items()}
-    result = item.run(program)
+    state = _state(program) if verify else {}
+    result = _result(program, item)
     after = fingerprint(result.program)
     if verify:
-        _verify_pure(program, item, before, versions)
-        _verify_claim(program, result, item, before == after)
+        _verify_pure(program, item, before, state)
         verify_program(result.program, item.name, before=program)
+        _verify_claim(program, result, item, before == after)
+        _verify_trainable(program, result, item)
     record = PassRecord(str(item), result.changed, before, after, _counts(program, result))
     averages = moved(program.averages, result.lift, result.program, item.name)
     grown = result.program.replace(history=(*program.history, record), averages=averages)
     return dataclasses.replace(result, program=grown)
 
 
-def _verify_pure(program: Program, item: Pass, before: str, versions: dict[str, int]) -> None:
+def _result(program: Program, item: Pass) -> PassResult:
+    """What the pass returns. An exception of a pass from outside is its author's to mend: one line that names it."""
+    ours = type(item).__module__.startswith(_OURS)
+    try:
+        result = item.run(program)
+    except ProgcError:
+        raise
+    except Exception as error:
+        if ours:
+            raise
+        reason = " ".join(str(error).split()) or "no message"
+        raise InputError(f"pass {item.name} failed with {type(error).__name__}: {reason}; {_where(item)}") from error
+    if not isinstance(result, PassResult):
+        raise InputError(f"pass {item.name} returned {type(result).__name__}, not a PassResult; {_where(item)}")
+    return result
+
+
+def _where(item: Pass) -> str:
+    return f"mend {type(item).__module__}:{type(item).__qualname__} (--debug shows the traceback)"
+
+
+def _state(program: Program) -> dict[int, tuple[int, int | None]]:
+    """Per tensor object what tells that it was written to: its counter of in-place writes, and a digest of its bytes.
+
+    The counter alone is not enough: writing through `.data` or through a numpy array leaves it as it is, and then a
+    pass would be compared with its own result.
+    """
+    return {id(tensor): (_version(tensor), _digest(tensor)) for tensor in program.tensors.values()}
+
+
+def _verify_pure(program: Program, item: Pass, before: str, state: dict[int, tuple[int, int | None]]) -> None:
     if fingerprint(program) != before:
         raise VerifyError(f"after {item.name}: expected the input program to stay as it was, found it changed")
+    now = _state(program)
     for name, tensor in program.tensors.items():
-        if _version(tensor) != versions[name]:
+        if now[id(tensor)] != state[id(tensor)]:
             raise VerifyError(f"after {item.name}: expected tensor `{name}` of the input to stay, found it written to")
 
 
@@ -118,12 +160,47 @@ def _version(tensor: torch.Tensor) -> int:
     return 0 if tensor.is_inference() else tensor._version
 
 
+def _digest(tensor: torch.Tensor) -> int | None:
+    """CRC of the values; None for a deferred tensor, which holds none."""
+    if tensor.is_meta:
+        return None
+    flat = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
+    data: Any = flat.view(torch.uint8).numpy()
+    return zlib.crc32(data) if flat.numel() else 0
+
+
 def _verify_claim(program: Program, result: PassResult, item: Pass, same: bool) -> None:
-    """What is printed as unchanged must be unchanged."""
+    """What is printed as unchanged must be unchanged, and what is printed as changed must have changed."""
     tensors = result.program.tensors
     same = same and all(tensors[name] is tensor for name, tensor in program.tensors.items())
     if not result.changed and not same:
         raise VerifyError(f"after {item.name}: it says unchanged; expected its input program, found another")
+    # What no fingerprint covers, such as the example inputs, may be what a pass is for.
+    others = {field.name for field in dataclasses.fields(program)} - {"graphs", "tensors", "specs", "tied", "signature"}
+    if result.changed and same and all(getattr(result.program, n) is getattr(program, n) for n in others):
+        raise VerifyError(f"after {item.name}: it says changed; expected another program, found its input")
+
+
+def _verify_trainable(program: Program, result: PassResult, item: Pass) -> None:
+    """A pass may freeze a parameter or give it other values; one that does both has lost the flag on the way.
+
+    Names are those of positions (blocks are numbered anew), so the lift says where a tensor comes from.
+    """
+    words = {True: "trainable", False: "frozen"}
+    sources = {entry.name: entry.source for entry in result.lift.tensors} if result.lift is not None else {}
+    for name, tensor in result.program.parameters():
+        old = program.tensors.get(sources.get(name, name))
+        if isinstance(old, nn.Parameter) and old.requires_grad != tensor.requires_grad and not _same(old, tensor):
+            raise VerifyError(
+                f"after {item.name}: parameter `{name}`: expected it {words[old.requires_grad]} as before, found it "
+                f"{words[tensor.requires_grad]} and made anew"
+            )
+
+
+def _same(old: torch.Tensor, new: torch.Tensor) -> bool:
+    if old.shape != new.shape or old.dtype != new.dtype:
+        return False
+    return old.is_meta or new.is_meta or identity(old) == identity(new) or torch.equal(old, new)
 
 
 def _counts(program: Program, result: PassResult) -> dict[str, int]:

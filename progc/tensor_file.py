@@ -104,6 +104,34 @@ def read_deferred(path: Path, like: Mapping[str, torch.Tensor]) -> dict[str, tor
     return {name: made[id(tensor)] for name, tensor in like.items()}
 
 
+def open_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of any safetensors file, deferred: names, shapes and dtypes now, values when they are asked for.
+
+    Raises:
+        InputError: the file cannot be read, is damaged, or holds a dtype that torch does not have.
+    """
+    dtypes = {text: dtype for dtype, text in _DTYPES.items()}
+    try:
+        with path.open("rb") as file:
+            (length,) = _LENGTH.unpack(file.read(_LENGTH.size))
+            room = path.stat().st_size - _LENGTH.size - length
+            if room < 0:
+                raise ValueError("it ends in its header")
+            header = json.loads(file.read(length))
+        found = {}
+        for name, entry in header.items():
+            if name == "__metadata__":
+                continue
+            like = torch.empty([int(size) for size in entry["shape"]], dtype=dtypes[entry["dtype"]], device="meta")
+            start, end = entry["data_offsets"]
+            if not 0 <= start <= end <= room or end - start != like.numel() * like.element_size():
+                raise ValueError(f"{name} does not lie in it")
+            found[name] = defer(_reader(path, _LENGTH.size + length, entry, like), like)
+        return found
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, struct.error) as error:
+        raise InputError(f"{path} is not a readable safetensors file ({error}); write the folder again") from error
+
+
 def _reader(path: Path, base: int, entry: Mapping[str, Any], like: torch.Tensor) -> Callable[[], torch.Tensor]:
     dtype, shape, (start, end) = like.dtype, tuple(entry["shape"]), entry["data_offsets"]
 

@@ -1,24 +1,27 @@
 """The verifier: is this program sound, and did the pass that made it keep what it must keep?
 
-The pass manager runs it before the first and after every pass, on the result. Three groups of checks:
+The pass manager runs it before the first and after every pass, on the result. Four groups of checks:
 
 - structure: well-formed graphs, tensors that exist under canonical names, ties, inputs as in the signature,
   and, against the program before the pass, no newly dead operation and no parameter newly left unread;
 - shapes: every node is recomputed on fake tensors and compared with what the graph records (fx's own
   `Graph.lint` accepts a weight of the wrong shape), at a second batch size too where the batch is dynamic;
-- modes and outputs: train and eval graphs read the same parameters, outputs keep number, shape and dtype.
+- modes and outputs: train and eval graphs read the same parameters, outputs keep number, shape and dtype;
+- memory: no two parameters share elements without being tied.
 
 A message names the pass, the node, what was expected and what was found.
 """
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.utils import _pytree as pytree
 
 from progc.errors import VerifyError
 from progc.graph_tools import infer, used_names
@@ -41,7 +44,7 @@ def verify(program: Program, pass_name: str | None = None, before: Program | Non
         for problem in check(program):
             raise VerifyError(blame + problem)
     if before is not None:
-        for relative in (_outputs, _ties, _unread, _modes, _dead, _batch):
+        for relative in (_outputs, _ties, _memory, _unread, _modes, _dead, _batch):
             for problem in relative(program, before):
                 raise VerifyError(blame + problem)
 
@@ -102,9 +105,15 @@ def _signature(program: Program, mode: Mode, inputs: list[Any]) -> Iterator[str]
     if len(counts) > 1:
         yield f"{mode} graph: expected {len(signature.shapes)} inputs, found {len(placeholders)} placeholders"
         return
+    if pytree.tree_structure(program.example) != signature.in_spec:
+        yield "the example inputs have another structure than the signature says; expected them to agree"
+    for node, shape, dynamic in zip(placeholders, signature.shapes, signature.batch_dims, strict=True):
+        if dynamic and not shape:
+            yield f"{mode} graph, input `{node.name}`: expected a batch dim, found shape {shape}"
     for node, leaf, shape in zip(placeholders, inputs, signature.shapes, strict=True):
-        if isinstance(leaf, torch.Tensor) and tuple(leaf.shape) != shape:
-            yield f"{mode} graph, input `{node.name}`: expected shape {shape}, found example {tuple(leaf.shape)}"
+        found = tuple(leaf.shape) if isinstance(leaf, torch.Tensor) else None
+        if found != shape:
+            yield f"{mode} graph, input `{node.name}`: expected shape {shape}, found example {found}"
     outputs = _output_metas(program, mode)
     if len(outputs) != signature.out_specs[mode].num_leaves:
         yield f"{mode} graph: expected {signature.out_specs[mode].num_leaves} outputs, found {len(outputs)}"
@@ -136,8 +145,12 @@ def _output_metas(program: Program, mode: Mode) -> list[Any]:
 
 
 def _outputs(program: Program, before: Program) -> Iterator[str]:
-    same_inputs = program.signature.shapes == before.signature.shapes
     for mode in MODES:
+        sizes, known = _input_metas(program, mode), _input_metas(before, mode)
+        common = sizes.keys() & known.keys()
+        same_inputs = program.signature.shapes == before.signature.shapes or (
+            bool(common) and all(sizes[name] == known[name] for name in common)
+        )
         old, new = _output_metas(before, mode), _output_metas(program, mode)
         if len(old) != len(new):
             yield f"{mode} graph: expected {len(old)} outputs as before, found {len(new)}"
@@ -146,6 +159,10 @@ def _outputs(program: Program, before: Program) -> Iterator[str]:
         for index, (a, b) in enumerate(zip(old, new, strict=False)):
             if (a if same_inputs else _rank(a)) != (b if same_inputs else _rank(b)):
                 yield f"{mode} graph, output {index}: expected {meta_text(a)} as before, found {meta_text(b)}"
+
+
+def _input_metas(program: Program, mode: Mode) -> dict[str, Any]:
+    return {node.name: node.meta.get("tensor") for node in program.graphs[mode].nodes if node.op == "placeholder"}
 
 
 def _rank(meta: Any) -> Any:
@@ -157,6 +174,45 @@ def _ties(program: Program, before: Program) -> Iterator[str]:
         if alias in program.tensors and canonical in program.tensors:
             if program.tensors[alias] is not program.tensors[canonical]:
                 yield f"expected `{alias}` to stay tied to `{canonical}`, found two tensors"
+
+
+def _memory(program: Program, before: Program) -> Iterator[str]:
+    """Parameters may be views of one storage; two that share elements, and are not tied, would be trained as one."""
+    known = {frozenset(id(before.tensors[name]) for name in pair) for pair in _overlaps(before)}
+    for pair in _overlaps(program):
+        if frozenset(id(program.tensors[name]) for name in pair) not in known:
+            yield f"`{pair[0]}` and `{pair[1]}` share memory; expected memory of their own, or one tied tensor"
+
+
+def _overlaps(program: Program) -> Iterator[tuple[str, str]]:
+    """Pairs of parameters that are not tied and have elements in common."""
+    stored: dict[int, list[tuple[str, torch.Tensor]]] = {}
+    for name, tensor in program.parameters():
+        if not tensor.is_meta and tensor.numel():
+            stored.setdefault(tensor.untyped_storage().data_ptr(), []).append((name, tensor))
+    for group in stored.values():
+        group.sort(key=lambda item: _reach(item[1]))
+        if any(_reach(a)[1] > _reach(b)[0] for (_, a), (_, b) in itertools.pairwise(group)):
+            yield from _shared(group)
+
+
+def _reach(tensor: torch.Tensor) -> tuple[int, int]:
+    """Address of a tensor's first element, and the one behind its last."""
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return tensor.data_ptr(), tensor.data_ptr() + (last + 1) * tensor.element_size()
+
+
+def _shared(group: list[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, str]]:
+    """Each tensor marks its elements. Interleaved views, such as the columns of one matrix, share none."""
+    start, unit = _reach(group[0][1])[0], min(tensor.element_size() for _, tensor in group)
+    owner = torch.zeros((max(_reach(tensor)[1] for _, tensor in group) - start) // unit, dtype=torch.int32)
+    for number, (name, tensor) in enumerate(group, 1):
+        strides = [stride * tensor.element_size() // unit for stride in tensor.stride()]
+        mine = owner.as_strided(tensor.shape, strides, (tensor.data_ptr() - start) // unit)
+        taken = int(mine.max())
+        if taken:
+            yield group[taken - 1][0], name
+        mine.fill_(number)
 
 
 def _unread(program: Program, before: Program) -> Iterator[str]:

@@ -101,6 +101,59 @@ class FlatMixer(nn.Module):
         return F.linear(x.mean((2, 3)), self.head_w, self.head_b)
 
 
+class ImageBlock(nn.Module):
+    """Pre-norm attention and MLP; with a condition, its scale, shift and gate (as in diffusion transformers)."""
+
+    def __init__(self, width: int, heads: int, condition: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.fc1, self.fc2 = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+        self.modulation = nn.Linear(width, 3 * width) if condition else None
+
+    def forward(self, x: Tensor, condition: Tensor | None) -> Tensor:
+        y, gate = self.norm1(x), 1.0
+        if self.modulation is not None:
+            scale, shift, gate = self.modulation(F.silu(condition))[:, None].chunk(3, dim=-1)
+            y = y * (1 + scale) + shift
+        q, k, v = self.qkv(y).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        x = x + gate * self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return x + self.fc2(F.gelu(self.fc1(self.norm2(x))))
+
+
+class ImageTransformer(nn.Module):
+    """Image classifier with a class token and learned positions: f32[batch, 3, 32, 32] to f32[batch, 7].
+
+    With a condition a second input f32[batch, condition] modulates every block.
+    """
+
+    def __init__(self, width: int = 16, heads: int = 2, depth: int = 4, condition: int = 0) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, width, 8, stride=8)
+        self.token = nn.Parameter(torch.randn(1, 1, width) * 0.1)
+        self.positions = nn.Parameter(torch.randn(1, 17, width) * 0.1)
+        self.condition = nn.Linear(condition, width) if condition else None
+        self.blocks = nn.ModuleList(ImageBlock(width, heads, condition) for _ in range(depth))
+        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, 7)
+
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        x = torch.cat([self.token.expand(x.shape[0], -1, -1), x], dim=1) + self.positions
+        if self.condition is not None:
+            condition = self.condition(condition)
+        for block in self.blocks:
+            x = block(x, condition)
+        return self.head(self.norm(x)[:, 0])
+
+
+class ConditionalTransformer(ImageTransformer):
+    """The same under a condition: f32[batch, 3, 32, 32] and f32[batch, 5] to f32[batch, 7]."""
+
+    def __init__(self) -> None:
+        super().__init__(condition=5)
+
+
 class ConvNet(nn.Module):
     """BatchNorm CNN with a dense, a grouped and a depthwise convolution."""
 

@@ -49,6 +49,8 @@ SETTINGS: dict[str, tuple[Setting, ...]] = {
             lossless=("grow-depth{to=5}",),
         ),
         Setting("own:conv", active=(), idle=("grow-depth",)),
+        Setting("own:image", active=("grow-depth{to=6}",), idle=(), lossless=("grow-depth{to=6}",)),
+        Setting("own:conditional", active=("grow-depth{to=5}",), idle=(), lossless=("grow-depth{to=5}",)),
     ),
     "freeze": (
         Setting(
@@ -104,6 +106,18 @@ SETTINGS: dict[str, tuple[Setting, ...]] = {
             active=("grow-width{width=*3}",),
             idle=("grow-width{width=*1}",),
             lossless=("grow-width{width=*3}",),
+        ),
+        Setting(
+            "own:image",
+            active=("grow-width{width=*2}", "grow-width{width=32 heads=4 mlp=48}"),
+            idle=("grow-width{heads=2}",),
+            lossless=("grow-width{width=*2}", "grow-width{width=32 heads=4 mlp=48}"),
+        ),
+        Setting(
+            "own:conditional",
+            active=("grow-width{width=*2}",),
+            idle=(),
+            lossless=("grow-width{width=*2}",),
         ),
         Setting(
             "transformers:gpt2",

@@ -30,6 +30,9 @@ COMMANDS: dict[str, str] = {
     "cli/inspect_axes.txt": "inspect examples/digits_vit.py --axes",
     "cli/inspect_chains.txt": "inspect examples/digits_vit.py --chains",
     "cli/inspect_graph.txt": "inspect examples/digits_vit.py --graph",
+    "cli/diff_growth.txt": "diff examples/digits_vit.py --pipeline grow-depth{to=6},grow-width{width=*2}",
+    "cli/diff_itself.txt": "diff examples/digits_vit.py examples/digits_vit.py",
+    "cli/diff_graph.txt": "diff examples/custom_pass.py --pipeline grow-width{axes=up:9} --graph",
 }
 
 FLAGS = "cli/flags.txt"

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import operator
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
 
 import progc
 from progc.errors import VerifyError
@@ -141,7 +144,7 @@ def test_fingerprint_follows_graphs_names_shapes_and_dtypes_not_values() -> None
     assert fingerprint(progc.capture(nets.StructuredOutput(), (torch.randn(2, 6),))) == base
 
     def with_weight(weight: torch.Tensor) -> str:
-        return fingerprint(program.replace(tensors={**program.tensors, "head.weight": weight}))
+        return fingerprint(program.replace(tensors={**program.tensors, "head.weight": nn.Parameter(weight)}))
 
     assert with_weight(torch.zeros(3, 8)) == base
     assert with_weight(torch.zeros(4, 8)) != base
@@ -150,3 +153,32 @@ def test_fingerprint_follows_graphs_names_shapes_and_dtypes_not_values() -> None
     relu = next(node for node in graph.nodes if "relu" in str(node.target))
     relu.target = torch.ops.aten.gelu.default
     assert fingerprint(program.replace(graphs={**program.graphs, "train": graph})) != base
+
+
+def test_fingerprint_follows_the_trainable_set() -> None:
+    program = progc.capture(nets.StructuredOutput(), (torch.randn(2, 6),))
+    frozen = nn.Parameter(program.tensors["head.weight"].detach(), requires_grad=False)
+    assert fingerprint(program.replace(tensors={**program.tensors, "head.weight": frozen})) != fingerprint(program)
+    assert fingerprint(program) == fingerprint(program.deferred)
+
+
+def test_fingerprint_follows_the_signature() -> None:
+    program = progc.capture(nets.KeywordInputs(), (), keywords(2.0))
+    base, signature = fingerprint(program), program.signature
+    assert fingerprint(progc.capture(nets.KeywordInputs(), (), keywords(2.0))) == base
+    other = pytree.tree_structure((0,))
+    for changes in (
+        {"batch_dims": tuple(not dynamic for dynamic in signature.batch_dims)},
+        {"shapes": (*signature.shapes[:-1], (7,))},
+        {"in_spec": other},
+        {"out_specs": {**signature.out_specs, "train": other}},
+    ):
+        assert fingerprint(program.replace(signature=dataclasses.replace(signature, **changes))) != base, changes
+    assert fingerprint(program.replace(example=((), keywords(3.0)))) != base, "a constant of the inputs"
+    graph = copy_graph(program.graphs["eval"])
+    next(node for node in graph.nodes if node.op == "placeholder").meta["batch_range"] = (3, 5)
+    assert fingerprint(program.replace(graphs={**program.graphs, "eval": graph})) != base
+
+
+def keywords(scale: float) -> dict[str, Any]:
+    return {"batch": {"tokens": {"ids": torch.tensor([[1, 2]]), "extra": torch.ones(1, 2, 6)}}, "scale": scale}

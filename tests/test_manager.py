@@ -8,12 +8,15 @@ import pytest
 import torch
 
 import progc
-from progc.errors import PipelineSyntaxError, VerifyError
+from progc.check import compare
+from progc.errors import InputError, PipelineSyntaxError, TargetError, VerifyError
 from progc.graph_tools import fingerprint
 from progc.manager import apply, describe, run
+from progc.passbase import PassResult
 from progc.printer import print_graph
 from progc.program import MODES, Program
-from tests import nets
+from tests import nets, zoo
+from tests.test_passes import Snapshot
 from tests.toy_passes import AddBias, broken, copied
 
 
@@ -80,6 +83,26 @@ def write_weight(program: Program) -> Program:
     return program
 
 
+def write_data(program: Program) -> Program:
+    program.tensors["head.weight"].data.mul_(2)
+    return other_graph(program)
+
+
+def write_statistics(program: Program) -> Program:
+    program.tensors["stem_norm.running_mean"].numpy()[2] += 1
+    return other_graph(program)
+
+
+def freeze_in_place(program: Program) -> Program:
+    program.tensors["head.weight"].requires_grad_(False)
+    return other_graph(program)
+
+
+def frozen(program: Program) -> Program:
+    weight = torch.nn.Parameter(program.tensors["head.weight"].detach(), requires_grad=False)
+    return program.replace(tensors={**program.tensors, "head.weight": weight})
+
+
 def edit_graph(program: Program) -> Program:
     next(node for node in program.graphs["eval"].nodes if node.name == "hardswish").target = torch.ops.aten.relu.default
     return program
@@ -101,6 +124,11 @@ def other_weight(program: Program) -> Program:
     [
         (write_weight, True, "after broken: expected tensor `head.weight` of the input to stay, found it written to"),
         (edit_graph, True, "after broken: expected the input program to stay as it was, found it changed"),
+        (write_data, True, "after broken: expected tensor `head.weight` of the input to stay, found it written to"),
+        (write_statistics, True, "expected tensor `stem_norm.running_mean` of the input to stay, found it written to"),
+        (freeze_in_place, True, "after broken: expected the input program to stay as it was, found it changed"),
+        (frozen, False, "after broken: it says unchanged; expected its input program, found another"),
+        (lambda program: program, True, "after broken: it says changed; expected another program, found its input"),
         (other_graph, False, "after broken: it says unchanged; expected its input program, found another"),
         (other_weight, False, "after broken: it says unchanged; expected its input program, found another"),
     ],
@@ -120,6 +148,83 @@ def test_the_input_is_verified_before_the_first_pass(program: Program) -> None:
 
 
 def test_the_failing_pass_is_named_and_verification_can_be_turned_off(program: Program) -> None:
-    with pytest.raises(VerifyError, match="^after broken: `head.weight` has a spec and no tensor"):
+    with pytest.raises(VerifyError, match="^pass 2 of 2, broken: after broken: `head.weight` has a spec and no tensor"):
         apply(program, [AddBias(), broken(drop_weight)])
     assert "head.weight" not in apply(program, [broken(drop_weight)], verify=False).tensors
+
+
+def test_the_trainable_set_is_part_of_the_history(program: Program) -> None:
+    after, (result,) = run(program, [broken(frozen)])
+    (record,) = after.history
+    assert record.before == fingerprint(program) != record.after == fingerprint(after)
+    assert not after.tensors["head.weight"].requires_grad and program.tensors["head.weight"].requires_grad
+    assert [name for name, parameter in after.module().named_parameters() if not parameter.requires_grad] == [
+        "head.weight"
+    ]
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_parameters_that_are_views_are_grown_and_watched(whole: bool) -> None:
+    """Views of one storage share a counter of writes: new tensors beside them are no write to them."""
+    net = nets.ConvNet()
+    store = torch.randn(net.head.weight.numel() + 3) if whole else torch.randn(8, 32)
+    view = store[3:].view(5, 16) if whole else store[1:6, ::2]
+    net.head.weight = torch.nn.Parameter(view)
+    program = progc.capture(net, (torch.randn(2, 3, 8, 8),))
+    after = apply(program, [AddBias()])
+    assert compare(program, after, seed=0).max_abs == 0
+    wider = apply(program, "grow-width{width=*2}")
+    assert compare(program, wider, seed=0).max_rel < 1e-9
+
+    def write_elsewhere(program: Program) -> Program:
+        store[..., -1] += 1  # an element of the view where it has the whole storage, of its neighbour where not
+        return other_graph(program)
+
+    with pytest.raises(VerifyError, match="expected tensor `head.weight` of the input to stay"):
+        apply(program, [broken(write_elsewhere)])
+
+
+class Raises(AddBias):
+    name = "raises"
+
+    def run(self, program: Program) -> PassResult:
+        raise ZeroDivisionError("no\nluck")
+
+
+class Forgets(AddBias):
+    name = "forgets"
+
+    def run(self, program: Program) -> PassResult:
+        return None  # type: ignore[return-value]
+
+
+def test_a_pass_from_outside_that_fails_is_named(program: Program) -> None:
+    place = "mend tests.test_manager:Raises (--debug shows the traceback)"
+    with pytest.raises(InputError) as raised:
+        apply(program, [Raises()])
+    assert str(raised.value) == f"pass raises failed with ZeroDivisionError: no luck; {place}"
+    assert isinstance(raised.value.__cause__, ZeroDivisionError)
+    with pytest.raises(
+        InputError, match="^pass 2 of 2, forgets: pass forgets returned NoneType, not a PassResult; mend"
+    ):
+        apply(program, [AddBias(), Forgets()])
+
+
+def test_a_failure_of_ours_stays_what_it_is(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(self: object, program: Program) -> PassResult:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("progc.passes.grow_depth.GrowDepth.run", run)
+    with pytest.raises(ZeroDivisionError):
+        apply(program, "grow-depth")
+
+
+@pytest.mark.parametrize("before", ["grow-width{width=12}", "grow-width{width=*2},grow-width{mlp=40}"])
+def test_the_step_that_refuses_is_named(before: str) -> None:
+    _, program = zoo.captured("own:flat")
+    snapshot, count = Snapshot(program), before.count("width{")
+    with pytest.raises(TargetError) as raised:
+        apply(program, f"{before},grow-width{{axes=no.such:3}},grow-depth{{to=9}}")
+    found = str(raised.value)
+    assert found.startswith(f"pass {count + 1} of {count + 2}, grow-width{{axes=no.such:3}}: no axis is called")
+    snapshot.assert_same()

@@ -9,15 +9,17 @@ from collections.abc import Iterable
 from typing import Any, ClassVar
 
 import pytest
-from hypothesis import given
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 import progc.passes
 from progc.errors import InputError, PassOptionError, PipelineSyntaxError
-from progc.passbase import Pass, PassResult, option
+from progc.passbase import Option, Pass, PassResult, option
+from progc.passes import PASSES
 from progc.pipeline import parse, pointer, to_text
 from progc.program import Program
 from progc.suggestions import did_you_mean
+from tests.settings import SETTINGS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,6 +133,76 @@ def test_printing_and_parsing_is_the_identity(passes: list[Pass]) -> None:
     text = to_text(passes)
     assert parse(text, load) == passes
     assert to_text(parse(text, load)) == text
+
+
+def candidates(spec: Option, known: list[Pass]) -> list[Any]:
+    """Values that an option may take: what tests/settings.py gives it, and some of its type."""
+    some = {
+        int: [1, 2, 12],
+        float: [0.25, 0.5, 2.0],
+        bool: [False, True],
+        str: ["*2", "12"],
+        tuple: [("*2",), ("a:8",)],
+    }
+    return [*(getattr(item, spec.field) for item in known), *(spec.choices or some[spec.kind]), spec.default]
+
+
+def drawn(spec: Option, known: list[Pass]) -> st.SearchStrategy[Any]:
+    kinds = {
+        int: st.integers(),
+        float: NUMBERS,
+        bool: st.booleans(),
+        str: TEXTS,
+        tuple: st.lists(TEXTS, max_size=3).map(tuple),
+    }
+    values = st.sampled_from(candidates(spec, known))
+    values = values if spec.choices else values | kinds[spec.kind]
+    return values | st.none() if spec.optional else values
+
+
+def settings_of(name: str) -> list[Pass]:
+    return [parse(text)[0] for setting in SETTINGS[name] for text in (*setting.active, *setting.idle)]
+
+
+def _leaves(values: Iterable[Any]) -> list[Any]:
+    return [leaf for value in values for leaf in (value if isinstance(value, tuple) else [value])]
+
+
+def made(kind: type[Pass], values: dict[str, Any]) -> Pass | None:
+    """The pass, None if it refuses these values; then in one line, but for line breaks of a value that it quotes."""
+    try:
+        return kind(**values)
+    except InputError as error:
+        assert len(str(error)) > 20 and ("\n" not in str(error) or "\n" in "".join(map(str, _leaves(values.values()))))
+        return None
+
+
+@pytest.mark.parametrize("name", PASSES)
+@settings(phases=[Phase.explicit, Phase.generate])  # a failure shows its text; a shorter one takes minutes to find
+@given(data=st.data())
+def test_every_pass_prints_and_parses_whatever_its_options(name: str, data: st.DataObject) -> None:
+    kind, known = progc.passes.load_pass(name), settings_of(name)
+    chosen = [spec for spec in kind.options() if data.draw(st.booleans(), label=spec.name)]
+    item = made(kind, {spec.field: data.draw(drawn(spec, known), label=spec.name) for spec in chosen})
+    if item is not None:
+        text = to_text([item])
+        assert parse(text) == [item] and to_text(parse(text)) == text and str(item) == text
+        assert parse(f"{text},{text}") == [item, item]
+
+
+@pytest.mark.parametrize("name", PASSES)
+def test_the_options_of_every_pass_are_really_tried(name: str) -> None:
+    """What is drawn above is not refused throughout: most options take another value than their default."""
+    kind, known = progc.passes.load_pass(name), settings_of(name)
+    taken = []
+    for spec in kind.options():
+        values = [value for value in dict.fromkeys(candidates(spec, known)) if value != spec.default]
+        tries = [{spec.field: value} for value in values] + [{**vars(item), spec.field: values[0]} for item in known]
+        item = next(filter(None, (made(kind, values) for values in tries)), None)
+        if item is not None:
+            assert parse(to_text([item])) == [item]
+            taken.append(spec.name)
+    assert len(taken) >= len(kind.options()) / 2, f"{name}: only {taken} take another value"
 
 
 @given(st.text(alphabet='knead{}=,"\\ \n*1.e-', max_size=30))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import struct
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from progc.deferred import defer, is_deferred, values
 from progc.errors import InputError
 from progc.save import output_folder
-from progc.tensor_file import read_deferred, write_tensors
+from progc.tensor_file import open_tensors, read_deferred, write_tensors
 from tests.command import files_below
 
 STATE = {
@@ -80,3 +82,62 @@ def test_a_file_that_shrinks_while_it_is_read_is_noticed(tmp_path: Path) -> None
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(InputError, match="ends too early"):
         values(later)
+
+
+def test_any_file_opens_as_deferred_tensors(tmp_path: Path) -> None:
+    save_file(STATE, tmp_path / "theirs", metadata={"made": "elsewhere"})
+    opened = open_tensors(tmp_path / "theirs")
+    assert opened.keys() == STATE.keys()
+    for name, tensor in opened.items():
+        wanted = STATE[name]
+        assert is_deferred(tensor) and (tensor.shape, tensor.dtype) == (wanted.shape, wanted.dtype)
+        assert torch.equal(values(tensor).reshape(-1).view(torch.uint8), wanted.reshape(-1).view(torch.uint8))
+
+
+def test_reading_one_tensor_does_not_read_the_others(tmp_path: Path) -> None:
+    path = tmp_path / "m"
+    write_tensors(path, {"a": torch.ones(3), "b": torch.zeros(3)})
+    opened = open_tensors(path)
+    data = bytearray(path.read_bytes())
+    data[-1] = 64  # the last byte of b
+    path.write_bytes(data)
+    assert torch.equal(values(opened["a"]), torch.ones(3)) and float(values(opened["b"])[2]) == 2.0
+
+
+def _file(header: object, data: bytes) -> bytes:
+    text = json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + data
+
+
+def _entry(**changes: object) -> dict[str, object]:
+    return {"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8], **changes}}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"1234567",
+        struct.pack("<Q", 2**62),
+        _file(_entry(), bytes(8))[:30],
+        _file(_entry(), bytes(7)),
+        _file(_entry(data_offsets=[0, 4]), bytes(8)),
+        _file(_entry(data_offsets=[8, 0]), bytes(8)),
+        _file(_entry(data_offsets=[0]), bytes(8)),
+        _file(_entry(shape=[3]), bytes(8)),
+        _file(_entry(shape=[-1]), bytes(8)),
+        _file(_entry(shape="x"), bytes(8)),
+        _file(_entry(dtype="F7"), bytes(8)),
+        _file({"a": 1}, b""),
+        _file([1], b""),
+        struct.pack("<Q", 4) + b"\xff{}}",
+    ],
+)
+def test_a_damaged_file_is_an_error_for_the_user(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="is not a readable safetensors file .*; write the folder again") as raised:
+        open_tensors(path)
+    assert "\n" not in str(raised.value)
+    with pytest.raises(InputError, match="is not a readable"):
+        open_tensors(tmp_path / "missing")

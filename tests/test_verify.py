@@ -38,6 +38,28 @@ def pair() -> Program:
     return progc.capture(nets.StructuredOutput(), (torch.randn(2, 6),))
 
 
+def frozen() -> Program:
+    program = conv()
+    return with_tensor(program, "head.weight", nn.Parameter(program.tensors["head.weight"].detach(), False))
+
+
+class Views(nn.Module):
+    """Parameters that are views of one storage: interleaved columns of a matrix, and the halves of a vector."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        matrix, vector = torch.randn(6, 8), torch.randn(12)
+        self.left, self.right = nn.Parameter(matrix[:, :5]), nn.Parameter(matrix[:, 5:])
+        self.shift, self.gain = nn.Parameter(vector[:6]), nn.Parameter(vector[6:])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (x[:, :5] @ self.left.t() + x[:, 5:] @ self.right.t()) * self.gain + self.shift
+
+
+def views() -> Program:
+    return progc.capture(Views(), (torch.randn(2, 8),))
+
+
 class Dented(nn.Module):
     """Leaves a parameter unread, reads another in train mode only, and computes something that nobody uses."""
 
@@ -216,6 +238,54 @@ def baked_batch(program: Program) -> Program:
     return refreshed(spoilt)
 
 
+def flag_lost(program: Program) -> Program:
+    return with_tensor(program, "head.weight", nn.Parameter(program.tensors["head.weight"].detach() * 2))
+
+
+def one_memory(program: Program) -> Program:
+    return with_tensor(program, "shift", nn.Parameter(program.tensors["gain"].detach()))
+
+
+def common_elements(program: Program) -> Program:
+    matrix = torch.randn(6, 8)
+    spoilt = with_tensor(program, "left", nn.Parameter(matrix[:, :5]))
+    return with_tensor(spoilt, "right", nn.Parameter(matrix.flatten()[4 : 4 + 5 * 8 + 3].as_strided((6, 3), (8, 1))))
+
+
+def other_structure(program: Program) -> Program:
+    spec = torch.utils._pytree.tree_structure(((), {"y": 0}))
+    return program.replace(signature=dataclasses.replace(program.signature, in_spec=spec))
+
+
+def constant_example(program: Program) -> Program:
+    return program.replace(example=((3,), {}))
+
+
+def with_stage(program: Program, dynamic: bool = False) -> Program:
+    """Adds an input that nothing reads yet, a scalar."""
+    grown = copied(program)
+    for mode in MODES:
+        first = next(item for item in grown.graphs[mode].nodes if item.op == "placeholder")
+        with grown.graphs[mode].inserting_after(first):
+            grown.graphs[mode].placeholder("stage")
+    example = ((*program.example[0], torch.tensor(1)), {})
+    signature = dataclasses.replace(
+        program.signature,
+        in_spec=torch.utils._pytree.tree_structure(example),
+        shapes=(*program.signature.shapes, ()),
+        batch_dims=(*program.signature.batch_dims, dynamic),
+    )
+    return grown.replace(example=example, signature=signature)
+
+
+def batch_of_a_scalar(program: Program) -> Program:
+    return refreshed(with_stage(program, dynamic=True))
+
+
+def wider_with_stage(program: Program) -> Program:
+    return wider_head(with_stage(program))
+
+
 CASES: list[tuple[Callable[[], Program], Edit, str]] = [
     (conv, spec_without_tensor, "`ghost` has a spec and no tensor; expected both"),
     (conv, tensor_without_spec, "`ghost` has a tensor and no spec; expected both"),
@@ -258,6 +328,17 @@ CASES: list[tuple[Callable[[], Program], Edit, str]] = [
     (conv, parameter_unread, "parameter `extra`: expected a graph that reads it, found none"),
     (conv, parameter_in_one_mode, "eval graph: expected it to read parameter `head.bias` as the train graph does"),
     (conv, dead_node, "train graph, node `relu_default`, aten.relu.default(%mean): expected a user, found none"),
+    (frozen, flag_lost, "parameter `head.weight`: expected it frozen as before, found it trainable and made anew"),
+    (views, one_memory, "`shift` and `gain` share memory; expected memory of their own, or one tied tensor"),
+    (views, common_elements, "`left` and `right` share memory; expected memory of their own, or one tied tensor"),
+    (
+        conv,
+        other_structure,
+        "the example inputs have another structure than the signature says; expected them to agree",
+    ),
+    (conv, constant_example, "input `x`: expected shape (2, 3, 8, 8), found example None"),
+    (conv, batch_of_a_scalar, "input `stage`: expected a batch dim, found shape ()"),
+    (conv, wider_with_stage, "train graph, output 0: expected f32[2, 5] as before, found f32[2, 6]"),
     (conv, baked_batch, "at twice the batch size, train graph, node `view_default`: aten.view.default(%mean, [2, 16])"),
 ]
 
@@ -281,3 +362,34 @@ def test_a_shape_that_lint_accepts_is_caught() -> None:
 def test_what_was_so_before_is_accepted() -> None:
     program = progc.capture(Dented(), (torch.randn(2, 6),))
     verify(program, "same", before=program)
+
+
+def thawed(program: Program) -> Program:
+    return with_tensor(program, "head.weight", nn.Parameter(program.tensors["head.weight"].detach()))
+
+
+def thawed_copy(program: Program) -> Program:
+    return with_tensor(program, "head.weight", nn.Parameter(program.tensors["head.weight"].detach().clone()))
+
+
+def smaller_image(program: Program) -> Program:
+    signature = dataclasses.replace(program.signature, shapes=((2, 3, 6, 6),))
+    return refreshed(copied(program.replace(example=((torch.zeros(2, 3, 6, 6),), {}), signature=signature)))
+
+
+@pytest.mark.parametrize(
+    ("build", "edit"),
+    [
+        (frozen, thawed),
+        (frozen, thawed_copy),
+        (conv, smaller_image),
+        (conv, lambda program: refreshed(with_stage(program))),
+        (views, lambda program: with_tensor(program, "shift", nn.Parameter(program.tensors["shift"].detach().clone()))),
+    ],
+    ids=["thawed", "thawed-copy", "smaller-image", "stage", "views"],
+)
+def test_what_passes_do_besides_growth_is_sound(build: Callable[[], Program], edit: Edit) -> None:
+    """The trainable set, the shapes of inputs and their number change, and parameters may be views of one storage."""
+    program = build()
+    after = apply(program, [broken(edit)])
+    assert after.history[0].before != after.history[0].after or build is views

@@ -133,6 +133,10 @@ _ZOO: dict[str, Callable[[], Built]] = {
     "own:einsum": _own(nets.EinsumTransformer, torch.randn(2, 6, 10, generator=torch.Generator().manual_seed(4))),
     "own:flat": _own(nets.FlatMixer, image(16)),
     "own:conv": _own(nets.ConvNet, image(16)),
+    "own:image": _own(nets.ImageTransformer, image(32)),
+    "own:conditional": _own(
+        nets.ConditionalTransformer, image(32), torch.randn(2, 5, generator=torch.Generator().manual_seed(5))
+    ),
     "own:tied": _own(nets.TiedWeights, torch.tensor([[1, 2, 3], [4, 0, 10]])),
 }
 

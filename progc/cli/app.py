@@ -149,3 +149,25 @@ def passes(
     from progc.cli.passes import run_passes
 
     run_passes(name)
+
+
+@app.command()
+def diff(
+    a: Annotated[str, typer.Argument(metavar="A", help="A model, or a folder written by --out.", show_default=False)],
+    b: Annotated[
+        str | None, typer.Argument(metavar="[B]", help="Another one. Default: A, with --pipeline.", show_default=False)
+    ] = None,
+    pipeline: Annotated[
+        str | None, typer.Option("--pipeline", metavar="TEXT", help="Passes to run on B first; B is then a model.")
+    ] = None,
+    weights: Annotated[
+        Path | None, typer.Option("--weights", metavar="FILE", help="Weights of A: .safetensors, or .pt.")
+    ] = None,
+    graph: Annotated[bool, typer.Option("--graph", help="Also compare the printed graphs, line by line.")] = False,
+    seed: SeedOption = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Tell what changed from A to B. Of folders JSON and tensors are read; no code of yours runs."""
+    from progc.cli.diff import run_diff
+
+    run_diff(a, b, pipeline=pipeline, weights=weights, graph=graph, seed=seed, as_json=as_json)

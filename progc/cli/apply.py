@@ -81,8 +81,11 @@ def run_apply(
             "versions": versions(),
         }
         if out is not None:
+            from progc.diffing.facts import describe_program
             from progc.tensor_file import write_tensors
 
+            with terminal.phase("describe"):
+                report["program"] = describe_program(result).to_json()
             with output_folder(out) as folder:
                 with terminal.phase("write"):
                     write_tensors(folder / "model.safetensors", result.persistent())

@@ -56,6 +56,7 @@ def run_grow(
                 aim = resolve_target(to, source=program, seed=seed, notes=notes)
         else:
             aim = target
+        from progc.diffing.facts import describe_program
         from progc.growing import grow_with_report
 
         explainer = Explainer(program, explain, inits.get("width", "copy")) if explain is not None else None
@@ -95,6 +96,8 @@ def run_grow(
                 if ema is not None:
                     with terminal.phase("write"):
                         write_average(folder, growth.program)
+                with terminal.phase("describe"):
+                    report["program"] = describe_program(growth.program).to_json()
                 write_json(folder / "plan.json", growth.plan.to_json())
                 report["seconds"] = dict(terminal.seconds)
                 write_json(folder / "report.json", report)

@@ -1,0 +1,61 @@
+"""`progc diff`: what changed between two programs, each a model or a folder written by --out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from progc.cli.common import captured
+from progc.errors import InputError
+from progc.save import json_text
+from progc.sources import open_source
+from progc.terminal import Terminal
+
+if TYPE_CHECKING:
+    from progc.program import Program
+
+
+def run_diff(
+    a: str, b: str | None, *, pipeline: str | None, weights: Path | None, graph: bool, seed: int, as_json: bool
+) -> None:
+    """Compares and prints; that the two differ is no error.
+
+    Raises:
+        ProgcError: see the exit codes of `progc.cli`; wrong use is found before any work.
+    """
+    from progc.pipeline import parse, to_text
+
+    if b is None and pipeline is None:
+        raise InputError("diff compares two; give a second model or folder, or --pipeline for the first one after it")
+    passes = parse(pipeline) if pipeline is not None else []
+    second = a if b is None else b
+    for text, wanted in ((second, "--pipeline" * bool(passes)), (a, "--weights" * (weights is not None))):
+        if wanted and Path(text).is_dir():
+            raise InputError(f"{wanted} needs a model, and {text} is a folder; give the model itself")
+    for text in (a, second):
+        if graph and Path(text).is_dir():
+            raise InputError(f"{text} is an output folder, which holds no graph; give the model itself, or no --graph")
+        if not Path(text).is_dir():
+            open_source(text)
+
+    terminal = Terminal()
+    with terminal.running():
+        before = _side(terminal, a, weights, seed)
+        after = before if b is None else _side(terminal, b, None, seed)
+        if passes and not isinstance(after, Path):
+            from progc.manager import apply
+
+            with terminal.phase("passes"):
+                after = apply(after, passes)
+        with terminal.phase("compare"):
+            from progc.diffing import diff
+
+            label = f"{second} after {to_text(passes)}" if passes else second
+            found = diff(before, after, graph=graph, names=(a, label))
+    terminal.print(json_text(found.to_json()) if as_json else str(found))
+
+
+def _side(terminal: Terminal, text: str, weights: Path | None, seed: int) -> Program | Path:
+    if Path(text).is_dir():
+        return Path(text)
+    return captured(terminal, open_source(text), weights, seed)
