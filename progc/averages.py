@@ -264,11 +264,11 @@ def _fitted(program: Program, average: Average) -> Average:
     missing = [n for n in tensors if n not in given and program.specs[n].kind == "parameter"]
     unknown = [name for name in given if name not in tensors]
     odd = [name for name in given if name in tensors and given[name].shape != tensors[name].shape]
+    label = program.class_name.rpartition(".")[2]
     for what, names in (("misses", missing), ("has no use for", unknown), ("holds another shape of", odd)):
         if names:
             raise InputError(
-                f"ema: the average {what} {names[0]} ({len(names)} tensors); expected the tensors of "
-                f"{program.class_name.rpartition('.')[2]} before growth"
+                f"ema: the average {what} {names[0]} ({len(names)} tensors); expected those of {label}, under its names"
             )
     # Copies, since an average may be written to in place.
     return Average(

@@ -133,9 +133,10 @@ def grow_with_report(
 ) -> Growth:
     """Like `grow`, with the plan and a report.
 
-    The report holds params_before, params_after, lossless, reasons, compared, axes (why each is exact or is not),
-    max_abs_diff, max_rel_diff (float64, eval) and seconds by phase. Where the target has more classes, `compared` is
-    "old classes": lossless and the differences speak of these outputs only, and a note names the new ones.
+    The report holds params_before, params_after, lossless, reasons, eval_only (why it is exact in eval mode alone),
+    compared, axes (why each is exact or is not), max_abs_diff, max_rel_diff (float64, eval) and seconds by phase.
+    Where the target has more classes, `compared` is "old classes": lossless and the differences speak of these outputs
+    only, and a note names the new ones.
 
     Args:
         notes: go into the plan.
@@ -192,6 +193,7 @@ def grow_with_report(
         "lossless": plan.lossless,
         "compared": "old classes" if aligned.outputs else "all outputs",
         "reasons": list(plan.reasons),
+        "eval_only": list(plan.eval_only),
         "axes": [item.to_json() for item in explained if item.kind != "stays"],
     }
     with clock("write"):

@@ -93,7 +93,8 @@ def run(program: Program, pipeline: str | Sequence[Pass], *, verify: bool = True
             result = _run_one(program, item, verify)
         except ProgcError as error:
             if len(passes) > 1:
-                error.args = (f"pass {number} of {len(passes)}, {item}: {error}", *error.args[1:])
+                text = str(error).removeprefix(f"{item.name}: ")
+                error.args = (f"pass {number} of {len(passes)}, {item}: {text}", *error.args[1:])
             raise
         results.append(result)
         program = result.program

@@ -78,7 +78,8 @@ def _rank(entry: TensorLift) -> tuple[bool, bool]:
 
 def _check_grown(lift: Lift) -> None:
     """Raises: InputError, for a step that shrank: what it left out is not in the tensors it gave."""
-    lost = lift.removed - {entry.source for entry in lift.tensors}
+    folded = {add.table for entry in lift.tensors for add in entry.adds}  # these are refused for what they are
+    lost = lift.removed - {entry.source for entry in lift.tensors} - folded
     lost |= {entry.source for entry in lift.tensors if entry.storage}
     if lost:
         raise InputError(

@@ -187,7 +187,7 @@ def test_every_field_of_the_report(tmp_path: Path) -> None:
     outcome = in_subprocess(arguments, cwd=tmp_path, environment=environment)
     assert outcome.code == 0, outcome.err
     report = _report(outcome.out)
-    seconds, versions, axes = (report.pop(key) for key in ("seconds", "versions", "axes"))
+    seconds, versions, axes, described = (report.pop(key) for key in ("seconds", "versions", "axes", "program"))
     assert {entry["new"] > entry["old"] for entry in axes if entry["kind"] != "pinned"} == {True}
     grown_params = sum(tensor.numel() for tensor in load_file(out / "model.safetensors").values())
     assert report.pop("max_abs_diff") >= 0 and 0 <= report.pop("max_rel_diff") < EXACT
@@ -204,12 +204,14 @@ def test_every_field_of_the_report(tmp_path: Path) -> None:
         "lossless": True,
         "compared": "all outputs",
         "reasons": [],
+        "eval_only": [],
     }
-    assert " ".join(seconds) == "build capture analyse deepen align widen write check"
+    assert " ".join(seconds) == "build capture analyse deepen align widen write check describe"
     assert versions["torch"] == torch.__version__ and versions["progc"] == progc.__version__
     saved = json.loads((out / "report.json").read_text())
-    assert saved.keys() == {*report, "axes", "seconds", "versions", "max_abs_diff", "max_rel_diff"}
-    assert outcome.err.splitlines()[-1].startswith("progc: write: ")
+    assert described["params"] == grown_params and described["frozen"] == []
+    assert saved.keys() == {*report, "program", "axes", "seconds", "versions", "max_abs_diff", "max_rel_diff"}
+    assert outcome.err.splitlines()[-1].startswith("progc: describe: ")
     assert_loads(
         nets.FlatMixer(channels=24, hidden=40, depth=8), load_file(out / "ema.safetensors"), other, *program.example
     )

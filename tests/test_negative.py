@@ -380,13 +380,13 @@ def test_a_rule_that_forgets_a_dim_pins_it(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_the_verifier_catches_a_wrong_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = grow_width._set
+    real = grow_width.set_literal
 
     def off_by_one(node: Any, path: Any, old: int, new: int) -> None:
         real(node, path, old, new + 1)
 
     program = tokens(lambda m, x: x.reshape(10, 8).reshape(2, 5, 8))
-    monkeypatch.setattr(grow_width, "_set", off_by_one)
+    monkeypatch.setattr(grow_width, "set_literal", off_by_one)
     with pytest.raises(VerifyError, match=r"after grow-width: .*`(view|reshape)"):
         progc.apply(program, [GrowWidth(axes=("into:16",))])
 

@@ -53,8 +53,9 @@ def run_apply(
         claims = [step.lossless for step in steps if step.lossless is not None]
         lossless = all(claims) if claims else None
         with terminal.phase("check"):
-            # At another input size there is nothing to compare.
-            comparable = lossless is not None and result.signature.shapes == program.signature.shapes
+            # At another input size there is nothing to compare; an input that was added has its example.
+            shapes = program.signature.shapes
+            comparable = lossless is not None and result.signature.shapes[: len(shapes)] == shapes
             difference = _measured(program, result, steps, seed, to_text(passes)) if comparable else None
         report: dict[str, Any] = {
             "source": source,
@@ -101,8 +102,9 @@ def run_apply(
         for note in entry["notes"]:
             terminal.print(f"    {note}")
     terminal.print(f"parameters: {millions(program.num_parameters())} -> {millions(result.num_parameters())}")
-    if difference is not None:
+    if lossless is not None:
         terminal.print(f"lossless: {'yes' if lossless else 'no'}")
+    if difference is not None:
         terminal.print(f"difference: max absolute {difference.max_abs:.2e}, relative {difference.max_rel:.2e}")
     if out is not None:
         terminal.print(f"written: {out}")

@@ -123,22 +123,30 @@ def _constructions(rows: torch.Tensor, sizes: Sequence[tuple[int, int]]) -> Iter
     for order in itertools.permutations(range(len(sizes))):
         for cosine_first, interleaved in itertools.product((False, True), repeat=2):
             own = table.shape[-1] // len(sizes)
-            sine = (1 if interleaved else own // 2) if cosine_first else 0
             place = order[0]
             if sizes[place][0] < 2:
                 continue
             second = [0] * len(sizes)
             second[place] = 1
-            at = (*second, sine)
-            value = float(table[at])
-            if not 0 < value <= 1:
-                continue
-            step = _plain_number(math.asin(value))
+            pairs = table[tuple(second)][:own].reshape((own // 2, 2) if interleaved else (2, own // 2))
+            first, other = pairs.unbind(-1 if interleaved else 0)
+            angles = torch.atan2(other, first) if cosine_first else torch.atan2(first, other)
             for last, temperature in itertools.product((0, 1), (10000.0, 100.0, 1000.0, 500.0)):
+                step = _distance(angles, temperature, last)
+                if not step > 0:
+                    continue
                 yield {
                     "order": list(order), "cosine_first": cosine_first, "interleaved": interleaved,
                     "temperature": temperature, "last": last, "step": step,
                 }  # fmt: skip
+
+
+def _distance(angles: torch.Tensor, temperature: float, last: int) -> float:
+    """How far two positions lie apart: the lowest frequency says how many turns the highest has made."""
+    count = len(angles)
+    rough = float(angles[-1]) * temperature ** ((count - 1) / max(count - last, 1))
+    turns = round((rough - float(angles[0])) / (2 * math.pi))
+    return _plain_number(float(angles[0]) + 2 * math.pi * turns)
 
 
 def _plain_number(value: float) -> float:

@@ -334,7 +334,7 @@ def test_no_chains_is_said() -> None:
         ({"to": "6", "chains": "stages.*"}, PassOptionError, r"no chain `stages\.\*`; chains are blocks"),
         ({"to": "deep"}, PassOptionError, "to=deep is no depth"),
         ({"to": "1.5"}, PassOptionError, "is no depth"),
-        ({"to": "6", "init": "zeros"}, PassOptionError, "one of identity, interpolate, stack, random"),
+        ({"to": "6", "init": "zeros"}, PassOptionError, "one of identity, interpolate, stack, mogrow, random"),
     ],
 )
 def test_wrong_options(options: dict[str, Any], error: type[Exception], message: str) -> None:

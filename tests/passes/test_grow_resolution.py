@@ -165,3 +165,14 @@ def test_relative_tables_over_the_whole_image() -> None:
             warnings.simplefilter("ignore")
             other.set_input_size(img_size=size)  # type: ignore[operator]
         assert difference(resized(program, size), other, size) < 1e-5, size
+
+
+@pytest.mark.parametrize("sizes", [(4, 8), (16, 8), (12, 16, 8), (32, 4, 8)])
+def test_a_table_of_sines_comes_back_bit_by_bit(sizes: tuple[int, ...]) -> None:
+    """At a small size positions lie several turns of the highest frequency apart."""
+    _, program = zoo.captured("diffusers:dit")
+    there = program
+    for size in sizes:
+        there = resized(there, (size, size))
+    before, after = program.tensors["pos_embed.pos_embed"], there.tensors["pos_embed.pos_embed"]
+    assert torch.equal(before, after)
