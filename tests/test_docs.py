@@ -177,7 +177,7 @@ def test_the_map_of_modules_is_complete() -> None:
 
 def test_python_of_the_readme_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     """With the smallest network that has what the lines speak of."""
-    (code,) = blocks(ROOT / "README.md", "python")
+    code, training = blocks(ROOT / "README.md", "python")
     monkeypatch.syspath_prepend(str(ROOT / "examples"))
     digits = __import__("digits_vit")
     model, images = digits.DigitsViT(depth=2, width=192, heads=3), torch.rand(2, 1, 8, 8)
@@ -192,6 +192,12 @@ def test_python_of_the_readme_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     model.eval(), larger.eval()
     with torch.no_grad():
         torch.testing.assert_close(larger(images), model(images))
+
+    exec(compile(training, "README.md", "exec", dont_inherit=True), space | {"torch": torch}, space)
+    stage, optimizer = space["stage"], space["optimizer"]
+    assert isinstance(stage, progc.Program) and isinstance(optimizer, torch.optim.Optimizer)
+    held = {id(tensor) for group in optimizer.param_groups for tensor in group["params"]}
+    assert held == {id(tensor) for _, tensor in stage.parameters() if tensor.requires_grad}
 
 
 def test_exit_codes_of_the_readme() -> None:
