@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
+from progc.demand.operations import describe
 from progc.errors import TargetError
 from progc.graph_tools import copy_graph, propagate
 from progc.lift import Lift, TensorLift
@@ -148,9 +149,26 @@ def _rewritten(
     told = f"input {_text(old)} -> {_text(new)}: the function of another image size is another function"
     many = "1 tensor follows" if len(entries) == 1 else f"{len(entries)} tensors follow"
     tables = [f"{many} the image ({', '.join(kinds)})"] if entries else []
+    notes += _single_windows(program, found)
     moved = any(walk.retargets for walk in found.walks.values())
     moved |= any(owner[0] == "input" for owner, _ in found.facts.assigned)
     return Resized(resized, lift, size, edits, (told, *tables, *notes), moved)
+
+
+def _single_windows(program: Program, found: Solution) -> list[str]:
+    """Where one window covers the image at one of the sizes only: classes decide by that whether windows shift."""
+    edits = found.walks["eval"].edits.items()
+    odd = sorted({name for (name, _), (before, after) in edits if min(before, after) == 1})
+    if not odd:
+        return []
+    node = next(node for node in program.graphs["eval"].nodes if node.name == odd[0])
+    before, after = next(pair for (name, _), pair in edits if name == odd[0] and min(pair) == 1)
+    more = f" (and {len(odd) - 1} more)" if len(odd) > 1 else ""
+    return [
+        f"{describe(node)}{more} cut the image into {before} along a side and cuts it into {after} now; a class that "
+        "shifts windows only where there are several computes something else at this size; windows=scale keeps their "
+        "number"
+    ]
 
 
 def _example(program: Program, found: Solution) -> tuple[Any, tuple[tuple[int, ...] | None, ...]]:

@@ -93,11 +93,11 @@ def test_convolutions_take_any_size(name: str, mode: str) -> None:
         assert difference(resized(program, size), model, size, mode) < 1e-9, size
 
 
-def windowed() -> nn.Module:
+def windowed(size: int = 56) -> nn.Module:
     from timm.models.swin_transformer import SwinTransformer
 
     return SwinTransformer(
-        img_size=56, patch_size=2, window_size=7, embed_dim=8, depths=(2, 2), num_heads=(2, 4), num_classes=5
+        img_size=size, patch_size=2, window_size=7, embed_dim=8, depths=(2, 2), num_heads=(2, 4), num_classes=5
     )
 
 
@@ -119,6 +119,15 @@ def test_windows(size: Size, options: str, library: dict[str, int]) -> None:
         warnings.simplefilter("ignore")  # of the library's own interpolation
         other.set_input_size(img_size=size, **library)  # type: ignore[operator]
     assert difference(resized(program, size, options), other, size) < 1e-9
+
+
+def test_a_window_that_covered_the_image_is_noted_when_there_are_several() -> None:
+    """The library's class shifts them then, and the captured graph has nothing to shift them with."""
+    program = captured(windowed(28).eval(), 28)
+    told = "cut the image into 1 along a side and cuts it into 2 now; a class that shifts windows"
+    for options, noted in (("", True), ("windows=scale", False)):
+        _, (result,) = run(program, f"grow-resolution{{to=56 {options}}}")
+        assert any(told in note for note in result.notes) is noted
 
 
 def test_a_size_that_windows_forbid() -> None:
