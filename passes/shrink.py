@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 from typing import ClassVar, cast
 
-from progc.errors import PassOptionError, TargetError
+from progc.errors import TargetError
 from progc.passbase import Pass, PassResult, option
+from progc.passes.grow_resolution import GrowResolution
 from progc.program import Program
 from progc.shrinking.compose import composed
 from progc.shrinking.depths import Rule, choose, parse_depth
@@ -86,7 +86,7 @@ class Shrink(Pass):
         """The sub-network: blocks and units first, then the input size.
 
         Raises:
-            PassOptionError: a chain that does not exist, chains that overlap, or no pass for resolutions.
+            PassOptionError: a chain that does not exist, or chains that overlap.
             TargetError: a depth or size that is larger than the present one or that the network cannot have.
         """
         kept, notes = choose(
@@ -94,7 +94,7 @@ class Shrink(Pass):
         )
         sizes, rounded = smaller_sizes(program, self.width, self.heads, self.mlp, self.axes)
         notes += rounded
-        resize = self._resize()
+        resize = GrowResolution(to=self.resolution) if self.resolution else None
         if not (kept or sizes):
             result = self._resized(resize, program) if resize is not None else PassResult(program, False)
             if not self._asked:
@@ -133,16 +133,3 @@ class Shrink(Pass):
                     f"{list(new)}; use grow-resolution"
                 )
         return result
-
-    def _resize(self) -> Pass | None:
-        if not self.resolution:
-            return None
-        try:
-            found = importlib.import_module("progc.passes.grow_resolution").GrowResolution
-        except ImportError as error:
-            wanted = ",".join(self.resolution)
-            raise PassOptionError(
-                f"shrink: resolution={wanted} needs the pass grow-resolution, which is not installed; leave it out"
-            ) from error
-        resize: Pass = found(to=self.resolution)
-        return resize

@@ -12,7 +12,7 @@ from progc.chains import Chain, ChainTable
 from progc.errors import PassOptionError, TargetError
 from progc.suggestions import did_you_mean
 
-_SIZE = re.compile(r"(?:(?P<chain>.+):)?(?P<times>\*)?(?P<number>\d+(?:\.\d+)?|\.\d+)")
+DEPTH = re.compile(r"(?:(?P<chain>.+):)?(?P<times>\*)?(?P<number>\d+(?:\.\d+)?|\.\d+)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +30,7 @@ def parse_size(text: str) -> Size:
     Raises:
         PassOptionError: anything else.
     """
-    match = _SIZE.fullmatch(text.strip())
+    match = DEPTH.fullmatch(text.strip())
     if match is None or not (match["times"] or float(match["number"]).is_integer()) or not float(match["number"]):
         raise PassOptionError(
             f"grow-depth: to={text} is no depth; write a number of blocks (12), a factor (*2), or either for one "
@@ -74,7 +74,7 @@ def choose(
     unnamed: set[str] = set()
     general = [size for size in sizes if size.chain is None]
     if general:
-        explicit = {chain.name for name in names for chain in _matching(table, name)}
+        explicit = {chain.name for name in names for chain in matching(table, name)}
         selected = [chain for chain in table if not names or chain.name in explicit]
         selected = [chain for chain in selected if chain.name not in without]
         for chain in selected:
@@ -86,14 +86,19 @@ def choose(
                 notes.append(reason)
     for size in sizes:
         if size.chain is not None:
-            chosen.update({chain.name: size for chain in _matching(table, size.chain)})
-            unnamed.difference_update(chain.name for chain in _matching(table, size.chain))
+            chosen.update({chain.name: size for chain in matching(table, size.chain)})
+            unnamed.difference_update(chain.name for chain in matching(table, size.chain))
     grown = [(chain, _blocks(chain, chosen[chain.name])) for chain in table if chain.name in chosen]
     _check_apart([chain for chain, blocks in grown if blocks != len(chain.blocks)])
     return Choice(tuple(grown), frozenset(unnamed), tuple(notes))
 
 
-def _matching(table: ChainTable, name: str) -> list[Chain]:
+def matching(table: ChainTable, name: str, user: str = "grow-depth") -> list[Chain]:
+    """The chains of that name, else those that the glob `name` matches.
+
+    Raises:
+        PassOptionError: no chain matches; `user`, a pass, begins the message.
+    """
     found = [chain for chain in table if chain.name == name] or [
         chain for chain in table if fnmatch.fnmatchcase(chain.name, name)
     ]
@@ -103,7 +108,7 @@ def _matching(table: ChainTable, name: str) -> list[Chain]:
         refused = next(
             (f"; {entry.name} is no chain: {entry.reason}" for entry in table.refused if entry.name == name), ""
         )
-        raise PassOptionError(f"grow-depth: the program has no chain `{name}`{refused or hint}")
+        raise PassOptionError(f"{user}: the program has no chain `{name}`{refused or hint}")
     return found
 
 

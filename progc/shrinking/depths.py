@@ -7,19 +7,16 @@ each at the first of its copies: growing back by `identity` or `interpolate` put
 from __future__ import annotations
 
 import dataclasses
-import fnmatch
-import re
 from collections.abc import Sequence
 from fractions import Fraction
 from typing import Literal
 
 from progc.chains import Chain, ChainTable
 from progc.depth.places import interpolated
+from progc.depth.targets import DEPTH, matching
 from progc.errors import PassOptionError, TargetError
-from progc.suggestions import did_you_mean
 
 Rule = Literal["spread", "first", "last"]
-_DEPTH = re.compile(r"(?:(?P<chain>.+):)?(?P<times>\*)?(?P<number>\d+(?:\.\d+)?|\.\d+)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +48,7 @@ def parse_depth(text: str) -> Depth:
     Raises:
         PassOptionError: anything else, 0, or a factor above 1.
     """
-    match = _DEPTH.fullmatch(text.strip())
+    match = DEPTH.fullmatch(text.strip())
     number = Fraction(match["number"]) if match else Fraction(0)
     relative = match is not None and bool(match["times"] or "." in match["number"])
     if match is None or number <= 0 or (relative and number > 1):
@@ -91,7 +88,7 @@ def choose(
         )
     wanted: dict[str, Depth] = {}
     notes: list[str] = []
-    named = {chain.name for name in names for chain in _matching(table, name)}
+    named = {chain.name for name in names for chain in matching(table, name, "shrink")}
     general = [depth for depth in depths if depth.chain is None]
     if general:
         selected = [chain for chain in table if not names or chain.name in named]
@@ -103,7 +100,7 @@ def choose(
                 notes.append(f"{chain.name} keeps its depth: it overlaps {outer.name}, which shrinks; name it instead")
     for depth in depths:
         if depth.chain is not None:
-            found = _matching(table, depth.chain)
+            found = matching(table, depth.chain, "shrink")
             named.update(chain.name for chain in found)
             wanted.update({chain.name: depth for chain in found})
     kept = []
@@ -155,18 +152,6 @@ def _blocks(chain: Chain, depth: Depth, strict: bool) -> tuple[int, str]:
         )
     nearest = min(near, key=lambda size: (abs(size - wanted), -size))
     return nearest - others, f"{chain.name}: depth {float(wanted):g} of {chain.siblings} becomes {nearest}: {why}"
-
-
-def _matching(table: ChainTable, name: str) -> list[Chain]:
-    found = [chain for chain in table if chain.name == name] or [
-        chain for chain in table if fnmatch.fnmatchcase(chain.name, name)
-    ]
-    if not found:
-        known = [chain.name for chain in table]
-        hint = did_you_mean(name, known) or (f"; chains are {', '.join(known)}" if known else "; it has no chains")
-        refused = next((f"; {one.name} is no chain: {one.reason}" for one in table.refused if one.name == name), "")
-        raise PassOptionError(f"shrink: the program has no chain `{name}`{refused or hint}")
-    return found
 
 
 def _covers(other: Chain, chain: Chain, selected: Sequence[Chain]) -> bool:

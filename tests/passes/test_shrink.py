@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 import re
@@ -11,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from progc.errors import InputError, PassOptionError, TargetError
+from progc.errors import InputError, TargetError
 from progc.lift import Lift, TensorLift
 from progc.manager import run
 from progc.moments import load_state_by_name, optimizer_state_by_name
@@ -24,8 +23,6 @@ from progc.shrinking import kept, written_back
 from progc.shrinking.compose import composed
 from tests import nets, zoo
 from tests.shrinking.small import captured, check_class, shrunk
-
-HAS_RESOLUTION = importlib.util.find_spec("progc.passes.grow_resolution") is not None
 
 REFUSED = {
     "depth=0": "depth=0 is no depth; write a number of blocks (6), a factor up to 1 (0.5), or either for one chain",
@@ -304,13 +301,6 @@ def test_two_lifts_are_one() -> None:
     assert "w1_1" not in {entry.name for entry in both.tensors}
 
 
-@pytest.mark.skipif(HAS_RESOLUTION, reason="the pass is there")
-def test_resolution_without_its_pass() -> None:
-    with pytest.raises(PassOptionError, match="resolution=48 needs the pass grow-resolution, which is not installed"):
-        run(zoo.captured("own:flat")[1], "shrink{resolution=48}")
-
-
-@pytest.mark.skipif(not HAS_RESOLUTION, reason="needs the pass grow-resolution")
 @pytest.mark.parametrize("storage", ["share", "copy"])
 def test_depth_width_and_resolution(storage: str) -> None:
     from timm.models.vision_transformer import VisionTransformer
