@@ -139,7 +139,8 @@ def assert_refusal(found: ProgcError, alone: ProgcError, passes: tuple[str, ...]
     steps = [f"pass {number} of {len(passes)}, {to_text(parse(item))}: " for number, item in enumerate(passes, 1)]
     (step,) = [step for step in steps if text.startswith(step)]
     assert step != steps[0], f"alone it is an active setting: {text}"
-    assert text == step + str(alone) and type(found) is type(alone)
+    name = parse(passes[steps.index(step)])[0].name
+    assert text == step + str(alone).removeprefix(f"{name}: ") and type(found) is type(alone)  # named once
 
 
 def assert_recorded(program: Program, after: Program, passes: tuple[str, ...]) -> None:
