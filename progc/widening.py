@@ -11,7 +11,7 @@ from progc.axes.dims import Atom, Dim
 from progc.axes.records import Event
 from progc.errors import TargetError
 from progc.filling import Fill
-from progc.index_map import IndexMap
+from progc.index_map import How, IndexMap
 from progc.lift import Scale
 from progc.padding import Padding, PaddingRefused, State, padding_of
 
@@ -115,9 +115,12 @@ class Widening:
                 continue
             new = self.new.get(atom, atom.size)
             old = atom.size if only is None or atom in only else new
-            how = "copy" if self.kind.get(atom, "copy") == "copy" else "free"
-            parts.append(IndexMap.leaf(old, new, how))  # type: ignore[arg-type]
+            parts.append(IndexMap.leaf(old, new, self.how(atom, old, new)))
         return IndexMap.product(tuple(parts)) if parts else IndexMap.leaf(1, 1)
+
+    def how(self, atom: Atom, old: int, new: int) -> How:
+        """Where the units of an axis come from."""
+        return "copy" if self.kind.get(atom, "copy") == "copy" else "free"
 
 
 def _normalises(event: Event, atom: Atom) -> bool:

@@ -291,7 +291,7 @@ def _part(atom: Atom, size: int) -> Dim:
 def reshape(dims: Sequence[Dim], sizes: Sequence[int]) -> list[Dim]:
     """The dims after a view: factors are handed out from left to right, cut where the new sizes cut them."""
     out: list[Dim] = []
-    for old, wanted in _groups([size_of(dim) for dim in dims], list(sizes)):
+    for old, wanted in groups([size_of(dim) for dim in dims], list(sizes)):
         factors = tuple(itertools.chain.from_iterable(resolve(dims[i]) for i in old))
         targets = [sizes[j] for j in wanted]
         try:
@@ -303,26 +303,22 @@ def reshape(dims: Sequence[Dim], sizes: Sequence[int]) -> list[Dim]:
     return out
 
 
-def _groups(old: list[int], wanted: list[int]) -> list[tuple[range, range]]:
+def groups(old: list[int], wanted: list[int]) -> list[tuple[range, range]]:
     """Smallest runs of old and new dims with equal products."""
-    groups = []
+    found = []
     i = j = 0
     while i < len(old) or j < len(wanted):
         first_i, first_j = i, j
         left = right = 1
-        while True:
-            if left == right and (i > first_i or j > first_j):
-                break
+        while left != right or (i == first_i and j == first_j):
             if (left <= right and i < len(old)) or j >= len(wanted):
                 left *= old[i]
                 i += 1
             else:
                 right *= wanted[j]
                 j += 1
-            if i >= len(old) and j >= len(wanted):
-                break
-        groups.append((range(first_i, i), range(first_j, j)))
-    return groups
+        found.append((range(first_i, i), range(first_j, j)))
+    return found
 
 
 def _deal(factors: Dim, targets: Sequence[int]) -> list[Dim]:

@@ -11,6 +11,8 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+from progc.axes.dims import groups
+
 Step = tuple[Any, ...]
 """One way down into a dim: `("cut", sizes, index)` a factor of it, `("part", start, stop)` a stretch of it."""
 
@@ -176,24 +178,6 @@ def reshape(dims: Sequence[Dim], sizes: Sequence[int], cut: Cutter, side: Side) 
     if carry and not out:
         raise Misfit("positions that were one before have no dim to go to")
     return [*out[:-1], out[-1] + carry] if carry else out
-
-
-def groups(old: list[int], wanted: list[int]) -> list[tuple[range, range]]:
-    """Smallest runs of old and new dims with equal products."""
-    found = []
-    i = j = 0
-    while i < len(old) or j < len(wanted):
-        first_i, first_j = i, j
-        left = right = 1
-        while left != right or (i == first_i and j == first_j):
-            if (left <= right and i < len(old)) or j >= len(wanted):
-                left *= old[i]
-                i += 1
-            else:
-                right *= wanted[j]
-                j += 1
-        found.append((range(first_i, i), range(first_j, j)))
-    return found
 
 
 def deal(parts: Dim, targets: Sequence[int], cut: Cutter) -> tuple[list[Dim], Dim]:

@@ -9,7 +9,7 @@ from typing import Literal
 from progc.axes import AxisTable
 from progc.axes import dims as D
 from progc.axes.dims import Atom, Dim
-from progc.index_map import IndexMap
+from progc.index_map import How
 from progc.lift import Scale, TensorLift
 from progc.program import Program
 from progc.widening import Widening
@@ -31,17 +31,9 @@ class Narrowing(Widening):
         self.units = units
         self.new = {table[name].atom: size for name, size in sizes.items()} | dict.fromkeys(vanished, 0)
 
-    def index_map(self, dim: Dim, only: set[Atom] | None = None) -> IndexMap:
-        """The dim's index map; with `only`, of those atoms alone (the others at their new size throughout)."""
-        parts = []
-        for atom in D.resolve(dim):
-            if atom.segments is not None:
-                parts.append(IndexMap.concat(tuple(self.index_map(segment, only) for segment in atom.segments)))
-                continue
-            new = self.new.get(atom, atom.size)
-            old = atom.size if only is None or atom in only else new
-            parts.append(IndexMap.leaf(old, new, self.units if new < old else "copy"))
-        return IndexMap.product(tuple(parts)) if parts else IndexMap.leaf(1, 1)
+    def how(self, atom: Atom, old: int, new: int) -> How:
+        """Which units of an axis stay."""
+        return self.units if new < old else "copy"
 
     def entry(self, program: Program, name: str, source: str, storage: str) -> TensorLift:
         """How the tensor `name` is made of the full program's `source`."""

@@ -52,7 +52,7 @@ def _reshaped(x: Value, shape: Sequence[int]) -> Value:
     if x.source is not None:
         # Result dims of one reshape group hold all tensor dims of that group.
         held: list[frozenset[int]] = []
-        for old, wanted in D._groups([D.size_of(dim) for dim in x.dims], list(shape)):
+        for old, wanted in D.groups([D.size_of(dim) for dim in x.dims], list(shape)):
             union = frozenset().union(*(x.source.dims[i] for i in old)) if len(old) else frozenset()
             held.extend(union for _ in wanted)
         source = Source(x.source.name, tuple(held))
