@@ -16,6 +16,8 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 
+from progc.reshape_groups import reshape_groups
+
 Dim = tuple["Atom", ...]
 """Product of atoms, outermost first; the empty product is a dim of size 1."""
 
@@ -291,7 +293,7 @@ def _part(atom: Atom, size: int) -> Dim:
 def reshape(dims: Sequence[Dim], sizes: Sequence[int]) -> list[Dim]:
     """The dims after a view: factors are handed out from left to right, cut where the new sizes cut them."""
     out: list[Dim] = []
-    for old, wanted in groups([size_of(dim) for dim in dims], list(sizes)):
+    for old, wanted in reshape_groups([size_of(dim) for dim in dims], list(sizes)):
         factors = tuple(itertools.chain.from_iterable(resolve(dims[i]) for i in old))
         targets = [sizes[j] for j in wanted]
         try:
@@ -301,24 +303,6 @@ def reshape(dims: Sequence[Dim], sizes: Sequence[int]) -> list[Dim]:
                 pin(factors, f"reshaped to {targets}, which its parts do not fit")
             out.extend(new(target, extent=True) for target in targets)
     return out
-
-
-def groups(old: list[int], wanted: list[int]) -> list[tuple[range, range]]:
-    """Smallest runs of old and new dims with equal products."""
-    found = []
-    i = j = 0
-    while i < len(old) or j < len(wanted):
-        first_i, first_j = i, j
-        left = right = 1
-        while left != right or (i == first_i and j == first_j):
-            if (left <= right and i < len(old)) or j >= len(wanted):
-                left *= old[i]
-                i += 1
-            else:
-                right *= wanted[j]
-                j += 1
-        found.append((range(first_i, i), range(first_j, j)))
-    return found
 
 
 def _deal(factors: Dim, targets: Sequence[int]) -> list[Dim]:

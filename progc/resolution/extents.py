@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from progc.axes.dims import groups
+from progc.reshape_groups import reshape_groups
 
 Step = tuple[Any, ...]
 """One way down into a dim: `("cut", sizes, index)` a factor of it, `("part", start, stop)` a stretch of it."""
@@ -158,7 +158,7 @@ def reshape(dims: Sequence[Dim], sizes: Sequence[int], cut: Cutter, side: Side) 
     """
     out: list[Dim] = []
     carry: Dim = ()  # what had one position and has several now; memory order allows for two places
-    for first, wanted in groups([old_size(dim) for dim in dims], list(sizes)):
+    for first, wanted in reshape_groups([old_size(dim) for dim in dims], list(sizes)):
         parts = tuple(part for index in first for part in dims[index])
         targets = [sizes[index] for index in wanted]
         if not targets:

@@ -11,6 +11,7 @@ from progc.axes.dims import Dim
 from progc.axes.rules.pointwise import broadcast
 from progc.axes.walk import Args, Context, Source, Value, rule
 from progc.program import TensorMeta
+from progc.reshape_groups import reshape_groups
 
 
 def moved(x: Value, dims: Sequence[Dim], order: Sequence[int | None]) -> Value:
@@ -52,7 +53,7 @@ def _reshaped(x: Value, shape: Sequence[int]) -> Value:
     if x.source is not None:
         # Result dims of one reshape group hold all tensor dims of that group.
         held: list[frozenset[int]] = []
-        for old, wanted in D.groups([D.size_of(dim) for dim in x.dims], list(shape)):
+        for old, wanted in reshape_groups([D.size_of(dim) for dim in x.dims], list(shape)):
             union = frozenset().union(*(x.source.dims[i] for i in old)) if len(old) else frozenset()
             held.extend(union for _ in wanted)
         source = Source(x.source.name, tuple(held))
