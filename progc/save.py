@@ -75,6 +75,25 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
     path.write_text(json_text(value) + "\n", encoding="utf-8")
 
 
+def write_file(path: Path, value: Mapping[str, Any]) -> None:
+    """Writes an object as one JSON file, whole or not at all; an older file of that name is replaced.
+
+    Raises:
+        InputError: it is a folder, or the disk refuses.
+    """
+    if path.is_dir():
+        raise InputError(f"output {path} is a folder; give the name of a file")
+    temporary = path.parent / _temporary()
+    try:
+        write_json(temporary, value)
+        _sync(temporary)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise InputError(f"output {path} cannot be written: {error.strerror or error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def json_text(value: Mapping[str, Any]) -> str:
     """JSON text of an object; NaN and infinities, which JSON does not have, become null."""
     return json.dumps(_finite(value), indent=2, allow_nan=False, ensure_ascii=False)

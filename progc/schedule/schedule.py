@@ -1,0 +1,231 @@
+"""The schedule: stages as data. JSON in, JSON out, versioned; tied to the structure of the network it was made for."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from progc.errors import InputError
+from progc.schedule.decision import Decision
+from progc.schedule.space import Space
+from progc.schedule.stage import Stage
+
+if TYPE_CHECKING:
+    from progc.program import Program
+
+FORMAT = "progc schedule"
+VERSION = 1
+STRATEGIES = ("linear", "one-shot", "zero-shot")
+MODES = ("default", "reference")
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelRef:
+    """Which network a schedule is for.
+
+    Attributes:
+        source: text of the source, None if the schedule was made from Python.
+        target: text of `--to`, None without one. The full network is the source grown to it.
+        class_name: of the user's module.
+        fingerprint: of the full program, values of weights and the trainable set left out.
+        parameters: of the full program.
+    """
+
+    class_name: str
+    fingerprint: str
+    parameters: int
+    source: str | None = None
+    target: str | None = None
+
+    @classmethod
+    def of(cls, program: Program, source: str | None = None, target: str | None = None) -> ModelRef:
+        """The reference to a full program."""
+        return cls(program.class_name, structure(program), program.num_parameters(), source, target)
+
+
+def structure(program: Program) -> str:
+    """sha256 (hex) of a program's structure: its fingerprint with everything trainable."""
+    from progc.freezing.setting import can_train, set_trainable
+    from progc.graph_tools import fingerprint
+
+    everything = {name for name, tensor in program.parameters() if can_train(tensor)}
+    return fingerprint(set_trainable(program, everything))
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """Stages of one training run.
+
+    Attributes:
+        model: the full network.
+        strategy: one of `STRATEGIES`.
+        stages: in order; the last one is the full network.
+        space: what the stages were chosen from.
+        mode: `reference` follows the published procedure, `default` ours.
+        seed: of the search.
+        total: length of the run in `unit`, None: given to the trainer.
+        unit: `epochs` or `steps`.
+        decisions: of a search, one for each stage that was searched.
+        settings: other options that the plan was made with.
+
+    Raises:
+        InputError: no stage, shares that do not sum to 1, an unknown strategy, mode or unit.
+    """
+
+    model: ModelRef
+    strategy: str
+    stages: tuple[Stage, ...]
+    space: Space
+    mode: str = "default"
+    seed: int = 0
+    total: int | None = None
+    unit: str = "epochs"
+    decisions: tuple[Decision, ...] = ()
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for what, value, known in (
+            ("strategy", self.strategy, STRATEGIES),
+            ("mode", self.mode, MODES),
+            ("unit", self.unit, ("epochs", "steps")),
+        ):
+            if value not in known:
+                raise InputError(f"schedule: {what} is {', '.join(known[:-1])} or {known[-1]}, not {value!r}")
+        if not self.stages:
+            raise InputError("schedule: there is no stage; make the plan with --stages 1 or more")
+        if [stage.index for stage in self.stages] != list(range(len(self.stages))):
+            raise InputError("schedule: stages are numbered from 0 in order; mend their index")
+        whole = math.fsum(stage.share for stage in self.stages)
+        if abs(whole - 1) > 1e-6:
+            raise InputError(f"schedule: shares of the stages sum to {whole:g}, not to 1; mend them")
+
+    def starts(self, total: int | None = None) -> list[int]:
+        """At which epoch (or step) each stage begins: the parts before it, rounded down.
+
+        Args:
+            total: length of the run; None: the schedule's own.
+
+        Raises:
+            InputError: no length is known, or a stage would get nothing.
+        """
+        length = self.total if total is None else total
+        if length is None:
+            raise InputError("schedule: its length is not known; give the number of epochs or steps")
+        before = [math.fsum(stage.share for stage in self.stages[:k]) for k in range(len(self.stages))]
+        found = [math.floor(length * part + 1e-9) for part in before]
+        if any(b <= a for a, b in zip(found, [*found[1:], length], strict=True)):
+            raise InputError(f"schedule: {length} {self.unit} are too few for {len(self.stages)} stages; give more")
+        return found
+
+    def check(self, program: Program) -> None:
+        """Raises InputError if the schedule is for another network than the full program `program`."""
+        if structure(program) != self.model.fingerprint:
+            raise InputError(
+                f"the plan is for {self.model.class_name} with {self.model.parameters:,} parameters, not for this "
+                f"{program.class_name} with {program.num_parameters():,}; make it again for this model"
+            )
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object."""
+        return {
+            "format": FORMAT,
+            "version": VERSION,
+            "model": dataclasses.asdict(self.model),
+            "strategy": self.strategy,
+            "mode": self.mode,
+            "seed": self.seed,
+            "total": self.total,
+            "unit": self.unit,
+            "stages": [stage.to_json() for stage in self.stages],
+            "space": self.space.to_json(),
+            "decisions": [decision.to_json() for decision in self.decisions],
+            "settings": dict(self.settings),
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Schedule:
+        """What `to_json` gave, edited or not.
+
+        Raises:
+            InputError: not a schedule, of a newer version, or with a value that is none.
+        """
+        if data.get("format") != FORMAT:
+            raise InputError(f"not a schedule: its format is {data.get('format')!r}, expected {FORMAT!r}")
+        version = data.get("version")
+        if not isinstance(version, int) or version > VERSION:
+            raise InputError(f"the schedule has version {version!r}, this progc reads up to {VERSION}; update progc")
+        names = {field.name for field in dataclasses.fields(cls)} | {"format", "version"}
+        unknown = data.keys() - names
+        if unknown:
+            raise InputError(f"schedule: unknown key `{sorted(unknown)[0]}`; keys are {', '.join(sorted(names))}")
+        try:
+            return cls(
+                ModelRef(**data["model"]),
+                data["strategy"],
+                tuple(Stage.from_json(item) for item in data["stages"]),
+                Space.from_json(data["space"]),
+                data.get("mode", "default"),
+                data.get("seed", 0),
+                data.get("total"),
+                data.get("unit", "epochs"),
+                tuple(Decision.from_json(item) for item in data.get("decisions", ())),
+                dict(data.get("settings", {})),
+            )
+        except KeyError as error:
+            raise InputError(f"schedule: key {error} is missing; make the plan again") from error
+        except (TypeError, AttributeError, ValueError) as error:
+            raise InputError(f"schedule: a value is none that belongs there ({error}); make the plan again") from error
+
+    @classmethod
+    def read(cls, path: str | Path) -> Schedule:
+        """Reads a file written by `write` or by `progc plan --out`.
+
+        Raises:
+            InputError: it cannot be read, is no JSON, or no schedule; names the file.
+        """
+        try:
+            data = json.loads(Path(path).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"{path} cannot be read as a plan: {error}; expected JSON written by progc plan"
+            ) from error
+        if not isinstance(data, dict):
+            raise InputError(f"{path} holds a {type(data).__name__}; expected a JSON object written by progc plan")
+        try:
+            return cls.from_json(data)
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from error
+
+    def write(self, path: str | Path) -> None:
+        """Writes the schedule as JSON: whole, or not at all.
+
+        Raises:
+            InputError: the file cannot be written.
+        """
+        from progc.save import write_file
+
+        write_file(Path(path), self.to_json())
+
+    @property
+    def speedup(self) -> float | None:
+        """Of the stages, by their costs, over training the full network throughout; None without costs.
+
+        Measured seconds where every stage has them, else floating-point operations.
+        """
+        return speedup(self.stages)
+
+
+def speedup(stages: Sequence[Stage]) -> float | None:
+    """See `Schedule.speedup`; the last stage stands for the full network, per sample."""
+    costs = [stage.cost for stage in stages]
+    if any(cost is None for cost in costs):
+        return None
+    known = [cost for cost in costs if cost is not None]
+    timed = all(cost.seconds is not None for cost in known)
+    steps = [(cost.seconds or 0.0) / cost.batch if timed else cost.flops / cost.batch for cost in known]
+    spent = math.fsum(stage.share * step for stage, step in zip(stages, steps, strict=True))
+    return steps[-1] / spent if spent else None
