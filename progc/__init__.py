@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from progc.diffing import ProgramDiff, diff
     from progc.growing import grow
     from progc.manager import apply
+    from progc.planning import plan
     from progc.program import Program
 
 _LAZY = {
@@ -22,13 +23,14 @@ _LAZY = {
     "capture": "progc.capturing",
     "grow": "progc.growing",
     "apply": "progc.manager",
+    "plan": "progc.planning",
     "diff": "progc.diffing",
     "ProgramDiff": "progc.diffing",
     "Program": "progc.program",
     "rule": "progc.axes.registry",
 }
 
-__all__ = ["EMA", "Program", "ProgramDiff", "__version__", "apply", "capture", "diff", "grow", "rule", "rules"]
+__all__ = ["EMA", "Program", "ProgramDiff", "__version__", "apply", "capture", "diff", "grow", "plan", "rule", "rules"]
 
 
 def __getattr__(name: str) -> Any:

@@ -22,12 +22,12 @@ from progc.demand.operations import describe
 from progc.differences import differences
 from progc.errors import CheckError, TargetError
 from progc.explain import Explanation, explain
+from progc.growth_plan import ChainGrowth, GrowthPlan
 from progc.lift import NOISE
 from progc.manager import hand_over, run
 from progc.outputs import append_outputs, old_outputs
 from progc.passbase import Pass, PassResult
 from progc.pipeline import to_text
-from progc.plan import ChainGrowth, GrowthPlan
 from progc.program import Program
 from progc.proof import measure, tolerance
 from progc.sizes import Size, Sizes

@@ -12,12 +12,12 @@ import torch
 from torch import nn
 
 from progc.errors import InputError
+from progc.growth_plan import GrowthPlan
 from progc.index_map import IndexMap
 from progc.lift import Lift, Scale, Split, TensorLift
 from progc.moments import load_state_by_name, optimizer_state_by_name
 from progc.passes.grow_depth import GrowDepth
 from progc.passes.grow_width import GrowWidth
-from progc.plan import GrowthPlan
 from progc.program import Program
 from tests.gradients import gradients, in_float64
 from tests.training import Run, program

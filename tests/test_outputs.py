@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import progc
 from progc.errors import NotLosslessError, TargetError
 from progc.growing import grow_with_report
-from progc.plan import GrowthPlan
+from progc.growth_plan import GrowthPlan
 from tests import zoo
 from tests.command import in_process
 from tests.growth import gap, outputs

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from progc.check import compare
 from progc.errors import InputError
 from progc.growing import Growth, grow_with_report
+from progc.growth_plan import GrowthPlan
 from progc.index_map import IndexMap
 from progc.lift import Lift, Scale, Split, TensorLift
-from progc.plan import GrowthPlan
 from progc.program import Program
 from progc.revert import kept, revert
 from progc.sizes import parse_sizes

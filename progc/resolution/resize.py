@@ -227,6 +227,19 @@ def _around(program: Program, images: Sequence[Image], facts: Facts, wish: int, 
     return sorted(found)
 
 
+def working(program: Program, sizes: Sequence[tuple[int, int]], *, input: str | None = None) -> list[bool]:
+    """Which of these heights and widths the network can take.
+
+    Raises:
+        TargetError: it has no image, or nothing tells what stays where the image is cut into windows.
+    """
+    images = find_images(program, input)
+    facts, undecided = structure(program, _inputs_at(program, images), False)
+    if undecided:
+        raise TargetError(_ambiguous(program, undecided))
+    return [size == images[0].size or _works(program, images, size, facts) for size in sizes]
+
+
 def _first(sides: Iterator[int]) -> list[int]:
     for side in sides:
         return [side]

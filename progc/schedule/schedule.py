@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,6 +72,7 @@ class Schedule:
         unit: `epochs` or `steps`.
         decisions: of a search, one for each stage that was searched.
         settings: other options that the plan was made with.
+        notes: what was rounded and what could not vary, in sentences.
 
     Raises:
         InputError: no stage, shares that do not sum to 1, an unknown strategy, mode or unit.
@@ -86,6 +88,7 @@ class Schedule:
     unit: str = "epochs"
     decisions: tuple[Decision, ...] = ()
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for what, value, known in (
@@ -95,6 +98,10 @@ class Schedule:
         ):
             if value not in known:
                 raise InputError(f"schedule: {what} is {', '.join(known[:-1])} or {known[-1]}, not {value!r}")
+        if not _whole(self.seed):
+            raise InputError(f"schedule: seed is a whole number, not {self.seed!r}")
+        if self.total is not None and not (_whole(self.total) and self.total >= 1):
+            raise InputError(f"schedule: total is a whole number from 1 on, or null, not {self.total!r}")
         if not self.stages:
             raise InputError("schedule: there is no stage; make the plan with --stages 1 or more")
         if [stage.index for stage in self.stages] != list(range(len(self.stages))):
@@ -115,8 +122,9 @@ class Schedule:
         length = self.total if total is None else total
         if length is None:
             raise InputError("schedule: its length is not known; give the number of epochs or steps")
-        before = [math.fsum(stage.share for stage in self.stages[:k]) for k in range(len(self.stages))]
-        found = [math.floor(length * part + 1e-9) for part in before]
+        # As fractions: thirds of a length add up to whole numbers, which sums of floats miss by a rounding.
+        shares = [Fraction(stage.share).limit_denominator(10**6) for stage in self.stages]
+        found = [math.floor(length * sum(shares[:k], Fraction(0))) for k in range(len(shares))]
         if any(b <= a for a, b in zip(found, [*found[1:], length], strict=True)):
             raise InputError(f"schedule: {length} {self.unit} are too few for {len(self.stages)} stages; give more")
         return found
@@ -144,6 +152,7 @@ class Schedule:
             "space": self.space.to_json(),
             "decisions": [decision.to_json() for decision in self.decisions],
             "settings": dict(self.settings),
+            "notes": list(self.notes),
         }
 
     @classmethod
@@ -156,7 +165,7 @@ class Schedule:
         if data.get("format") != FORMAT:
             raise InputError(f"not a schedule: its format is {data.get('format')!r}, expected {FORMAT!r}")
         version = data.get("version")
-        if not isinstance(version, int) or version > VERSION:
+        if not isinstance(version, int) or not 1 <= version <= VERSION:
             raise InputError(f"the schedule has version {version!r}, this progc reads up to {VERSION}; update progc")
         names = {field.name for field in dataclasses.fields(cls)} | {"format", "version"}
         unknown = data.keys() - names
@@ -174,6 +183,7 @@ class Schedule:
                 data.get("unit", "epochs"),
                 tuple(Decision.from_json(item) for item in data.get("decisions", ())),
                 dict(data.get("settings", {})),
+                notes=tuple(str(note) for note in data.get("notes", ())),
             )
         except KeyError as error:
             raise InputError(f"schedule: key {error} is missing; make the plan again") from error
@@ -229,3 +239,7 @@ def speedup(stages: Sequence[Stage]) -> float | None:
     steps = [(cost.seconds or 0.0) / cost.batch if timed else cost.flops / cost.batch for cost in known]
     spent = math.fsum(stage.share * step for stage, step in zip(stages, steps, strict=True))
     return steps[-1] / spent if spent else None
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

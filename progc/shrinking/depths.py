@@ -93,7 +93,7 @@ def choose(
     if general:
         selected = [chain for chain in table if not names or chain.name in named]
         for chain in selected:
-            outer = next((other for other in selected if _covers(other, chain, selected)), None)
+            outer = covering(chain, selected)
             if outer is None:
                 wanted[chain.name] = general[-1]
             else:
@@ -124,6 +124,29 @@ def _positions(chain: Chain, blocks: int, rule: Rule, notes: list[str]) -> list[
     return [unit * chain.period + i for unit in units for i in range(chain.period)]
 
 
+def least_depth(chain: Chain, again: bool) -> int:
+    """The smallest depth of a chain, counted with its neighbours in the container.
+
+    Args:
+        again: whether growth is to find the chain again, which takes a block of it, two of a dense chain.
+    """
+    others, step = chain.siblings - len(chain.blocks), chain.period
+    if again:
+        return min(others + (2 if chain.kind == "dense" else step), chain.siblings)
+    return others if others else step  # a chain may go entirely where other blocks of its container stay
+
+
+def allowed_depths(chain: Chain, again: bool = True) -> list[int]:
+    """Every depth that a chain can have, ascending; arguments as `least_depth`."""
+    least = least_depth(chain, again)
+    return [depth for depth in range(chain.siblings, 0, -chain.period) if depth >= least][::-1]
+
+
+def covering(chain: Chain, selected: Sequence[Chain]) -> Chain | None:
+    """The chain that shrinks in place of `chain` where a depth is for all of `selected`, if there is one."""
+    return next((other for other in selected if _covers(other, chain, selected)), None)
+
+
 def _blocks(chain: Chain, depth: Depth, strict: bool) -> tuple[int, str]:
     """Blocks of the chain at the wanted depth, which counts every numbered block of the container; with a note."""
     wanted = chain.siblings * depth.number if depth.relative else depth.number
@@ -133,10 +156,8 @@ def _blocks(chain: Chain, depth: Depth, strict: bool) -> tuple[int, str]:
             f"grow-depth{{to={chain.name}:{depth.number}}}"
         )
     others, step = chain.siblings - len(chain.blocks), chain.period
-    least = others if others else step  # a chain may go entirely where other blocks of its container stay
     free = depth.relative and not strict
-    if free:  # for all chains: only as far as growth finds them again, which takes two blocks of a dense chain
-        least = min(others + (2 if chain.kind == "dense" else step), chain.siblings)
+    least = least_depth(chain, free)
     lower = chain.siblings - -(-(chain.siblings - wanted) // step) * step
     if lower == wanted and wanted >= least:
         return int(wanted) - others, ""

@@ -13,10 +13,10 @@ from progc.averages import Average, attached
 from progc.depth.places import interpolated
 from progc.errors import InputError, PassOptionError
 from progc.growing import grow_with_report
+from progc.growth_plan import GrowthPlan
 from progc.lift import Lift
 from progc.manager import run
 from progc.passes.grow_depth import GrowDepth
-from progc.plan import GrowthPlan
 from progc.program import Program
 from progc.rates import learning_rate_factors
 from progc.sizes import parse_sizes

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 import progc
 from progc.growing import grow_with_report
+from progc.growth_plan import GrowthPlan
 from progc.lift import Lift
-from progc.plan import GrowthPlan
 from progc.program import Program
 from progc.shrinking import kept
 from tests.nets import EinsumTransformer, FlatMixer

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 import progc
 from progc.growing import Growth, grow_with_report
-from progc.plan import GrowthPlan
+from progc.growth_plan import GrowthPlan
 from progc.sizes import parse_sizes
 from tests import nets, zoo
 from tests.growth import assert_loads
@@ -86,7 +86,7 @@ def test_a_plan_needs_neither_graph_nor_the_code_of_the_model(tmp_path: Path) ->
     save_file(program.state_dict(), tmp_path / "small.safetensors")
     code = (
         "import json, sys, torch\nfrom safetensors.torch import load_file, save_file\n"
-        "from progc.plan import GrowthPlan\n"
+        "from progc.growth_plan import GrowthPlan\n"
         "plan = GrowthPlan.from_json(json.load(open('plan.json')))\n"
         "save_file(plan.apply(load_file('small.safetensors')), 'large.safetensors')\n"
         "assert not {'progc.capturing', 'torch.export'} & {name for name in sys.modules if 'progc' in name}\n"

@@ -1,0 +1,177 @@
+"""Levels of depth: for every chain that varies, and only depths that shrink can make and growth leads away from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from typing import TYPE_CHECKING
+
+from progc.depth.targets import matching
+from progc.errors import InputError
+from progc.schedule.grids import factors, split
+from progc.schedule.level_texts import Levels, Wish, parse
+from progc.shrinking.depths import allowed_depths, covering
+
+if TYPE_CHECKING:
+    from progc.chains import Chain
+    from progc.program import Program
+
+Depths = list[dict[str, int]]
+SMALLEST = Fraction(1, 2)
+"""Smallest level by default, of the full size, as published for training from scratch."""
+
+
+def variable(program: Program) -> list[Chain]:
+    """The chains that can be shorter, the outer one of several inside one another."""
+    table = list(program.chains)
+    return [chain for chain in table if covering(chain, table) is None and len(allowed_depths(chain)) > 1]
+
+
+def by_default(program: Program, levels: int, start: dict[str, int] | None) -> Depths:
+    """Evenly spaced depths of every chain, from half of the full depth or from that of `start`."""
+    chains = variable(program)
+    first = {chain.name: Fraction((start or {}).get(chain.name, chain.siblings * SMALLEST)) for chain in chains}
+    wanted = {chain.name: factors(first[chain.name], Fraction(chain.siblings), levels) for chain in chains}
+    return _levels(chains, {chain.name: [_nearest(chain, value) for value in wanted[chain.name]] for chain in chains})
+
+
+def asked(program: Program, text: Levels, notes: list[str]) -> Depths:
+    """The depths of a text.
+
+    Raises:
+        InputError: a depth that a chain cannot have, with the nearest that it can; chains with different numbers of
+            levels; a last level that is not the full depth.
+    """
+    if not len(program.chains):
+        raise InputError(
+            "depths: this network has no chain of blocks (progc inspect --chains says why); leave depths out"
+        )
+    wishes = parse("depths", text, named=True)
+    chosen: dict[str, list[int]] = {}
+    named = {chain.name for wish in wishes if wish.name for chain in matching(program.chains, wish.name, "depths")}
+    for wish in wishes:
+        if wish.name is None:
+            free = [chain for chain in variable(program) if chain.name not in named]
+            chosen.update(_for_all(free, wish, notes))
+    for wish in wishes:
+        if wish.name is not None:
+            for chain in matching(program.chains, wish.name, "depths"):
+                chosen[chain.name] = [_exactly(chain, value, wish, notes) for value in wish.values]
+    counts = {len(depths) for depths in chosen.values()}
+    if len(counts) > 1:
+        told = ", ".join(f"{name} has {len(depths)}" for name, depths in chosen.items())
+        raise InputError(f"depths: every chain needs the same number of levels; {told}")
+    chains = [chain for chain in program.chains if chain.name in chosen]
+    for chain in chains:
+        if chosen[chain.name][-1] != chain.siblings:
+            raise InputError(
+                f"depths: the last level is the full network, and {chain.name} has depth {chain.siblings}, not "
+                f"{chosen[chain.name][-1]}; add {chain.name}:{chain.siblings} as last level"
+            )
+    return _levels(chains, chosen)
+
+
+def named(program: Program, text: Levels) -> list[str]:
+    """The chains that a text names."""
+    wishes = [wish for wish in parse("depths", text, named=True) if wish.name]
+    return [chain.name for wish in wishes for chain in matching(program.chains, wish.name or "", "depths")]
+
+
+def from_start(program: Program, levels: Depths, start: dict[str, int]) -> Depths:
+    """The depths of `start` (of every chain that can vary), then the levels that are above them in every chain."""
+    full = {chain.name: chain.siblings for chain in program.chains}
+    smaller = {name for name, depth in start.items() if depth < full[name]}
+    names = [name for name in full if name in smaller or any(name in level for level in levels)]
+    whole = [{name: level.get(name, full[name]) for name in names} for level in levels or [full]]
+    first = {name: start.get(name, full[name]) for name in names}
+    return _distinct([first, *(level for level in whole if all(level[name] >= first[name] for name in names))])
+
+
+def clamped(levels: Depths, name: str, least: int) -> Depths:
+    """The levels with a chain at least that deep; without it where it does not vary any more."""
+    raised = [{**level, name: max(level[name], least)} for level in levels]
+    if len({level[name] for level in raised}) == 1:
+        raised = [{other: depth for other, depth in level.items() if other != name} for level in raised]
+    return _distinct(raised)
+
+
+def lowest(chain: Chain, levels: Depths, works: Callable[[int], bool]) -> int:
+    """The smallest depth from the lowest level on that works; the full depth if none does."""
+    depths = [depth for depth in allowed_depths(chain) if depth >= levels[0][chain.name]]
+    return next((depth for depth in depths[:-1] if works(depth)), chain.siblings)
+
+
+def _for_all(chains: Sequence[Chain], wish: Wish, notes: list[str]) -> dict[str, list[int]]:
+    """Factors are of each chain's depth; numbers of blocks are of all chains together, in proportion."""
+    if not chains:
+        raise InputError(f"depths `{wish.text}`: no chain of this network can be shorter; leave depths out")
+    if wish.relative:
+        return {chain.name: [_nearest(chain, value * chain.siblings) for value in wish.values] for chain in chains}
+    whole = sum(chain.siblings for chain in chains)
+    least = sum(allowed_depths(chain)[0] for chain in chains)
+    found: dict[str, list[int]] = {chain.name: [] for chain in chains}
+    for value in wish.values:
+        if not least <= value <= whole:
+            raise InputError(
+                f"depths `{wish.text}`: {_list(chains)} can have {least} to {whole} blocks in all, not {_number(value)}"
+            )
+        parts = split(int(value), [chain.siblings for chain in chains], [chain.period for chain in chains])
+        near = [_nearest(chain, Fraction(part)) for chain, part in zip(chains, parts, strict=True)]
+        if sum(near) != value:
+            notes.append(
+                f"depths: {_number(value)} blocks become {sum(near)}, the nearest that {_list(chains)} can have"
+            )
+        for chain, depth in zip(chains, near, strict=True):
+            found[chain.name].append(depth)
+    if wish.values[-1] != whole:
+        raise InputError(
+            f"depths `{wish.text}`: the last level is the full network, {whole} blocks; write {wish.text},{whole}"
+        )
+    return found
+
+
+def _exactly(chain: Chain, value: Fraction, wish: Wish, notes: list[str]) -> int:
+    wanted = value * chain.siblings if wish.relative else value
+    allowed = allowed_depths(chain)
+    if wanted in allowed:
+        return int(wanted)
+    near = _nearest(chain, wanted)
+    if wish.relative or wanted.denominator != 1:
+        notes.append(f"depths: {chain.name} gets {near} blocks, the nearest it can have to {_number(wanted)}")
+        return near
+    below = [depth for depth in allowed if depth < wanted][-1:]
+    above = [depth for depth in allowed if depth > wanted][:1]
+    words = " and ".join(map(str, below + above))
+    raise InputError(
+        f"depths `{wish.text}`: {chain.name} cannot have {_number(wanted)} blocks; the nearest that it can have "
+        f"{'are' if below and above else 'is'} {words}"
+    )
+
+
+def _nearest(chain: Chain, wanted: Fraction) -> int:
+    """Halves upwards, as shrink rounds."""
+    return min(allowed_depths(chain), key=lambda depth: (abs(depth - wanted), -depth))
+
+
+def _levels(chains: Sequence[Chain], depths: dict[str, list[int]]) -> Depths:
+    """One mapping per level; chains that do not vary and levels that occur twice are left out."""
+    varying = [chain.name for chain in chains if len(set(depths[chain.name])) > 1]
+    count = len(next(iter(depths.values()), []))
+    return _distinct([{name: depths[name][k] for name in varying} for k in range(count)]) if varying else []
+
+
+def _distinct(levels: Depths) -> Depths:
+    found: Depths = []
+    for level in levels:
+        if level and (not found or level != found[-1]):
+            found.append(level)
+    return found if len(found) > 1 else []
+
+
+def _list(chains: Sequence[Chain]) -> str:
+    names = [chain.name for chain in chains]
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _number(value: Fraction) -> str:
+    return f"{float(value):g}"

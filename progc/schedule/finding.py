@@ -1,0 +1,303 @@
+"""The growth space of a network: what can vary, by analysis, narrowed by what the user asks for.
+
+Every level is built on deferred tensors before it is offered (no weights are allocated), and grown to the next one: the
+result has to be the network of that level, tensor by tensor. Texts are those of `progc/schedule/level_texts.py`:
+
+depths        0.5:1:4, 0.25,0.5,1 (factors of every chain), 6,9,12 (blocks; of all chains together, in proportion),
+              layer3:6,layer3:23 (of one chain; glob names are fine). Default: from half to the full depth.
+widths        0.5:1:3, 192,288,384: the residual width, heads in proportion. Default: the width does not vary.
+resolutions   128,160,192,224, 160x224,320x448 (height x width), 0.5:1:4 (on a grid that the network can take).
+              Default: from half to the full size.
+unfreeze      interleave:4, prefix:4, suffix:3, several of them with commas: shape and number of levels. Default:
+              everything trains. Where blocks unfreeze, the network is trained already: depth varies only if asked.
+none          in any of these: stays as it is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+
+from progc.deferred import defer
+from progc.errors import InputError, ProgcError, TargetError
+from progc.manager import run
+from progc.schedule import depth_levels, resolution_levels, width_levels
+from progc.schedule.building import network, stage_program
+from progc.schedule.level_texts import Levels, items, switched_off
+from progc.schedule.point import Point
+from progc.schedule.space import Space
+from progc.schedule.starting import check_smaller, check_start, start_point
+from progc.schedule.unfreeze import Unfreeze
+
+if TYPE_CHECKING:
+    from progc.program import Program
+
+__all__ = ["Found", "find", "find_space"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """A growth space, and sentences about what was rounded and what could not vary."""
+
+    space: Space
+    notes: tuple[str, ...]
+
+    def check(self) -> None:
+        """Raises InputError where nothing varies."""
+        if self.space.empty:
+            why = f" ({'; '.join(self.notes)})" if self.notes else ""
+            raise InputError(
+                f"the growth space is empty: nothing varies{why}; give depths such as 0.5:1:4, resolutions, widths, or "
+                "unfreeze such as interleave:4"
+            )
+
+
+def find_space(
+    program: Program,
+    *,
+    depths: Levels = None,
+    widths: Levels = None,
+    resolutions: Levels = None,
+    unfreeze: Levels = None,
+    levels: int = 4,
+    start: Program | Point | None = None,
+) -> Space:
+    """The space of `find`.
+
+    Raises:
+        InputError: as `find`, and where nothing varies.
+    """
+    found = find(
+        program, depths=depths, widths=widths, resolutions=resolutions, unfreeze=unfreeze, levels=levels, start=start
+    )
+    found.check()
+    return found.space
+
+
+def find(
+    program: Program,
+    *,
+    depths: Levels = None,
+    widths: Levels = None,
+    resolutions: Levels = None,
+    unfreeze: Levels = None,
+    levels: int = 4,
+    start: Program | Point | None = None,
+) -> Found:
+    """Levels in every dimension, ascending; the last of each is the full network's.
+
+    Args:
+        program: the full network; its weights are not read.
+        depths, widths, resolutions, unfreeze: see the module; None is the default.
+        levels: how many, where none are given; equal ones are one.
+        start: the network that training begins with, or its point: the smallest level has its depth and width.
+
+    Raises:
+        InputError: a text that is none, a level that the network cannot have or grow from (with the nearest that it
+            can), a last level that is not the full network's, or a start that is no sub-network of it.
+    """
+    return _Search(_outline(program), levels, start).run(depths, widths, resolutions, unfreeze)
+
+
+class _Search:
+    def __init__(self, program: Program, levels: int, start: Program | Point | None) -> None:
+        self.program, self.levels = program, levels
+        self.start = start_point(program, start) if start is not None else None
+        if self.start is not None:
+            check_smaller(program, self.start)
+        self.given = start
+        self.notes: list[str] = []
+
+    def run(self, depths: Levels, widths: Levels, resolutions: Levels, unfreeze: Levels) -> Found:
+        shapes = self._unfreeze(unfreeze)
+        deep = self._depths(depths, bool(shapes))
+        sized = self._resolutions(resolutions)
+        wide = self._widths(widths, deep)
+        space = Space(tuple(deep), tuple({"width": width} for width in wide), tuple(sized), tuple(shapes))
+        self._check(space)
+        if self.given is not None and self.start is not None:
+            check_start(self.program, space, self.given)
+        return Found(space, tuple(self.notes))
+
+    # -- dimensions -------------------------------------------------------------------------------------------------
+
+    def _depths(self, text: Levels, finetuned: bool) -> depth_levels.Depths:
+        if switched_off(text):
+            return []
+        start = dict(self.start.depths) if self.start else {}
+        if text is None and self.start is not None:
+            found = depth_levels.by_default(self.program, self.levels, start)
+            return self._growable(found, []) if start else []
+        if text is None:
+            return [] if finetuned else self._growable(depth_levels.by_default(self.program, self.levels, None), [])
+        found = depth_levels.asked(self.program, text, self.notes)
+        named = depth_levels.named(self.program, text)
+        return self._growable(depth_levels.from_start(self.program, found, start) if start else found, named)
+
+    def _growable(self, found: depth_levels.Depths, named: Sequence[str]) -> depth_levels.Depths:
+        """Without the depths that growth does not lead away from; those asked for by name are refused."""
+        fault = self._fault(_points(found))
+        if fault is None:
+            return found
+        for name in list(found[0]):  # one chain alone may be at fault, which shows with the others as they are
+            rest = depth_levels.clamped(found, name, self.program.chains[name].siblings)
+            if self._fault(_points(rest)) is None:
+                return self._raised(found, name, named, fault)
+        for name in list(found[0]):
+            if found and name in found[0]:
+                own = [{name: depth} for depth in sorted({level[name] for level in found})]
+                alone = self._fault(_points(own))
+                found = found if alone is None else self._raised(found, name, named, alone, alone=True)
+        fault = self._fault(_points(found))
+        if fault is not None:
+            self.notes.append(f"depth does not vary: {fault}")
+            return []
+        return found
+
+    def _raised(
+        self, found: depth_levels.Depths, name: str, named: Sequence[str], fault: ProgcError, alone: bool = False
+    ) -> depth_levels.Depths:
+        """With a chain as deep as growth needs it; its other depths, and those of the others if it is not alone, stay.
+
+        Raises:
+            InputError: the chain's depths were asked for by name.
+        """
+        chain, smallest = self.program.chains[name], found[0][name]
+
+        def works(depth: int) -> bool:
+            if alone:
+                return self._fault([Point(depths={name: depth}), Point(depths={name: chain.siblings})]) is None
+            return self._fault(_points(depth_levels.clamped(found, name, depth))) is None
+
+        least = depth_levels.lowest(chain, found, works)
+        if name in named:
+            raise InputError(
+                f"depths: {name} does not grow from {smallest} blocks: {fault}; the smallest depth that it grows from "
+                f"is {least}"
+            )
+        self.notes.append(
+            f"depth: {name} keeps at least {least} blocks, since it does not grow from {smallest}: {fault}"
+        )
+        return depth_levels.clamped(found, name, least)
+
+    def _widths(self, text: Levels, deep: depth_levels.Depths) -> list[int]:
+        if switched_off(text):
+            return []
+        base = Point(depths=deep[0] if deep else {})
+
+        def grows(small: int, large: int) -> None:
+            points = [dataclasses.replace(base, widths={"width": width}) for width in (small, large)]
+            fault = self._fault(points)
+            if fault is not None:
+                raise fault
+
+        smallest = self.start.widths.get("width") if self.start is not None else None
+        if text is None:
+            return width_levels.between(self.program, smallest, self.levels, grows) if smallest else []
+        found = width_levels.asked(self.program, text, grows, self.notes)
+        return [smallest, *(width for width in found if width > smallest)] if smallest else found
+
+    def _resolutions(self, text: Levels) -> list[tuple[int, int]]:
+        if switched_off(text):
+            return []
+        smallest = self.start.resolution if self.start is not None else None
+        if text is None:
+            found = resolution_levels.by_default(self.program, self.levels, self.notes)
+        else:
+            found = resolution_levels.asked(self.program, text)
+        if smallest is None:
+            return found
+        return [smallest, *(size for size in found if size > smallest and min(size) >= min(smallest))]
+
+    def _unfreeze(self, text: Levels) -> list[Unfreeze]:
+        if text is None or switched_off(text):
+            return []
+        from progc.freezing.blocks import Blocks
+
+        blocks = len(Blocks(self.program).units)
+        found: list[Unfreeze] = []
+        for item in items(text):
+            shape, colon, number = item.partition(":")
+            if not colon or not number.isdigit() or not int(number):
+                raise InputError(f"unfreeze `{item}`: expected shape:levels such as interleave:4, prefix:4 or suffix:3")
+            levels = [Unfreeze(shape, level, int(number)) for level in range(1, int(number) + 1)]
+            if any(level.shape == shape for level in found):
+                raise InputError(f"unfreeze: {shape} is given twice; give each shape once")
+            if not blocks:
+                raise InputError(
+                    f"unfreeze `{item}`: the network has no chain of blocks (progc inspect --chains says why); leave "
+                    "unfreeze out"
+                )
+            if len(levels) > blocks:
+                raise InputError(f"unfreeze `{item}`: the network has {blocks} blocks; give at most {blocks} levels")
+            found += levels if len(levels) > 1 else []
+        return found
+
+    # -- building ---------------------------------------------------------------------------------------------------
+
+    def _fault(self, points: Sequence[Point]) -> ProgcError | None:
+        """Why the network of one point does not grow to that of the next; None if each does."""
+        made: list[Program] = []
+        try:
+            for point in points:
+                made.append(network(self.program, point)[0].deferred)
+            for k in range(len(points) - 1):
+                passes = points[k + 1].growing(points[k])
+                grown = run(made[k], passes, verify=False)[0]
+                difference = _difference(grown, made[k + 1])
+                if difference:
+                    return TargetError(difference)
+        except ProgcError as error:
+            return error
+        return None
+
+    def _check(self, space: Space) -> None:
+        """Builds the smallest point and every level on top of it."""
+        smallest = Point(
+            space.depths[0] if space.depths else {},
+            space.widths[0] if space.widths else {},
+            space.resolutions[0] if space.resolutions else None,
+        )
+        for what, points in (
+            ("resolutions", [dataclasses.replace(smallest, resolution=size) for size in space.resolutions]),
+            ("depths", [dataclasses.replace(smallest, depths=level) for level in space.depths]),
+            ("widths", [dataclasses.replace(smallest, widths=level) for level in space.widths]),
+        ):
+            fault = self._fault(points) if len(points) > 1 else None
+            if fault is not None:
+                raise InputError(f"{what}: the levels do not lead to one another in the smallest network: {fault}")
+        for level in space.unfreeze:
+            try:
+                stage_program(self.program, dataclasses.replace(smallest, unfreeze=level))
+            except ProgcError as error:
+                raise InputError(f"unfreeze {level}: {error}") from error
+
+
+def _points(levels: depth_levels.Depths) -> list[Point]:
+    return [Point(depths=level) for level in levels]
+
+
+def _outline(program: Program) -> Program:
+    """The program with ones for weights, one tensor at a time: levels follow from structure, not from values."""
+    twin = program.deferred
+    made: dict[int, torch.Tensor] = {}
+    for tensor in twin.tensors.values():
+        if isinstance(tensor, torch.nn.Parameter) and tensor.is_floating_point():
+            made[id(tensor)] = defer(partial(torch.ones, tensor.shape, dtype=tensor.dtype), tensor)
+    found = twin.replace(tensors={name: made.get(id(t), t) for name, t in twin.tensors.items()}, averages=())
+    found.__dict__.update({name: program.__dict__[name] for name in ("axes", "chains") if name in program.__dict__})
+    return found
+
+
+def _difference(made: Program, expected: Program) -> str | None:
+    """The first tensor in which two programs differ by name or shape, in words."""
+    for name in expected.tensors.keys() | made.tensors.keys():
+        here, there = made.tensors.get(name), expected.tensors.get(name)
+        if here is None or there is None or here.shape != there.shape:
+            told = [("nothing" if one is None else str(list(one.shape))) for one in (here, there)]
+            return f"growth gives {name} {told[0]}, the next level has {told[1]}"
+    return None

@@ -1,0 +1,132 @@
+"""Levels of the resolution: image sizes that the network can take, by default on a grid like the published one."""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+from typing import TYPE_CHECKING
+
+from progc.errors import InputError, TargetError
+from progc.resolution.images import find_images
+from progc.resolution.resize import resize, working
+from progc.schedule.grids import factors, rounded
+from progc.schedule.level_texts import NONE, Levels, items, parse
+from progc.schedule.point import size_text
+
+if TYPE_CHECKING:
+    from progc.program import Program
+
+Size = tuple[int, int]
+SMALLEST = Fraction(1, 2)
+STEPS = 7
+"""A grid has at most so many steps in the full size: multiples of 32 in 224 pixels, as published."""
+_SIZE = re.compile(r"(\d+)(?:x(\d+))?")
+
+
+def by_default(program: Program, levels: int, notes: list[str]) -> list[Size]:
+    """Evenly spaced sizes on the grid from half the full size on; none, with a note, if the network takes no others."""
+    try:
+        return _on_grid(program, factors(SMALLEST, Fraction(1), levels))
+    except (InputError, TargetError) as reason:
+        notes.append(f"resolution does not vary: {reason}")
+        return []
+
+
+def asked(program: Program, text: Levels) -> list[Size]:
+    """The sizes of a text, factors or a range on the grid.
+
+    Raises:
+        InputError: no image, a size that the network cannot take, with the nearest ones that it can, or a last level
+            that is not the full size.
+    """
+    try:
+        full = find_images(program)[0].size
+    except TargetError as error:
+        raise InputError(f"resolutions: {error}; leave resolutions out") from error
+    texts = items(text)
+    if not all(_SIZE.fullmatch(item) for item in texts):
+        wishes = parse("resolutions", text, example="128,160x224")
+        if not wishes[0].relative:
+            wide = [Fraction(value, full[0]) for value in wishes[0].values]
+            if full[0] != full[1] or wide[-1] > 1:
+                raise InputError(f"resolutions `{wishes[0].text}`: the image is {size_text(full)}; list sizes up to it")
+            found = _on_grid(program, wide)
+        else:
+            found = _on_grid(program, list(wishes[0].values))
+    else:
+        found = [_parsed(item) for item in texts]
+    for size in found:
+        if size[0] > full[0] or size[1] > full[1]:
+            raise InputError(
+                f"resolutions: {size_text(size)} is larger than the image of the full network, {size_text(full)}; "
+                "grow the network to it first, or leave it out"
+            )
+        try:
+            resize(program, f"{size[0]}x{size[1]}")
+        except TargetError as error:
+            raise InputError(f"resolutions: {str(error).removeprefix('grow-resolution: ')}") from error
+    if any(b[0] < a[0] or b[1] < a[1] for a, b in zip(found, found[1:], strict=False)):
+        raise InputError(f"resolutions: sizes ascend in both sides; {', '.join(map(size_text, found))} do not")
+    if found and found[-1] != full:
+        raise InputError(
+            f"resolutions: the last level is the full network's image, {size_text(full)}; write "
+            f"{','.join(map(size_text, found))},{size_text(full)}"
+        )
+    return _distinct(found)
+
+
+def grid_step(program: Program) -> Size:
+    """What default sizes are multiples of: a step that the network can take, doubled up to a seventh of the image.
+
+    Found by trial: distances to the full size that divide it, smallest first.
+
+    Raises:
+        InputError: no smaller size works. TargetError: no image.
+    """
+    height, width = find_images(program)[0].size
+    if height == width:
+        step = _step(program, height, lambda side: (side, side))
+        return step, step
+    return (
+        _step(program, height, lambda side: (side, width)),
+        _step(program, width, lambda side: (height, side)),
+    )
+
+
+def _step(program: Program, full: int, at: object) -> int:
+    assert callable(at)
+    steps = [step for step in range(1, full // 2 + 1) if full % step == 0]
+    works = working(program, [at(full - step) for step in steps])
+    first = next((step for step, good in zip(steps, works, strict=True) if good), None)
+    if first is None:
+        raise InputError(f"the network takes no image smaller than {full} that a whole step below it would give")
+    while first * 2 * STEPS <= full and full % (first * 2) == 0:
+        first *= 2
+    return first
+
+
+def _on_grid(program: Program, wanted: list[Fraction]) -> list[Size]:
+    full, steps = find_images(program)[0].size, grid_step(program)
+    sizes = []
+    for factor in wanted:
+        height, width = (
+            min(rounded(factor * side, step), side) if factor != 1 else side
+            for side, step in zip(full, steps, strict=True)
+        )
+        sizes.append((height, width))
+    works = working(program, sizes)
+    return _distinct([size for size, good in zip(sizes, works, strict=True) if good])
+
+
+def _parsed(text: str) -> Size:
+    match = _SIZE.fullmatch(text)
+    assert match is not None
+    height, width = int(match[1]), int(match[2] or match[1])
+    if not (height and width):
+        raise InputError(f"resolutions `{text}`: expected sizes such as 128,160x224, factors (0.5:1:4), or {NONE}")
+    return height, width
+
+
+def _distinct(sizes: list[Size]) -> list[Size]:
+    found = list(dict.fromkeys(sizes))
+    return found if len(found) > 1 else []
