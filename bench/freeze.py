@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 import progc
 from bench.common import write_json
-from progc.freezing import cost
+from progc.costs import count
 from progc.program import Program
 
 VARIANTS = {
@@ -119,7 +119,7 @@ def main() -> None:
             seconds.append(first)
     ratios = {}
     saved = {name: variant.saved(images, labels) for name, variant in variants.items()}
-    costs = {name: cost(variant.program) for name, variant in variants.items()}
+    costs = {name: count(variant.program) for name, variant in variants.items()}
     full = costs["all trainable"]
     for name in variants:
         ratios[name] = {

@@ -1,6 +1,7 @@
 """Models of diffusers from a preset, a config.json or a checkpoint folder: `diffusers:dit_b`, `diffusers:./unet`.
 
-The presets are the DiT family of Peebles and Xie 2023, table 1, with patch size 2, on 32x32x4 latents.
+The presets are the DiT family of Peebles and Xie 2023, table 1, with patch size 2, on 32x32x4 latents, and the denoiser
+of latent diffusion (Rombach et al. 2022) with the sizes of Stable Diffusion 1.5, on 64x64x4 latents.
 """
 
 from __future__ import annotations
@@ -22,6 +23,21 @@ if TYPE_CHECKING:
 
 # layers, heads, head dim
 _DIT = {"dit_s": (12, 6, 64), "dit_b": (12, 12, 64), "dit_l": (24, 16, 64), "dit_xl": (28, 16, 72)}
+_UNETS: dict[str, dict[str, Any]] = {
+    "sd_unet": {
+        "sample_size": 64,
+        "in_channels": 4,
+        "out_channels": 4,
+        "block_out_channels": (320, 640, 1280, 1280),
+        "layers_per_block": 2,
+        "cross_attention_dim": 768,
+        "attention_head_dim": 8,
+        "norm_num_groups": 32,
+        "down_block_types": (*["CrossAttnDownBlock2D"] * 3, "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", *["CrossAttnUpBlock2D"] * 3),
+    }
+}
+_PRESETS = (*_DIT, *_UNETS)
 _TOKENS = 8  # length of the example condition sequence; growth does not depend on it
 
 
@@ -32,11 +48,13 @@ def locate(name: str) -> tuple[Callable[[], nn.Module], str | None]:
         return lambda: diffusers.DiTTransformer2DModel(
             num_layers=layers, num_attention_heads=heads, attention_head_dim=head_dim, out_channels=8
         ), None
+    if name in _UNETS and not Path(name).exists():
+        return lambda: diffusers.UNet2DConditionModel(**_UNETS[name]), None
     if not Path(name).exists():
-        meant = did_you_mean(name, _DIT)
+        meant = did_you_mean(name, _PRESETS)
         raise InputError(
             f"diffusers has no preset `{name}` and there is no such file{meant or ';'} expected a config.json, its "
-            f"folder, or one of {', '.join(_DIT)}"
+            f"folder, or one of {', '.join(_PRESETS)}"
         )
     folder, config = read_config(Path(name), parts=("transformer", "unet"))
     label = config.get("_class_name")

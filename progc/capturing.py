@@ -33,6 +33,7 @@ from progc.capture_state import dataclass_outputs, register_dataclasses, untouch
 from progc.errors import CaptureError
 from progc.lowering import Lowering
 from progc.program import MODES, Mode, Program, Signature, TensorSpec
+from progc.weightless import without_values
 
 _Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 _Range = tuple[int, "int | None"]
@@ -75,6 +76,24 @@ def capture_shapes(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str,
             program.signature, out_specs=dict.fromkeys(MODES, program.signature.out_specs["eval"])
         ),
     )
+
+
+def capture_deferred(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None) -> Program:
+    """As `capture`, for a model that may be too large for this machine: no weight is read, none needs memory.
+
+    Passes, analysis and costs work on the program; whoever asks for a value (`module()`, weight files) gets an
+    InputError. Build the model with `Source.build_skeleton(allocate=False)`: parameters on the meta device, buffers
+    real.
+
+    Raises:
+        CaptureError: as `capture`.
+    """
+    if not isinstance(model, nn.Module):
+        return capture(model, args, kwargs)  # its message
+    with without_values(model) as deferred:
+        program = _capture(model, _inputs(model, args, kwargs), MODES)
+        tensors = {name: deferred.get(id(tensor), tensor) for name, tensor in program.tensors.items()}
+    return program.replace(tensors=tensors)
 
 
 def _inputs(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None) -> _Inputs:

@@ -17,31 +17,37 @@ from torch import nn
 from torch.utils.weak import WeakIdKeyDictionary
 
 
-def build_skeleton(build: Callable[[], nn.Module]) -> nn.Module:
+def build_skeleton(build: Callable[[], nn.Module], *, allocate: bool = True) -> nn.Module:
     """What `build()` returns, with real buffers and arbitrary parameter values.
 
     Falls back to an ordinary build for constructors that need the values of their parameters.
+
+    Args:
+        allocate: give the parameters memory; otherwise those that train stay on the meta device, and the others, which
+            are tables that someone computed, have their values (`progc.capturing.capture_deferred` takes such a model).
     """
     try:
-        with _parameters_on_meta():
+        with _parameters_on_meta(every=allocate):
             model = build()
     except Exception:  # many types: each operation that needs data refuses a meta tensor in its own way
         return build()
     if any(buffer.is_meta for buffer in model.buffers()):
         # A constructor that puts buffers where its parameters are (masks, index tables): only real ones will do.
         return build()
-    _allocate(model)
+    if allocate:
+        _allocate(model)
     return model
 
 
 @contextlib.contextmanager
-def _parameters_on_meta() -> Iterator[None]:
+def _parameters_on_meta(every: bool = True) -> Iterator[None]:
     original = nn.Module.register_parameter
     owner = threading.get_ident()
     replaced: Any = WeakIdKeyDictionary()  # a parameter registered twice is tied: one replacement for both
 
     def register(self: nn.Module, name: str, param: nn.Parameter | None) -> None:
-        if threading.get_ident() == owner and type(param) is nn.Parameter and not param.is_meta:
+        chosen = type(param) is nn.Parameter and not param.is_meta and (every or param.requires_grad)
+        if threading.get_ident() == owner and param is not None and chosen:
             if param not in replaced:
                 replaced[param] = nn.Parameter(param.detach().to("meta"), requires_grad=param.requires_grad)
             param = replaced[param]

@@ -65,13 +65,29 @@ class Source:
             self.prepare()
             return self.construct()
 
-    def build_skeleton(self, seed: int = 0) -> nn.Module:
+    def build_skeleton(self, seed: int = 0, *, allocate: bool = True) -> nn.Module:
         """The model for its structure only: cheap to build, parameter values arbitrary (progc/skeleton.py)."""
         from progc.skeleton import build_skeleton
 
         with _seeded(seed):
             self.prepare()  # outside the skeleton: an instance made on import stays what it is
-        return build_skeleton(lambda: self.build(seed))
+        return build_skeleton(lambda: self.build(seed), allocate=allocate)
+
+    def program(self, seed: int = 0, *, weights: bool = True) -> Program:
+        """The model, captured on its own example inputs.
+
+        Args:
+            seed: for the constructor.
+            weights: False: no memory for weights is taken; the program has shapes only and does not run.
+
+        Raises:
+            InputError: it cannot be built, or example inputs are missing.
+            CaptureError: torch.export cannot follow it.
+        """
+        from progc.capturing import capture, capture_deferred
+
+        model = self.build(seed) if weights else self.build_skeleton(seed, allocate=False)
+        return (capture if weights else capture_deferred)(model, *self.example(model))
 
     def example(self, model: nn.Module, fallback: Example | None = None) -> Example:
         """Example inputs `(args, kwargs)` of the built model, a batch of 2 where the library tells the shape.

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-SCRIPTS = ("analysis", "anchor", "cost", "coverage", "freeze", "grow", "pairs", "properties")
+SCRIPTS = ("analysis", "anchor", "cost", "coverage", "freeze", "grow", "pairs", "plan", "properties")
 
 
 def run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -38,6 +38,18 @@ def test_slopes_are_those_of_powers() -> None:
         "rows = [{'nodes': n, 'seconds': {'axes': 3 * n**1.5, 'chains': 0.0}} for n in (10, 20, 50)]\n"
         "assert abs(slope(rows, 'nodes', ('axes', 'chains')) - 1.5) < 1e-9\n"
         "assert slope(rows[:2], 'nodes', ('axes',)) is None\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+
+
+def test_rank_correlation_is_spearmans() -> None:
+    code = (
+        "from bench.plan import spearman\n"
+        "assert abs(spearman([1, 2, 3, 4], [10, 20, 30, 999]) - 1) < 1e-12\n"
+        "assert abs(spearman([1, 2, 3, 4], [4, 3, 2, 1]) + 1) < 1e-12\n"
+        "assert abs(spearman([1, 2, 3, 4, 5], [2, 1, 4, 3, 5]) - 0.8) < 1e-12\n"
+        "assert abs(spearman([1, 2, 2, 3], [1, 2, 2, 3]) - 1) < 1e-12\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, cwd=ROOT)
     assert done.returncode == 0, done.stderr

@@ -7,11 +7,12 @@ import dataclasses
 from torch import fx
 
 from progc import norm_statistics
+from progc.costs.counting import NotCounted, count
 from progc.demand.operations import mutates
 from progc.freezing.blocks import Blocks
-from progc.freezing.savings import Cost, NotCounted, cost
 from progc.freezing.setting import can_train, fixed_parameters, set_trainable, trainable
 from progc.program import Program
+from progc.schedule.stage import StageCost
 
 _SCALES = (("T", 10**12), ("G", 10**9), ("M", 10**6), ("k", 10**3))
 _BYTES = (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10))
@@ -38,8 +39,8 @@ def report(program: Program, blocks: Blocks, *, measure: bool) -> Report:
         return Report({}, (_warning(alive),) if alive else ())
     everything = {name for name, tensor in program.parameters() if can_train(tensor)} - fixed_parameters(program)
     try:
-        now, full = cost(program), cost(set_trainable(program, everything))
-        closed = cost(set_trainable(program, trainable(program).keys() - blocks.stem)) if alive else None
+        now, full = count(program), count(set_trainable(program, everything))
+        closed = count(set_trainable(program, trainable(program).keys() - blocks.stem)) if alive else None
     except NotCounted as reason:
         return Report({}, (f"savings are not counted: {reason}", *((_warning(alive),) if alive else ())))
     counts = {}
@@ -89,7 +90,7 @@ def _stem_keeps_alive(program: Program, blocks: Blocks) -> list[str]:
     return [name for name in training if name in blocks.stem]
 
 
-def _sentence(now: Cost, full: Cost) -> str:
+def _sentence(now: StageCost, full: StageCost) -> str:
     return (
         f"a step, against all trainable: backward {_flops(now.backward_flops)} of {_flops(full.backward_flops)} "
         f"({_share(now.backward_flops, full.backward_flops)}), saved activations {_size(now.activation_bytes)} of "
@@ -99,7 +100,7 @@ def _sentence(now: Cost, full: Cost) -> str:
     )
 
 
-def _warning(alive: list[str], now: Cost | None = None, closed: Cost | None = None) -> str:
+def _warning(alive: list[str], now: StageCost | None = None, closed: StageCost | None = None) -> str:
     names = ", ".join(alive[:3]) + (f" and {len(alive) - 3} more" if len(alive) > 3 else "")
     text = f"warning: the stem trains ({names}), which keeps the backward alive through the frozen blocks behind it"
     if now is not None and closed is not None:

@@ -51,10 +51,12 @@ def resamples(program: Program, solution: Solution, stretch: bool) -> tuple[dict
 
 
 def _floating(program: Program, name: str, dims: tuple[Dim, ...], stretch: bool, notes: list[str]) -> Resample:
-    tensor = values(program.tensors[name]).detach()
+    tensor = program.tensors[name]
     trained = program.specs[name].kind == "parameter"
-    if not (trained and tensor.requires_grad) and (found := _as_waves(tensor, dims, stretch)) is not None:
-        return found
+    if not (trained and tensor.requires_grad):  # what trains is learned, whatever its values are now
+        tensor = values(tensor).detach()
+        if (found := _as_waves(tensor, dims, stretch)) is not None:
+            return found
     if not trained:
         if (mask := _as_shifted(tensor, dims)) is not None:
             return mask

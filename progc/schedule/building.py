@@ -33,4 +33,13 @@ def stage_program(full: Program, point: Point, *, storage: str = "share") -> Pro
         TargetError, PassOptionError: the network cannot have these sizes, or this trainable set.
     """
     program, _ = network(full, point, storage=storage)
+    return with_trainable_set(program, point)
+
+
+def with_trainable_set(program: Program, point: Point) -> Program:
+    """A network of a point with the point's trainable set.
+
+    Raises:
+        PassOptionError: the network cannot have this trainable set.
+    """
     return run(program, point.freezing(program), verify=False)[0]

@@ -73,6 +73,7 @@ class StageCost:
         parameter_bytes, gradient_bytes, optimizer_bytes: of the stage's parameters, gradients of the trainable ones,
             and what the optimizer (Adam, unless said otherwise) keeps for these.
         seconds: measured, or None.
+        predicted_seconds: from the graph by usual constants of a device, for ratios; or None.
     """
 
     batch: int
@@ -85,6 +86,7 @@ class StageCost:
     gradient_bytes: int
     optimizer_bytes: int
     seconds: float | None = None
+    predicted_seconds: float | None = None
 
     @property
     def flops(self) -> int:
@@ -108,7 +110,7 @@ class StageCost:
             InputError: an unknown or a missing key.
         """
         fields = _known(cls, data, "cost")
-        missing = {field.name for field in dataclasses.fields(cls)} - fields.keys() - {"seconds"}
+        missing = {field.name for field in dataclasses.fields(cls)} - fields.keys() - {"seconds", "predicted_seconds"}
         if missing:
             raise InputError(f"cost: key `{sorted(missing)[0]}` is missing; make the plan again")
         return cls(**fields)

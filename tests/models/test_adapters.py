@@ -149,3 +149,11 @@ def test_vision_models_of_transformers_take_images(tmp_path: Path) -> None:
     )  # fmt: skip
     source = open_source(f"transformers:{folder}")
     assert source.example(source.build_skeleton())[1]["pixel_values"].shape == (2, 3, 32, 32)
+
+
+def test_the_latent_diffusion_preset_has_the_published_size() -> None:
+    source = open_source("diffusers:sd_unet")
+    model = source.build_skeleton(allocate=False)
+    assert sum(parameter.numel() for parameter in model.parameters()) == 859_520_964
+    args, inputs = source.example(model)
+    assert args == () and inputs["sample"].shape == (2, 4, 64, 64) and inputs["encoder_hidden_states"].shape[2] == 768
