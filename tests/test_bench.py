@@ -10,6 +10,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = ("analysis", "anchor", "cost", "coverage", "freeze", "grow", "pairs", "plan", "properties")
+SCRIPTS = ("analysis", "anchor", "cost", "coverage", "freeze", "grow", "pairs", "properties", "proxies")
 
 
 def run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
