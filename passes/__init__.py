@@ -25,6 +25,7 @@ PASSES: Mapping[str, str] = {
     "freeze": "progc.passes.freeze:Freeze",
     "inject-sid": "progc.passes.inject_sid:InjectSid",
     "remove-sid": "progc.passes.remove_sid:RemoveSid",
+    "set-drop": "progc.passes.set_drop:SetDrop",
 }
 
 ENTRY_POINTS = "progc.passes"

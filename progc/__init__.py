@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from progc.manager import apply
     from progc.planning import plan
     from progc.program import Program
+    from progc.schedule.running import stages
 
 _LAZY = {
     "EMA": "progc.averages:Averages",
@@ -28,9 +29,23 @@ _LAZY = {
     "ProgramDiff": "progc.diffing",
     "Program": "progc.program",
     "rule": "progc.axes.registry",
+    "stages": "progc.schedule.running",
 }
 
-__all__ = ["EMA", "Program", "ProgramDiff", "__version__", "apply", "capture", "diff", "grow", "plan", "rule", "rules"]
+__all__ = [
+    "EMA",
+    "Program",
+    "ProgramDiff",
+    "__version__",
+    "apply",
+    "capture",
+    "diff",
+    "grow",
+    "plan",
+    "rule",
+    "rules",
+    "stages",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -236,3 +236,35 @@ class KeywordInputs(nn.Module):
         if mask is not None:
             x = x * mask.unsqueeze(-1)
         return self.body(x * scale) * (2 if double else 1)
+
+
+class DroppingNet(nn.Module):
+    """Residual blocks over continuous tokens with drop-path, rising from 0, and dropout: f32[batch, tokens, 6]."""
+
+    def __init__(
+        self, width: int = 8, hidden: int = 12, depth: int = 3, path: float = 0.2, dropout: float = 0.1
+    ) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Linear(6, width), nn.Linear(width, 4)
+        rates = [path * k / max(depth - 1, 1) for k in range(depth)]
+        self.blocks = nn.ModuleList(DroppingBlock(width, hidden, rate, dropout) for rate in rates)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x.mean(1))
+
+
+class DroppingBlock(nn.Module):
+    def __init__(self, width: int, hidden: int, path: float, dropout: float) -> None:
+        super().__init__()
+        self.norm, self.up, self.down = nn.LayerNorm(width), nn.Linear(width, hidden), nn.Linear(hidden, width)
+        self.path, self.drop = path, nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.down(self.drop(F.gelu(self.up(self.norm(x)))))
+        if self.training and self.path:
+            keep = 1 - self.path
+            y = y * y.new_empty(y.shape[0], 1, 1).bernoulli_(keep).div_(keep)
+        return x + y

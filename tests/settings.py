@@ -181,4 +181,28 @@ SETTINGS: dict[str, tuple[Setting, ...]] = {
         Setting("own:conv", active=("shrink{width=*0.5}", "shrink{width=*0.25 storage=copy}"), idle=("shrink",)),
         Setting("transformers:gpt2", active=("shrink{depth=1 width=16 heads=2}",), idle=("shrink{heads=4}",)),
     ),
+    "set-drop": (
+        Setting(
+            "own:dropping",
+            active=(
+                "set-drop{path=0.1}",
+                "set-drop{path=0.0 dropout=0.0}",
+                "set-drop{path=0.3 ramp=uniform}",
+                "set-drop{path=0.1 dropout=0.2 ramp=linear}",
+            ),
+            idle=("set-drop", "set-drop{path=0.2}", "set-drop{path=0.2 dropout=0.1 ramp=linear}"),
+            lossless=(
+                "set-drop{path=0.1}",
+                "set-drop{path=0.0 dropout=0.0}",
+                "set-drop{path=0.3 ramp=uniform}",
+                "set-drop{path=0.1 dropout=0.2 ramp=linear}",
+            ),
+        ),
+        Setting(
+            "transformers:gpt2",
+            active=("set-drop{dropout=0.3}", "set-drop{dropout=0.0}"),
+            idle=("set-drop{dropout=0.1}", "set-drop{path=0.0}"),
+            lossless=("set-drop{dropout=0.3}", "set-drop{dropout=0.0}"),
+        ),
+    ),
 }

@@ -71,6 +71,22 @@ def test_shifted_moves_each_image_by_at_most_a_pixel(digits: ModuleType) -> None
     assert set(rows.tolist()) == {2, 3, 4} and set(columns.tolist()) == {3, 4, 5}
 
 
+def test_a_plain_loop_trains_in_stages(
+    digits: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A stage per depth, each from where the last one was; the class itself holds what was trained."""
+    monkeypatch.delitem(sys.modules, "stages_loop", raising=False)
+    loop = importlib.import_module("stages_loop")
+    model, accuracy = loop.train(steps=150)
+    assert isinstance(model, digits.DigitsViT) and accuracy > 0.5  # a tenth would be chance
+    told = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in told] == ["stage 0, blocks", "stage 1, blocks", "stage 2, blocks"]
+    assert [int(n.replace(",", "")) for n in re.findall(r"([\d,]+) parameters", "".join(told))][-1] == sum(
+        parameter.numel() for parameter in model.parameters()
+    )
+    assert "ended at step 150: the run is over" in told[-1]
+
+
 def test_held_out_digits_are_never_trained_on(digits: ModuleType) -> None:
     train_images, train_labels, test_images, test_labels = digits.load_digits()
     assert (len(train_images), len(test_images)) == (1437, 360) == (len(train_labels), len(test_labels))

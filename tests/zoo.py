@@ -137,6 +137,7 @@ _ZOO: dict[str, Callable[[], Built]] = {
     "own:conditional": _own(
         nets.ConditionalTransformer, image(32), torch.randn(2, 5, generator=torch.Generator().manual_seed(5))
     ),
+    "own:dropping": _own(nets.DroppingNet, torch.randn(4, 5, 6, generator=torch.Generator().manual_seed(6))),
     "own:tied": _own(nets.TiedWeights, torch.tensor([[1, 2, 3], [4, 0, 10]])),
 }
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 
 from torch import fx
@@ -36,8 +36,10 @@ class Blocks:
         inside: parameters of all blocks.
     """
 
-    def __init__(self, program: Program) -> None:
+    def __init__(self, program: Program, chains: Sequence[Chain] | None = None) -> None:
+        """Of `chains`, which share no node; by default of the outermost ones."""
         self.program = program
+        self._chains = _outermost(program) if chains is None else list(chains)
         self._readers: dict[str, list[fx.Node]] = {}
         self._position: dict[fx.Node, int] = {}
         for index, node in enumerate(program.graphs["train"].nodes):
@@ -73,7 +75,7 @@ class Blocks:
         for name, spec in self.program.specs.items():
             if spec.kind == "parameter":
                 groups.setdefault(self.program.tied.get(name, name), set()).add(name)
-        for chain in _outermost(self.program):
+        for chain in self._chains:
             pieces = {block.label: set(block.tensors) for block in chain.blocks}
             pieces.update(_siblings(chain, [name for names in groups.values() for name in names], pieces))
             for label, names in pieces.items():

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from progc.errors import InputError
 from progc.schedule.decision import Decision
+from progc.schedule.rules import Rule, rule_from_json
 from progc.schedule.space import Space
 from progc.schedule.stage import Stage
 
@@ -73,6 +74,7 @@ class Schedule:
         decisions: of a search, one for each stage that was searched.
         settings: other options that the plan was made with.
         notes: what was rounded and what could not vary, in sentences.
+        rules: by which stages end early or late (progc/schedule/rules.py); none: each has its share.
 
     Raises:
         InputError: no stage, shares that do not sum to 1, an unknown strategy, mode or unit.
@@ -89,6 +91,7 @@ class Schedule:
     decisions: tuple[Decision, ...] = ()
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    rules: tuple[Rule, ...] = ()
 
     def __post_init__(self) -> None:
         for what, value, known in (
@@ -153,6 +156,7 @@ class Schedule:
             "decisions": [decision.to_json() for decision in self.decisions],
             "settings": dict(self.settings),
             "notes": list(self.notes),
+            "rules": [rule.to_json() for rule in self.rules],
         }
 
     @classmethod
@@ -184,6 +188,7 @@ class Schedule:
                 tuple(Decision.from_json(item) for item in data.get("decisions", ())),
                 dict(data.get("settings", {})),
                 notes=tuple(str(note) for note in data.get("notes", ())),
+                rules=tuple(rule_from_json(item) for item in data.get("rules", ())),
             )
         except KeyError as error:
             raise InputError(f"schedule: key {error} is missing; make the plan again") from error

@@ -1,0 +1,55 @@
+"""`set-drop`: sets the rates of drop-path and dropout (progc/dropping, docs/passes/set-drop.md)."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar
+
+from progc.dropping import set_drops
+from progc.errors import PassOptionError
+from progc.passbase import Pass, PassResult, option
+from progc.program import Program
+
+
+@dataclasses.dataclass(frozen=True)
+class SetDrop(Pass):
+    """Sets the rates of drop-path and dropout.
+
+    Idea: a small network early in a progressive training needs less regularisation than the full one (AutoProg, Li et
+    al., CVPR 2022; progressive learning, Tan and Le 2021), so the probabilities that the train graph holds are
+    rewritten from stage to stage. Drop-path (stochastic depth, Huang et al. 2016) is found by what it does: a random
+    mask over samples, divided by the probability of keeping, multiplies a branch that is then added. A rate of 0 is
+    exact and draws no random numbers.
+    Preserved: the function in eval mode, whose graph stays as it is, and all tensors.
+    Needs: operations that drop in the train graph, hence rates above 0 when the model was captured.
+    Leaves behind: each rate's proportion to the largest one, so that a rate of 0 can be undone.
+    """
+
+    name: ClassVar[str] = "set-drop"
+
+    path: float | None = option(None, help="largest rate of drop-path, at least 0 and below 1; none: as it is")
+    dropout: float | None = option(None, help="largest rate of dropout, at least 0 and below 1; none: as it is")
+    ramp: str = option(
+        "keep",
+        help="keep: rates keep their proportions; linear: drop-path rises from 0 over the blocks; uniform: all alike",
+        choices=("keep", "linear", "uniform"),
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("path", "dropout"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < 1:
+                raise PassOptionError(f"set-drop: {name} is a probability, at least 0 and below 1, not {value:g}")
+
+    def run(self, program: Program) -> PassResult:
+        """Sets the rates.
+
+        Raises:
+            PassOptionError: a rate above 0 for a network that drops nothing, or nothing there.
+        """
+        done = set_drops(program, path=self.path, dropout=self.dropout, shape=self.ramp)  # type: ignore[arg-type]
+        if done.program is program:
+            return PassResult(program, changed=False, lossless=True)
+        only = ("rates of drop-path and dropout are others in train mode",)
+        return PassResult(done.program, True, done.counts, None, done.notes, lossless=True, eval_only=only)
