@@ -56,10 +56,14 @@ class Resample:
         Args:
             tensor: its shape is that of `dims` before.
         """
+        return self.mapped(tensor.detach())
+
+    def mapped(self, tensor: torch.Tensor) -> torch.Tensor:
+        """As `apply`; where the map is linear, gradients flow back through it to `tensor`."""
         if not self.linear:
             made = _MAKERS[self.kind](self)
             return made.reshape(self.shape).to(tensor.device, tensor.dtype)
-        wide = tensor.detach().to(torch.float64 if tensor.dtype == torch.float64 else torch.float32)
+        wide = tensor.to(torch.float64 if tensor.dtype == torch.float64 else torch.float32)
         return parted(wide, self.dims, _GRIDS[self.kind]).to(tensor.dtype)
 
     def to_json(self) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = ("analysis", "anchor", "cost", "coverage", "freeze", "grow", "pairs", "plan", "properties")
 SCRIPTS = ("analysis", "anchor", "cost", "coverage", "freeze", "grow", "pairs", "properties", "proxies")
+SCRIPTS = ("analysis", "anchor", "cost", "coverage", "freeze", "grow", "one_shot", "pairs", "properties")
 
 
 def run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
