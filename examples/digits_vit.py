@@ -3,9 +3,9 @@
     python examples/digits_vit.py --out weights.safetensors --seconds 60     train it (about a minute)
     progc inspect examples/digits_vit.py --axes --chains                     what can grow in it
     progc grow examples/digits_vit.py --to vit_b --weights weights.safetensors --out grown
+    progc plan examples/digits_vit.py --strategy zero-shot --out plan.json   which stages to train it in
 
-progc needs two functions of a file: `build()` makes the model, `example_inputs()` shows one call of it.
-Nothing else here knows that the model is going to grow.
+progc needs `build()` and `example_inputs()` of a file, and to search or to measure `datasets()` and `loss()` as well.
 """
 
 from __future__ import annotations
@@ -80,6 +80,17 @@ def build() -> nn.Module:
 def example_inputs() -> tuple[Tensor, ...]:
     """One call of the model; a batch of two or more leaves the batch size free."""
     return (torch.rand(4, 1, 8, 8),)
+
+
+def datasets() -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Samples for training and for validation, each (images, labels)."""
+    train_images, train_labels, test_images, test_labels = load_digits()
+    return (train_images, train_labels), (test_images, test_labels)
+
+
+def loss(outputs: Tensor, batch: list[Tensor]) -> Tensor:
+    """Mean cross entropy; `batch` is [images, labels]. For pairs like these it may be left out."""
+    return F.cross_entropy(outputs, batch[1], label_smoothing=0.1)
 
 
 def load_digits(held_out: int = 360, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -97,8 +97,8 @@ def align(source: Program, target: Program) -> Alignment:
 
 
 def _check_names(source: Program, target: Program) -> None:
-    ours = set(source.state_dict())
-    theirs = set(target.state_dict())
+    ours = set(source.persistent())
+    theirs = set(target.persistent())
     lines = []
     for what, names in (("only in the source", ours - theirs), ("only in the target", theirs - ours)):
         modules = list(dict.fromkeys(name.rpartition(".")[0] or name for name in sorted(names)))

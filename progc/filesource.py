@@ -35,6 +35,7 @@ def file_source(text: str) -> Source:
         derive=lambda model: _example(path, model),
         prepare=lambda: load_file(path),
         hint=f"write in {path}: def example_inputs(): return (torch.randn(2, 3, 224, 224),)",
+        file=path,
     )
 
 

@@ -130,6 +130,7 @@ def grow_with_report(
     watch: Watch | None = None,
     place: Callable[[Program], Program] = Program.complete,
     noise: float | None = None,
+    check: bool = True,
 ) -> Growth:
     """Like `grow`, with the plan and a report.
 
@@ -145,6 +146,8 @@ def grow_with_report(
         place: where the grown weights go. Called before the check with the grown program, its parameters still
             deferred (progc/deferred.py); what it returns is checked and becomes the result. By default they go into
             memory.
+        check: whether weights are made, and both networks run and compared. Without it the weights stay deferred, the
+            differences are None, and the source needs no weights either.
     """
     chosen = {"width": "copy", "depth": "identity", **(inits or {})}
     clock = _Clock(progress)
@@ -196,6 +199,8 @@ def grow_with_report(
         "eval_only": list(plan.eval_only),
         "axes": [item.to_json() for item in explained if item.kind != "stays"],
     }
+    if not check:
+        return Growth(grown, plan, {**report, "max_abs_diff": None, "max_rel_diff": None}, explained)
     with clock("write"):
         grown = place(grown if grown is not program else source)
     with clock("check"):

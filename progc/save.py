@@ -75,14 +75,31 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
     path.write_text(json_text(value) + "\n", encoding="utf-8")
 
 
+def check_file(path: Path) -> None:
+    """Asks, before any work, whether the file `path` can be written; leaves nothing behind.
+
+    Raises:
+        InputError: it is a folder, or its folder does not exist or takes no files.
+    """
+    if path.is_dir():
+        raise InputError(f"output {path} is a folder; give the name of a file")
+    probe = path.parent / _temporary()
+    try:
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise InputError(
+            f"output {path} cannot be written ({error.strerror} in {path.parent}); make the folder or choose another"
+        ) from error
+
+
 def write_file(path: Path, value: Mapping[str, Any]) -> None:
     """Writes an object as one JSON file, whole or not at all; an older file of that name is replaced.
 
     Raises:
         InputError: it is a folder, or the disk refuses.
     """
-    if path.is_dir():
-        raise InputError(f"output {path} is a folder; give the name of a file")
+    check_file(path)
     temporary = path.parent / _temporary()
     try:
         write_json(temporary, value)

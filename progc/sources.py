@@ -16,6 +16,7 @@ import dataclasses
 import importlib
 import random
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from progc.errors import CaptureError, InputError
@@ -45,6 +46,7 @@ class Source:
         prepare: what has to run before any model is built (importing the user's file).
         trained: the checkpoint file or folder whose weights `construct` loads, if any.
         hint: how the user can supply example inputs.
+        file: the user's Python file, if it is one.
     """
 
     text: str
@@ -54,6 +56,7 @@ class Source:
     prepare: Callable[[], Any] = lambda: None
     trained: str | None = None
     hint: str = ""
+    file: Path | None = None
 
     def build(self, seed: int = 0) -> nn.Module:
         """The model, initialised as its class does it from `seed`; torch's own random state is left as it was.

@@ -234,7 +234,7 @@ def _interrupted(*_args: Any, **_kwargs: Any) -> None:
     raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("command", ["grow", "inspect", "apply", "passes"])
+@pytest.mark.parametrize("command", ["grow", "plan", "inspect", "apply", "passes"])
 def test_every_command_explains_itself(run: Command, command: str) -> None:
     outcome = run(command, "--help")
     assert outcome.code == 0 and outcome.err == "" and outcome.out.startswith(f"Usage: progc {command} ")
@@ -242,10 +242,15 @@ def test_every_command_explains_itself(run: Command, command: str) -> None:
 
 OPTIONS: dict[str, set[str]] = {
     "grow": {"--to", "--weights", "--ema", "--init", "--lossy", "--explain", "--out", "--seed", "--json", "--help"},
-    "inspect": {"--axes", "--chains", "--graph", "--explain", "--json", "--help"},
+    "plan": {
+        "--to", "--strategy", "--stages", "--mode", "--depths", "--widths", "--resolutions", "--unfreeze", "--epochs",
+        "--steps", "--batch", "--data", "--weights", "--seed", "--measure", "--set", "--sid", "--out", "--json",
+        "--help",
+    },
+    "inspect": {"--axes", "--chains", "--graph", "--explain", "--stage", "--json", "--help"},
     "apply": {"--pipeline", "--weights", "--ema", "--out", "--seed", "--json", "--help"},
     "passes": {"--help"},
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("command", OPTIONS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import json
 import re
@@ -14,6 +15,8 @@ import torch
 import progc.axes.registry
 from progc.passbase import Pass
 from progc.passes import PASSES, load_pass
+from progc.schedule import Regularisation
+from tests.schedule import made
 
 ROOT = Path(__file__).resolve().parents[1]
 CARDS = ROOT / "docs" / "passes"
@@ -198,6 +201,31 @@ def test_python_of_the_readme_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(stage, progc.Program) and isinstance(optimizer, torch.optim.Optimizer)
     held = {id(tensor) for group in optimizer.param_groups for tensor in group["params"]}
     assert held == {id(tensor) for _, tensor in stage.parameters() if tensor.requires_grad}
+
+
+def test_python_of_the_guide_to_schedules_runs(tmp_path: Path) -> None:
+    from progc.taskfile import load_task
+
+    guide = ROOT / "docs" / "schedules.md"
+    data, plan = blocks(guide, "python")
+    execute(guide, plan)
+    (tmp_path / "data.py").write_text(data, encoding="utf-8")
+    task = load_task(tmp_path / "data.py")
+    batch = next(task.batches(4, seed=0))
+    assert task.at_size(batch, (4, 4))[0].shape == (4, 1, 4, 4) and task.inputs(batch)[0][0] is batch[0]
+    assert task.loss(torch.zeros(4, 2), batch) > 0
+
+
+def test_the_guide_to_schedules_knows_every_key() -> None:
+    """Of the JSON file: a table cell names each."""
+    text = (ROOT / "docs" / "schedules.md").read_text(encoding="utf-8").partition("## The file")[2]
+    schedule = made.searched()
+    data = schedule.to_json()
+    keys = {*data, *data["stages"][0], *data["stages"][0]["cost"], *data["model"], *data["space"]}
+    keys |= {*data["decisions"][0], *data["decisions"][0]["candidates"][0], "sid", "depths", "widths", "resolution"}
+    keys |= {field.name for field in dataclasses.fields(Regularisation)} - {"stage"}
+    missing = {key for key in keys if f"`{key}`" not in text}
+    assert missing <= {"stage"}, f"docs/schedules.md does not say what {missing} hold"
 
 
 def test_exit_codes_of_the_readme() -> None:

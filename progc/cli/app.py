@@ -103,9 +103,76 @@ def grow(
 
 
 @app.command()
+def plan(
+    source: SourceArgument,
+    to: Annotated[
+        str | None,
+        typer.Option("--to", metavar="TARGET", help="The full network, as for grow. Default: SOURCE itself."),
+    ] = None,
+    strategy: Annotated[
+        str, typer.Option("--strategy", metavar="NAME", help="linear, one-shot or zero-shot.")
+    ] = "linear",
+    stages: Annotated[
+        int, typer.Option("--stages", metavar="K", help="How many; the last one is the full network.")
+    ] = 4,
+    mode: Annotated[
+        str, typer.Option("--mode", metavar="NAME", help="default, or reference: the published procedure.")
+    ] = "default",
+    depths: Annotated[
+        str | None, typer.Option("--depths", metavar="TEXT", help="Levels of depth, such as 0.5:1:4, 6,8,12 or none.")
+    ] = None,
+    widths: Annotated[
+        str | None, typer.Option("--widths", metavar="TEXT", help="Levels of width, such as 0.5:1:2. Default: none.")
+    ] = None,
+    resolutions: Annotated[
+        str | None, typer.Option("--resolutions", metavar="TEXT", help="Image sizes, such as 128,160,192,224 or none.")
+    ] = None,
+    unfreeze: Annotated[
+        str | None, typer.Option("--unfreeze", metavar="TEXT", help="interleave:4, prefix:4, suffix:4, or none.")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option("--epochs", metavar="N", help="Length of the run.")] = None,
+    steps: Annotated[int | None, typer.Option("--steps", metavar="N", help="Length of the run, in steps.")] = None,
+    batch: Annotated[
+        int | None, typer.Option("--batch", metavar="N", help="Samples per step, for searches and costs.", min=1)
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option("--data", metavar="FILE.py", help="datasets() and loss(outputs, batch). Default: SOURCE's file."),
+    ] = None,
+    weights: WeightsOption = None,
+    seed: SeedOption = 0,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Also time the steps of each stage; needs samples.")
+    ] = False,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting of the strategy; may be repeated.")
+    ] = None,
+    sid: Annotated[bool, typer.Option("--sid", help="Number the stages for a stage identifier.")] = False,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="JSON file to write; an older one is replaced.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Plan the stages of a training run of SOURCE, and what each costs."""
+    from progc.cli.plan import run_plan
+
+    space = {"depths": depths, "widths": widths, "resolutions": resolutions, "unfreeze": unfreeze}
+    run_plan(
+        source, to=to, strategy=strategy, stages=stages, mode=mode, space=space, epochs=epochs, steps=steps,
+        batch=batch, data=data, weights=weights, seed=seed, measure=measure, settings=settings or (), sid=sid, out=out,
+        as_json=as_json,
+    )  # fmt: skip
+
+
+@app.command()
 def inspect(
     source: Annotated[
-        str, typer.Argument(metavar="SOURCE|DIR", help="A model, or a folder written by --out.", show_default=False)
+        str,
+        typer.Argument(
+            metavar="SOURCE|DIR|PLAN",
+            help="A model, a folder written by --out, or a plan written by progc plan.",
+            show_default=False,
+        ),
     ],
     axes: Annotated[bool, typer.Option("--axes", help="What can be widened, and why the rest cannot.")] = False,
     chains: Annotated[bool, typer.Option("--chains", help="What can be deepened.")] = False,
@@ -114,12 +181,13 @@ def inspect(
         str | None,
         typer.Option("--explain", metavar="AXIS", help="Why it may or may not grow: an axis, a pattern, or `all`."),
     ] = None,
+    stage: Annotated[int | None, typer.Option("--stage", metavar="K", help="One stage of a plan, in full.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show what progc sees in a model. A folder is read as JSON and headers; no code of yours runs."""
+    """Show what progc sees in a model. Folders and plans are read as JSON and headers; no code of yours runs."""
     from progc.cli.inspect import run_inspect
 
-    run_inspect(source, axes=axes, chains=chains, graph=graph, explain=explain, as_json=as_json)
+    run_inspect(source, axes=axes, chains=chains, graph=graph, explain=explain, stage=stage, as_json=as_json)
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""`progc inspect`: what progc sees in a model, or what an output folder holds."""
+"""`progc inspect`: what progc sees in a model, or what an output folder or a plan holds."""
 
 from __future__ import annotations
 
@@ -17,14 +17,24 @@ if TYPE_CHECKING:
     from progc.program import Program
 
 
-def run_inspect(text: str, *, axes: bool, chains: bool, graph: bool, explain: str | None, as_json: bool) -> None:
-    """Prints a summary, or the tables and the graph that were asked for.
+def run_inspect(
+    text: str, *, axes: bool, chains: bool, graph: bool, explain: str | None, stage: int | None, as_json: bool
+) -> None:
+    """Prints a summary, or the tables and the graph that were asked for; of a plan all of it, or one stage.
 
     Raises:
         ProgcError: see the exit codes of `progc.cli`.
     """
+    of_model = axes or chains or graph or explain is not None
+    if text.endswith(".json") and not Path(text).is_dir():
+        if of_model:
+            raise InputError(f"{text} is a plan, which holds no graph; give the model itself as SOURCE")
+        _print_plan(Path(text), stage, as_json)
+        return
+    if stage is not None:
+        raise InputError(f"--stage {stage} is one of a plan; give the .json file that progc plan wrote")
     if Path(text).is_dir():
-        if axes or chains or graph or explain is not None:
+        if of_model:
             raise InputError(f"{text} is an output folder, which holds no graph; give the model itself as SOURCE")
         _print_folder(Path(text), as_json)
         return
@@ -85,6 +95,20 @@ def _print_summary(terminal: Terminal, program: Program) -> None:
             ("chains", ", ".join(chains) + " (--chains)" if chains else "none (--chains)"),
         ]
     )
+
+
+def _print_plan(path: Path, stage: int | None, as_json: bool) -> None:
+    from progc.cli.plan import described
+    from progc.schedule.detail import stage_json, stage_text
+    from progc.schedule.schedule import Schedule
+    from progc.schedule.text import schedule_text
+
+    schedule = Schedule.read(path)
+    if as_json:
+        content = described(schedule) if stage is None else stage_json(schedule, stage)
+        Terminal().print(json_text(content))
+    else:
+        Terminal().print(schedule_text(schedule) if stage is None else stage_text(schedule, stage))
 
 
 def _print_folder(path: Path, as_json: bool) -> None:

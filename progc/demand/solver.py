@@ -20,6 +20,7 @@ from progc.deferred import values
 from progc.demand.factors import as_scale, expanded, same
 from progc.demand.operations import DemandRefused, argument, describe, mutates, op_name, shape_of
 from progc.demand.steps import Factor, routes, spread, unknown
+from progc.errors import InputError
 from progc.lift import Scale
 from progc.program import MODES, Mode, Program
 
@@ -152,7 +153,11 @@ def _scale(name: str, mask: torch.Tensor, factor: float) -> Scale:
 
 
 def _is_zero(tensor: torch.Tensor) -> bool:
-    return not bool(values(tensor).detach().any())
+    """Whether all is zero; of a program without weights nothing is known to be."""
+    try:
+        return not bool(values(tensor).detach().any())
+    except InputError:
+        return False
 
 
 class _Search:

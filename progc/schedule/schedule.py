@@ -23,6 +23,8 @@ FORMAT = "progc schedule"
 VERSION = 1
 STRATEGIES = ("linear", "one-shot", "zero-shot")
 MODES = ("default", "reference")
+DERIVED = ("speedup", "time_shares", "seconds", "versions")
+"""What `progc plan --json` says beside the schedule; not read."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,7 +174,7 @@ class Schedule:
         if not isinstance(version, int) or not 1 <= version <= VERSION:
             raise InputError(f"the schedule has version {version!r}, this progc reads up to {VERSION}; update progc")
         names = {field.name for field in dataclasses.fields(cls)} | {"format", "version"}
-        unknown = data.keys() - names
+        unknown = data.keys() - names - set(DERIVED)
         if unknown:
             raise InputError(f"schedule: unknown key `{sorted(unknown)[0]}`; keys are {', '.join(sorted(names))}")
         try:
