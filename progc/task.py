@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch.utils import _pytree as pytree
 from torch.utils.data import default_collate
 
+from progc import data_order
 from progc.errors import InputError
 from progc.program import Program
 
@@ -56,7 +57,7 @@ class Task:
     def batches(
         self, size: int, *, seed: int, epoch: int = 0, count: int | None = None, validation: bool = False
     ) -> Iterator[Any]:
-        """Shuffled batches of one epoch; the order follows from seed and epoch alone, whatever was drawn before.
+        """Shuffled batches of one epoch; order and random transforms follow from seed and epoch, whatever was drawn.
 
         Args:
             size: samples per batch; an incomplete batch at the end is left out.
@@ -75,11 +76,10 @@ class Task:
                 f"{count or 1} batches of {size} are needed and {len(samples)} samples give {there}; "
                 "use a smaller batch or more data"
             )
-        generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
-        order = torch.arange(len(samples)) if validation else torch.randperm(len(samples), generator=generator)
+        order = torch.arange(len(samples)) if validation else data_order.order(seed, epoch, len(samples))
         for place in range(there if count is None else count):
             chosen = order[place * size : (place + 1) * size].tolist()
-            yield self.collate([samples[index] for index in chosen])
+            yield self.collate(data_order.fetch(samples, chosen, seed, epoch))
 
     def fitted(self, batch: Any, program: Program) -> Any:
         """The batch at the image size of a program; the batch itself if that is its size."""

@@ -18,7 +18,7 @@ import torch
 from progc.deferred import defer, values
 from progc.errors import InputError
 
-_DTYPES = {
+DTYPES = {
     torch.bool: "BOOL",
     torch.uint8: "U8",
     torch.int8: "I8",
@@ -36,7 +36,7 @@ _DTYPES = {
     torch.int64: "I64",
     torch.uint64: "U64",
 }
-_RANK = {dtype: rank for rank, dtype in enumerate(_DTYPES)}
+_RANK = {dtype: rank for rank, dtype in enumerate(DTYPES)}
 _LENGTH = struct.Struct("<Q")
 _METADATA = {"format": "pt"}
 
@@ -50,31 +50,47 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     Raises:
         InputError: the disk refuses, or the format does not know a dtype.
     """
+    order, text = header_of(tensors, path.name)
+    places: dict[int, list[int]] = {}
+    end = 0
+    for name in order:
+        places.setdefault(id(tensors[name]), []).append(end)
+        end += tensors[name].numel() * tensors[name].element_size()
+    try:
+        with path.open("wb", buffering=0) as file:
+            _write(file, text)
+            for name in order:
+                starts = places.pop(id(tensors[name]), [])  # a tied tensor is made once and written to all its places
+                data = data_of(values(tensors[name])) if starts else None
+                for start in starts:
+                    file.seek(len(text) + start)
+                    _write(file, data)
+    except OSError as error:
+        raise InputError(f"{path.name} cannot be written: {error.strerror or error}; choose another place") from error
+
+
+def header_of(tensors: Mapping[str, torch.Tensor], file: str) -> tuple[list[str], bytes]:
+    """Names in the order in which the data of the tensors follow one another, and all bytes that come before the data.
+
+    Args:
+        file: its name, for the message.
+
+    Raises:
+        InputError: the format does not know a dtype.
+    """
     for name, tensor in tensors.items():
-        if tensor.dtype not in _DTYPES:
-            raise InputError(f"{path.name} cannot be written: safetensors knows no {tensor.dtype} ({name})")
+        if tensor.dtype not in DTYPES:
+            raise InputError(f"{file} cannot be written: safetensors knows no {tensor.dtype} ({name})")
     order = sorted(tensors, key=lambda name: (-_RANK[tensors[name].dtype], name))
     header: dict[str, Any] = {"__metadata__": _METADATA}
-    places: dict[int, list[int]] = {}
     end = 0
     for name in order:
         tensor, start = tensors[name], end
         end += tensor.numel() * tensor.element_size()
-        header[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
-        places.setdefault(id(tensor), []).append(start)
+        header[name] = {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % _LENGTH.size)
-    try:
-        with path.open("wb", buffering=0) as file:
-            _write(file, _LENGTH.pack(len(text)) + text)
-            for name in order:
-                starts = places.pop(id(tensors[name]), [])  # a tied tensor is made once and written to all its places
-                data = _bytes(values(tensors[name])) if starts else None
-                for start in starts:
-                    file.seek(_LENGTH.size + len(text) + start)
-                    _write(file, data)
-    except OSError as error:
-        raise InputError(f"{path.name} cannot be written: {error.strerror or error}; choose another place") from error
+    return order, _LENGTH.pack(len(text)) + text
 
 
 def _write(file: BinaryIO | Any, data: Any) -> None:
@@ -83,7 +99,8 @@ def _write(file: BinaryIO | Any, data: Any) -> None:
         view = view[file.write(view) :]
 
 
-def _bytes(tensor: torch.Tensor) -> Any:
+def data_of(tensor: torch.Tensor) -> Any:
+    """The bytes of a tensor as a safetensors file holds them: a flat buffer, shared with the tensor where it can be."""
     flat = tensor.detach().cpu().resolve_conj().contiguous().reshape(-1)
     return flat.view(torch.uint8).numpy() if flat.numel() else b""
 
@@ -110,7 +127,7 @@ def open_tensors(path: Path) -> dict[str, torch.Tensor]:
     Raises:
         InputError: the file cannot be read, is damaged, or holds a dtype that torch does not have.
     """
-    dtypes = {text: dtype for dtype, text in _DTYPES.items()}
+    dtypes = {text: dtype for dtype, text in DTYPES.items()}
     try:
         with path.open("rb") as file:
             (length,) = _LENGTH.unpack(file.read(_LENGTH.size))

@@ -12,6 +12,18 @@ ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = ("analysis", "anchor", "cost", "coverage", "freeze", "grow", "pairs", "plan", "properties")
 SCRIPTS = ("analysis", "anchor", "cost", "coverage", "freeze", "grow", "pairs", "properties", "proxies")
 SCRIPTS = ("analysis", "anchor", "cost", "coverage", "freeze", "grow", "one_shot", "pairs", "properties")
+SCRIPTS = (
+    "analysis",
+    "anchor",
+    "checkpoint_faults",
+    "checkpoints",
+    "cost",
+    "coverage",
+    "freeze",
+    "grow",
+    "pairs",
+    "properties",
+)
 
 
 def run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from progc.checkpoints.searching import is_checkpoint
+from progc.cli.checkpoint import print_checkpoint
 from progc.cli.common import millions
 from progc.cli.explained import Chain
 from progc.errors import InputError
@@ -36,6 +38,9 @@ def run_inspect(
     if Path(text).is_dir():
         if of_model:
             raise InputError(f"{text} is an output folder, which holds no graph; give the model itself as SOURCE")
+        if is_checkpoint(text):
+            print_checkpoint(Path(text), as_json)
+            return
         _print_folder(Path(text), as_json)
         return
     terminal = Terminal()

@@ -1,0 +1,146 @@
+"""Which checkpoints stay: the newest that verify, and the best one. No torch but for writing."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import uuid
+import warnings
+from pathlib import Path
+
+from progc.checkpoints.manifest import NAME, sealed, unsealed
+from progc.checkpoints.reading import is_count, read_text
+from progc.checkpoints.searching import Tell, steps, verify
+from progc.errors import InputError
+
+BEST = "best.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Pruned:
+    """What `prune` did, as names of folders, newest first.
+
+    Attributes:
+        kept: verified ones that stay.
+        removed: older ones that are gone.
+        broken: those that do not verify; they were left alone.
+    """
+
+    kept: tuple[str, ...]
+    removed: tuple[str, ...]
+    broken: tuple[str, ...]
+
+
+def prune(run: str | Path, *, keep: int, tell: Tell | None = None) -> Pruned:
+    """Removes checkpoints that are older than the newest `keep` that verify. The best one stays, whatever its age.
+
+    Only what verifies counts and only what verifies is removed, so a row of broken ones never pushes out a good one.
+
+    Args:
+        keep: at least 1.
+        tell: is given a message where nothing was removed; None: it becomes a warning.
+
+    Raises:
+        InputError: `keep` is below 1, or the run cannot be read.
+    """
+    from progc.checkpoints.writing import clean, locked, remove
+
+    if keep < 1:
+        raise InputError(f"keep {keep}: expected 1 or more checkpoints")
+    folder = Path(run)
+    if not folder.is_dir():
+        return Pruned((), (), ())
+    kept: list[str] = []
+    removed: list[str] = []
+    broken: list[str] = []
+    with locked(folder):
+        try:
+            marked = _marked(folder)
+        except InputError as error:
+            message = f"no checkpoint is removed, since nobody knows which is best: {error}; mark it again"
+            _say(message, tell)
+            return Pruned((), (), ())
+        for step, path in steps(folder):
+            try:
+                verify(path)
+            except InputError:
+                broken.append(path.name)
+                continue
+            if len(kept) < keep or (marked is not None and marked[0] == step):
+                kept.append(path.name)
+            else:
+                try:
+                    remove(path)
+                except OSError as error:
+                    _say(f"checkpoint {path} cannot be removed: {error.strerror or error}; remove it by hand", tell)
+                    continue
+                removed.append(path.name)
+    clean(folder)
+    return Pruned(tuple(kept), tuple(removed), tuple(broken))
+
+
+def mark_best(run: str | Path, step: int, metric: float | None = None) -> None:
+    """Says that the checkpoint of this step is the best so far; `prune` leaves it alone from now on.
+
+    Raises:
+        InputError: it does not verify, or the disk refuses.
+    """
+    from progc.checkpoints.manifest import folder_name
+    from progc.checkpoints.reading import digest
+
+    folder = Path(run) / folder_name(step)
+    verify(folder)
+    manifest = digest(folder / NAME, (folder / NAME).stat().st_size)
+    value = {"step": step, "metric": None if metric is None else repr(float(metric)), "manifest": manifest}
+    path = Path(run) / BEST
+    temporary = path.parent / f".{BEST}-{uuid.uuid4().hex}"
+    try:
+        with temporary.open("xb") as file:
+            file.write(sealed(value).encode())
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        descriptor = os.open(path.parent, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror or error}; free space") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def best(run: str | Path) -> Path | None:
+    """The checkpoint that was marked as best, None if none was.
+
+    Raises:
+        InputError: the mark or the checkpoint is damaged, or the checkpoint is another one than was marked.
+    """
+    from progc.checkpoints.manifest import folder_name
+    from progc.checkpoints.reading import digest
+
+    marked = _marked(Path(run))
+    if marked is None:
+        return None
+    folder = Path(run) / folder_name(marked[0])
+    verify(folder)
+    if digest(folder / NAME, (folder / NAME).stat().st_size) != marked[1]:
+        raise InputError(f"{folder} is not the checkpoint that was marked as best; mark it again")
+    return folder
+
+
+def _marked(run: Path) -> tuple[int, str] | None:
+    """Step and sha256 of the manifest of the best checkpoint."""
+    path = run / BEST
+    if not os.path.lexists(path):
+        return None
+    value = unsealed(read_text(path), path)
+    if not is_count(value.get("step")) or not isinstance(value.get("manifest"), str):
+        raise InputError(f"{path} names no checkpoint")
+    return value["step"], value["manifest"]
+
+
+def _say(message: str, tell: Tell | None) -> None:
+    if tell is None:
+        warnings.warn(message, stacklevel=3)
+    else:
+        tell(message)

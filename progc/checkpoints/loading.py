@@ -1,0 +1,332 @@
+"""Reading a checkpoint back: verified first, then part by part, each compared with its sha256 as it is read."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from progc.averages import Averages
+from progc.checkpoints.manifest import FileEntry, Manifest
+from progc.checkpoints.ranks import rank as own_rank
+from progc.checkpoints.reading import Entry, header_entries, is_count, open_file, parse_object
+from progc.checkpoints.rng import fresh_rng, set_rng_state
+from progc.checkpoints.searching import verify
+from progc.checkpoints.state import CONFIG, MODEL, SCHEDULE, TRAINING, NamedTensors, State, ema_file, rng_stem
+from progc.data_order import DataPosition
+from progc.encoding import decode
+from progc.errors import InputError
+from progc.optimizers.files import load_optimizer_data
+from progc.tensor_file import DTYPES
+from progc.weights import check_fit
+
+if TYPE_CHECKING:
+    from progc.schedule import Schedule
+
+_CHUNK = 8 << 20
+
+
+def load(path: str | Path) -> Checkpoint:
+    """Opens a checkpoint that verifies; nothing but its manifest is kept in memory.
+
+    Raises:
+        InputError: as `verify`.
+    """
+    return Checkpoint(Path(path), verify(path))
+
+
+class Checkpoint:
+    """A checkpoint that has been verified.
+
+    Attributes:
+        path: its folder.
+        manifest: its facts.
+    """
+
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        self.path, self.manifest = path, manifest
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """The model's tensors, on the CPU."""
+        return self._tensors(MODEL)
+
+    def average(self, decay: float) -> dict[str, torch.Tensor]:
+        """The averaged copy with this decay.
+
+        Raises:
+            InputError: there is none; says which there are.
+        """
+        if ema_file(decay) not in self.manifest.files:
+            raise InputError(f"{self.path} has no average with decay {decay}; it has {list(self.decays)}")
+        return self._tensors(ema_file(decay))
+
+    @property
+    def decays(self) -> tuple[float, ...]:
+        """Decays of the averaged copies."""
+        ema = self._training["ema"]
+        return () if ema is None else tuple(ema["decays"])
+
+    @property
+    def data(self) -> DataPosition | None:
+        """Where the run stood in its data."""
+        value = self._training["data"]
+        return None if value is None else DataPosition(**value)
+
+    @cached_property
+    def config(self) -> dict[str, Any] | None:
+        """The resolved configuration."""
+        return self._object(CONFIG) if CONFIG in self.manifest.files else None
+
+    @cached_property
+    def schedule(self) -> Schedule | None:
+        """The schedule of the run."""
+        if SCHEDULE not in self.manifest.files:
+            return None
+        from progc.schedule import Schedule
+
+        with _reading(self.path / SCHEDULE):
+            return Schedule.from_json(self._object(SCHEDULE))
+
+    def restore(self, state: State, *, skip: Iterable[str] = (), rank: int | None = None) -> None:
+        """Puts everything back into the live objects: optimizers, weights, averages, then the rest, RNG last.
+
+        What belongs to the model is compared before anything is changed: names, shapes, dtypes, tied names, and which
+        parameters train. A model that was built for another stage is refused, not trained half frozen.
+
+        Args:
+            state: built as the one that was saved, of the same stage.
+            skip: parts that are there on one side only and shall be: `ema`, `optimizer`, `scaler`, `controllers`;
+                `rng` leaves the generators alone; `frozen` accepts another trainable set.
+            rank: whose random numbers; None: of this process. A rank that was not there gets fresh ones.
+
+        Raises:
+            InputError: a part is missing on one side, does not fit, or is none.
+        """
+        left_out = set(skip)
+        unknown = left_out - {"ema", "optimizer", "scaler", "controllers", "rng", "frozen"}
+        if unknown:
+            raise InputError(f"skip: unknown part {sorted(unknown)[0]!r}")
+        self._check_parts(state, left_out)
+        named = NamedTensors(state.model)
+        weights = self.weights()
+        self._check_model(named, weights, type(state.model).__name__, left_out)
+        random = None if "rng" in left_out else self._random(state, own_rank() if rank is None else rank)
+        averages = self._averages(state.ema) if state.ema is not None and "ema" not in left_out else None
+        if "optimizer" not in left_out:
+            for stem, optimizer in state.optimizers.items():
+                self._load_optimizer(stem, optimizer, named)
+        with torch.no_grad():
+            for name, tensor in weights.items():
+                named.persistent[name].copy_(tensor)
+        if averages is not None:
+            assert state.ema is not None
+            state.ema.load_state_dict(averages)
+        where = self.path / f"{TRAINING}.json"
+        if state.scaler is not None and "scaler" not in left_out:
+            with _reading(where):
+                state.scaler.load_state_dict(self._training["scaler"])
+        if "controllers" not in left_out:
+            for name, item in state.controllers.items():
+                with _reading(where):
+                    item.load_state_dict(self._training["controllers"][name])
+        if random is not None:
+            random()
+
+    def _check_parts(self, state: State, left_out: set[str]) -> None:
+        there = set(self.manifest.holds) - {"rng", "data", "schedule", "config"}
+        given = set(state.holds)
+        for part in sorted((there ^ given) - left_out):
+            side = f"{self.path} holds {part}, which" if part in there else f"{part} is not in {self.path}, and"
+            what = "is given nothing to go to" if part in there else "would start anew"
+            raise InputError(f"{side} {what}; build the state as it was saved, or give skip=({part!r},)")
+        if "controllers" not in left_out and set(self._training["controllers"]) != set(state.controllers):
+            found = sorted(self._training["controllers"])
+            raise InputError(f"{self.path} holds controllers {found}, given are {sorted(state.controllers)}")
+        if "optimizer" not in left_out:
+            files = {name.removesuffix(".json") for name in self.manifest.files if name.startswith("optimizer")}
+            files -= {name for name in files if name.endswith(".safetensors")}
+            if files != set(state.optimizers):
+                raise InputError(f"{self.path} holds {sorted(files)}, given are {sorted(state.optimizers)}")
+
+    def _check_model(
+        self, named: NamedTensors, weights: Mapping[str, torch.Tensor], label: str, left_out: set[str]
+    ) -> None:
+        path = self.path / MODEL
+        check_fit(path, weights, named.persistent, label)
+        for name, tensor in weights.items():
+            if tensor.dtype != named.persistent[name].dtype:
+                raise InputError(
+                    f"{path}: {name} is {tensor.dtype}, in the model it is {named.persistent[name].dtype}; "
+                    "build the model in the dtype it was saved in"
+                )
+        facts, saved = named.facts, self._training
+        if facts["tied"] != saved["tied"]:
+            both = [*facts["tied"], *saved["tied"]]
+            names = next(group for group in both if (group in facts["tied"]) != (group in saved["tied"]))
+            raise InputError(f"{path}: {', '.join(names)} are one tensor on one side only; tie them as they were saved")
+        differ = sorted(set(facts["frozen"]) ^ set(saved["frozen"]))
+        if differ and "frozen" not in left_out:
+            state = "does not train in the model" if differ[0] in facts["frozen"] else "trains in the model"
+            raise InputError(
+                f"{self.path} was saved with another trainable set: {differ[0]} {state} ({len(differ)} parameters "
+                f"differ); build stage {self.manifest.stage} first, or give skip=('frozen',)"
+            )
+
+    def _averages(self, ema: Averages) -> dict[str, torch.Tensor]:
+        """As `Averages.load_state_dict` takes them."""
+        saved = self._training["ema"]
+        if list(ema.decays) != list(saved["decays"]):
+            raise InputError(
+                f"{self.path} has averages of decays {list(saved['decays'])}, given are {list(ema.decays)}"
+            )
+        own = ema.state_dict()
+        found = {"num_updates": torch.tensor(saved["num_updates"])}
+        for decay in ema.decays:
+            for name, tensor in self.average(decay).items():
+                key = f"{decay!r}/{name}"
+                if key not in own and name in ema.tensors[decay]:
+                    continue  # a tied name: the same values under its first name
+                found[key] = tensor
+                if key in own and (own[key].dtype != tensor.dtype or own[key].shape != tensor.shape):
+                    raise InputError(f"{self.path / ema_file(decay)}: {name} has another shape or dtype than given")
+        if found.keys() != own.keys():
+            odd = sorted(found.keys() ^ own.keys())[0]
+            raise InputError(f"{self.path}: average {odd} is on one side only; average this stage's model")
+        return found
+
+    def _load_optimizer(self, stem: str, optimizer: torch.optim.Optimizer, named: NamedTensors) -> None:
+        path = self.path / f"{stem}.json"
+        data = self._object(path.name)
+        with _reading(path):
+            load_optimizer_data(data, lambda: self._tensors(f"{stem}.safetensors"), optimizer, named.as_program, path)
+
+    def _random(self, state: State, rank: int) -> Callable[[], None]:
+        """What sets the generators of a rank, once all else is done."""
+        there = rank < self.manifest.world
+        path = self.path / f"{rng_stem(rank if there else 0)}.json"
+        saved = self._decoded(path.stem)
+        names = saved.get("generators")
+        if not isinstance(names, dict) or set(names) != set(state.generators):
+            found = sorted(map(str, names or ()))
+            raise InputError(f"{path} holds generators {found}, expected {sorted(state.generators)}; give the same")
+
+        def restore() -> None:
+            with _reading(path):
+                if there:
+                    set_rng_state(saved, state.generators)
+                else:
+                    fresh_rng(saved, rank, state.generators)
+
+        return restore
+
+    @cached_property
+    def _training(self) -> dict[str, Any]:
+        found = self._decoded(TRAINING)
+        wanted = {"frozen", "tied", "ema", "data", "scaler", "controllers"}
+        if found.keys() != wanted or not isinstance(found["controllers"], dict):
+            raise InputError(f"{self.path / TRAINING}.json is no training state")
+        with _reading(self.path / f"{TRAINING}.json"):
+            _check_training(found)
+        return found
+
+    def _decoded(self, stem: str) -> dict[str, Any]:
+        path = self.path / f"{stem}.json"
+        data = self._object(path.name)
+        tensors = self._tensors(f"{stem}.safetensors") if f"{stem}.safetensors" in self.manifest.files else {}
+        with _reading(path):
+            found = decode(data, tensors)
+        if not isinstance(found, dict):
+            raise InputError(f"{path} holds a {type(found).__name__}; expected a JSON object")
+        return found
+
+    def _object(self, name: str) -> dict[str, Any]:
+        data = self._bytes(name)
+        try:
+            return parse_object(data.numpy().tobytes().decode("utf-8"), self.path / name)
+        except UnicodeDecodeError as error:
+            raise InputError(f"{self.path / name} is no text in UTF-8") from error
+
+    def _tensors(self, name: str) -> dict[str, torch.Tensor]:
+        path, data = self.path / name, self._bytes(name)
+        if len(data) < 8:
+            raise InputError(f"{path} is no safetensors file: it has {len(data)} bytes")
+        length = int.from_bytes(data[:8].numpy().tobytes(), "little")
+        if length > len(data) - 8:
+            raise InputError(f"{path} is no safetensors file: a header of {length} bytes")
+        entries = header_entries(data[8 : 8 + length].numpy().tobytes(), len(data), path)
+        with _reading(path):
+            return {key: _tensor(data, entry) for key, entry in entries.items()}
+
+    def _bytes(self, name: str) -> torch.Tensor:
+        entry = self.manifest.files.get(name)
+        if entry is None:
+            raise InputError(f"{self.path / name} is missing in the manifest")
+        return _checked_bytes(self.path / name, entry)
+
+
+def _checked_bytes(path: Path, entry: FileEntry) -> torch.Tensor:
+    """A file's bytes `[size]`, compared with its sha256 while they are read."""
+    try:
+        with open_file(path) as file:
+            if os.fstat(file.fileno()).st_size != entry.size:
+                raise InputError(f"{path} was changed after it was verified")
+            data = torch.empty(entry.size, dtype=torch.uint8)
+            array: Any = data.numpy()
+            view, sha = memoryview(array), hashlib.sha256()
+            while view:
+                count = file.readinto(view[:_CHUNK])  # type: ignore[attr-defined]
+                if not count:
+                    break
+                sha.update(view[:count])
+                view = view[count:]
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+    if sha.hexdigest() != entry.sha256:
+        raise InputError(f"{path} was changed after it was verified")
+    return data
+
+
+_KINDS = {text: dtype for dtype, text in DTYPES.items()}
+
+
+def _tensor(data: torch.Tensor, entry: Entry) -> torch.Tensor:
+    dtype = _KINDS[entry.dtype]
+    part = data[entry.start : entry.end]
+    if entry.start % dtype.itemsize:
+        part = part.clone()
+    return part.view(dtype).reshape(entry.shape)
+
+
+def _check_training(found: dict[str, Any]) -> None:
+    """Raises ValueError, TypeError or KeyError where a value is none that belongs there."""
+    ema, data = found["ema"], found["data"]
+    names = [*found["frozen"], *(name for group in found["tied"] for name in group)]
+    if not all(isinstance(name, str) for name in names) or not all(isinstance(group, list) for group in found["tied"]):
+        raise ValueError("names of tensors that are none")
+    if ema is not None and not (
+        all(isinstance(decay, float) for decay in ema["decays"]) and is_count(ema["num_updates"])
+    ):
+        raise ValueError("averages that are none")
+    if data is not None and not all(isinstance(value, int) for value in DataPosition(**data).__dict__.values()):
+        raise ValueError("a position in the data that is none")
+
+
+class _reading:
+    """Turns whatever data of the wrong kind makes other code raise into one InputError that names the file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, InputError) or not isinstance(error, Exception):
+            return
+        text = " ".join(str(error).split())[:160] or type(error).__name__
+        raise InputError(f"{self.path} holds something else than was saved ({text})") from error

@@ -1,0 +1,256 @@
+"""The objects of a training run that change from step to step, and a snapshot of them as named files."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from progc.averages import Averages, _named
+from progc.checkpoints.ranks import gathered, rank, world
+from progc.checkpoints.rng import rng_state
+from progc.data_order import DataPosition
+from progc.encoding import encode
+from progc.errors import InputError
+from progc.optimizers.files import optimizer_as_data
+from progc.program import Program
+
+if TYPE_CHECKING:
+    from progc.schedule import Schedule
+
+MODEL, TRAINING, CONFIG, SCHEDULE = "model.safetensors", "training", "config.json", "schedule.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class State:
+    """What a checkpoint takes from a training loop, and puts back into it: the live objects themselves.
+
+    Attributes:
+        model: a module (wrapped by torch's DistributedDataParallel or torch.compile, too) or a program.
+        optimizer: one, or several by name; over parameters of the model.
+        ema: averaged copies.
+        scaler: `torch.amp.GradScaler`.
+        controllers: other objects with `state_dict` and `load_state_dict`, by name: learning-rate schedulers, guards.
+        generators: generators of one's own, by name; the global ones are saved in any case.
+    """
+
+    model: nn.Module | Program
+    optimizer: Optimizer | Mapping[str, Optimizer] | None = None
+    ema: Averages | None = None
+    scaler: Any = None
+    controllers: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    generators: Mapping[str, torch.Generator] = dataclasses.field(default_factory=dict)
+
+    @property
+    def optimizers(self) -> dict[str, Optimizer]:
+        """The optimizers by the stem of their files."""
+        if self.optimizer is None:
+            return {}
+        if isinstance(self.optimizer, Optimizer):
+            return {"optimizer": self.optimizer}
+        return {f"optimizer-{name}": optimizer for name, optimizer in self.optimizer.items()}
+
+    @property
+    def holds(self) -> tuple[str, ...]:
+        """Its parts that are there."""
+        parts = {
+            "model": True,
+            "optimizer": bool(self.optimizers),
+            "ema": self.ema is not None,
+            "scaler": self.scaler is not None,
+            "controllers": bool(self.controllers),
+        }
+        return tuple(name for name, there in parts.items() if there)
+
+
+class NamedTensors:
+    """A model's tensors by the user's names, as optimizers and files ask for them.
+
+    Attributes:
+        tensors: every name, tied ones too.
+        persistent: those that are saved.
+        tied: alias to the name that stands for it.
+    """
+
+    def __init__(self, model: nn.Module | Program) -> None:
+        """
+        Raises:
+            InputError: a tensor that is spread over ranks or has no values, or state that is no tensor.
+        """
+        if isinstance(model, Program):
+            self.tensors, self.persistent = dict(model.tensors), model.persistent()
+        else:
+            odd = [name for name, value in model.state_dict(keep_vars=True).items() if not _is_tensor(value)]
+            if odd:
+                raise InputError(f"the model holds state that is no tensor ({odd[0]}); save it as a controller")
+            self.tensors = self.persistent = _named(model)
+        first: dict[int, str] = {}
+        self.tied: dict[str, str] = {}
+        for name, tensor in self.persistent.items():
+            if first.setdefault(id(tensor), name) != name:
+                self.tied[name] = first[id(tensor)]
+        for name, tensor in self.persistent.items():
+            if hasattr(tensor, "full_tensor"):
+                raise InputError(f"{name} is spread over ranks (DTensor); gather it, such checkpoints are not made yet")
+            if tensor.is_meta:
+                raise InputError(f"{name} has no values (meta or deferred tensor); give the complete model")
+
+    def parameters(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Names and parameters, a tied one once."""
+        for name, tensor in self.tensors.items():
+            if isinstance(tensor, nn.Parameter) and name not in self.tied:
+                yield name, tensor
+
+    @property
+    def as_program(self) -> Program:
+        """For the functions of progc/optimizers/, which ask a program for `parameters` and `tensors` alone."""
+        found: Any = self
+        return found
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a file of tensors does not tell: which names are one tensor, and which parameters do not train."""
+        held = self.persistent.items()
+        frozen = [name for name, tensor in held if isinstance(tensor, nn.Parameter) and not tensor.requires_grad]
+        groups: dict[str, list[str]] = {}
+        for alias, name in self.tied.items():
+            groups.setdefault(name, [name]).append(alias)
+        return {"frozen": sorted(frozen), "tied": sorted(sorted(group) for group in groups.values())}
+
+
+@dataclasses.dataclass(frozen=True)
+class Snapshot:
+    """A checkpoint in memory.
+
+    Attributes:
+        facts: of the manifest, without files.
+        tensors: file name to tensors by name.
+        texts: file name to JSON text.
+    """
+
+    facts: Mapping[str, Any]
+    tensors: Mapping[str, Mapping[str, torch.Tensor]]
+    texts: Mapping[str, str]
+
+    def moved(self, buffers: Buffers) -> Snapshot:
+        """The same with copies of all tensors in host memory."""
+        return dataclasses.replace(self, tensors=buffers.copied(self.tensors))
+
+
+class Buffers:
+    """Host memory that one snapshot after another is copied into: fresh memory would cost more than the copy."""
+
+    def __init__(self) -> None:
+        self._held: dict[tuple[str, str], torch.Tensor] = {}
+
+    @torch.no_grad()
+    def copied(self, files: Mapping[str, Mapping[str, torch.Tensor]]) -> dict[str, dict[str, torch.Tensor]]:
+        """Copies; a tensor that is there under several names is copied once."""
+        held: dict[tuple[str, str], torch.Tensor] = {}
+        made: dict[int, torch.Tensor] = {}
+        devices = set()
+        for file, tensors in files.items():
+            for name, tensor in tensors.items():
+                if id(tensor) not in made:
+                    buffer = self._held.get((file, name))
+                    if buffer is None or buffer.shape != tensor.shape or buffer.dtype != tensor.dtype:
+                        buffer = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+                    buffer.copy_(tensor, non_blocking=tensor.is_cuda)
+                    devices.add(tensor.device)
+                    made[id(tensor)] = held[file, name] = buffer
+        for device in devices:
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+        self._held = held
+        return {file: {name: made[id(tensor)] for name, tensor in own.items()} for file, own in files.items()}
+
+
+def snapshot(
+    state: State,
+    step: int,
+    *,
+    epoch: int = 0,
+    stage: int = 0,
+    data: DataPosition | None = None,
+    schedule: Schedule | None = None,
+    config: Mapping[str, Any] | None = None,
+    run_id: str = "",
+) -> Snapshot | None:
+    """A checkpoint in memory that shares its tensors with `state`; on ranks other than 0 nothing, they give their RNG.
+
+    Args:
+        step, epoch, stage: see `Manifest`.
+        data: where the run stands in its data.
+        schedule: of the run.
+        config: the resolved configuration, plain JSON data.
+        run_id: of the run.
+
+    Raises:
+        InputError: something in `state` can be neither tensor nor JSON; says what.
+    """
+    texts: dict[str, str] = {}
+    tensors: dict[str, dict[str, torch.Tensor]] = {}
+
+    def put(stem: str, value: Any, what: str) -> None:
+        found, held = encode(value, what)
+        texts[f"{stem}.json"] = _json(found if isinstance(found, dict) else {"value": found}, what)
+        if held:
+            tensors[f"{stem}.safetensors"] = held
+
+    random: list[tuple[Any, dict[str, torch.Tensor]]] = gathered(encode(rng_state(state.generators), "generators"))
+    if rank() != 0:
+        return None
+    named = NamedTensors(state.model)
+    tensors[MODEL] = dict(named.persistent)
+    for stem, optimizer in state.optimizers.items():
+        found, held = optimizer_as_data(optimizer, named.as_program)
+        texts[f"{stem}.json"], tensors[f"{stem}.safetensors"] = _json(found, stem), held
+    if state.ema is not None:
+        for decay, copy in state.ema.tensors.items():
+            tensors[ema_file(decay)] = copy
+    training = {
+        **named.facts,
+        "ema": None if state.ema is None else {"decays": state.ema.decays, "num_updates": state.ema.num_updates},
+        "data": None if data is None else dataclasses.asdict(data),
+        "scaler": None if state.scaler is None else state.scaler.state_dict(),
+        "controllers": {name: item.state_dict() for name, item in state.controllers.items()},
+    }
+    put(TRAINING, training, "training state")
+    for number, (found, held) in enumerate(random):
+        texts[f"{rng_stem(number)}.json"], tensors[f"{rng_stem(number)}.safetensors"] = _json(found, "rng"), held
+    if schedule is not None:
+        from progc.save import json_text
+
+        texts[SCHEDULE] = json_text(schedule.to_json()) + "\n"
+    if config is not None:
+        texts[CONFIG] = _json(config, "config")
+    more = {"data": data, "schedule": schedule, "config": config}
+    holds = [*state.holds, "rng", *(name for name, value in more.items() if value is not None)]
+    facts = {"step": step, "epoch": epoch, "stage": stage, "run": run_id, "world": world(), "holds": holds}
+    return Snapshot(facts, tensors, texts)
+
+
+def ema_file(decay: float) -> str:
+    """File of the averaged copy with this decay."""
+    return f"ema-{decay!r}.safetensors"
+
+
+def rng_stem(number: int) -> str:
+    """Stem of the files of a rank's generators."""
+    return f"rng-{number:05d}"
+
+
+def _json(value: Any, what: str) -> str:
+    try:
+        return json.dumps(value, indent=1, allow_nan=False) + "\n"
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{what} cannot be saved as JSON ({error}); give text, numbers, lists and dicts") from error
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, torch.Tensor)

@@ -1,0 +1,205 @@
+"""Writing a checkpoint: under a name of its own, every file synced, the manifest last, one rename, the run synced."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import hashlib
+import os
+import platform
+import shutil
+import socket
+import time
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from progc import __version__
+from progc.checkpoints.manifest import NAME, FileEntry, Manifest, folder_name, sealed
+from progc.checkpoints.searching import verify
+from progc.checkpoints.state import Snapshot
+from progc.errors import InputError
+from progc.tensor_file import data_of, header_of
+
+SAVING, REMOVING = ".saving-", ".removing-"
+_OLD = 24 * 3600.0  # seconds after which what another machine left behind counts as abandoned
+
+
+def write(run: Path, snapshot: Snapshot, *, replace: bool = False) -> Path:
+    """Writes a snapshot as a new folder of `run`; returns the folder.
+
+    It appears complete, or not at all: a kill at any moment leaves a folder under a temporary name, which `clean`
+    removes. Where the step is there already and broken, it is set aside as `broken-...`; where it is there with the
+    same contents, it stays.
+
+    Args:
+        replace: whether another whole checkpoint of this step may be replaced.
+
+    Raises:
+        InputError: the disk refuses, or the step is there with other contents.
+    """
+    name = folder_name(int(snapshot.facts["step"]))
+    temporary = run / f"{SAVING}{name}-{_here()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    try:
+        _make_folder(run)
+        temporary.mkdir()
+        with locked(temporary):
+            files = dict(_write_files(temporary, snapshot))
+            facts: dict[str, Any] = {**snapshot.facts, "holds": tuple(snapshot.facts["holds"])}
+            now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+            versions = {"progc": __version__, "torch": torch.__version__, "python": platform.python_version()}
+            manifest = Manifest(**facts, created=now, versions=versions, files=files)
+            _write_file(temporary / NAME, [sealed(manifest.to_json()).encode()])
+            _sync(temporary)
+            with locked(run):
+                _place(temporary, run / name, manifest, replace)
+                _sync(run)
+    except OSError as error:
+        raise InputError(
+            f"checkpoint {run / name} cannot be written: {error.strerror or error}; free space or choose another place"
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return run / name
+
+
+def _write_files(folder: Path, snapshot: Snapshot) -> Iterator[tuple[str, FileEntry]]:
+    for name, tensors in snapshot.tensors.items():
+        yield name, _write_file(folder / name, _parts(tensors, name))
+    for name, text in snapshot.texts.items():
+        yield name, _write_file(folder / name, [text.encode()])
+
+
+def _parts(tensors: Mapping[str, torch.Tensor], name: str) -> Iterator[Any]:
+    order, header = header_of(tensors, name)
+    yield header
+    for key in order:
+        yield data_of(tensors[key])
+
+
+def _write_file(path: Path, parts: Iterable[Any]) -> FileEntry:
+    """Writes and syncs; the sha256 is of what was meant, so that a disk that writes something else is found out."""
+    sha, size = hashlib.sha256(), 0
+    with path.open("xb", buffering=0) as file:
+        for part in parts:
+            view = memoryview(part)
+            sha.update(view)
+            size += len(view)
+            while view:  # one call writes at most 2 GiB
+                view = view[file.write(view) :]
+        os.fsync(file.fileno())
+    return FileEntry(sha.hexdigest(), size)
+
+
+def _place(temporary: Path, final: Path, manifest: Manifest, replace: bool) -> None:
+    """Gives a complete folder its name; one that has the name already is never written into."""
+    if not os.path.lexists(final):
+        os.rename(temporary, final)
+        return
+    aside = final.parent / f"broken-{final.name}-{uuid.uuid4().hex[:8]}"
+    try:
+        there = verify(final)
+    except InputError:
+        os.rename(final, aside)
+        os.rename(temporary, final)
+        return
+    if there.files == manifest.files:
+        return
+    if not replace:
+        raise InputError(
+            f"checkpoint {final} is there already and holds something else (of {there.created}); "
+            "give replace=True, or another run folder"
+        )
+    aside = final.parent / f"{REMOVING}{final.name}-{_here()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    os.rename(final, aside)
+    os.rename(temporary, final)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def remove(folder: Path) -> None:
+    """Removes a checkpoint: first its name, so that a kill leaves no half one."""
+    gone = folder.parent / f"{REMOVING}{folder.name}-{_here()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    os.rename(folder, gone)
+    shutil.rmtree(gone, ignore_errors=True)
+
+
+def clean(run: Path) -> list[str]:
+    """Removes what killed processes left behind in a run: folders under temporary names whose writer is gone.
+
+    Returns:
+        Their names.
+    """
+    found = []
+    for path in sorted(run.glob(".*-step-*")) if run.is_dir() else []:
+        if not path.name.startswith((SAVING, REMOVING)) or path.is_symlink() or not path.is_dir():
+            continue
+        with contextlib.suppress(OSError):
+            ours = f"-{_here()}-" in path.name and not _running(path.name)
+            if (ours or time.time() - path.stat().st_mtime > _OLD) and _abandoned(path):
+                shutil.rmtree(path)
+                found.append(path.name)
+    return found
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Holds a lock on a folder, which ends with the process; nothing where the file system has none."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(ImportError, OSError):
+            import fcntl
+
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _abandoned(folder: Path) -> bool:
+    """Whether nobody holds the lock of a folder; without locks, whether it is a day old."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        import fcntl
+
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except (ImportError, OSError):
+        return time.time() - folder.stat().st_mtime > _OLD
+    finally:
+        os.close(descriptor)
+    return True
+
+
+def _running(name: str) -> bool:
+    """Whether the process that a temporary name tells is there; it may have made the folder and not locked it yet."""
+    number = name.rsplit("-", 2)[1]
+    try:
+        os.kill(int(number) if number.isdecimal() else 0, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True
+    return True
+
+
+def _make_folder(run: Path) -> None:
+    missing = [path for path in (run, *run.parents) if not path.exists()]
+    run.mkdir(parents=True, exist_ok=True)
+    for path in missing:
+        _sync(path.parent)
+
+
+def _here() -> str:
+    return "".join(letter if letter.isalnum() else "_" for letter in socket.gethostname())[:40] or "host"
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,32 @@
+"""`progc inspect` of a checkpoint: facts of its manifest, and whether it verifies. No torch, no user code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from progc.checkpoints.facts import facts
+from progc.save import json_text
+from progc.terminal import Terminal
+
+
+def print_checkpoint(path: Path, as_json: bool) -> None:
+    """Prints what a checkpoint holds; every byte of it is read and compared.
+
+    Raises:
+        InputError: it does not verify; names the file and why.
+    """
+    terminal = Terminal()
+    found = facts(path)
+    if as_json:
+        terminal.print(json_text(found))
+        return
+    shown = {**found, "holds": ", ".join(found["holds"]), "run": found["run"] or "none"}
+    shown["versions"] = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
+    terminal.table([(name, str(value)) for name, value in shown.items() if not isinstance(value, dict)])
+    terminal.print()
+    terminal.table(
+        [
+            (f"  {name}", f"{entry['size']:,} bytes", f"{entry['tensors']} tensors" if "tensors" in entry else "")
+            for name, entry in found["files"].items()
+        ]
+    )
