@@ -9,9 +9,6 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-SCRIPTS = ("analysis", "anchor", "cost", "coverage", "freeze", "grow", "pairs", "plan", "properties")
-SCRIPTS = ("analysis", "anchor", "cost", "coverage", "freeze", "grow", "pairs", "properties", "proxies")
-SCRIPTS = ("analysis", "anchor", "cost", "coverage", "freeze", "grow", "one_shot", "pairs", "properties")
 SCRIPTS = (
     "analysis",
     "anchor",
@@ -21,8 +18,12 @@ SCRIPTS = (
     "coverage",
     "freeze",
     "grow",
+    "one_shot",
     "pairs",
+    "plan",
     "properties",
+    "proxies",
+    "zero_shot",
 )
 
 

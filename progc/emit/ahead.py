@@ -1,0 +1,156 @@
+"""The next stage compiled while the present one trains, in a process and a cache folder of its own.
+
+When that process has compiled everything, its folder is merged into the one that this process uses: file by file, each
+written whole under another name and then renamed. A compilation that was killed or failed leaves nothing but its own
+folder, which goes; the stage is then compiled in place, as without it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from progc.emit.recipe import region_to_json
+from progc.emit.specs import arguments
+from progc.emit.stage_module import StageModule, calls, settings
+from progc.program import Mode, Program
+from progc.save import write_json
+
+
+@dataclasses.dataclass
+class Ahead:
+    """A compilation under way.
+
+    Attributes:
+        folder: its own: recipe, log and cache.
+        regions: how many regions it compiles.
+        left: keys of regions that can only be compiled in place.
+    """
+
+    folder: Path
+    process: subprocess.Popen[bytes]
+    regions: int
+    left: tuple[str, ...]
+    started: float
+
+    @property
+    def running(self) -> bool:
+        """Whether it still compiles."""
+        return self.process.poll() is None
+
+    def finish(self, timeout: float | None = None) -> bool:
+        """Waits, merges what was compiled, and removes the folder.
+
+        Args:
+            timeout: seconds to wait at most; None: as long as it takes.
+
+        Returns:
+            Whether everything is in the cache now; False after a failure or when the time was up.
+        """
+        try:
+            done = self.process.wait(timeout) == 0
+        except subprocess.TimeoutExpired:
+            done = False
+        if done:
+            merge(self.folder / "cache", cache_folder())
+        self.cancel()
+        return done
+
+    def cancel(self) -> None:
+        """Ends the process, if it still runs, and removes its folder."""
+        if self.running:
+            self.process.kill()
+        self.process.wait()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def compile_ahead(
+    program: Program,
+    module: StageModule,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any] | None = None,
+    *,
+    modes: tuple[Mode, ...] = ("train",),
+    autocast: torch.dtype | None = None,
+    nice: int = 10,
+    threads: int = 1,
+) -> Ahead:
+    """Starts compiling what `module`, emitted of `program`, will need, and returns at once.
+
+    Args:
+        args, kwargs: inputs at the size of training; only shapes, dtypes and devices matter.
+        modes: the graphs to compile.
+        autocast: dtype of mixed precision, if training uses it.
+        nice, threads: how much of the machine the process may take from the training that goes on.
+    """
+    found: list[dict[str, Any]] = []
+    left: list[str] = []
+    device = "cpu"
+    for mode in modes:
+        own = calls(module, mode)
+        regions = {call.region.key: call.region for call in own}
+        given = arguments(program, mode, own, args, kwargs or {})
+        for key, region in regions.items():
+            data = region_to_json(region, given[key])
+            left += [key] if data is None else []
+            found += [] if data is None else [data]
+            device = next(
+                (item["device"] for item in (data or {}).get("arguments", []) if isinstance(item, dict)), device
+            )
+    folder = Path(tempfile.mkdtemp(prefix="progc-compile-"))
+    setting = {"device": device.partition(":")[0], "dtype": str(autocast).removeprefix("torch.")} if autocast else None
+    recipe = {"regions": found, "options": settings(module), "autocast": setting, "nice": nice, "threads": threads}
+    write_json(folder / "recipe.json", recipe)
+    (folder / "cache").mkdir()
+    environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(folder / "cache")}
+    environment.pop("TRITON_CACHE_DIR", None)  # follows Inductor's
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "progc.emit.compile_child", str(folder)],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,  # a Ctrl-C is for the training; what ends it ends this by `cancel`
+        )
+    return Ahead(folder, process, len(found), tuple(left), time.monotonic())
+
+
+def cache_folder() -> Path:
+    """Where Inductor of this process keeps what it compiled."""
+    from torch._inductor.codecache import cache_dir
+
+    return Path(cache_dir())
+
+
+def merge(source: Path, target: Path) -> int:
+    """Puts files of one cache folder into another that does not have them; returns how many."""
+    count = 0
+    for path in sorted(source.rglob("*")):
+        place = target / path.relative_to(source)
+        if path.is_symlink() or not path.is_file() or path.suffix == ".lock" or place.exists():
+            continue
+        place.parent.mkdir(parents=True, exist_ok=True)
+        temporary = place.parent / f".progc-{uuid.uuid4().hex}"
+        try:
+            shutil.copy2(path, temporary)
+            if path.suffix == ".json":  # Triton notes where the files of a kernel are
+                with contextlib.suppress(UnicodeDecodeError):
+                    text = path.read_text(encoding="utf-8")
+                    temporary.write_text(text.replace(str(source), str(target)), encoding="utf-8")
+            os.replace(temporary, place)
+            count += 1
+        finally:
+            temporary.unlink(missing_ok=True)
+    return count

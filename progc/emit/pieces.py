@@ -1,0 +1,106 @@
+"""A graph cut into pieces that run one after the other: the blocks of its chains, and what stands between them.
+
+Graph order is execution order, so a piece is a stretch of it. What a block's stretch holds besides the block's own
+operations stays with the block, unless others read it: then it is computed before, which is allowed for what draws no
+random numbers and writes to nothing. Where that does not work out, neighbours become one piece: cutting never changes
+what is computed, nor in which order random numbers are drawn.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import fx
+
+from progc.chains import Chain
+from progc.program import Mode, Program
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+    """A stretch of a graph.
+
+    Attributes:
+        label: of its block; None for what stands between blocks.
+        nodes: its call nodes in graph order.
+    """
+
+    label: str | None
+    nodes: tuple[fx.Node, ...]
+
+
+def cut(program: Program, mode: Mode) -> list[Piece]:
+    """The pieces of a program's graph in order of execution; every call node is in exactly one."""
+    calls = [node for node in program.graphs[mode].nodes if node.op == "call_function"]
+    place = {node: index for index, node in enumerate(calls)}
+    by_name = {node.name: node for node in calls}
+    spans = []
+    for chain in outermost(program, mode):
+        for block in chain.blocks:
+            own = [place[by_name[name]] for name in block.nodes[mode] if name in by_name]
+            if own:
+                spans.append((min(own), max(own) + 1, block.label))
+    spans = _apart(sorted(spans))
+    pieces: list[Piece] = []
+    done = 0
+    for start, stop, label in spans:
+        inside, before = _hoisted(calls, place, start, stop)
+        between = [*calls[done:start], *before]
+        if between:
+            pieces.append(Piece(None, tuple(between)))
+        pieces.append(Piece(label, tuple(inside)))
+        done = stop
+    if calls[done:]:
+        pieces.append(Piece(None, tuple(calls[done:])))
+    return pieces
+
+
+def outermost(program: Program, mode: Mode) -> list[Chain]:
+    """Chains of which none is inside a block of another; of those that share operations, the one that covers more."""
+    kept: list[tuple[Chain, set[str]]] = []
+    sized = [({name for block in chain.blocks for name in block.nodes[mode]}, chain) for chain in program.chains]
+    for nodes, chain in sorted(sized, key=lambda item: -len(item[0])):
+        if not any(nodes & covered for _, covered in kept):
+            kept.append((chain, nodes))
+    return [chain for chain, _ in kept]
+
+
+def _apart(spans: list[tuple[int, int, str]]) -> list[tuple[int, int, str]]:
+    """Stretches that overlap are left to what stands between blocks."""
+    return [
+        span
+        for index, span in enumerate(spans)
+        if not any(other[0] < span[1] and span[0] < other[1] for j, other in enumerate(spans) if j != index)
+    ]
+
+
+def _hoisted(
+    calls: list[fx.Node], place: dict[fx.Node, int], start: int, stop: int
+) -> tuple[list[fx.Node], list[fx.Node]]:
+    """The operations of a stretch, and those of them that are computed before it.
+
+    These are pure, need nothing that the rest of the stretch computes, and are read behind it.
+    """
+    before: list[fx.Node] = []
+    chosen: set[fx.Node] = set()
+    for node in calls[start:stop]:
+        ready = all(place.get(source, -1) < start or source in chosen for source in node.all_input_nodes)
+        later = any(place.get(user, stop) >= stop for user in node.users)
+        small = isinstance(node.meta.get("tensor"), int)
+        if ready and (small or later) and is_pure(node) and not any(_writes_into(user) for user in node.users):
+            if small or all(place.get(source, -1) < start for source in node.all_input_nodes if source in place):
+                before.append(node)
+                chosen.add(node)
+    return [node for node in calls[start:stop] if node not in chosen], before
+
+
+def is_pure(node: fx.Node) -> bool:
+    """Whether a call draws no random numbers and writes to nothing."""
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return True
+    return not node.target._schema.is_mutable and torch.Tag.nondeterministic_seeded not in node.target.tags
+
+
+def _writes_into(node: fx.Node) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable

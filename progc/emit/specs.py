@@ -1,0 +1,117 @@
+"""What the arguments of each region are in a run: shapes, strides, dtypes, and which need a gradient.
+
+Found on fake tensors, at the batch size that training will use; nothing is computed. With the region's source this is
+all that is needed to compile it elsewhere.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils import _pytree as pytree
+
+from progc.binding import InputBinding
+from progc.emit.region import Call
+from progc.program import Mode, Program
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorArgument:
+    """A tensor that a region gets: what `torch.empty_strided` needs to make one like it."""
+
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+    device: str
+    requires_grad: bool
+    parameter: bool = False
+
+
+Argument = TensorArgument | int | float | bool | None
+
+
+def arguments(
+    program: Program, mode: Mode, calls: Sequence[Call], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> dict[str, tuple[Argument, ...]]:
+    """The arguments of every region by its key, as the first of its calls gets them.
+
+    Args:
+        args, kwargs: inputs of the network at the size of training; only their shapes matter.
+    """
+    leaves = InputBinding(program).flatten(args, kwargs)
+    found: dict[str, tuple[Argument, ...]] = {}
+    with FakeTensorMode(allow_non_fake_inputs=True) as fake:
+        tensors = {name: _like(tensor) for name, tensor in program.tensors.items() if name not in program.tied}
+        inputs = [_like(leaf) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
+        with torch.enable_grad():
+            values = _values(program.graphs[mode], tensors, inputs)
+        del fake
+        for call in calls:
+            if call.region.key not in found:
+                given = [*(values[node] for node in call.values), *(tensors[name] for name in call.tensors)]
+                rates = [TensorArgument((), (), torch.float32, _device(given), False) for _ in call.rates]
+                own = [isinstance(program.tensors[name], nn.Parameter) for name in call.tensors]
+                kinds = [*[False] * len(call.values), *own]
+                found[call.region.key] = (*map(_argument, given, kinds), *rates)
+    return found
+
+
+def made(given: Sequence[Argument], seed: int = 0) -> list[Any]:
+    """Real arguments: small random numbers in floating tensors, zeros in others."""
+    generator = torch.Generator().manual_seed(seed)
+    result: list[Any] = []
+    for item in given:
+        if not isinstance(item, TensorArgument):
+            result.append(item)
+            continue
+        tensor = torch.empty_strided(item.shape, item.stride, dtype=item.dtype, device=item.device)
+        if item.dtype.is_floating_point:
+            tensor.copy_(torch.rand(item.shape, generator=generator) * 0.1 + 0.4)
+        else:
+            tensor.zero_()
+        if item.parameter:  # compiled functions tell parameters from other tensors
+            result.append(nn.Parameter(tensor, requires_grad=item.requires_grad))
+        else:
+            result.append(tensor.requires_grad_(item.requires_grad))
+    return result
+
+
+class _Recorder(fx.Interpreter):
+    def __init__(self, graph: fx.Graph, tensors: dict[str, torch.Tensor]) -> None:
+        super().__init__(nn.Module(), graph=graph, garbage_collect_values=False)
+        self.extra_traceback = False
+        self.tensors = tensors
+
+    def get_attr(self, target: Any, args: Any, kwargs: Any) -> torch.Tensor:
+        return self.tensors[str(target)]
+
+
+def _values(graph: fx.Graph, tensors: dict[str, torch.Tensor], inputs: list[Any]) -> dict[fx.Node, Any]:
+    recorder = _Recorder(graph, tensors)
+    recorder.run(*inputs, enable_io_processing=False)
+    return recorder.env
+
+
+def _like(tensor: torch.Tensor) -> torch.Tensor:
+    empty = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device)
+    return empty.requires_grad_(tensor.requires_grad)
+
+
+def _argument(value: Any, parameter: bool) -> Argument:
+    if isinstance(value, torch.Tensor):
+        return TensorArgument(
+            tuple(value.shape), tuple(value.stride()), value.dtype, str(value.device), value.requires_grad, parameter
+        )
+    assert value is None or isinstance(value, (int, float, bool)), f"a region cannot take a {type(value).__name__}"
+    return value
+
+
+def _device(values: Sequence[Any]) -> str:
+    return next(
+        (str(leaf.device) for leaf in pytree.tree_leaves(list(values)) if isinstance(leaf, torch.Tensor)), "cpu"
+    )

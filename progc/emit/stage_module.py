@@ -1,0 +1,256 @@
+"""A program as a module for training: an outer graph that calls one region per block.
+
+Tensors stand under the user's names, as in `ProgramModule`. A block whose tensors all stand under one module path is
+called through the module of that path, so that hooks on it (those of FSDP, say) see its forward. Blocks alike share one
+compiled function: compile time does not grow with depth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import fx, nn
+from torch.utils import _pytree as pytree
+from torch.utils.checkpoint import checkpoint
+
+from progc.binding import InputBinding
+from progc.emit.pieces import Piece, cut
+from progc.emit.region import Call, Region, Regions, as_function
+from progc.errors import InputError
+from progc.module import _register_all
+from progc.program import MODES, Mode, Program
+
+How = Literal["regions", "whole", "eager"]
+HOWS: tuple[How, ...] = ("regions", "whole", "eager")
+
+
+class Block(nn.Module):
+    """The module of a block's path: runs the block's region with its own tensors."""
+
+    def run_with(self, mode: Mode, function: Callable[..., Any], own: dict[int, str], count: int, again: bool) -> None:
+        """Says how the region is called.
+
+        Args:
+            own: which of its `count` tensor arguments are this module's: place to name below it.
+            again: the backward computes activations again instead of keeping them.
+        """
+        owners = {place: _owner_of(self, name) for place, name in own.items()}
+        self.__dict__.setdefault("_runs", {})[mode] = (function, owners, count, again)
+
+    def forward(self, mode: Mode, values: tuple[Any, ...], foreign: tuple[torch.Tensor, ...], rates: Any) -> Any:
+        """Values of the block's exits.
+
+        Args:
+            values: what comes in.
+            foreign: tensors that are not below this module, in order.
+            rates: 0-d tensors.
+        """
+        function, owners, count, again = self.__dict__["_runs"][mode]
+        others = iter(foreign)
+        tensors = [getattr(*owners[place]) if place in owners else next(others) for place in range(count)]
+        if again and torch.is_grad_enabled():
+            # The reentrant kind gives no gradient to a block whose inputs need none, as behind a frozen stem.
+            return checkpoint(function, *values, *tensors, *rates, use_reentrant=False)
+        return function(*values, *tensors, *rates)
+
+
+def _step(
+    mode: Mode, unit: str | None, function: Callable[..., Any], names: tuple[str, ...], numbers: tuple[float, ...]
+) -> Callable[..., Any]:
+    """One call of the outer graph. It refers to no module: a copied StageModule runs on its own tensors."""
+
+    def step(root: StageModule, *values: Any) -> Any:
+        owners = root._owners
+        tensors = tuple(getattr(*owners[name]) for name in names)
+        rates = root._given(numbers, (*values, *tensors))
+        if unit is not None:
+            return root.__dict__["_blocks"][unit](mode, values, tensors, rates)
+        return function(*values, *tensors, *rates)
+
+    return step
+
+
+class StageModule(nn.Module):
+    """Runs a program's graphs piece by piece; `emit` makes one.
+
+    Names of the user's modules are its attributes, so it has no public ones of its own: see `unit_paths`, `compiles`.
+    """
+
+    def __init__(self, program: Program, how: How, recompute: bool, options: dict[str, Any]) -> None:
+        super().__init__()
+        program = program.complete()
+        pieces = {mode: cut(program, mode) if how != "whole" else [_whole(program, mode)] for mode in MODES}
+        _register_all(self, program.tensors, program.specs)
+        self._units = tuple(_paths(program, pieces["train"]))
+        blocks: dict[str, Block] = {}
+        for path in self._units:
+            block = self.get_submodule(path)
+            block.__class__ = Block  # registered before, in the program's order: optimizers count by it
+            assert isinstance(block, Block)
+            blocks[path] = block
+        self.__dict__["_blocks"] = blocks
+        self._owners = {name: _owner_of(self, name) for name in program.tensors}
+        self._binding = InputBinding(program)
+        self._out_specs = dict(program.signature.out_specs)
+        self._held: dict[tuple[int, float, torch.device], torch.Tensor] = {}
+        self._calls: dict[Mode, list[Call]] = {}
+        self._options = options
+        self._run: dict[Mode, Callable[..., Any]] = {}
+        for mode in MODES:
+            regions = Regions(program, lift_rates=how != "eager")
+            learns = learning(program, mode)
+            own = [regions.call(piece, learns) for piece in pieces[mode]]
+            compiled = {
+                key: region.function if how == "eager" else torch.compile(region.function, **options)
+                for key, region in regions.by_key.items()
+            }
+            self._calls[mode] = own
+            self._run[mode] = self._outer(program, mode, own, compiled, recompute)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Takes and returns exactly what the captured module did.
+
+        Raises:
+            InputError: as `ProgramModule.forward`.
+        """
+        leaves = self._binding.flatten(args, kwargs)
+        mode: Mode = "train" if self.training else "eval"
+        return pytree.tree_unflatten(self._run[mode](self, *leaves), self._out_specs[mode])
+
+    def _outer(
+        self,
+        program: Program,
+        mode: Mode,
+        calls: list[Call],
+        compiled: dict[str, Callable[..., Any]],
+        recompute: bool,
+    ) -> Callable[..., Any]:
+        graph = fx.Graph()
+        root = graph.placeholder("root")
+        env: dict[fx.Node, Any] = {}
+        for node in program.graphs[mode].nodes:
+            if node.op == "placeholder":
+                env[node] = graph.placeholder(node.name)
+        for call in calls:
+            step = self._call(call, mode, compiled[call.region.key], recompute)
+            out = graph.call_function(step, (root, *(env[node] for node in call.values)))
+            for place, node in enumerate(call.exits):
+                env[node] = graph.call_function(_item, (out, place))
+        output = next(node for node in program.graphs[mode].nodes if node.op == "output")
+        for node in output.all_input_nodes:
+            if node.op == "get_attr":
+                env[node] = graph.call_function(_tensor, (root, str(node.target)))
+        graph.output(fx.node.map_arg(output.args[0], lambda n: env[n]))
+        return as_function(graph)
+
+    def _call(self, call: Call, mode: Mode, function: Callable[..., Any], recompute: bool) -> Callable[..., Any]:
+        label = call.piece.label
+        if label is None or label not in self._units:
+            return _step(mode, None, function, call.tensors, call.rates)
+        below = {i: name[len(label) + 1 :] for i, name in enumerate(call.tensors) if name.startswith(f"{label}.")}
+        self.__dict__["_blocks"][label].run_with(mode, function, below, len(call.tensors), recompute)
+        foreign = tuple(name for i, name in enumerate(call.tensors) if i not in below)
+        return _step(mode, label, function, foreign, call.rates)
+
+    def _given(self, numbers: tuple[float, ...], near: tuple[Any, ...]) -> list[torch.Tensor]:
+        """Rates as tensors, where the piece computes."""
+        if not numbers:
+            return []
+        device = next((value.device for value in near if isinstance(value, torch.Tensor)), torch.device("cpu"))
+        # One tensor for each argument: where two are the same object, another graph would be compiled.
+        keys = [(place, number, device) for place, number in enumerate(numbers)]
+        for key in keys:
+            if key not in self._held:
+                self._held[key] = torch.tensor(key[1], device=device)
+        return [self._held[key] for key in keys]
+
+
+def emit(program: Program, how: How = "regions", *, recompute: bool = False, **options: Any) -> StageModule:
+    """A module that trains a program.
+
+    Args:
+        how: `regions`: one compiled function for all blocks alike; `whole`: the graph as one; `eager`: not compiled,
+            bit for bit what `program.module()` computes.
+        recompute: blocks that are modules keep no activations; the backward computes them again (activation
+            checkpointing, not reentrant).
+        options: of `torch.compile`; `fullgraph=True` and `dynamic=False` unless given.
+
+    Raises:
+        InputError: another `how`, or the program was captured for its shapes only.
+    """
+    if how not in HOWS:
+        raise InputError(f"emit: how is {', '.join(HOWS)}, not {how!r}")
+    if program.graphs["train"] is program.graphs["eval"]:
+        raise InputError(
+            f"{program.class_name} was captured for its shapes only; use progc.capture for a program that runs"
+        )
+    return StageModule(program, how, recompute, {"fullgraph": True, "dynamic": False, **options})
+
+
+def unit_paths(module: StageModule) -> tuple[str, ...]:
+    """Paths of the submodules that are called block by block: the units of FSDP and of activation checkpointing."""
+    return module._units
+
+
+def regions(module: StageModule, mode: Mode) -> dict[str, Region]:
+    """The different regions of a mode by key: a run in it, at one batch size, takes as many compilations."""
+    return {call.region.key: call.region for call in module._calls[mode]}
+
+
+def calls(module: StageModule, mode: Mode) -> list[Call]:
+    """The calls of a mode's graph in order."""
+    return list(module._calls[mode])
+
+
+def settings(module: StageModule) -> dict[str, Any]:
+    """The options of `torch.compile` that the module's regions are compiled with."""
+    return dict(module._options)
+
+
+def learning(program: Program, mode: Mode) -> set[fx.Node]:
+    """Nodes whose value depends on a tensor that trains."""
+    found: set[fx.Node] = set()
+    for node in program.graphs[mode].nodes:
+        if node.op == "get_attr":
+            if program.tensors[str(node.target)].requires_grad:
+                found.add(node)
+        elif any(source in found for source in node.all_input_nodes):
+            found.add(node)
+    return found
+
+
+def _whole(program: Program, mode: Mode) -> Piece:
+    return Piece(None, tuple(node for node in program.graphs[mode].nodes if node.op == "call_function"))
+
+
+def _paths(program: Program, pieces: list[Piece]) -> list[str]:
+    """Labels of pieces that are module paths: what is below is read by that piece only."""
+    readers: dict[str, set[str | None]] = {}
+    for piece in pieces:
+        for node in piece.nodes:
+            for source in node.all_input_nodes:
+                if source.op == "get_attr":
+                    readers.setdefault(str(source.target), set()).add(piece.label)
+    found = []
+    for piece in pieces:
+        below = [name for name in program.tensors if piece.label is not None and name.startswith(f"{piece.label}.")]
+        alone = all(readers.get(program.tied.get(name, name), {piece.label}) == {piece.label} for name in below)
+        if piece.label is not None and below and alone:
+            found.append(piece.label)
+    return found
+
+
+def _owner_of(root: nn.Module, name: str) -> tuple[nn.Module, str]:
+    path, _, leaf = name.rpartition(".")
+    return root.get_submodule(path), leaf
+
+
+def _tensor(root: StageModule, name: str) -> torch.Tensor:
+    tensor: torch.Tensor = getattr(*root._owners[name])
+    return tensor
+
+
+def _item(values: Any, place: int) -> Any:
+    return values[place]
