@@ -101,6 +101,20 @@ def test_a_linear_plan_is_printed_written_and_read_again(run: Command, image: Pa
     assert "grow-depth{to=blocks:4},grow-resolution{to=16}" in detail.out
 
 
+def test_regularisation_grows_up_to_what_was_asked_for(run: Command, net: Path) -> None:
+    text = "drop_path=0,rand_augment=9,mixup=0.2"
+    for option, mode in ((text, "default"), (text, "reference"), ("none", "default")):
+        ran = run("plan", net, "--stages", "3", "--mode", mode, "--regularise", option, "--json")
+        assert ran.code == 0, ran.err
+        found = [stage["regularisation"] for stage in json.loads(ran.out)["stages"]]
+        if option == "none":
+            assert found == [{}, {}, {}]
+            continue
+        assert found[-1] == {"drop_path": 0.0, "rand_augment": 9.0, "mixup": 0.2}
+        assert 0 < found[0]["rand_augment"] <= found[1]["rand_augment"] < 9
+        assert found[0]["mixup"] <= found[1]["mixup"] < 0.2
+
+
 def test_json_is_one_object_that_is_a_plan(run: Command, image: Path, tmp_path: Path) -> None:
     outcome = run("plan", image, "--stages", "2", "--json")
     assert outcome.code == 0, outcome.err

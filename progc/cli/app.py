@@ -148,6 +148,15 @@ def plan(
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting of the strategy; may be repeated.")
     ] = None,
     sid: Annotated[bool, typer.Option("--sid", help="Number the stages for a stage identifier.")] = False,
+    regularise: Annotated[
+        str | None,
+        typer.Option(
+            "--regularise",
+            metavar="TEXT",
+            help="Of the last stage, smaller before: drop_path=.1,rand_augment=9,random_erasing=.25,mixup=.2, or none. "
+            "Default: the drop rates that the network has.",
+        ),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", metavar="FILE", help="JSON file to write; an older one is replaced.")
     ] = None,
@@ -159,7 +168,8 @@ def plan(
     space = {"depths": depths, "widths": widths, "resolutions": resolutions, "unfreeze": unfreeze}
     run_plan(
         source, to=to, strategy=strategy, stages=stages, mode=mode, space=space, epochs=epochs, steps=steps,
-        batch=batch, data=data, weights=weights, seed=seed, measure=measure, settings=settings or (), sid=sid, out=out,
+        batch=batch, data=data, weights=weights, seed=seed, measure=measure, settings=settings or (), sid=sid,
+        regularise=regularise, out=out,
         as_json=as_json,
     )  # fmt: skip
 

@@ -12,6 +12,7 @@ from progc.errors import InputError
 from progc.save import check_file, json_text
 from progc.schedule.schedule import MODES, STRATEGIES, Schedule
 from progc.schedule.shares import time_shares
+from progc.schedule.stage import Regularisation
 from progc.schedule.text import schedule_text
 from progc.sizes import Sizes
 from progc.sources import Source, open_source, open_target, resolve_target
@@ -42,6 +43,7 @@ def run_plan(
     measure: bool,
     settings: Sequence[str],
     sid: bool,
+    regularise: str | None,
     out: Path | None,
     as_json: bool,
 ) -> None:
@@ -64,6 +66,7 @@ def run_plan(
         raise InputError(f"--set {settings[0]}: a linear plan has no settings; choose --strategy one-shot or zero-shot")
     if sid:
         options["sid"] = True
+    strengths = _strengths(regularise)
     searching = strategy != "linear" and stages > 1
     if data is not None and not (searching or measure):
         raise InputError(f"--data {data} is for a search and for --measure; a linear plan needs no samples")
@@ -94,6 +97,7 @@ def run_plan(
                 total=total,
                 unit=unit,
                 measure=measure,
+                regularise=strengths,
                 source=source,
                 target=to,
                 start=start if target is not None else None,
@@ -149,6 +153,13 @@ def _literal(text: str) -> Any:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):
         return text
+
+
+def _strengths(text: str | None) -> bool | Regularisation:
+    """What `plan` takes for --regularise."""
+    if text is None:
+        return True
+    return False if text.strip().lower() == "none" else Regularisation.parse(text)
 
 
 def _length(stages: int, epochs: int | None, steps: int | None) -> tuple[int | None, str]:

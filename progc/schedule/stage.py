@@ -43,6 +43,28 @@ class Regularisation:
                 raise InputError(f"regularisation: {field.name} is a number from 0 to {top:g}, not {value!r}")
             object.__setattr__(self, field.name, float(value))
 
+    @classmethod
+    def parse(cls, text: str) -> Regularisation:
+        """`drop_path=0.1,rand_augment=9`: fields and their values.
+
+        Raises:
+            InputError: a text that is none, a field that does not exist or is given twice, or a value out of range.
+        """
+        found: dict[str, float] = {}
+        known = [field.name for field in dataclasses.fields(cls)]
+        for part in text.split(","):
+            key, equals, value = (piece.strip() for piece in part.partition("="))
+            try:
+                number = float(value)
+            except ValueError:
+                number = None
+            if not equals or number is None or key in found:
+                raise InputError(f"regularisation `{text}`: expected name=number, such as drop_path=0.1,rand_augment=9")
+            if key not in known:
+                raise InputError(f"regularisation: there is no `{key}`; names are {', '.join(known)}")
+            found[key] = number
+        return cls(**found)
+
     def to_json(self) -> dict[str, float]:
         """What is set."""
         values = dataclasses.asdict(self)

@@ -28,7 +28,7 @@ def ratios(gradients: torch.Tensor) -> numpy.ndarray[Any, Any]:
     return numpy.abs(rows).mean(0)[spread > 0] / spread[spread > 0]
 
 
-@pytest.mark.parametrize("name", ["dropped", "diffusers:dit", "own:conv", "own:tied"])
+@pytest.mark.parametrize("name", ["dropped", "diffusers:dit", "diffusers:unet", "own:conv", "own:tied"])
 def test_default_is_the_mean_over_parameters(name: str) -> None:
     model, program, batch = networks.case(name, samples=16)
     wanted = {key for key in networks.trainable(program) if program.tensors[key].dim() > 1}

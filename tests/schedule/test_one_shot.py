@@ -346,7 +346,7 @@ def test_a_size_that_the_network_cannot_have_is_one_line() -> None:
 def test_the_example_of_the_page_runs(capsys: pytest.CaptureFixture[str]) -> None:
     from tests.test_docs import ROOT, blocks, execute
 
-    page = ROOT / "docs" / "one-shot.md"
+    page = ROOT / "docs/one-shot.md"
     (code,) = blocks(page, "python")
     execute(page, code)
     lines = capsys.readouterr().out.splitlines()
@@ -357,5 +357,5 @@ def test_the_example_of_the_page_runs(capsys: pytest.CaptureFixture[str]) -> Non
 def test_the_page_names_every_setting() -> None:
     from tests.test_docs import ROOT
 
-    text = (ROOT / "docs" / "one-shot.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs/one-shot.md").read_text(encoding="utf-8")
     assert all(f"`{field.name}`" in text for field in dataclasses.fields(Settings))
