@@ -6,8 +6,9 @@ Counting and predicting run nothing: no memory is taken, and parameters may be d
 from progc.costs.calibration import calibrate
 from progc.costs.counting import NotCounted, Step, count, step_of
 from progc.costs.machine import Machine, Rate, default_machine
-from progc.costs.stages import counted_stages, predicted_seconds, time_shares, token_linear
+from progc.costs.stages import counted_stages, predicted_seconds, token_linear
 from progc.costs.timing import step_time, step_times
+from progc.schedule.shares import time_shares
 
 __all__ = [
     "Machine",

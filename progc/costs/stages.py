@@ -99,25 +99,6 @@ def predicted_seconds(
     return (machine or default_machine(_device(program))).seconds(step_of(program, batch), learning=learning)
 
 
-def time_shares(stages: Sequence[Stage]) -> tuple[float, ...] | None:
-    """Each stage's part of the time of the whole run; None without costs.
-
-    By measured seconds if every stage has them, else by predicted ones, else by FLOPs.
-    """
-    costs = [stage.cost for stage in stages if stage.cost is not None]
-    if len(costs) != len(stages) or not stages:
-        return None
-    if all(cost.seconds is not None for cost in costs):
-        steps = [(cost.seconds or 0.0) / cost.batch for cost in costs]
-    elif all(cost.predicted_seconds is not None for cost in costs):
-        steps = [(cost.predicted_seconds or 0.0) / cost.batch for cost in costs]
-    else:
-        steps = [cost.flops / cost.batch for cost in costs]
-    spent = [stage.share * step for stage, step in zip(stages, steps, strict=True)]
-    whole = math.fsum(spent)
-    return tuple(part / whole for part in spent) if whole else None
-
-
 def token_linear(points: Sequence[tuple[float, float, float]]) -> float:
     """Speed-up of equal stages in a model that is linear in tokens and blocks, over the last one throughout.
 

@@ -110,7 +110,14 @@ def compile_ahead(
             )
     folder = Path(tempfile.mkdtemp(prefix="progc-compile-"))
     setting = {"device": device.partition(":")[0], "dtype": str(autocast).removeprefix("torch.")} if autocast else None
-    recipe = {"regions": found, "options": settings(module), "autocast": setting, "nice": nice, "threads": threads}
+    recipe = {
+        "config": inductor_config(),
+        "regions": found,
+        "options": settings(module),
+        "autocast": setting,
+        "nice": nice,
+        "threads": threads,
+    }
     write_json(folder / "recipe.json", recipe)
     (folder / "cache").mkdir()
     environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(folder / "cache")}
@@ -125,6 +132,14 @@ def compile_ahead(
             start_new_session=True,  # a Ctrl-C is for the training; what ends it ends this by `cancel`
         )
     return Ahead(folder, process, len(found), tuple(left), time.monotonic())
+
+
+def inductor_config() -> dict[str, Any]:
+    """Plain settings of Inductor in this process: what is compiled under others is not found in the cache."""
+    from torch._inductor import config
+
+    values: dict[str, Any] = config.get_config_copy()
+    return {name: value for name, value in values.items() if isinstance(value, (bool, int, float, str))}
 
 
 def cache_folder() -> Path:

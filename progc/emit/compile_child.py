@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch._inductor import config
 
 from progc.emit.recipe import region_from_json
 from progc.emit.specs import made
@@ -26,6 +27,9 @@ def main(folder: Path) -> None:
         os.nice(int(recipe.get("nice", 0)))
     if recipe.get("threads"):
         torch.set_num_threads(int(recipe["threads"]))
+    for name, value in recipe["config"].items():
+        if getattr(config, name, None) != value:
+            setattr(config, name, value)
     for item in recipe["regions"]:
         function, given = region_from_json(item)
         compiled = torch.compile(function, **recipe["options"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from progc.errors import InputError
 from progc.schedule.decision import Decision
 from progc.schedule.rules import Rule, rule_from_json
+from progc.schedule.shares import COUNTED, MEASURED, speedups
 from progc.schedule.space import Space
 from progc.schedule.stage import Stage
 
@@ -233,19 +234,8 @@ class Schedule:
 
         Measured seconds where every stage has them, else floating-point operations.
         """
-        return speedup(self.stages)
-
-
-def speedup(stages: Sequence[Stage]) -> float | None:
-    """See `Schedule.speedup`; the last stage stands for the full network, per sample."""
-    costs = [stage.cost for stage in stages]
-    if any(cost is None for cost in costs):
-        return None
-    known = [cost for cost in costs if cost is not None]
-    timed = all(cost.seconds is not None for cost in known)
-    steps = [(cost.seconds or 0.0) / cost.batch if timed else cost.flops / cost.batch for cost in known]
-    spent = math.fsum(stage.share * step for stage, step in zip(stages, steps, strict=True))
-    return steps[-1] / spent if spent else None
+        found = speedups(self.stages)
+        return found.get(MEASURED, found.get(COUNTED))
 
 
 def _whole(value: Any) -> bool:

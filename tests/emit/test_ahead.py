@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
-from torch._dynamo.utils import counters
 
 import progc
 from progc.emit import emit, regions
@@ -72,21 +73,44 @@ def test_recipes_name_nothing_but_torch(program: progc.Program) -> None:
         region_from_json({**data, "names": {"x": "subprocess:run"}})
 
 
+TRAINING = """
+import torch
+import progc
+from progc.emit import emit
+from progc.emit.ahead import compile_ahead
+from torch._dynamo.utils import counters
+
+torch.manual_seed(0)
+block = lambda: torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Tanh(), torch.nn.Dropout(0.1))
+model = torch.nn.Sequential(torch.nn.Linear(6, 8), *(block() for _ in range(3)))
+program = progc.capture(model, (torch.randn(4, 6),))
+module = emit(program).train()
+x = torch.randn(5, 6)
+ahead = compile_ahead(program, module, (x,), nice=0)
+assert ahead.finish() and not ahead.left, "the child failed"
+assert not ahead.folder.exists()
+module(x).square().mean().backward()
+print(ahead.regions, counters["inductor"]["fxgraph_cache_hit"], counters["inductor"]["fxgraph_cache_miss"])
+"""
+
+
 @pytest.mark.slow
-def test_ahead_fills_the_cache(program: progc.Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ahead_fills_the_cache(tmp_path: Path) -> None:
+    """In a process as users have it: torch's cache keys of one graph differ between pytest's process and others."""
+    environment = {
+        **os.environ,
+        "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache"),
+        "TORCHINDUCTOR_COMPILE_THREADS": "1",
+    }
+    ran = subprocess.run([sys.executable, "-c", TRAINING], env=environment, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    count, hits, misses = map(int, ran.stdout.split())
+    assert count >= 1 and hits == 2 * count and misses == 0  # forward and backward of each
+
+
+@pytest.mark.slow
+def test_the_compiler_is_right_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setenv("TORCHINDUCTOR_COMPILE_THREADS", "1")
-    torch._dynamo.reset()
-    counters.clear()
-    module = emit(program).train()
-    x = torch.randn(5, 6)
-    ahead = compile_ahead(program, module, (x,), nice=0)
-    assert ahead.regions == 2 and not ahead.left
-    assert ahead.finish(), "the child failed"
-    assert not ahead.folder.exists()
-    module(x).square().mean().backward()
-    assert counters["inductor"]["fxgraph_cache_hit"] == 4  # forward and backward of both
-    assert counters["inductor"]["fxgraph_cache_miss"] == 0
     check_compiler()
 
 
