@@ -38,7 +38,7 @@ from progc.costs import calibrate, count, counted_stages, default_machine, step_
 from progc.program import Program
 from progc.schedule import Point, Stage
 from progc.schedule.building import stage_program
-from progc.schedule.schedule import speedup
+from progc.schedule.shares import COUNTED, speedups
 from progc.sources import open_source
 from progc.task import Task
 
@@ -86,7 +86,7 @@ def planned(program: Program, schedules: list[list[Point]]) -> list[dict[str, An
         seconds = [(cost.predicted_seconds or 0.0) / (full.predicted_seconds or 1.0) for cost in known]
         rows.append(
             {
-                "flops": round(speedup(own) or 0.0, 3),
+                "flops": round(speedups(own).get(COUNTED, 0.0), 3),
                 "roofline": round(len(seconds) / sum(seconds), 3),
                 "stage_flops": [round(cost.flops / full.flops, 4) for cost in known],
                 "stage_trainable": [round(cost.trainable / full.parameters, 4) for cost in known],
