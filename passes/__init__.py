@@ -5,14 +5,11 @@ Packages outside add passes through the entry point group `progc.passes` (`name 
 
 from __future__ import annotations
 
-import functools
-import importlib
-import importlib.metadata
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from progc.errors import InputError
-from progc.suggestions import did_you_mean
+from progc.named_classes import NamedClasses
 
 if TYPE_CHECKING:
     from progc.passbase import Pass
@@ -29,6 +26,7 @@ PASSES: Mapping[str, str] = {
 }
 
 ENTRY_POINTS = "progc.passes"
+_CLASSES = NamedClasses("pass", "passes", PASSES, ENTRY_POINTS)
 
 
 def names() -> list[str]:
@@ -37,7 +35,7 @@ def names() -> list[str]:
     Raises:
         InputError: two passes have the same name.
     """
-    return list(_table())
+    return list(_CLASSES.table)
 
 
 def load_pass(name: str) -> type[Pass]:
@@ -46,49 +44,15 @@ def load_pass(name: str) -> type[Pass]:
     Raises:
         InputError: no such pass (with a suggestion), a duplicate name, or a pass that cannot be imported.
     """
-    table = _table()
-    if name not in table:
-        hint = did_you_mean(name, table) or f"; passes are {', '.join(table)}"
-        raise InputError(f"there is no pass `{name}`{hint}")
-    module, _, attribute = table[name].partition(":")
-    try:
-        found: type[Pass] = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise InputError(f"pass `{name}` cannot be loaded from {table[name]}: {error}") from error
-    except Exception as error:  # a package of somebody's fails when it is imported
-        reason = f"{type(error).__name__}: {error}"
-        raise InputError(f"pass `{name}` cannot be loaded from {table[name]}: {reason}") from error
-    if not (isinstance(found, type) and issubclass(found, _base())):
-        raise InputError(f"pass `{name}` loads {table[name]}, which is no subclass of progc.passbase.Pass; derive it")
-    if found.name != name:
-        raise InputError(f"pass `{name}` loads {table[name]}, which calls itself `{found.name}`; use one name")
+    found = _CLASSES.load(name)
+    place = _CLASSES.table[name]
+    from progc.passbase import Pass
+
+    if not (isinstance(found, type) and issubclass(found, Pass)):
+        raise InputError(f"pass `{name}` loads {place}, which is no subclass of progc.passbase.Pass; derive it")
+    _CLASSES.check_name(name, found.name)
     try:
         found.options()
     except AssertionError as error:
-        raise InputError(f"pass `{name}` of {table[name]}: {error}") from error
+        raise InputError(f"pass `{name}` of {place}: {error}") from error
     return found
-
-
-def _base() -> type[Pass]:
-    from progc.passbase import Pass
-
-    return Pass
-
-
-@functools.cache
-def _table() -> Mapping[str, str]:
-    return merge(PASSES, ((point.name, point.value) for point in importlib.metadata.entry_points(group=ENTRY_POINTS)))
-
-
-def merge(own: Mapping[str, str], others: Iterable[tuple[str, str]]) -> dict[str, str]:
-    """One table of `own` passes and `others`.
-
-    Raises:
-        InputError: a name occurs twice; both places are named.
-    """
-    table = dict(own)
-    for name, place in others:
-        if name in table and table[name] != place:
-            raise InputError(f"two passes are called `{name}`: {table[name]} and {place}; rename or uninstall one")
-        table[name] = place
-    return table

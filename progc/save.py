@@ -56,11 +56,11 @@ def output_folder(folder: Path) -> Iterator[Path]:
         temporary.mkdir()
         yield temporary
         for path in sorted(temporary.iterdir()):
-            _sync(path)
-        _sync(temporary)
+            sync(path)
+        sync(temporary)
         os.replace(temporary, final)
         above.clear()
-        _sync(final.parent)
+        sync(final.parent)
     except OSError as error:
         raise InputError(f"output folder {folder} cannot be written: {error.strerror or error}") from error
     finally:
@@ -103,7 +103,7 @@ def write_file(path: Path, value: Mapping[str, Any]) -> None:
     temporary = path.parent / _temporary()
     try:
         write_json(temporary, value)
-        _sync(temporary)
+        sync(temporary)
         os.replace(temporary, path)
     except OSError as error:
         raise InputError(f"output {path} cannot be written: {error.strerror or error}") from error
@@ -130,7 +130,8 @@ def _temporary() -> str:
     return f"{_PREFIX}{uuid.uuid4().hex}"
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Asks the disk to hold what was written to a file, or the names in a folder."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -21,6 +21,7 @@ import progc.passes
 from progc.check import compare, compare_train
 from progc.errors import InputError, PassOptionError
 from progc.manager import run
+from progc.named_classes import NamedClasses
 from progc.passbase import Pass
 from progc.pipeline import parse, to_text
 from progc.revert import revert
@@ -230,7 +231,8 @@ def run_here(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 
 
 def offer(monkeypatch: pytest.MonkeyPatch, name: str, place: str) -> None:
-    monkeypatch.setattr(progc.passes, "_table", lambda: {**progc.passes.PASSES, name: place})
+    table = NamedClasses("pass", "passes", {**progc.passes.PASSES, name: place}, "no.group")
+    monkeypatch.setattr(progc.passes, "_CLASSES", table)
 
 
 @pytest.mark.parametrize("case", BROKEN)

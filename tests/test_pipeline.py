@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 import progc.passes
 from progc.errors import InputError, PassOptionError, PipelineSyntaxError
+from progc.named_classes import NamedClasses
 from progc.passbase import Option, Pass, PassResult, option
 from progc.passes import PASSES
 from progc.pipeline import parse, pointer, to_text
@@ -308,8 +309,9 @@ def test_unknown_pass_names_the_nearest() -> None:
 
 def test_two_passes_of_one_name_are_refused() -> None:
     with pytest.raises(InputError, match="two passes are called `a`: x:A and y:A; rename or uninstall one"):
-        progc.passes.merge({"a": "x:A"}, [("b", "y:B"), ("a", "y:A")])
-    assert progc.passes.merge({"a": "x:A"}, [("b", "y:B"), ("b", "y:B")]) == {"a": "x:A", "b": "y:B"}
+        NamedClasses("pass", "passes", {"a": "x:A"}, "no.group").merged([("b", "y:B"), ("a", "y:A")])
+    table = NamedClasses("pass", "passes", {"a": "x:A"}, "no.group")
+    assert table.merged([("b", "y:B"), ("b", "y:B")]) == {"a": "x:A", "b": "y:B"}
 
 
 @pytest.mark.parametrize(
@@ -321,7 +323,7 @@ def test_two_passes_of_one_name_are_refused() -> None:
     ],
 )
 def test_a_pass_that_does_not_load(monkeypatch: pytest.MonkeyPatch, place: str, message: str) -> None:
-    monkeypatch.setattr(progc.passes, "_table", lambda: {"a": place})
+    monkeypatch.setattr(progc.passes, "_CLASSES", NamedClasses("pass", "passes", {"a": place}, "no.group"))
     with pytest.raises(InputError, match=message):
         progc.passes.load_pass("a")
 

@@ -122,6 +122,15 @@ class ChainTable:
                 return chain
         raise KeyError(name)
 
+    def outermost(self, mode: Mode) -> list[Chain]:
+        """Chains that are inside no block of another; of those that share nodes, the one that covers more."""
+        kept: list[tuple[Chain, set[str]]] = []
+        sized = [({name for block in chain.blocks for name in block.nodes[mode]}, chain) for chain in self.chains]
+        for nodes, chain in sorted(sized, key=lambda item: -len(item[0])):
+            if not any(nodes & covered for _, covered in kept):
+                kept.append((chain, nodes))
+        return [chain for chain, _ in kept]
+
     def to_json(self) -> dict[str, Any]:
         """A JSON object with the keys `chains` and `refused`."""
         return {

@@ -22,6 +22,7 @@ from progc.checkpoints.manifest import NAME, FileEntry, Manifest, folder_name, s
 from progc.checkpoints.searching import verify
 from progc.checkpoints.state import Snapshot
 from progc.errors import InputError
+from progc.save import sync
 from progc.tensor_file import data_of, header_of
 
 SAVING, REMOVING = ".saving-", ".removing-"
@@ -53,10 +54,10 @@ def write(run: Path, snapshot: Snapshot, *, replace: bool = False) -> Path:
             versions = {"progc": __version__, "torch": torch.__version__, "python": platform.python_version()}
             manifest = Manifest(**facts, created=now, versions=versions, files=files)
             _write_file(temporary / NAME, [sealed(manifest.to_json()).encode()])
-            _sync(temporary)
+            sync(temporary)
             with locked(run):
                 _place(temporary, run / name, manifest, replace)
-                _sync(run)
+                sync(run)
     except OSError as error:
         raise InputError(
             f"checkpoint {run / name} cannot be written: {error.strerror or error}; free space or choose another place"
@@ -190,16 +191,8 @@ def _make_folder(run: Path) -> None:
     missing = [path for path in (run, *run.parents) if not path.exists()]
     run.mkdir(parents=True, exist_ok=True)
     for path in missing:
-        _sync(path.parent)
+        sync(path.parent)
 
 
 def _here() -> str:
     return "".join(letter if letter.isalnum() else "_" for letter in socket.gethostname())[:40] or "host"
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -9,15 +9,14 @@ from __future__ import annotations
 import collections
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
 
 import torch
-from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from progc.costs.operations import Operation, Recorder
 from progc.deferred import device_of
 from progc.errors import InputError
+from progc.graph_run import GraphRun, empty_like
 from progc.program import Program
 from progc.schedule.stage import StageCost
 
@@ -141,7 +140,7 @@ def _step(program: Program, batch: int) -> Step:
 
     with Recorder() as recorder, torch.enable_grad():
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            run = _Interpreter(program.graphs["train"], tensors).run(*inputs, enable_io_processing=False)
+            run = GraphRun(program.graphs["train"], tensors).run(*inputs, enable_io_processing=False)
         leaves = run if isinstance(run, (list, tuple)) else [run]
         ends = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor) and leaf.requires_grad]
         if not ends:
@@ -160,17 +159,4 @@ def _fake(tensor: torch.Tensor, batch: int | None = None) -> torch.Tensor:
     device = device_of(tensor)
     if batch is not None and batch != tensor.shape[0]:
         return torch.empty((batch, *tensor.shape[1:]), dtype=tensor.dtype, device=device)
-    empty = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
-    return empty.requires_grad_(tensor.requires_grad)
-
-
-class _Interpreter(fx.Interpreter):
-    """Runs a graph over tensors that are given by name."""
-
-    def __init__(self, graph: fx.Graph, tensors: dict[str, torch.Tensor]) -> None:
-        super().__init__(nn.Module(), graph=graph)
-        self.extra_traceback = False
-        self.tensors = tensors
-
-    def get_attr(self, target: Any, args: Any, kwargs: Any) -> torch.Tensor:
-        return self.tensors[str(target)]
+    return empty_like(tensor, device)

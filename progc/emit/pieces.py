@@ -13,7 +13,6 @@ import dataclasses
 import torch
 from torch import fx
 
-from progc.chains import Chain
 from progc.program import Mode, Program
 
 
@@ -36,7 +35,7 @@ def cut(program: Program, mode: Mode) -> list[Piece]:
     place = {node: index for index, node in enumerate(calls)}
     by_name = {node.name: node for node in calls}
     spans = []
-    for chain in outermost(program, mode):
+    for chain in program.chains.outermost(mode):
         for block in chain.blocks:
             own = [place[by_name[name]] for name in block.nodes[mode] if name in by_name]
             if own:
@@ -54,16 +53,6 @@ def cut(program: Program, mode: Mode) -> list[Piece]:
     if calls[done:]:
         pieces.append(Piece(None, tuple(calls[done:])))
     return pieces
-
-
-def outermost(program: Program, mode: Mode) -> list[Chain]:
-    """Chains of which none is inside a block of another; of those that share operations, the one that covers more."""
-    kept: list[tuple[Chain, set[str]]] = []
-    sized = [({name for block in chain.blocks for name in block.nodes[mode]}, chain) for chain in program.chains]
-    for nodes, chain in sorted(sized, key=lambda item: -len(item[0])):
-        if not any(nodes & covered for _, covered in kept):
-            kept.append((chain, nodes))
-    return [chain for chain, _ in kept]
 
 
 def _apart(spans: list[tuple[int, int, str]]) -> list[tuple[int, int, str]]:

@@ -11,12 +11,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 
 from progc.binding import InputBinding
 from progc.emit.region import Call
+from progc.graph_run import GraphRun, empty_like
 from progc.program import Mode, Program
 
 
@@ -45,15 +46,15 @@ def arguments(
     """
     leaves = InputBinding(program).flatten(args, kwargs)
     found: dict[str, tuple[Argument, ...]] = {}
-    with FakeTensorMode(allow_non_fake_inputs=True) as fake:
-        tensors = {name: _like(tensor) for name, tensor in program.tensors.items() if name not in program.tied}
-        inputs = [_like(leaf) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        tensors = {name: empty_like(tensor) for name, tensor in program.tensors.items() if name not in program.tied}
+        inputs = [empty_like(leaf) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
         with torch.enable_grad():
-            values = _values(program.graphs[mode], tensors, inputs)
-        del fake
+            run = GraphRun(program.graphs[mode], tensors, keep=True)
+            run.run(*inputs, enable_io_processing=False)
         for call in calls:
             if call.region.key not in found:
-                given = [*(values[node] for node in call.values), *(tensors[name] for name in call.tensors)]
+                given = [*(run.env[node] for node in call.values), *(tensors[name] for name in call.tensors)]
                 rates = [TensorArgument((), (), torch.float32, _device(given), False) for _ in call.rates]
                 own = [isinstance(program.tensors[name], nn.Parameter) for name in call.tensors]
                 kinds = [*[False] * len(call.values), *own]
@@ -79,27 +80,6 @@ def made(given: Sequence[Argument], seed: int = 0) -> list[Any]:
         else:
             result.append(tensor.requires_grad_(item.requires_grad))
     return result
-
-
-class _Recorder(fx.Interpreter):
-    def __init__(self, graph: fx.Graph, tensors: dict[str, torch.Tensor]) -> None:
-        super().__init__(nn.Module(), graph=graph, garbage_collect_values=False)
-        self.extra_traceback = False
-        self.tensors = tensors
-
-    def get_attr(self, target: Any, args: Any, kwargs: Any) -> torch.Tensor:
-        return self.tensors[str(target)]
-
-
-def _values(graph: fx.Graph, tensors: dict[str, torch.Tensor], inputs: list[Any]) -> dict[fx.Node, Any]:
-    recorder = _Recorder(graph, tensors)
-    recorder.run(*inputs, enable_io_processing=False)
-    return recorder.env
-
-
-def _like(tensor: torch.Tensor) -> torch.Tensor:
-    empty = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device)
-    return empty.requires_grad_(tensor.requires_grad)
 
 
 def _argument(value: Any, parameter: bool) -> Argument:

@@ -39,7 +39,7 @@ class Blocks:
     def __init__(self, program: Program, chains: Sequence[Chain] | None = None) -> None:
         """Of `chains`, which share no node; by default of the outermost ones."""
         self.program = program
-        self._chains = _outermost(program) if chains is None else list(chains)
+        self._chains = program.chains.outermost("train") if chains is None else list(chains)
         self._readers: dict[str, list[fx.Node]] = {}
         self._position: dict[fx.Node, int] = {}
         for index, node in enumerate(program.graphs["train"].nodes):
@@ -106,16 +106,6 @@ class Blocks:
                     seen.add(source)
                     todo.append(source)
         return frozenset(name for name in found - self.inside if self.program.specs[name].kind == "parameter")
-
-
-def _outermost(program: Program) -> list[Chain]:
-    """Chains that are not inside a block of another; of those that share nodes, the one that covers more."""
-    kept: list[tuple[Chain, set[str]]] = []
-    sized = [({name for block in chain.blocks for name in block.nodes["train"]}, chain) for chain in program.chains]
-    for nodes, chain in sorted(sized, key=lambda item: -len(item[0])):
-        if not any(nodes & covered for _, covered in kept):
-            kept.append((chain, nodes))
-    return [chain for chain, _ in kept]
 
 
 def _siblings(chain: Chain, names: list[str], members: dict[str, set[str]]) -> dict[str, set[str]]:

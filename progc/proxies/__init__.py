@@ -7,15 +7,11 @@ one measures.
 
 from __future__ import annotations
 
-import functools
-import importlib
-import importlib.metadata
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from progc.errors import InputError
-from progc.passes import merge
-from progc.suggestions import did_you_mean
+from progc.named_classes import NamedClasses
 
 if TYPE_CHECKING:
     from progc.proxies.base import Proxy
@@ -30,6 +26,7 @@ PROXIES: Mapping[str, str] = {
 }
 
 ENTRY_POINTS = "progc.proxies"
+_CLASSES = NamedClasses("proxy", "proxies", PROXIES, ENTRY_POINTS)
 
 
 def names() -> list[str]:
@@ -38,7 +35,7 @@ def names() -> list[str]:
     Raises:
         InputError: two proxies have the same name.
     """
-    return list(_table())
+    return list(_CLASSES.table)
 
 
 def load_proxy(name: str) -> type[Proxy]:
@@ -47,31 +44,13 @@ def load_proxy(name: str) -> type[Proxy]:
     Raises:
         InputError: no such proxy (with a suggestion), a duplicate name, or a proxy that cannot be imported.
     """
-    table = _table()
-    if name not in table:
-        hint = did_you_mean(name, table) or f"; proxies are {', '.join(table)}"
-        raise InputError(f"there is no proxy `{name}`{hint}")
-    module, _, attribute = table[name].partition(":")
-    try:
-        found: type[Proxy] = getattr(importlib.import_module(module), attribute)
-    except Exception as error:  # a package of somebody's fails when it is imported
-        reason = str(error) if isinstance(error, (ImportError, AttributeError)) else f"{type(error).__name__}: {error}"
-        raise InputError(f"proxy `{name}` cannot be loaded from {table[name]}: {reason}") from error
+    found: Any = _CLASSES.load(name)
     lacking = [part for part in ("name", "higher_is_better", "score") if not hasattr(found, part)]
     if not isinstance(found, type) or lacking:
         raise InputError(
-            f"proxy `{name}` loads {table[name]}, which lacks {', '.join(lacking) or 'a class'}; "
+            f"proxy `{name}` loads {_CLASSES.table[name]}, which lacks {', '.join(lacking) or 'a class'}; "
             "see progc.proxies.base.Proxy"
         )
-    if found.name != name:
-        raise InputError(f"proxy `{name}` loads {table[name]}, which calls itself `{found.name}`; use one name")
-    return found
-
-
-@functools.cache
-def _table() -> Mapping[str, str]:
-    points = importlib.metadata.entry_points(group=ENTRY_POINTS)
-    try:
-        return merge(PROXIES, ((point.name, point.value) for point in points))
-    except InputError as error:
-        raise InputError(str(error).replace("two passes", "two proxies")) from error
+    proxy: Any = found
+    _CLASSES.check_name(name, proxy.name)
+    return proxy

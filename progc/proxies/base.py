@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -50,15 +51,26 @@ class Proxy(Protocol):
         ...
 
 
-def check_mode(name: str, mode: str) -> None:
-    """Refuses a mode that is none.
+@dataclasses.dataclass(frozen=True)
+class TwoModes:
+    """The option that our proxies share.
+
+    Attributes:
+        mode: one of `MODES`.
 
     Raises:
         InputError: an unknown mode.
     """
-    if mode not in MODES:
-        hint = did_you_mean(mode, MODES) or f"; modes are {', '.join(MODES)}"
-        raise InputError(f"proxy {name}: there is no mode `{mode}`{hint}")
+
+    name: ClassVar[str]
+    higher_is_better: ClassVar[bool] = True
+
+    mode: str = "default"
+
+    def __post_init__(self) -> None:
+        if self.mode not in MODES:
+            hint = did_you_mean(self.mode, MODES) or f"; modes are {', '.join(MODES)}"
+            raise InputError(f"proxy {self.name}: there is no mode `{self.mode}`{hint}")
 
 
 def check_at_least(name: str, option: str, value: int, least: int) -> None:

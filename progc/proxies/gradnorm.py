@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from progc.errors import InputError
 from progc.program import Program
-from progc.proxies.base import check_mode
+from progc.proxies.base import TwoModes
 from progc.proxies.groups import contracted
 from progc.proxies.running import Network
 from progc.proxies.zico import gradients
@@ -17,27 +17,15 @@ from progc.task import Task
 
 
 @dataclasses.dataclass(frozen=True)
-class GradNorm:
+class GradNorm(TwoModes):
     """Norm of the gradient of the loss by what trains, averaged over the batches.
 
     Default: log10 of the root of the mean square over all entries, so that it does not grow with their number.
     Reference: the sum of the norms of the weights of linear layers and 2-d convolutions, as published.
-
-    Attributes:
-        mode: `default` or `reference`.
-
-    Raises:
-        InputError: an unknown mode.
     """
 
     name: ClassVar[str] = "gradnorm"
-    higher_is_better: ClassVar[bool] = True
     ranks_unfreezing: ClassVar[bool] = True
-
-    mode: str = "default"
-
-    def __post_init__(self) -> None:
-        check_mode(self.name, self.mode)
 
     def score(
         self, program: Program, batches: Sequence[Any], task: Task, *, seed: int, stage: int | None = None

@@ -13,36 +13,24 @@ from torch import Tensor
 from progc.errors import InputError
 from progc.program import Program
 from progc.proxies import samples
-from progc.proxies.base import check_mode
-from progc.proxies.running import GraphRun, Network, undisturbed
+from progc.proxies.base import TwoModes
+from progc.proxies.running import Network, ProxyRun, undisturbed
 from progc.task import Task
 
 _EPSILON = 1e-5
 
 
 @dataclasses.dataclass(frozen=True)
-class JacobianCovariance:
+class JacobianCovariance(TwoModes):
     """Eigenvalues v of the correlations of the gradients of the outputs' sum by each sample's floating inputs.
 
     The score is -sum(log(v + e) + 1 / (v + e)) with e = 1e-5 over the first batch, as published (arXiv 2006.04647v1);
     default: over the number of samples, so that it does not follow the batch size. It does not depend on which
     parameters train.
-
-    Attributes:
-        mode: `default` or `reference`.
-
-    Raises:
-        InputError: an unknown mode.
     """
 
     name: ClassVar[str] = "jacobian-covariance"
-    higher_is_better: ClassVar[bool] = True
     ranks_unfreezing: ClassVar[bool] = False
-
-    mode: str = "default"
-
-    def __post_init__(self) -> None:
-        check_mode(self.name, self.mode)
 
     def score(
         self, program: Program, batches: Sequence[Any], task: Task, *, seed: int, stage: int | None = None
@@ -78,7 +66,7 @@ def jacobians(network: Network, batch: Any, seed: int) -> Tensor:
             for leaf in network.inputs(batch)
         ]
         free = [leaf for leaf in inputs if isinstance(leaf, Tensor) and leaf.requires_grad and len(leaf) == count]
-        flat = GraphRun(network.program, tensors).run(*inputs, enable_io_processing=False)
+        flat = ProxyRun(network.program, tensors).run(*inputs, enable_io_processing=False)
         ends = [leaf.sum() for leaf in flat if isinstance(leaf, Tensor) and leaf.requires_grad]
         found = torch.autograd.grad(ends, free, allow_unused=True) if ends and free else ()
     rows = [gradient.flatten(1) for gradient in found if gradient is not None]

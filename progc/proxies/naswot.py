@@ -14,8 +14,8 @@ from progc.demand.operations import op_name
 from progc.errors import InputError
 from progc.program import Program
 from progc.proxies import samples
-from progc.proxies.base import check_mode
-from progc.proxies.running import GraphRun, Network, undisturbed
+from progc.proxies.base import TwoModes
+from progc.proxies.running import Network, ProxyRun, undisturbed
 from progc.proxies.sample_dims import Coupled, Place, find_samples
 from progc.task import Task
 
@@ -25,7 +25,7 @@ _GATES = {
 }  # fmt: skip
 
 
-class _Codes(GraphRun):
+class _Codes(ProxyRun):
     """Sums, over all gates, in how many units two samples have the same sign."""
 
     def __init__(self, network: Network, count: int) -> None:
@@ -50,28 +50,16 @@ class _Codes(GraphRun):
 
 
 @dataclasses.dataclass(frozen=True)
-class NASWOT:
+class NASWOT(TwoModes):
     """log |det K|, where K_ij counts the units that are on, or off, for both of the samples i and j.
 
     Units are the inputs of rectifiers and of their smooth kin (gelu, silu, ...), whose sign is taken as the code; they
     are found by operation. Default: of K over the number of units, and over the number of samples, so that neither
     counts by itself; reference: as published. It does not depend on which parameters train.
-
-    Attributes:
-        mode: `default` or `reference`.
-
-    Raises:
-        InputError: an unknown mode.
     """
 
     name: ClassVar[str] = "naswot"
-    higher_is_better: ClassVar[bool] = True
     ranks_unfreezing: ClassVar[bool] = False
-
-    mode: str = "default"
-
-    def __post_init__(self) -> None:
-        check_mode(self.name, self.mode)
 
     def score(
         self, program: Program, batches: Sequence[Any], task: Task, *, seed: int, stage: int | None = None

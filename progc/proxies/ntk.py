@@ -13,7 +13,7 @@ from torch import Tensor
 from progc.errors import InputError
 from progc.program import Program
 from progc.proxies import samples
-from progc.proxies.base import check_at_least, check_mode
+from progc.proxies.base import TwoModes, check_at_least
 from progc.proxies.objective import OBJECTIVES
 from progc.proxies.per_sample import kernel
 from progc.proxies.running import Network
@@ -21,7 +21,7 @@ from progc.task import Task
 
 
 @dataclasses.dataclass(frozen=True)
-class NTK:
+class NTK(TwoModes):
     """Largest over smallest eigenvalue of the kernel K_ij = <J_i, J_j> of the gradients J_i of samples.
 
     Default: J_i is the gradient of the loss of sample i by all parameters that train, norms and biases included; the
@@ -42,16 +42,14 @@ class NTK:
     """
 
     name: ClassVar[str] = "ntk"
-    higher_is_better: ClassVar[bool] = True
     ranks_unfreezing: ClassVar[bool] = True
 
-    mode: str = "default"
     samples: int = 8
     kernels: int = 2
     of: str = "loss"
 
     def __post_init__(self) -> None:
-        check_mode(self.name, self.mode)
+        super().__post_init__()
         check_at_least(self.name, "samples", self.samples, 2)
         check_at_least(self.name, "kernels", self.kernels, 1)
         if self.of not in OBJECTIVES:

@@ -26,7 +26,7 @@ from progc.notation import call_text
 from progc.proxies import samples as batches
 from progc.proxies.independence import compare
 from progc.proxies.objective import by_sample, output_places
-from progc.proxies.running import GraphRun, Network, undisturbed
+from progc.proxies.running import Network, ProxyRun, undisturbed
 from progc.proxies.sample_dims import Coupled, Samples, Uses, find_samples, find_uses
 from progc.proxies.taps import Collector, Products
 
@@ -97,7 +97,7 @@ def _one_by_one(network: Network, batch: Any, of: str, wanted: Collection[str]) 
     count = batches.size(batch)
     leaves = {name: network.tensors[name].detach().requires_grad_() for name in wanted}
     tensors = {**{name: tensor.detach() for name, tensor in network.tensors.items()}, **leaves}
-    flat = GraphRun(network.program, tensors).run(*network.inputs(batch), enable_io_processing=False)
+    flat = ProxyRun(network.program, tensors).run(*network.inputs(batch), enable_io_processing=False)
     try:
         dims = find_samples(network.program).dims
     except Coupled:

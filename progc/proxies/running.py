@@ -7,29 +7,24 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from progc.binding import InputBinding
+from progc.graph_run import GraphRun
 from progc.program import Mode, Program
 from progc.task import Task
 
 
-class GraphRun(fx.Interpreter):
-    """Runs a graph over tensors that are given by name.
-
-    Buffers are cloned when they are read, since normalisations and counters write to them.
-    """
+class ProxyRun(GraphRun):
+    """Runs a program's graph; buffers are cloned when they are read, since counters and statistics are written to."""
 
     def __init__(self, program: Program, tensors: Mapping[str, torch.Tensor], mode: Mode = "train") -> None:
-        super().__init__(nn.Module(), graph=program.graphs[mode])
-        self.extra_traceback = False
-        self.tensors = tensors
+        super().__init__(program.graphs[mode], tensors)
         self._buffers = {name for name, spec in program.specs.items() if spec.kind == "buffer"}
 
     def get_attr(self, target: Any, args: Any, kwargs: Any) -> torch.Tensor:
         """A tensor by name."""
-        value = self.tensors[str(target)]
+        value = super().get_attr(target, args, kwargs)
         return value.detach().clone() if target in self._buffers else value
 
 
@@ -78,7 +73,7 @@ class Network:
 
     def outputs(self, batch: Any, tensors: Mapping[str, torch.Tensor] | None = None) -> Any:
         """Outputs of the train graph for a batch."""
-        run = GraphRun(self.program, self.tensors if tensors is None else tensors)
+        run = ProxyRun(self.program, self.tensors if tensors is None else tensors)
         return self.structured(run.run(*self.inputs(batch), enable_io_processing=False))
 
 

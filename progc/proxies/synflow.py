@@ -14,12 +14,12 @@ from torch.utils import _pytree as pytree
 from progc.errors import InputError
 from progc.program import Program
 from progc.proxies import samples
-from progc.proxies.base import check_mode
-from progc.proxies.running import GraphRun, Network, undisturbed
+from progc.proxies.base import TwoModes
+from progc.proxies.running import Network, ProxyRun, undisturbed
 from progc.task import Task
 
 
-class _PositiveRun(GraphRun):
+class _PositiveRun(ProxyRun):
     """The eval graph in float64; casts in the graph to shorter types are undone behind them."""
 
     def run_node(self, n: fx.Node) -> Any:
@@ -33,29 +33,17 @@ def _double(value: Any) -> Any:
 
 
 @dataclasses.dataclass(frozen=True)
-class SynFlow:
+class SynFlow(TwoModes):
     """Sum over trainable parameters of |w dR/dw|, where R sums the outputs for an input of ones with weights |w|.
 
     In float64 and eval mode, since products over layers leave the range of float32; the network's weights are not
     touched. Inputs that are no floating tensors (time steps, labels, tokens) are those of the first sample.
     Default: the mean over parameters of log10 of the sum, so that it does not grow with their number; reference: the
     sum. Attention and normalisation are no products of weights: for networks with them this is a heuristic.
-
-    Attributes:
-        mode: `default` or `reference`.
-
-    Raises:
-        InputError: an unknown mode.
     """
 
     name: ClassVar[str] = "synflow"
-    higher_is_better: ClassVar[bool] = True
     ranks_unfreezing: ClassVar[bool] = True
-
-    mode: str = "default"
-
-    def __post_init__(self) -> None:
-        check_mode(self.name, self.mode)
 
     def score(
         self, program: Program, batches: Sequence[Any], task: Task, *, seed: int, stage: int | None = None

@@ -8,6 +8,7 @@ where nothing below trains.
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch import Tensor, fx
 from progc.demand.operations import mutates
 from progc.program import Program
 from progc.proxies.local import Use
-from progc.proxies.running import GraphRun
+from progc.proxies.running import ProxyRun
 from progc.proxies.sample_dims import Coupled, Samples, Uses
 
 
@@ -41,7 +42,7 @@ class Products:
         self.matrix += products
 
 
-class TappedRun(GraphRun):
+class TappedRun(ProxyRun, abc.ABC):
     """Runs a train graph with taps at the uses of some parameters; `tap` is called at each.
 
     Args:
@@ -73,9 +74,9 @@ class TappedRun(GraphRun):
         changed = any(mutates(user) for user in n.users)  # a leaf cannot be written to
         return result.clone() if changed and result.is_leaf else result
 
+    @abc.abstractmethod
     def tap(self, node: fx.Node, shared: tuple[fx.Node, ...], values: dict[fx.Node, Any], result: Tensor) -> None:
         """What is done at a use."""
-        raise NotImplementedError
 
 
 class Collector(TappedRun):

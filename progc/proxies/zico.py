@@ -13,10 +13,10 @@ from torch import Tensor
 from progc.errors import InputError
 from progc.program import Program
 from progc.proxies import samples
-from progc.proxies.base import check_at_least, check_mode
+from progc.proxies.base import TwoModes, check_at_least
 from progc.proxies.groups import contracted, measured
 from progc.proxies.objective import loss_of
-from progc.proxies.running import GraphRun, Network, undisturbed
+from progc.proxies.running import Network, ProxyRun, undisturbed
 from progc.task import Task
 
 
@@ -77,7 +77,7 @@ class PairMoments:
 
 
 @dataclasses.dataclass(frozen=True)
-class ZiCo:
+class ZiCo(TwoModes):
     """Mean size over spread of the gradients of the loss over batches, summed within and averaged over parameters.
 
     Per entry j of a parameter, z_j = mean |g_j| / std g_j, the population's, of the signed gradient; entries that do
@@ -96,15 +96,13 @@ class ZiCo:
     """
 
     name: ClassVar[str] = "zico"
-    higher_is_better: ClassVar[bool] = True
     ranks_unfreezing: ClassVar[bool] = True
 
-    mode: str = "default"
     batches: int = 8
     vectors: bool = False
 
     def __post_init__(self) -> None:
-        check_mode(self.name, self.mode)
+        super().__post_init__()
         check_at_least(self.name, "batches", self.batches, 2)
 
     def score(
@@ -166,7 +164,7 @@ def gradients(network: Network, pieces: Sequence[Any], wanted: Sequence[str], se
     tensors = {**{name: tensor.detach() for name, tensor in network.tensors.items()}, **leaves}
     for place, piece in enumerate(pieces):
         with undisturbed(network.program, seed + place):
-            flat = GraphRun(network.program, tensors).run(*network.inputs(piece), enable_io_processing=False)
+            flat = ProxyRun(network.program, tensors).run(*network.inputs(piece), enable_io_processing=False)
             loss = loss_of(network, flat, piece)
             del flat
             if not loss.requires_grad:

@@ -12,6 +12,7 @@ import pytest
 
 import progc.proxies
 from progc.errors import InputError
+from progc.named_classes import NamedClasses
 from progc.proxies import PROXIES, load_proxy, names
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs/proxies.md"
@@ -50,7 +51,8 @@ def test_an_unknown_name() -> None:
     ],
 )
 def test_a_package_that_is_wrong(place: str, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(progc.proxies, "_table", lambda: {**PROXIES, "mine": place})
+    table = NamedClasses("proxy", "proxies", {**PROXIES, "mine": place}, "no.group")
+    monkeypatch.setattr(progc.proxies, "_CLASSES", table)
     assert "mine" in names()
     with pytest.raises(InputError, match=f"^proxy `mine` .*{re.escape(text)}"):
         load_proxy("mine")
