@@ -99,7 +99,7 @@ def compile_ahead(
     device = "cpu"
     for mode in modes:
         own = calls(module, mode)
-        regions = {call.region.key: call.region for call in own}
+        regions = {call.region.key: call.region for call in own if call.region.computes}
         given = arguments(program, mode, own, args, kwargs or {})
         for key, region in regions.items():
             data = region_to_json(region, given[key])

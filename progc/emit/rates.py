@@ -1,35 +1,52 @@
-"""Rates of dropout and stochastic depth as arguments of a graph, in place of numbers written into it."""
+"""Rates of dropout and stochastic depth as arguments of a graph, in place of numbers written into it.
+
+Where rates stand is known by `progc/dropping/find.py`; here operations that hold one as a number take it as a 0-d
+tensor instead: the same distribution.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
 
 import torch
 from torch import fx
 
+from progc.demand.operations import argument, op_name
+from progc.dropping.find import DRAWING, find_drops
 from progc.notation import target_text
 
-_DROPOUT = ("dropout", "dropout_", "feature_dropout", "feature_dropout_")
 aten = torch.ops.aten
+_WITH_TENSORS = frozenset({"div", "add", "lt", "le", "gt", "ge"})
+"""Operations with a number that exist with a tensor in its place."""
 
 
-def rates_of(nodes: Sequence[fx.Node]) -> dict[fx.Node, float]:
-    """Operations that take a rate as a number and can take it as a tensor: each with the rate, in graph order."""
-    found: dict[fx.Node, float] = {}
-    for node in nodes:
-        if not isinstance(node.target, torch._ops.OpOverload):
-            continue
-        name, args = target_text(node.target, False), node.args
-        if name == "dropout" and args[2] and args[1]:
-            found[node] = float(args[1])  # type: ignore[arg-type]
-        elif name == "bernoulli_" and _only_user(args[0], node):
-            keep = args[1] if len(args) > 1 else 0.5  # what torch takes where nothing is given
-            if isinstance(keep, float):
-                found[node] = keep
-        elif name in ("div_", "div") and isinstance(args[1], float) and args[0] in found:
-            if name == "div" or _only_user(args[0], node):
-                found[node] = args[1]
+@dataclasses.dataclass(frozen=True)
+class Rate:
+    """A number that becomes an argument: the rate, or the probability of keeping, as `argument` of an operation."""
+
+    argument: str
+    value: float
+
+
+def rates_of(graph: fx.Graph) -> dict[fx.Node, Rate]:
+    """Operations of a graph that hold a rate as a number and can take it as a tensor.
+
+    Rates inside of attention, and those of dropout that keeps mean and variance, stay numbers.
+    """
+    found: dict[fx.Node, Rate] = {}
+    for drop in find_drops(graph):
+        for number in drop.numbers:
+            node, value = number.node, argument(number.node, number.argument)
+            if DRAWING not in node.meta and isinstance(value, float) and value and _can_take(node):
+                found[node] = Rate(number.argument, value)
     return found
+
+
+def _can_take(node: fx.Node) -> bool:
+    if op_name(node) == "bernoulli":  # drawn in place, into a tensor that nobody else reads
+        source = node.args[0]
+        return isinstance(source, fx.Node) and list(source.users) == [node]
+    return target_text(node.target, False) == "dropout" or op_name(node) in _WITH_TENSORS
 
 
 def is_nothing(node: fx.Node) -> bool:
@@ -41,26 +58,20 @@ def is_nothing(node: fx.Node) -> bool:
     )
 
 
-def with_rate(graph: fx.Graph, node: fx.Node, env: dict[fx.Node, fx.Node], rate: fx.Node) -> fx.Node:
-    """The operation of `node`, one of `rates_of`, with the rate as a 0-d tensor; the same distribution."""
+def with_rate(graph: fx.Graph, node: fx.Node, rate: Rate, env: dict[fx.Node, fx.Node], given: fx.Node) -> fx.Node:
+    """The operation of `node`, one of `rates_of`, with `given`, a 0-d tensor, in place of its number."""
     value = env[node.args[0]]  # type: ignore[index]
-    name = target_text(node.target, False)
-    if name in ("div", "div_"):
-        return graph.call_function(aten.div.Tensor, (value, rate))
-    if name == "bernoulli_":
-        drawn = graph.call_function(aten.rand_like.default, (value,))
-        kept = graph.call_function(aten.lt.Tensor, (drawn, rate))
-        return graph.call_function(aten.to.dtype, (kept, _dtype(node)))
-    drawn = graph.call_function(aten.rand_like.default, (value,))
-    kept = graph.call_function(aten.ge.Tensor, (drawn, rate))
-    share = graph.call_function(aten.rsub.Scalar, (rate, 1))
-    return graph.call_function(aten.div.Tensor, (graph.call_function(aten.mul.Tensor, (value, kept)), share))
+    name = op_name(node)
+    if name == "bernoulli":
+        kept = graph.call_function(aten.lt.Tensor, (_drawn(graph, value), given))
+        return graph.call_function(aten.to.dtype, (kept, node.meta["tensor"].dtype))
+    if name == "dropout":
+        kept = graph.call_function(aten.ge.Tensor, (_drawn(graph, value), given))
+        share = graph.call_function(aten.rsub.Scalar, (given, 1))
+        return graph.call_function(aten.div.Tensor, (graph.call_function(aten.mul.Tensor, (value, kept)), share))
+    target = getattr(getattr(aten, target_text(node.target, False)), "Tensor")  # noqa: B009
+    return graph.call_function(target, (value, given))
 
 
-def _dtype(node: fx.Node) -> torch.dtype:
-    dtype: torch.dtype = node.meta["tensor"].dtype
-    return dtype
-
-
-def _only_user(source: object, node: fx.Node) -> bool:
-    return isinstance(source, fx.Node) and list(source.users) == [node]
+def _drawn(graph: fx.Graph, value: fx.Node) -> fx.Node:
+    return graph.call_function(aten.rand_like.default, (value,))

@@ -22,7 +22,7 @@ from torch.utils import _pytree as pytree
 from progc.emit.pieces import Piece
 from progc.emit.rates import is_nothing, rates_of, with_rate
 from progc.notation import meta_text
-from progc.program import Program
+from progc.program import Mode, Program
 
 _counter = itertools.count()
 
@@ -36,12 +36,14 @@ class Region:
         graph: placeholders for values, then tensors, then rates; returns a list.
         source: the graph as Python: `def region(*arguments)`.
         scope: the names that the source uses.
+        computes: whether it makes a tensor; sizes alone are not worth compiling.
     """
 
     key: str
     graph: fx.Graph
     source: str
     scope: Mapping[str, Any]
+    computes: bool = True
 
     def __deepcopy__(self, memo: object) -> Region:
         return self  # a value, and the names in its scope have no copies
@@ -77,16 +79,17 @@ class Call:
 
 
 class Regions:
-    """Regions by key: pieces alike get the same one.
+    """Regions of one graph by key: pieces alike get the same one.
 
     Args:
         lift_rates: whether rates become arguments; without, operations stay as they are, and draw the random numbers
             that the program's own graph draws.
     """
 
-    def __init__(self, program: Program, *, lift_rates: bool) -> None:
+    def __init__(self, program: Program, mode: Mode, *, lift_rates: bool) -> None:
         self.program = program
         self.lift_rates = lift_rates
+        self._rates = rates_of(program.graphs[mode]) if lift_rates else {}
         self.by_key: dict[str, Region] = {}
 
     def call(self, piece: Piece, learns: set[fx.Node]) -> Call:
@@ -112,12 +115,12 @@ class Regions:
         env: dict[fx.Node, fx.Node] = {node: graph.placeholder(f"v{i}") for i, node in enumerate(values)}
         held = {name: graph.placeholder(f"t{i}") for i, name in enumerate(names)}
         env.update({node: held[str(node.target)] for node in tensors})
-        lifting = rates_of(piece.nodes) if self.lift_rates else {}
+        lifting = {node: self._rates[node] for node in piece.nodes if node in self._rates}
         given = {node: graph.placeholder(f"r{i}") for i, node in enumerate(lifting)}
         home = next((held[name] for name in names), None)
         for node in piece.nodes:
             if node in lifting:
-                env[node] = with_rate(graph, node, env, given[node])
+                env[node] = with_rate(graph, node, lifting[node], env, given[node])
             elif self.lift_rates and is_nothing(node):
                 env[node] = env[node.args[0]]  # type: ignore[index]
             else:
@@ -126,8 +129,16 @@ class Regions:
         gradient = [node in learns for node in values] + [self.program.tensors[name].requires_grad for name in names]
         key = self._key(graph, values, names, gradient)
         if key not in self.by_key:
-            self.by_key[key] = Region(key, graph, *_source(graph))
-        return Call(piece, self.by_key[key], tuple(values), tuple(names), tuple(lifting.values()), tuple(exits))
+            computes = any(not isinstance(node.meta.get("tensor"), (int, float, bool)) for node in piece.nodes)
+            self.by_key[key] = Region(key, graph, *_source(graph), computes)
+        return Call(
+            piece,
+            self.by_key[key],
+            tuple(values),
+            tuple(names),
+            tuple(rate.value for rate in lifting.values()),
+            tuple(exits),
+        )
 
     def _key(
         self,

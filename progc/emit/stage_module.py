@@ -99,11 +99,13 @@ class StageModule(nn.Module):
         self._options = options
         self._run: dict[Mode, Callable[..., Any]] = {}
         for mode in MODES:
-            regions = Regions(program, lift_rates=how != "eager")
+            regions = Regions(program, mode, lift_rates=how != "eager")
             learns = learning(program, mode)
             own = [regions.call(piece, learns) for piece in pieces[mode]]
             compiled = {
-                key: region.function if how == "eager" else torch.compile(region.function, **options)
+                key: region.function
+                if how == "eager" or not region.computes
+                else torch.compile(region.function, **options)
                 for key, region in regions.by_key.items()
             }
             self._calls[mode] = own
@@ -196,7 +198,7 @@ def unit_paths(module: StageModule) -> tuple[str, ...]:
 
 def regions(module: StageModule, mode: Mode) -> dict[str, Region]:
     """The different regions of a mode by key: a run in it, at one batch size, takes as many compilations."""
-    return {call.region.key: call.region for call in module._calls[mode]}
+    return {call.region.key: call.region for call in module._calls[mode] if call.region.computes}
 
 
 def calls(module: StageModule, mode: Mode) -> list[Call]:

@@ -110,6 +110,37 @@ def test_rates_are_arguments_with_the_right_distribution() -> None:
     assert (means[0].std(0) / means[1].std(0) - 1).abs().max() < 0.4
 
 
+@pytest.mark.parametrize("spelling", ["floor", "less"])
+def test_rates_are_lifted_however_they_are_spelled(spelling: str) -> None:
+    """Blocks that differ in their rate alone share one region; rate and mean stay what they were."""
+
+    class Dropped(nn.Module):
+        def __init__(self, rate: float) -> None:
+            super().__init__()
+            self.linear, self.keep = nn.Linear(6, 6), 1 - rate
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            branch = self.linear(x)
+            if not self.training:
+                return x + branch
+            drawn = torch.rand(x.shape[0], 1)
+            if spelling == "floor":
+                return x + branch.div(self.keep) * (drawn + self.keep).floor()
+            return x + branch * (drawn < self.keep) / self.keep
+
+    torch.manual_seed(0)
+    program = progc.capture(nn.Sequential(*(Dropped(0.1 * (i + 1)) for i in range(3))), (torch.randn(4, 6),))
+    module, plain = emit(program, backend="eager").train(), program.module().train()
+    found = regions(module, "train").values()
+    assert len(found) == 2  # the first block, whose input needs no gradient, and the others
+    assert all("r1" in region.source and "0.9" not in region.source for region in found)
+    x = torch.randn(4, 6).repeat_interleave(5000, 0)
+    with torch.no_grad():
+        means = [net(x).double().reshape(4, -1, 6).mean(1) for net in (module, plain)]
+        spread = plain(x).double().reshape(4, -1, 6).std(1) / 5000**0.5
+    assert ((means[0] - means[1]).abs() < 7 * spread + 1e-6).all()
+
+
 def test_frozen_blocks_are_regions_of_their_own() -> None:
     program = progc.apply(dropping(6, 0.0), "freeze{prefix=3 stem=true}")
     module = emit(program, backend="aot_eager").train()
