@@ -1,0 +1,1 @@
+"""Training: a schedule's stages run one after another, with boundaries between them (docs/training.md)."""
