@@ -77,6 +77,17 @@ class Checkpoint:
         value = self._training["data"]
         return None if value is None else DataPosition(**value)
 
+    def controller(self, name: str) -> dict[str, Any]:
+        """State of one controller, for what has to be known before there is an object to restore.
+
+        Raises:
+            InputError: there is none of this name.
+        """
+        found = self._training["controllers"].get(name)
+        if not isinstance(found, dict):
+            raise InputError(f"{self.path} has no controller `{name}`; it has {sorted(self._training['controllers'])}")
+        return found
+
     @cached_property
     def config(self) -> dict[str, Any] | None:
         """The resolved configuration."""

@@ -78,7 +78,9 @@ class StageModule(nn.Module):
     Names of the user's modules are its attributes, so it has no public ones of its own: see `unit_paths`, `compiles`.
     """
 
-    def __init__(self, program: Program, how: How, recompute: bool, options: dict[str, Any]) -> None:
+    def __init__(
+        self, program: Program, how: How, recompute: bool, compiled: tuple[Mode, ...], options: dict[str, Any]
+    ) -> None:
         super().__init__()
         program = program.complete()
         pieces = {mode: cut(program, mode) if how != "whole" else [_whole(program, mode)] for mode in MODES}
@@ -102,14 +104,13 @@ class StageModule(nn.Module):
             regions = Regions(program, mode, lift_rates=how != "eager")
             learns = learning(program, mode)
             own = [regions.call(piece, learns) for piece in pieces[mode]]
-            compiled = {
-                key: region.function
-                if how == "eager" or not region.computes
-                else torch.compile(region.function, **options)
+            as_it_is = how == "eager" or mode not in compiled
+            functions = {
+                key: region.function if as_it_is or not region.computes else torch.compile(region.function, **options)
                 for key, region in regions.by_key.items()
             }
             self._calls[mode] = own
-            self._run[mode] = self._outer(program, mode, own, compiled, recompute)
+            self._run[mode] = self._outer(program, mode, own, functions, recompute)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Takes and returns exactly what the captured module did.
@@ -169,7 +170,14 @@ class StageModule(nn.Module):
         return [self._held[key] for key in keys]
 
 
-def emit(program: Program, how: How = "regions", *, recompute: bool = False, **options: Any) -> StageModule:
+def emit(
+    program: Program,
+    how: How = "regions",
+    *,
+    recompute: bool = False,
+    modes: tuple[Mode, ...] = MODES,
+    **options: Any,
+) -> StageModule:
     """A module that trains a program.
 
     Args:
@@ -177,6 +185,7 @@ def emit(program: Program, how: How = "regions", *, recompute: bool = False, **o
             bit for bit what `program.module()` computes.
         recompute: blocks that are modules keep no activations; the backward computes them again (activation
             checkpointing, not reentrant).
+        modes: whose graphs are compiled. Validation comes with incomplete batches, each of which would compile again.
         options: of `torch.compile`; `fullgraph=True` and `dynamic=False` unless given.
 
     Raises:
@@ -188,7 +197,13 @@ def emit(program: Program, how: How = "regions", *, recompute: bool = False, **o
         raise InputError(
             f"{program.class_name} was captured for its shapes only; use progc.capture for a program that runs"
         )
-    return StageModule(program, how, recompute, {"fullgraph": True, "dynamic": False, **options})
+    unsafe = getattr(torch.compiler, "skip_guard_on_all_nn_modules_unsafe", None)
+    if unsafe is not None and (options.get("options") or {}).get("guard_filter_fn") is unsafe:
+        raise InputError(
+            "emit: with guard_filter_fn=skip_guard_on_all_nn_modules_unsafe a layer that is unfrozen later gets no "
+            "gradient; compile without it"
+        )
+    return StageModule(program, how, recompute, modes, {"fullgraph": True, "dynamic": False, **options})
 
 
 def unit_paths(module: StageModule) -> tuple[str, ...]:

@@ -24,6 +24,7 @@ from progc.errors import InputError
 from progc.manager import hand_over, run
 from progc.passbase import Pass, PassResult
 from progc.program import Program
+from progc.proof import TOLERANCE, tolerance
 from progc.schedule.controlling import Controller, Ended
 from progc.schedule.growth import Growth, rehearse, written_out
 from progc.schedule.point import Point
@@ -32,6 +33,7 @@ from progc.schedule.schedule import Schedule
 from progc.schedule.stage import Stage
 
 if TYPE_CHECKING:
+    from progc.lift import Lift
     from progc.module import ProgramModule
     from progc.optimizers import Optimizers
 
@@ -47,6 +49,7 @@ class RunningStage:
         optimizer, ema: what was given, or made, and goes along.
         notes: what the passes at the boundary say.
         lossless: whether the boundary kept the function in eval mode, by analysis; None at the first stage.
+        tolerance: largest relative difference of outputs in float64 that a lossless boundary may show.
         controller: what ends stages by the schedule's rules; None without rules.
     """
 
@@ -60,7 +63,9 @@ class RunningStage:
         notes: tuple[str, ...],
         lossless: bool | None,
         controller: Controller | None,
+        tolerance: float = TOLERANCE,
     ) -> None:
+        self.tolerance = tolerance
         self.stage, self.program, self.module = stage, program, module
         self.start, self.stop = span
         self.optimizer, self.ema = held
@@ -100,12 +105,16 @@ class RunningStage:
 
     def inputs(self, batch: int) -> dict[str, torch.Tensor]:
         """Keyword inputs that each call needs besides the user's: the stage, int64 `[batch]`, or none."""
-        sid = self.program.sid
-        if sid is None or sid.input is None:
-            return {}
-        row = sid.null if self.stage.sid is None else self.stage.sid
-        device = next(self.module.parameters()).device
-        return {sid.input: torch.full((batch,), row, dtype=torch.int64, device=device)}
+        return stage_inputs(self.program, self.stage, batch, next(self.module.parameters()).device)
+
+
+def stage_inputs(program: Program, stage: Stage, batch: int, device: torch.device) -> dict[str, torch.Tensor]:
+    """What `RunningStage.inputs` gives, of a program that need not have values."""
+    sid = program.sid
+    if sid is None or sid.input is None:
+        return {}
+    row = sid.null if stage.sid is None else stage.sid
+    return {sid.input: torch.full((batch,), row, dtype=torch.int64, device=device)}
 
 
 def stages(
@@ -170,16 +179,9 @@ def _run(
     making = _is_maker(optimizer), _is_maker(ema)
     held = (None if making[0] else optimizer, None if making[1] else ema)
     at: Point | None = None
-    for stage, point in list(zip(schedule.stages, growth.points, strict=True))[start:]:
+    for stage in schedule.stages[start:]:
         boundary = _Boundary(before, held)
-        if at is None:
-            boundary.apply(dropping_everywhere(before) if _drops(schedule) else ())
-        boundary.apply(growth.passes(stage.index, at))
-        if at is None:
-            boundary.apply(_identifier(boundary.program, schedule))
-        boundary.apply(_trainable(point, at, boundary.program))
-        setting = setting_for(stage.regularisation, boundary.program, linear=growth.linear)
-        boundary.apply(setting.passes)
+        told = _lead(boundary, schedule, growth, stage, at)
         boundary.close()
         made = boundary.program.module().train()
         if at is None:
@@ -188,26 +190,74 @@ def _run(
         if controller is not None:
             span = max(controller.start, controller.step), controller.planned
         lossless = None if at is None else boundary.lossless
-        notes = (*(note for result in boundary.results for note in result.notes), *setting.notes)
-        yield RunningStage(stage, boundary.program, made, span, held, notes, lossless, controller)
-        before, at = trained(boundary.program, made), point
+        notes = (*(note for result in boundary.results for note in result.notes), *told)
+        yield RunningStage(stage, boundary.program, made, span, held, notes, lossless, controller, boundary.tolerance)
+        before, at = trained(boundary.program, made), growth.points[stage.index]
+
+
+def outlines(
+    program: Program,
+    schedule: Schedule,
+    *,
+    source: Program | None = None,
+    inits: Mapping[str, str] | None = None,
+) -> list[Program]:
+    """The programs of all stages as `stages` makes them, with deferred tensors: costs analysis and no memory.
+
+    Raises:
+        InputError: a schedule for another network.
+        TargetError, NotLosslessError: what a pass refuses.
+    """
+    schedule.check(program)
+    points = written_out([stage.point for stage in schedule.stages], program)
+    inits = {key: "interpolate" if init == "mogrow" else init for key, init in (inits or {}).items()}
+    growth = Growth(points, (), source is not None, inits, is_linear(program))
+    now, at = (program if source is None else source).deferred, None
+    found = []
+    for stage in schedule.stages:
+        boundary = _Boundary(now, (None, None), verify=False)
+        _lead(boundary, schedule, growth, stage, at)
+        now, at = boundary.program.deferred, points[stage.index]
+        found.append(now)
+    return found
+
+
+def _lead(boundary: _Boundary, schedule: Schedule, growth: Growth, stage: Stage, at: Point | None) -> tuple[str, ...]:
+    """Applies all passes that lead from the point `at` (None: from the beginning) to a stage; returns notes."""
+    point = growth.points[stage.index]
+    if at is None:
+        boundary.apply(dropping_everywhere(boundary.before) if _drops(schedule) else ())
+    boundary.apply(growth.passes(stage.index, at))
+    if at is None:
+        boundary.apply(_identifier(boundary.program, schedule))
+    boundary.apply(_trainable(point, at, boundary.program))
+    setting = setting_for(stage.regularisation, boundary.program, linear=growth.linear)
+    boundary.apply(setting.passes)
+    return setting.notes
 
 
 class _Boundary:
     """Passes between two stages, as several pipelines, after which optimizer and averages are handed over once."""
 
-    def __init__(self, program: Program, held: tuple[Any, Any]) -> None:
-        self.before, self.held = program, held
+    def __init__(self, program: Program, held: tuple[Any, Any], *, verify: bool = True) -> None:
+        self.before, self.held, self.verify = program, held, verify
         self.program = program if held[1] is None else attached(program, held[1])
         self.results: list[PassResult] = []
 
     def apply(self, passes: Sequence[Pass]) -> None:
-        self.program, more = run(self.program, passes, verify=bool(passes))
+        self.program, more = run(self.program, passes, verify=self.verify and bool(passes))
         self.results += more
 
+    @property
+    def _lifts(self) -> list[Lift]:
+        return [result.lift for result in self.results if result.lift is not None]
+
+    @property
+    def tolerance(self) -> float:
+        return tolerance(self._lifts)
+
     def close(self) -> None:
-        lifts = [result.lift for result in self.results if result.lift is not None]
-        hand_over(self.before, self.program, lifts, optimizer=self.held[0], ema=self.held[1], correct_rates=False)
+        hand_over(self.before, self.program, self._lifts, optimizer=self.held[0], ema=self.held[1], correct_rates=False)
 
     @property
     def lossless(self) -> bool:

@@ -1,0 +1,176 @@
+"""What a boundary is checked by, and the record that it leaves.
+
+The order of a boundary is the trainer's (`Trainer._crossed`): save, transform, map optimizer and averages, check, hash
+across ranks, emit and wrap anew, go on compiled. Checking compares the network before with the one behind it, on one
+batch: its loss, and its outputs in float64.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from progc.binding import InputBinding
+from progc.check import run_float64
+from progc.datasets.staged import for_stage
+from progc.errors import CheckError
+from progc.schedule.running import RunningStage, stage_inputs, trained
+from progc.task import Task
+from progc.train.hashing import check_same, digest
+from progc.train.parallel.base import Parallel
+from progc.train.settings import Settings
+from progc.train.stepping import autocast, samples_in
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """One boundary.
+
+    Attributes:
+        stage: index of the stage that begins.
+        step: optimizer steps done.
+        loss_before, loss_after: in eval mode on the same batch, each network at its own image size.
+        max_abs_diff, max_rel_diff: of all outputs in float64; None where they cannot be compared.
+        lossless: by analysis.
+        compared: why outputs are not compared; None if they are.
+        hash: sha256 over weights, averages and optimizer state behind the boundary, the same on all ranks.
+        compiles: functions that the train graph of the stage compiles.
+        notes: what the passes say.
+        seconds: by phase.
+    """
+
+    stage: int
+    step: int
+    loss_before: float
+    loss_after: float
+    max_abs_diff: float | None
+    max_rel_diff: float | None
+    lossless: bool
+    compared: str | None
+    hash: str
+    compiles: int
+    notes: tuple[str, ...]
+    seconds: dict[str, float]
+
+    def to_json(self) -> dict[str, Any]:
+        """As metrics have it: what the clock says stands under `measured`."""
+        values = dataclasses.asdict(self)
+        seconds = values.pop("seconds")
+        del values["step"]
+        return {**values, "notes": list(self.notes), "measured": {f"seconds_{name}": s for name, s in seconds.items()}}
+
+    def __str__(self) -> str:
+        if self.max_rel_diff is None:
+            found = f"outputs not compared: {self.compared}"
+        else:
+            found = f"outputs differ by {self.max_rel_diff:.1e} (float64)"
+        return (
+            f"stage {self.stage + 1} begins at step {self.step}: loss {self.loss_before:.4f} before, "
+            f"{self.loss_after:.4f} after, {found}, {sum(self.seconds.values()):.1f} s"
+        )
+
+
+class Crossing:
+    """One boundary: made before growth, closed behind it."""
+
+    def __init__(self, before: RunningStage, task: Task, batch: Any, parallel: Parallel, settings: Settings) -> None:
+        """
+        Args:
+            batch: samples at the full image size, the same on all ranks.
+        """
+        self.parallel, self.settings, self.task = parallel, settings, task
+        self.batch = pytree.tree_map_only(torch.Tensor, lambda tensor: tensor.to(parallel.device), batch)
+        self.seconds: dict[str, float] = {}
+        self._stage = before.stage
+        with self.timed("check"):
+            self._images = self._size(before)
+            self._before = self._outputs(before)
+            self._loss = self._loss_of(before, before.module)
+
+    @contextlib.contextmanager
+    def timed(self, phase: str) -> Iterator[None]:
+        """Adds to the seconds of a phase."""
+        start = time.perf_counter()
+        yield
+        self.seconds[phase] = round(self.seconds.get(phase, 0.0) + time.perf_counter() - start, 4)
+
+    def close(self, after: RunningStage, step: int) -> Record:
+        """The record, where everything is as it ought to be; before the stage is wrapped: tensors are whole.
+
+        Raises:
+            CheckError: analysis says that nothing changed, and the outputs did; or ranks differ.
+        """
+        with self.timed("check"):
+            loss = self._loss_of(after, after.module)
+            absolute = relative = None
+            reason = None
+            if self._size(after) != self._images:
+                reason = "the image size changed"
+            else:
+                absolute, relative = _difference(self._before, self._outputs(after))
+            lossless = after.lossless is True and reason is None
+            if lossless and not (relative is not None and relative <= after.tolerance):
+                raise CheckError(
+                    f"boundary to stage {after.stage.index}: growth is lossless by analysis, and outputs differ by "
+                    f"{relative:.1e} (float64, relative); the checkpoint before it is whole: report this"
+                )
+        with self.timed("hash"):
+            own = digest(after.module, after.optimizer, after.ema)
+            check_same(own)
+        return Record(
+            after.stage.index, step, self._loss, loss, absolute, relative, lossless, reason, own, 0, after.notes,
+            dict(self.seconds),
+        )  # fmt: skip
+
+    def _call(self, running: RunningStage) -> tuple[Task, tuple[Any, ...], dict[str, Any]]:
+        task = for_stage(self.task, running.stage, running.program)
+        args, kwargs = task.inputs(self.batch)
+        return task, args, {**kwargs, **running.inputs(samples_in(self.batch))}
+
+    def _size(self, running: RunningStage) -> list[tuple[int, ...]]:
+        _, args, kwargs = self._call(running)
+        leaves = [*pytree.tree_leaves(args), *pytree.tree_leaves(kwargs)]
+        return [tuple(leaf.shape) for leaf in leaves if isinstance(leaf, torch.Tensor) and leaf.is_floating_point()]
+
+    def _outputs(self, running: RunningStage) -> list[Any]:
+        """In eval mode, float64."""
+        _, args, kwargs = self._call(running)
+        program = trained(running.program, running.module)
+        # The same row of the stage identifier on both sides: the next stage has one of its own.
+        kwargs = {**kwargs, **stage_inputs(program, self._stage, samples_in(self.batch), self.parallel.device)}
+        leaves = InputBinding(program).flatten(args, kwargs)
+        double = [
+            leaf.double() if isinstance(leaf, torch.Tensor) and leaf.is_floating_point() else leaf for leaf in leaves
+        ]
+        outputs, _ = run_float64(program, "eval", double)
+        return outputs
+
+    def _loss_of(self, running: RunningStage, module: nn.Module) -> float:
+        task, args, kwargs = self._call(running)
+        training = module.training
+        module.eval()
+        try:
+            with torch.no_grad(), autocast(self.parallel.device, self.settings):
+                return float(task.loss(module(*args, **kwargs), self.batch))
+        finally:
+            module.train(training)
+
+
+def _difference(before: list[Any], after: list[Any]) -> tuple[float, float]:
+    """Largest absolute difference, and largest relative to the largest entry of an output."""
+    absolute = relative = 0.0
+    for a, b in zip(before, after, strict=True):
+        if isinstance(a, torch.Tensor) and a.is_floating_point() and a.numel():
+            gap = (a - b).abs().max().item()
+            gap = math.inf if gap != gap else gap
+            absolute = max(absolute, gap)
+            relative = max(relative, gap / (a.abs().max().item() or 1.0))
+    return absolute, relative

@@ -1,0 +1,167 @@
+"""Metrics as JSON lines: the source of plots. TensorBoard and Weights & Biases get a copy where asked for.
+
+What training computes is reproducible; what the clock or the machine says stands under `measured`. A run that goes on
+from a checkpoint takes back the lines that came after it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from progc.errors import InputError
+from progc.save import sync
+
+FILE = "metrics.jsonl"
+
+
+class Metrics:
+    """Lines of one run."""
+
+    def __init__(
+        self,
+        run: Path,
+        *,
+        writes: bool = True,
+        tensorboard: bool = False,
+        wandb: Mapping[str, Any] | None = None,
+    ) -> None:
+        """
+        Args:
+            writes: whether this process writes at all.
+            tensorboard: also write event files into `run/tensorboard`.
+            wandb: arguments of `wandb.init`; None: not used.
+
+        Raises:
+            InputError: the file cannot be written, or a library is missing.
+        """
+        self.path, self.writes = run / FILE, writes
+        self._board = self._wandb = None
+        if not writes:
+            return
+        # Seconds of training go on where the run was: a plot over time has no gap while nothing ran.
+        self._before = _last_seconds(self.path)
+        self._start = time.monotonic()
+        if tensorboard:
+            self._board = _tensorboard(run / "tensorboard")
+        if wandb is not None:
+            self._wandb = _wandb(run, wandb)
+        try:
+            self._file = self.path.open("a", encoding="utf-8")
+        except OSError as error:
+            raise InputError(f"{self.path} cannot be written: {error.strerror or error}") from error
+
+    def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
+        """One line: `kind`, `step`, the values, and `measured` with the seconds that the run has taken so far."""
+        if not self.writes:
+            return
+        seconds = round(self._before + time.monotonic() - self._start, 3)
+        measured = {"seconds": seconds, **values.get("measured", {})}
+        line = {"kind": kind, "step": step, **values, "measured": measured}
+        self._file.write(json.dumps(_finite(line), allow_nan=False) + "\n")
+        self._file.flush()
+        numbers = {
+            f"{kind}/{name}": float(value)
+            for name, value in {**values, **measured}.items()
+            if isinstance(value, (int, float)) and not isinstance(value, bool)
+        }
+        if self._board is not None:
+            for name, number in numbers.items():
+                self._board.add_scalar(name, number, step)
+        if self._wandb is not None:
+            self._wandb.log(numbers, step=step)
+
+    def cut(self, step: int, stage: int) -> None:
+        """Takes back what came after the checkpoint of `step` in `stage`, and a line that was not finished.
+
+        A boundary is written at the step at which the stage before ended; it stays if that stage is over.
+
+        Raises:
+            InputError: the disk refuses.
+        """
+        if not self.writes:
+            return
+        self._file.close()
+        kept = [line for line in _lines(self.path) if _before(line, step, stage)]
+        temporary = self.path.parent / f".{FILE}-{uuid.uuid4().hex}"
+        try:
+            temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+            sync(temporary)
+            os.replace(temporary, self.path)
+            self._file = self.path.open("a", encoding="utf-8")
+        except OSError as error:
+            raise InputError(f"{self.path} cannot be written: {error.strerror or error}; free space") from error
+        finally:
+            temporary.unlink(missing_ok=True)
+        self._before, self._start = _last_seconds(self.path), time.monotonic()
+
+    def close(self) -> None:
+        """Nothing is written any more."""
+        if not self.writes:
+            return
+        self._file.close()
+        if self._board is not None:
+            self._board.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+
+
+def _before(line: Mapping[str, Any], step: int, stage: int) -> bool:
+    if line.get("kind") == "boundary":
+        return int(line.get("stage", 0)) <= stage
+    return int(line["step"]) <= step
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """Whole lines of a file; what is none was torn by a kill."""
+    if not path.exists():
+        return []
+    found = []
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            line = json.loads(text)
+        except ValueError:
+            continue
+        if isinstance(line, dict) and isinstance(line.get("step"), int):
+            found.append(line)
+    return found
+
+
+def _last_seconds(path: Path) -> float:
+    seconds = 0.0
+    for line in _lines(path):
+        value = (line.get("measured") or {}).get("seconds")
+        if isinstance(value, (int, float)):
+            seconds = max(seconds, float(value))
+    return seconds
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN and no infinities: null."""
+    if isinstance(value, Mapping):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _tensorboard(folder: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise InputError("TensorBoard is not installed; pip install 'progc[tensorboard]', or leave it out") from error
+    return SummaryWriter(str(folder))
+
+
+def _wandb(run: Path, options: Mapping[str, Any]) -> Any:
+    try:
+        import wandb  # type: ignore[import-not-found]
+    except ImportError as error:
+        raise InputError("Weights & Biases is not installed; pip install 'progc[wandb]', or leave it out") from error
+    return wandb.init(dir=str(run), **options)

@@ -1,0 +1,55 @@
+"""What a run has seen since its last line of metrics, and its best validation: part of its checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+class Seen:
+    """Sums that must not begin anew when a run goes on: its metrics would then be others.
+
+    Attributes:
+        best: the best value so far of what `is_best` looks at; None before the first.
+        skipped: steps that were left out, in the whole run.
+    """
+
+    def __init__(self) -> None:
+        self.best: float | None = None
+        self.skipped = 0
+        self._sum, self._count = 0.0, 0
+
+    def add(self, loss: float, skipped: bool) -> None:
+        """One step."""
+        if skipped:
+            self.skipped += 1
+        else:
+            self._sum, self._count = self._sum + loss, self._count + 1
+
+    def take(self) -> float | None:
+        """Mean loss since the last call; None if no step was taken."""
+        mean = self._sum / self._count if self._count else None
+        self._sum, self._count = 0.0, 0
+        return mean
+
+    def is_best(self, metrics: Mapping[str, float]) -> bool:
+        """Whether this validation is the best so far: by top-1 accuracy, or by loss where there is none.
+
+        Averaged weights count like the trained ones: the better of them.
+        """
+        accuracies = [value for name, value in metrics.items() if name.rpartition("/")[2] == "top1"]
+        losses = [-value for name, value in metrics.items() if name.rpartition("/")[2] == "loss"]
+        value = max(accuracies or losses, default=None)
+        if value is None or value != value or (self.best is not None and value <= self.best):
+            return False
+        self.best = value
+        return True
+
+    def state_dict(self) -> dict[str, Any]:
+        """JSON."""
+        return {"best": self.best, "skipped": self.skipped, "sum": self._sum, "count": self._count}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """What `state_dict` gave."""
+        self.best, self.skipped = state["best"], int(state["skipped"])
+        self._sum, self._count = float(state["sum"]), int(state["count"])

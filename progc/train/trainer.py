@@ -1,0 +1,446 @@
+"""The trainer: stages one after another, a boundary between two of them, and a checkpoint to go on from at any time.
+
+It knows no pass: what a stage is made of comes from `progc.stages`. All that decides what is computed follows from the
+step, the seed and what a checkpoint holds, so that a run that was killed goes on as if it had not been.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from progc.averages import Averages
+from progc.checkpoints import Saver, State, latest, load, mark_best
+from progc.data_order import DataPosition
+from progc.datasets.loading import steps, steps_per_epoch
+from progc.datasets.staged import for_stage
+from progc.errors import InputError
+from progc.program import Program
+from progc.schedule.controlling import Controller
+from progc.schedule.running import RunningStage, outlines, stage_inputs, stages, trained
+from progc.schedule.schedule import Schedule
+from progc.task import Task
+from progc.train.ahead import NextStage
+from progc.train.boundary import Crossing
+from progc.train.emitting import emitted, expected_compiles
+from progc.train.evaluating import evaluate
+from progc.train.guards import Guard
+from progc.train.learning_rate import factor, set_rates
+from progc.train.metrics import Metrics
+from progc.train.parallel import Parallel, Single
+from progc.train.progress import Progress
+from progc.train.run_folder import held
+from progc.train.seen import Seen
+from progc.train.settings import Settings
+from progc.train.signals import Asked, listening
+from progc.train.stepping import Outcome, Stepper
+from progc.train.throughput import Meter
+
+if TYPE_CHECKING:
+    from progc.checkpoints import Checkpoint
+    from progc.emit.stage_module import StageModule
+
+MakeOptimizer = Callable[[nn.Module], Optimizer]
+"""Makes the optimizer of the first stage's module; later stages go on with it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """How a run ended.
+
+    Attributes:
+        run: its folder.
+        step: optimizer steps done.
+        finished: whether the schedule came to its end.
+        signal: number of the signal that ended it before; None otherwise.
+        metrics: of the last validation.
+    """
+
+    run: Path
+    step: int
+    finished: bool
+    signal: int | None
+    metrics: Mapping[str, float]
+
+
+@dataclasses.dataclass
+class Active:
+    """The stage that trains."""
+
+    running: RunningStage
+    module: StageModule
+    task: Task
+    stepper: Stepper
+    meter: Meter
+    start: int
+    stop: int
+
+
+class Trainer:
+    """Runs a schedule.
+
+        trainer = progc.Trainer(schedule, program=program, task=Task(samples), run="runs/one")
+        trainer.fit()                       # the same call again goes on where the run was
+
+    Attributes:
+        step: optimizer steps done.
+        active: the stage that trains.
+    """
+
+    def __init__(
+        self,
+        schedule: Schedule,
+        *,
+        program: Program,
+        task: Task,
+        run: str | Path,
+        settings: Settings | None = None,
+        source: Program | None = None,
+        optimizer: MakeOptimizer | None = None,
+        inits: Mapping[str, str] | None = None,
+        parallel: Parallel | None = None,
+        progress: Progress | None = None,
+        config: Mapping[str, Any] | None = None,
+        trackers: Mapping[str, Any] | None = None,
+    ) -> None:
+        """
+        Args:
+            program: the full program, which the schedule was made for; its weights are where training begins.
+            task: samples and loss.
+            run: folder of the run; checkpoints that are there are gone on from.
+            source: a smaller program to begin with, as for `progc.stages`.
+            optimizer: makes the optimizer; None: AdamW at the learning rate of the settings.
+            inits: how new weights are made, as for `progc.stages`.
+            parallel: the processes that train together; None: this one.
+            config: saved with every checkpoint, plain JSON data.
+            trackers: further arguments of `Metrics`: `tensorboard`, `wandb`.
+
+        Raises:
+            InputError: a length that is not known or too short, or a batch that the ranks cannot share.
+        """
+        self.schedule, self.program, self.task, self.run = schedule, program, task, Path(run)
+        self.settings = settings or Settings()
+        self.source, self.inits, self.config = source, inits, config
+        self.parallel: Parallel = parallel or Single(_device(self.settings.device))
+        self.progress = progress or Progress(None)
+        self.trackers = dict(trackers or {})
+        self._make_optimizer = optimizer or self._adamw
+        per_epoch = steps_per_epoch(task, self.settings.batch)
+        self._per_epoch = per_epoch
+        self._per_unit = per_epoch if schedule.unit == "epochs" else 1
+        units = self.settings.total or schedule.total
+        schedule.starts(units)  # refuses a length that is unknown or too short
+        assert units is not None
+        self.units, self.total = units, units * self._per_unit
+        self.step = 0
+        self.active: Active | None = None
+        self.guard, self.seen = Guard(self.settings), Seen()
+        self.scaler = torch.amp.GradScaler(self.parallel.device.type, enabled=self.settings.amp == "fp16")
+        self._saved: int | None = None
+        self._next: NextStage | None = None
+        self._outlines: list[Program] | None = None
+        self._micro = max(self.settings.batch // self.parallel.world // self.settings.accumulate, 1)
+        self._metrics: dict[str, float] = {}
+
+    def fit(self) -> Result:
+        """Trains to the end, from the last whole checkpoint in the run's folder if there is one.
+
+        Raises:
+            InputError: the folder belongs to another run or is in use.
+            CheckError: growth that ought to be lossless is not, ranks differ, or the loss is not finite any more.
+        """
+        writes = self.parallel.rank == 0
+        with held(self.run, writes), listening() as asked, self.progress:
+            self.log = Metrics(self.run, writes=writes, **self.trackers)
+            try:
+                with Saver(
+                    self.run, keep=self.settings.keep, background=self.settings.save_in_background,
+                    tell=self.progress.note,
+                ) as self.saver:  # fmt: skip
+                    finished = self._stages(asked)
+            finally:
+                self.log.close()
+        return Result(self.run, self.step, finished, asked.signal, self._metrics)
+
+    def _stages(self, asked: Asked) -> bool:
+        """Whether the run came to its end."""
+        found = latest(self.run, tell=self.progress.note)
+        checkpoint = None if found is None else load(found)
+        _seed(self.settings.seed)
+        start = checkpoint.manifest.stage if checkpoint is not None else 0
+        self.controller = self._controller(checkpoint)
+        programs = stages(
+            self.program, self.schedule, source=self.source, optimizer=self._on_device(self._make_optimizer),
+            ema=self._on_device(lambda module: Averages(module, self.settings.ema)) if self.settings.ema else None,
+            inits=self.inits, start=start, total=self.units, controller=self.controller,
+        )  # fmt: skip
+        try:
+            active = self._entered(next(programs), checkpoint)
+            while self._train(active, asked):
+                following = self._crossed(active, programs)
+                if following is None:
+                    self._finish(active)
+                    return True
+                active = following
+            return False
+        finally:
+            if self._next is not None:
+                self._next.cancel()
+
+    # --- a stage ----------------------------------------------------------------------------------------------------
+
+    def _entered(self, running: RunningStage, checkpoint: Checkpoint | None = None) -> Active:
+        """A stage ready to train: emitted, restored if there is something to restore, and wrapped."""
+        running.module.to(self.parallel.device)
+        program = trained(running.program, running.module)
+        module = emitted(program, self.settings, self.parallel.device)
+        if checkpoint is not None:
+            self._restore(checkpoint, running, module)
+        elif self.active is None:
+            _seed(self.settings.seed + 1_000_003 * self.parallel.rank)  # ranks drop different units
+        wrapped = self.parallel.wrap(module, running.optimizer, running.ema)
+        task = for_stage(self.task, running.stage, running.program)
+        stepper = Stepper(
+            wrapped, task, running.inputs, running.optimizer, self.parallel, self.scaler, self.guard, self.settings
+        )
+        cost = running.stage.cost
+        flops = None if cost is None else cost.flops * self.settings.batch // max(cost.batch, 1) // self.parallel.world
+        start, stop = running.start * self._per_unit, running.stop * self._per_unit
+        self.active = Active(running, module, task, stepper, Meter(flops, self.parallel.device), start, stop)
+        self.progress.stage(running.stage.index, len(self.schedule.stages), start, stop, self.total)
+        for note in running.notes:
+            self.progress.note(note)
+        return self.active
+
+    def _train(self, active: Active, asked: Asked) -> bool:
+        """Steps until the stage is over; False if a signal ended the run before."""
+        settings = self.settings
+        active.meter.begin()
+        while not self._over(active):
+            for micro_batches in self._batches(active):
+                active.meter.arrived()
+                rate = factor(settings, self.step, self.total, active.start)
+                set_rates(active.running.optimizer, rate)
+                outcome = active.stepper.step(micro_batches)
+                if outcome.skipped is None and active.running.ema is not None:
+                    active.running.ema.update(active.module)
+                self.step += 1
+                active.meter.step(outcome.samples)
+                self._note(active, outcome)
+                over = self._over(active)
+                if over or (settings.validate_every is not None and self.step % settings.validate_every == 0):
+                    self._validate(active)
+                if settings.save_every is not None and self.step % settings.save_every == 0:
+                    self._save(active)
+                # Every rank has to hear of it, and at the same step: one that left alone would leave the rest waiting.
+                if self.parallel.any(bool(asked)):
+                    self._save(active)
+                    self.saver.wait()
+                    self.progress.note(f"saved at step {self.step}; the same command goes on from there")
+                    return False
+                if over:
+                    break
+                if self._next is None:
+                    self._look_ahead(active)
+        return True
+
+    def _over(self, active: Active) -> bool:
+        if self.controller is not None:
+            return self.controller.stage > active.running.stage.index
+        return self.step >= active.stop
+
+    def _batches(self, active: Active) -> Iterator[list[Any]]:
+        """Micro-batches of the rest of the present epoch: which epoch and where in it follows from the step."""
+        position = self._position()
+        return steps(
+            active.task, batch=self.settings.batch, seed=position.seed, epoch=position.epoch, start=position.index,
+            rank=self.parallel.rank, world=self.parallel.world, accumulate=self.settings.accumulate,
+            workers=self.settings.workers, device=self.parallel.device,
+        )  # fmt: skip
+
+    def _position(self) -> DataPosition:
+        epoch, place = divmod(self.step, self._per_epoch)
+        return DataPosition(self.settings.seed, epoch, place * self.settings.batch)
+
+    def _note(self, active: Active, outcome: Outcome) -> None:
+        """Metrics of a step that was done, and what the schedule's rules are told."""
+        self.seen.add(outcome.loss, outcome.skipped is not None)
+        if outcome.skipped is not None:
+            self.log.write("note", self.step, {"skipped": outcome.skipped, "loss": outcome.loss})
+        if self.controller is not None and self.step % self._per_unit == 0:
+            self.controller.observe(self.step // self._per_unit, loss=outcome.loss)
+        self.progress.step(self.step, outcome.loss)
+        if self.step % self.settings.log_every == 0:
+            values = {
+                "loss": self.seen.take(),
+                "lr": max(group["lr"] for group in active.running.optimizer.param_groups),
+                "grad_norm": outcome.norm,
+                "skipped": self.seen.skipped,
+                "epoch": (self.step - 1) // self._per_epoch,
+                "stage": active.running.stage.index,
+            }
+            measured = active.meter.read()
+            self.log.write("train", self.step, {**values, "measured": measured})
+            self.progress.measured(measured)
+
+    def _validate(self, active: Active) -> None:
+        if self.task.validation is None:
+            return
+        running = active.running
+        self._metrics = evaluate(active.module, active.task, running.inputs, running.ema, self.parallel, self.settings)
+        self.log.write("validation", self.step, {**self._metrics, "stage": running.stage.index})
+        self.progress.validated(self._metrics)
+        if self.seen.is_best(self._metrics):
+            self._save(active)
+            self.saver.wait()
+            if self.parallel.rank == 0:
+                mark_best(self.run, self.step, self.seen.best)
+
+    # --- checkpoints ------------------------------------------------------------------------------------------------
+
+    def _save(self, active: Active) -> None:
+        """A checkpoint of this step, unless there is one."""
+        if self._saved == self.step:
+            return
+        running = active.running
+        with self.parallel.whole(active.module, running.optimizer, running.ema) as (module, optimizer, ema):
+            self.saver.save(
+                self._state(module, optimizer, ema), self.step, epoch=self._position().epoch,
+                stage=running.stage.index, data=self._position(), schedule=self.schedule, config=self.config,
+            )  # fmt: skip
+        self._saved = self.step
+
+    def _state(self, module: nn.Module, optimizer: Any, ema: Averages | None) -> State:
+        controllers: dict[str, Any] = {"guard": self.guard, "seen": self.seen}
+        if self.controller is not None:
+            controllers["stages"] = _Rules(self.controller)
+        return State(module, optimizer, ema, self.scaler if self.scaler.is_enabled() else None, controllers)
+
+    def _restore(self, checkpoint: Checkpoint, running: RunningStage, module: StageModule) -> None:
+        """Puts a checkpoint back into the stage that it was saved in."""
+        data, settings = checkpoint.data, self.settings
+        if data is not None and (data.seed, data.epoch * self._per_epoch * settings.batch + data.index) != (
+            settings.seed, checkpoint.manifest.step * settings.batch,
+        ):  # fmt: skip
+            raise InputError(
+                f"{self.run} was trained with another seed, batch or number of samples; go on with the same, or choose "
+                "another folder"
+            )
+        checkpoint.restore(self._state(module, running.optimizer, running.ema))
+        self.step = self._saved = checkpoint.manifest.step
+        self.log.cut(self.step, running.stage.index)
+        self.progress.note(f"goes on from {checkpoint.path.name}, stage {running.stage.index}")
+
+    def _controller(self, checkpoint: Checkpoint | None) -> Controller | None:
+        if not self.schedule.rules:
+            return None
+        if checkpoint is None:
+            return Controller.of(self.schedule, self.units)
+        return Controller.from_state(checkpoint.controller("stages"))
+
+    # --- boundaries -------------------------------------------------------------------------------------------------
+
+    def _crossed(self, active: Active, programs: Iterator[RunningStage]) -> Active | None:
+        """The next stage, with everything carried over; None behind the last one.
+
+        The checkpoint comes first: growth follows from it and from nothing else, so a run that is killed anywhere in
+        here does the same again.
+        """
+        self._save(active)
+        if active.running.stage.index + 1 >= len(self.schedule.stages):
+            return None
+        self.saver.wait()  # what was saved must not be what growth already works on
+        running = active.running
+        self.parallel.unwrap(running.optimizer, running.ema)
+        crossing = Crossing(running, self.task, self._sample(), self.parallel, self.settings)
+        with crossing.timed("transform"):
+            following = next(programs)
+        with crossing.timed("compile"):
+            if self._next is not None:
+                self._next.finish()
+            self._next = None
+        record = crossing.close(following, self.step)
+        with crossing.timed("wrap"):
+            entered = self._entered(following)
+        record = dataclasses.replace(record, compiles=expected_compiles(entered.module), seconds=dict(crossing.seconds))
+        self.guard.boundary()
+        self.log.write("boundary", self.step, record.to_json())
+        self.progress.crossed(record)
+        return entered
+
+    def _look_ahead(self, active: Active) -> None:
+        """Begins to compile the next stage, once the present one has taken its first step."""
+        index = active.running.stage.index + 1
+        if not self.settings.ahead or self.settings.compile == "eager" or index >= len(self.schedule.stages):
+            return
+        if self._outlines is None:
+            self._outlines = outlines(self.program, self.schedule, source=self.source, inits=self.inits)
+        stage, outline = self.schedule.stages[index], self._outlines[index]
+        batch = next(for_stage(self.task, stage, outline).batches(self._micro, seed=self.settings.seed, count=1))
+        args, kwargs = self.task.inputs(batch)
+        inputs = stage_inputs(outline, stage, self._micro, self.parallel.device)
+        self._next = NextStage(outline, self.settings, (args, {**kwargs, **inputs}), self.parallel.device)
+
+    def _sample(self) -> Any:
+        """A batch of the whole data, the same whoever asks: what the boundary is checked on."""
+        return next(self.task.batches(min(self.settings.batch, 8), seed=self.settings.seed, count=1))
+
+    def _finish(self, active: Active) -> None:
+        """Weights of the finished network, and of its averages, under the user's names."""
+        self.saver.wait()
+        running = active.running
+        self.parallel.unwrap(running.optimizer, running.ema)
+        if self.parallel.rank == 0:
+            from progc.train.run_folder import write_weights
+
+            write_weights(self.run / "model.safetensors", active.module.state_dict())
+            for decay in running.ema.decays if running.ema is not None else ():
+                write_weights(self.run / f"model-ema-{decay!r}.safetensors", running.ema.tensors[decay])
+
+    # --- making -----------------------------------------------------------------------------------------------------
+
+    def _adamw(self, module: nn.Module) -> Optimizer:
+        return torch.optim.AdamW(module.parameters(), lr=self.settings.lr)
+
+    def _on_device(self, make: Callable[[nn.Module], Any]) -> Callable[[nn.Module], Any]:
+        """What is made of a module is made where the module trains."""
+        return lambda module: make(module.to(self.parallel.device))
+
+
+class _Rules:
+    """The controller of the stages as an object with a state."""
+
+    def __init__(self, controller: Controller) -> None:
+        self.controller = controller
+
+    def state_dict(self) -> dict[str, Any]:
+        """Its state, JSON."""
+        return self.controller.state()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """It was made of this state already (`Trainer._controller`): the stage that it is in decides what is built."""
+
+
+def _device(text: str) -> torch.device:
+    if text == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.device(text)
+    except RuntimeError as error:
+        raise InputError(f"there is no device `{text}`; use auto, cpu or cuda") from error
+
+
+def _seed(seed: int) -> None:
+    import random
+
+    import numpy as np
+
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)

@@ -1,0 +1,160 @@
+"""Runs of the trainer: through all stages, interrupted and gone on, and what they write."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from progc.checkpoints import latest, load
+from progc.errors import CheckError, InputError
+from progc.task import Task, cross_entropy
+from progc.train.settings import Settings
+from progc.train.trainer import Trainer
+from tests.train.running import BATCH, STEPS, Interrupted, model, outcome, program, samples, schedule, train
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing interrupted."""
+    run = tmp_path_factory.mktemp("whole") / "run"
+    result = train(run)
+    assert result.finished and result.step == 4 * STEPS and result.signal is None
+    return run
+
+
+def lines(run: Path) -> list[dict[str, Any]]:
+    """Metrics without what was measured."""
+    found = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [reproducible(line) for line in found]
+
+
+def reproducible(value: Any) -> Any:
+    """Without times and what depends on them."""
+    if isinstance(value, dict):
+        return {key: reproducible(item) for key, item in value.items() if key not in ("measured", "time", "seconds")}
+    return value
+
+
+def test_the_weights_load_into_the_users_own_class(whole: Path) -> None:
+    for file in ("model.safetensors", "model-ema-0.9.safetensors"):
+        model().load_state_dict(load_file(whole / file), strict=True)
+
+
+@pytest.mark.parametrize(
+    "steps", [1.5, STEPS - 0.5, STEPS + 0.5, 2 * STEPS + 0.5, 3 * STEPS + 1.5], ids=lambda value: f"step {value}"
+)
+def test_a_run_that_was_asked_to_end_goes_on_bit_for_bit(whole: Path, tmp_path: Path, steps: float) -> None:
+    """Inside a stage, and one step either side of a boundary."""
+    run = tmp_path / "run"
+    data = Interrupted(samples(72), int(steps * BATCH), lambda: os.kill(os.getpid(), signal.SIGTERM))
+    first = train(run, data)
+    assert not first.finished and first.signal == signal.SIGTERM
+    assert 0 < first.step < 4 * STEPS
+    assert train(run).finished
+    expected, found = outcome(whole), outcome(run)
+    assert expected.keys() == found.keys()
+    assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
+    assert lines(run) == lines(whole)
+
+
+def test_a_run_killed_during_a_boundary_crosses_it_again(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+
+    class Killed(Exception):
+        pass
+
+    def dies(*_: Any, **__: Any) -> Any:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr("progc.train.boundary.Crossing.close", dies)
+        with pytest.raises(Killed):
+            train(run)
+    found = latest(run)
+    assert found is not None and load(found).manifest.step == STEPS
+    assert train(run).finished
+    assert all(torch.equal(value, outcome(whole)[name]) for name, value in outcome(run).items())
+    assert lines(run) == lines(whole)
+
+
+def test_a_finished_run_stays_as_it_is(whole: Path) -> None:
+    before = outcome(whole), lines(whole)
+    result = train(whole)
+    assert result.finished and result.step == 4 * STEPS
+    assert all(torch.equal(value, before[0][name]) for name, value in outcome(whole).items())
+    assert lines(whole) == before[1]
+
+
+def test_micro_batches_give_the_gradient_of_the_batch() -> None:
+    """Of unequal sizes too: 16 samples in 3 parts."""
+    from progc.train.guards import Guard
+    from progc.train.parallel import Single
+    from progc.train.stepping import Stepper
+
+    torch.manual_seed(0)
+    data = samples(BATCH)
+    batch = [tensor.double() if tensor.is_floating_point() else tensor for tensor in data.tensors]
+    found = []
+    for parts in (1, 3):
+        net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).double()
+        nn.init.constant_(net[1].weight, 0.01)
+        nn.init.zeros_(net[1].bias)
+        optimizer = torch.optim.SGD(net.parameters(), lr=1.0)
+        settings = Settings(batch=BATCH)
+        stepper = Stepper(
+            net, Task(data), lambda _: {}, optimizer, Single(torch.device("cpu")),
+            torch.amp.GradScaler("cpu", enabled=False), Guard(settings), settings,
+        )  # fmt: skip
+        micro = list(zip(*(tensor.tensor_split(parts) for tensor in batch), strict=True))
+        out = stepper.step(micro)
+        found.append((out.loss, net[1].weight.detach().clone()))
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-6)
+    assert torch.allclose(found[0][1], found[1][1], rtol=1e-12, atol=1e-14)
+    assert not torch.equal(found[0][1], torch.full_like(found[0][1], 0.01))
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_before_any_weight_changes(tmp_path: Path) -> None:
+    calls = []
+
+    def loss(outputs: Any, batch: Any) -> torch.Tensor:
+        calls.append(1)
+        value = cross_entropy(outputs, batch)
+        return value * float("nan") if len(calls) == 3 else value
+
+    settings = Settings(batch=BATCH, compile="eager", save_every=1, seed=1)
+    trainer = Trainer(schedule(), program=program(), task=Task(samples(72), loss), run=tmp_path, settings=settings)
+    with pytest.raises(CheckError, match="finite"):
+        trainer.fit()
+    found = latest(tmp_path)
+    assert found is not None and load(found).manifest.step == 2
+    assert trainer.active is not None
+    now = trainer.active.module.state_dict()
+    assert all(torch.equal(now[name], value) for name, value in load(found).weights().items())
+
+
+def test_other_data_is_refused(whole: Path) -> None:
+    with pytest.raises(InputError, match="another seed, batch or number of samples"):
+        train(whole, seed=2)
+
+
+def test_a_folder_has_one_run_at_a_time(tmp_path: Path) -> None:
+    from progc.train.run_folder import held
+
+    code = (
+        "import sys; from pathlib import Path; from progc.train.run_folder import held\nwith held(Path(sys.argv[1])): 0"
+    )
+    with held(tmp_path):  # asked by another process: locks are of processes
+        done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True)
+    assert done.returncode != 0 and "another process trains" in done.stderr
