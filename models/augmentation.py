@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from progc.schedule.stage import Regularisation
@@ -23,3 +24,13 @@ def timm_options(regularisation: Regularisation) -> dict[str, dict[str, Any]]:
     if regularisation.mixup:
         options["Mixup"] = {"mixup_alpha": regularisation.mixup}
     return options
+
+
+def transforms(
+    size: tuple[int, int], regularisation: Regularisation
+) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
+    """timm's transforms of PIL images for training and for validation, at `size` (height, width)."""
+    from timm.data import create_transform
+
+    learning = create_transform((3, *size), is_training=True, **timm_options(regularisation)["create_transform"])
+    return learning, create_transform((3, *size), is_training=False)

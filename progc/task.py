@@ -45,6 +45,8 @@ class Task:
         validation: samples for validation, None if there are none.
         resize: a batch and the new height and width to that batch at this size; None: floating tensors
             `[batch, channels, height, width]` of the full image's size are resampled bilinearly.
+        staged: regularisation and image size (height, width) of a stage to the task with its transforms; None: samples
+            are the same in all stages.
     """
 
     samples: Any
@@ -53,6 +55,7 @@ class Task:
     collate: Callable[[list[Any]], Any] = default_collate
     validation: Any = None
     resize: Callable[[Any, tuple[int, int]], Any] | None = None
+    staged: Callable[[Any, tuple[int, int]], Task] | None = None
 
     def batches(
         self, size: int, *, seed: int, epoch: int = 0, count: int | None = None, validation: bool = False

@@ -60,8 +60,9 @@ def steps(
     order = Batches(len(task.samples), batch, seed, epoch, start=start, rank=rank, world=world)
     if not len(order):
         return
-    loader = DataLoader(
-        Seeded(task.samples, seed), batch_sampler=_Parts(order, accumulate), num_workers=workers,
+    samples: Any = Seeded(task.samples, seed)
+    loader: DataLoader[Any] = DataLoader(
+        samples, batch_sampler=_Parts(order, accumulate), num_workers=workers,
         collate_fn=task.collate, pin_memory=device is not None and device.type == "cuda",
         # Fetching must not draw from the generator that dropout uses: the loader takes a seed for its workers from one.
         generator=torch.Generator().manual_seed(0),

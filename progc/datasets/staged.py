@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from progc.errors import TargetError
+from progc.errors import InputError, TargetError
 from progc.program import Program
 from progc.schedule.stage import Stage
 from progc.task import Call, Task
@@ -24,6 +24,12 @@ def for_stage(task: Task, stage: Stage, program: Program) -> Task:
         size = find_images(program)[0].size
     except TargetError:  # no images
         return task
+    if stage.regularisation.mixup:
+        raise InputError(
+            f"stage {stage.index} asks for mixup, which the trainer does not do; plan with --regularise without mixup"
+        )
+    if task.staged is not None:
+        task = task.staged(stage.regularisation, size)
     return dataclasses.replace(task, inputs=_Resized(task, size))
 
 

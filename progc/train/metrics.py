@@ -57,12 +57,16 @@ class Metrics:
         except OSError as error:
             raise InputError(f"{self.path} cannot be written: {error.strerror or error}") from error
 
+    @property
+    def seconds(self) -> float:
+        """That the run took so far; 0 where this process does not write."""
+        return round(self._before + time.monotonic() - self._start, 3) if self.writes else 0.0
+
     def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
         """One line: `kind`, `step`, the values, and `measured` with the seconds that the run has taken so far."""
         if not self.writes:
             return
-        seconds = round(self._before + time.monotonic() - self._start, 3)
-        measured = {"seconds": seconds, **values.get("measured", {})}
+        measured = {"seconds": self.seconds, **values.get("measured", {})}
         line = {"kind": kind, "step": step, **values, "measured": measured}
         self._file.write(json.dumps(_finite(line), allow_nan=False) + "\n")
         self._file.flush()

@@ -33,7 +33,8 @@ from progc.train.evaluating import evaluate
 from progc.train.guards import Guard
 from progc.train.learning_rate import factor, set_rates
 from progc.train.metrics import Metrics
-from progc.train.parallel import Parallel, Single
+from progc.train.parallel import Parallel
+from progc.train.parallel.processes import opened_parallel
 from progc.train.progress import Progress
 from progc.train.run_folder import held
 from progc.train.seen import Seen
@@ -60,6 +61,7 @@ class Result:
         finished: whether the schedule came to its end.
         signal: number of the signal that ended it before; None otherwise.
         metrics: of the last validation.
+        seconds: that the run took so far, those before it was interrupted included.
     """
 
     run: Path
@@ -67,6 +69,7 @@ class Result:
     finished: bool
     signal: int | None
     metrics: Mapping[str, float]
+    seconds: float = 0.0
 
 
 @dataclasses.dataclass
@@ -127,7 +130,7 @@ class Trainer:
         self.schedule, self.program, self.task, self.run = schedule, program, task, Path(run)
         self.settings = settings or Settings()
         self.source, self.inits, self.config = source, inits, config
-        self.parallel: Parallel = parallel or Single(_device(self.settings.device))
+        self.parallel: Parallel = parallel or opened_parallel(self.settings.parallel, self.settings.device)
         self.progress = progress or Progress(None)
         self.trackers = dict(trackers or {})
         self._make_optimizer = optimizer or self._adamw
@@ -166,7 +169,7 @@ class Trainer:
                     finished = self._stages(asked)
             finally:
                 self.log.close()
-        return Result(self.run, self.step, finished, asked.signal, self._metrics)
+        return Result(self.run, self.step, finished, asked.signal, self._metrics, self.log.seconds)
 
     def _stages(self, asked: Asked) -> bool:
         """Whether the run came to its end."""
@@ -425,15 +428,6 @@ class _Rules:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """It was made of this state already (`Trainer._controller`): the stage that it is in decides what is built."""
-
-
-def _device(text: str) -> torch.device:
-    if text == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.device(text)
-    except RuntimeError as error:
-        raise InputError(f"there is no device `{text}`; use auto, cpu or cuda") from error
 
 
 def _seed(seed: int) -> None:

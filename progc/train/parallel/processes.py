@@ -1,0 +1,66 @@
+"""The processes that torchrun started, as a way to train."""
+
+from __future__ import annotations
+
+import datetime
+import os
+
+import torch
+import torch.distributed as dist
+
+from progc.errors import InputError
+from progc.train.parallel.base import Parallel
+from progc.train.parallel.single import Single
+
+TIMEOUT = datetime.timedelta(hours=2)
+"""Of collectives: a rank that compiles keeps the others waiting for minutes."""
+
+
+def opened_parallel(kind: str, device: str) -> Parallel:
+    """Joins the processes that torchrun named in the environment; one process without torchrun.
+
+    Args:
+        kind: `auto`, `none` or `ddp`.
+        device: `auto`, `cpu`, `cuda`, `cuda:1`; with several processes each takes the accelerator of its local rank.
+
+    Raises:
+        InputError: several processes and `none`, an unknown device, or the processes do not find one another.
+    """
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world == 1:
+        if kind in ("ddp", "fsdp"):
+            raise InputError(f"parallel={kind} needs several processes; start with torchrun -m progc train ...")
+        return Single(_device(device))
+    if kind == "none":
+        raise InputError(f"torchrun started {world} processes, and parallel=none trains in one; leave parallel out")
+    if kind == "fsdp":
+        raise InputError("parallel=fsdp is not there yet; use ddp")
+    place = _device(device)
+    if place.type == "cuda":
+        place = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(place)
+    try:
+        dist.init_process_group("nccl" if place.type == "cuda" else "gloo", timeout=TIMEOUT)
+    except (RuntimeError, ValueError) as error:
+        raise InputError(f"the processes cannot find one another: {' '.join(str(error).split())}") from error
+    from progc.train.parallel.ddp import Ddp
+
+    return Ddp(place)
+
+
+def closed() -> None:
+    """Leaves the process group, if there is one."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _device(text: str) -> torch.device:
+    if text == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(text)
+    except RuntimeError as error:
+        raise InputError(f"there is no device `{text}`; use auto, cpu or cuda") from error
+    if found.type == "cuda" and not torch.cuda.is_available():
+        raise InputError(f"device `{text}`: torch sees no such accelerator here; use auto or cpu")
+    return found
