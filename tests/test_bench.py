@@ -18,6 +18,7 @@ SCRIPTS = (
     "coverage",
     "freeze",
     "grow",
+    "kill",
     "one_shot",
     "pairs",
     "plan",

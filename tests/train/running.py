@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 from pathlib import Path
 from typing import Any
 
@@ -78,20 +79,26 @@ def schedule(rules: tuple[Any, ...] = ()) -> Schedule:
     return Schedule(ModelRef.of(program()), "linear", made, Space(), total=total, unit="steps", rules=rules)
 
 
-def trainer(run: Path, data: Any = None, **more: Any) -> Trainer:
-    """A run of the four stages over 64 digits."""
+def trainer(run: Path, data: Any = None, full: Program | None = None, **more: Any) -> Trainer:
+    """A run of the four stages over 72 digits."""
     keywords = {name: more.pop(name) for name in ("parallel", "optimizer") if name in more}
     values = {
         "batch": BATCH, "compile": "eager", "ema": (0.9,), "clip": 1.0, "log_every": 2, "save_every": 2, "keep": None,
         "validate_every": 5, "seed": 1, **more,
     }  # fmt: skip
     task = Task(samples(72) if data is None else data, validation=samples(20))
-    return Trainer(schedule(), program=program(), task=task, run=run, settings=Settings(**values), **keywords)
+    return Trainer(schedule(), program=full or program(), task=task, run=run, settings=Settings(**values), **keywords)
 
 
-def train(run: Path, data: Any = None, **more: Any) -> Result:
+def train(run: Path, data: Any = None, full: Program | None = None, **more: Any) -> Result:
     """Trains until the end, or until the samples end the run."""
-    return trainer(run, data, **more).fit()
+    return trainer(run, data, full, **more).fit()
+
+
+def lines(run: Path) -> list[dict[str, Any]]:
+    """Metrics without what was measured."""
+    found = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [{key: value for key, value in line.items() if key != "measured"} for line in found]
 
 
 def outcome(run: Path) -> dict[str, Tensor]:

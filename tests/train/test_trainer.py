@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -20,7 +19,7 @@ from progc.errors import CheckError, InputError
 from progc.task import Task, cross_entropy
 from progc.train.settings import Settings
 from progc.train.trainer import Trainer
-from tests.train.running import BATCH, STEPS, Interrupted, model, outcome, program, samples, schedule, train
+from tests.train.running import BATCH, STEPS, Interrupted, lines, model, outcome, program, samples, schedule, train
 
 
 @pytest.fixture(scope="module")
@@ -30,19 +29,6 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     result = train(run)
     assert result.finished and result.step == 4 * STEPS and result.signal is None
     return run
-
-
-def lines(run: Path) -> list[dict[str, Any]]:
-    """Metrics without what was measured."""
-    found = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [reproducible(line) for line in found]
-
-
-def reproducible(value: Any) -> Any:
-    """Without times and what depends on them."""
-    if isinstance(value, dict):
-        return {key: reproducible(item) for key, item in value.items() if key not in ("measured", "time", "seconds")}
-    return value
 
 
 def test_the_weights_load_into_the_users_own_class(whole: Path) -> None:
