@@ -12,4 +12,10 @@ if not getattr(sys.flags, "safe_path", False) and sys.path and sys.path[0] in ("
 from progc.cli import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        # Threads of a process group can abort the interpreter while it shuts down, which would cost the exit code.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)

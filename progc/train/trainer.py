@@ -16,11 +16,9 @@ from torch import nn
 from torch.optim import Optimizer
 
 from progc.averages import Averages
-from progc.checkpoints import Saver, State, latest, load, mark_best
-from progc.data_order import DataPosition
+from progc.checkpoints import Saver, latest, load
 from progc.datasets.loading import steps, steps_per_epoch
 from progc.datasets.staged import for_stage
-from progc.errors import InputError
 from progc.program import Program
 from progc.schedule.controlling import Controller
 from progc.schedule.running import RunningStage, outlines, stage_inputs, stages, trained
@@ -31,6 +29,7 @@ from progc.train.boundary import Crossing
 from progc.train.emitting import emitted, expected_compiles
 from progc.train.evaluating import evaluate
 from progc.train.guards import Guard
+from progc.train.keeping import Keeping, Rules
 from progc.train.learning_rate import factor, set_rates
 from progc.train.metrics import Metrics
 from progc.train.parallel import Parallel
@@ -145,7 +144,6 @@ class Trainer:
         self.active: Active | None = None
         self.guard, self.seen = Guard(self.settings), Seen()
         self.scaler = torch.amp.GradScaler(self.parallel.device.type, enabled=self.settings.amp == "fp16")
-        self._saved: int | None = None
         self._next: NextStage | None = None
         self._outlines: list[Program] | None = None
         self._micro = max(self.settings.batch // self.parallel.world // self.settings.accumulate, 1)
@@ -165,19 +163,28 @@ class Trainer:
                 with Saver(
                     self.run, keep=self.settings.keep, background=self.settings.save_in_background,
                     tell=self.progress.note,
-                ) as self.saver:  # fmt: skip
-                    finished = self._stages(asked)
+                ) as saver:  # fmt: skip
+                    finished = self._stages(asked, saver)
             finally:
                 self.log.close()
         return Result(self.run, self.step, finished, asked.signal, self._metrics, self.log.seconds)
 
-    def _stages(self, asked: Asked) -> bool:
+    def _stages(self, asked: Asked, saver: Saver) -> bool:
         """Whether the run came to its end."""
         found = latest(self.run, tell=self.progress.note)
         checkpoint = None if found is None else load(found)
+        if checkpoint is None:
+            self.log.cut(0, 0)  # of a run that was killed before its first checkpoint
         _seed(self.settings.seed)
         start = checkpoint.manifest.stage if checkpoint is not None else 0
         self.controller = self._controller(checkpoint)
+        controllers: dict[str, Any] = {"guard": self.guard, "seen": self.seen}
+        if self.controller is not None:
+            controllers["stages"] = Rules(self.controller)
+        self.keeping = Keeping(
+            self.run, saver, self.schedule, self.settings, self.parallel, self.scaler, controllers, self._per_epoch,
+            self.config,
+        )  # fmt: skip
         programs = stages(
             self.program, self.schedule, source=self.source, optimizer=self._on_device(self._make_optimizer),
             ema=self._on_device(lambda module: Averages(module, self.settings.ema)) if self.settings.ema else None,
@@ -204,7 +211,9 @@ class Trainer:
         program = trained(running.program, running.module)
         module = emitted(program, self.settings, self.parallel.device)
         if checkpoint is not None:
-            self._restore(checkpoint, running, module)
+            self.step = self.keeping.restore(checkpoint, running, module)
+            self.log.cut(self.step, running.stage.index)
+            self.progress.note(f"goes on from {checkpoint.path.name}, stage {running.stage.index}")
         elif self.active is None:
             _seed(self.settings.seed + 1_000_003 * self.parallel.rank)  # ranks drop different units
         wrapped = self.parallel.wrap(module, running.optimizer, running.ema)
@@ -240,11 +249,11 @@ class Trainer:
                 if over or (settings.validate_every is not None and self.step % settings.validate_every == 0):
                     self._validate(active)
                 if settings.save_every is not None and self.step % settings.save_every == 0:
-                    self._save(active)
+                    self.keeping.save(active.running, active.module, self.step)
                 # Every rank has to hear of it, and at the same step: one that left alone would leave the rest waiting.
                 if self.parallel.any(bool(asked)):
-                    self._save(active)
-                    self.saver.wait()
+                    self.keeping.save(active.running, active.module, self.step)
+                    self.keeping.saver.wait()
                     self.progress.note(f"saved at step {self.step}; the same command goes on from there")
                     return False
                 if over:
@@ -260,16 +269,12 @@ class Trainer:
 
     def _batches(self, active: Active) -> Iterator[list[Any]]:
         """Micro-batches of the rest of the present epoch: which epoch and where in it follows from the step."""
-        position = self._position()
+        position = self.keeping.position(self.step)
         return steps(
             active.task, batch=self.settings.batch, seed=position.seed, epoch=position.epoch, start=position.index,
             rank=self.parallel.rank, world=self.parallel.world, accumulate=self.settings.accumulate,
             workers=self.settings.workers, device=self.parallel.device,
         )  # fmt: skip
-
-    def _position(self) -> DataPosition:
-        epoch, place = divmod(self.step, self._per_epoch)
-        return DataPosition(self.settings.seed, epoch, place * self.settings.batch)
 
     def _note(self, active: Active, outcome: Outcome) -> None:
         """Metrics of a step that was done, and what the schedule's rules are told."""
@@ -300,45 +305,10 @@ class Trainer:
         self.log.write("validation", self.step, {**self._metrics, "stage": running.stage.index})
         self.progress.validated(self._metrics)
         if self.seen.is_best(self._metrics):
-            self._save(active)
-            self.saver.wait()
-            if self.parallel.rank == 0:
-                mark_best(self.run, self.step, self.seen.best)
+            self.keeping.save(active.running, active.module, self.step)
+            self.keeping.mark_best(self.step, self.seen.best)
 
-    # --- checkpoints ------------------------------------------------------------------------------------------------
-
-    def _save(self, active: Active) -> None:
-        """A checkpoint of this step, unless there is one."""
-        if self._saved == self.step:
-            return
-        running = active.running
-        with self.parallel.whole(active.module, running.optimizer, running.ema) as (module, optimizer, ema):
-            self.saver.save(
-                self._state(module, optimizer, ema), self.step, epoch=self._position().epoch,
-                stage=running.stage.index, data=self._position(), schedule=self.schedule, config=self.config,
-            )  # fmt: skip
-        self._saved = self.step
-
-    def _state(self, module: nn.Module, optimizer: Any, ema: Averages | None) -> State:
-        controllers: dict[str, Any] = {"guard": self.guard, "seen": self.seen}
-        if self.controller is not None:
-            controllers["stages"] = _Rules(self.controller)
-        return State(module, optimizer, ema, self.scaler if self.scaler.is_enabled() else None, controllers)
-
-    def _restore(self, checkpoint: Checkpoint, running: RunningStage, module: StageModule) -> None:
-        """Puts a checkpoint back into the stage that it was saved in."""
-        data, settings = checkpoint.data, self.settings
-        if data is not None and (data.seed, data.epoch * self._per_epoch * settings.batch + data.index) != (
-            settings.seed, checkpoint.manifest.step * settings.batch,
-        ):  # fmt: skip
-            raise InputError(
-                f"{self.run} was trained with another seed, batch or number of samples; go on with the same, or choose "
-                "another folder"
-            )
-        checkpoint.restore(self._state(module, running.optimizer, running.ema))
-        self.step = self._saved = checkpoint.manifest.step
-        self.log.cut(self.step, running.stage.index)
-        self.progress.note(f"goes on from {checkpoint.path.name}, stage {running.stage.index}")
+    # --- going on --------------------------------------------------------------------------------------------------
 
     def _controller(self, checkpoint: Checkpoint | None) -> Controller | None:
         if not self.schedule.rules:
@@ -355,10 +325,10 @@ class Trainer:
         The checkpoint comes first: growth follows from it and from nothing else, so a run that is killed anywhere in
         here does the same again.
         """
-        self._save(active)
+        self.keeping.save(active.running, active.module, self.step)
         if active.running.stage.index + 1 >= len(self.schedule.stages):
             return None
-        self.saver.wait()  # what was saved must not be what growth already works on
+        self.keeping.saver.wait()  # what was saved must not be what growth already works on
         running = active.running
         self.parallel.unwrap(running.optimizer, running.ema)
         crossing = Crossing(running, self.task, self._sample(), self.parallel, self.settings)
@@ -396,7 +366,7 @@ class Trainer:
 
     def _finish(self, active: Active) -> None:
         """Weights of the finished network, and of its averages, under the user's names."""
-        self.saver.wait()
+        self.keeping.saver.wait()
         running = active.running
         self.parallel.unwrap(running.optimizer, running.ema)
         if self.parallel.rank == 0:
@@ -414,20 +384,6 @@ class Trainer:
     def _on_device(self, make: Callable[[nn.Module], Any]) -> Callable[[nn.Module], Any]:
         """What is made of a module is made where the module trains."""
         return lambda module: make(module.to(self.parallel.device))
-
-
-class _Rules:
-    """The controller of the stages as an object with a state."""
-
-    def __init__(self, controller: Controller) -> None:
-        self.controller = controller
-
-    def state_dict(self) -> dict[str, Any]:
-        """Its state, JSON."""
-        return self.controller.state()
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """It was made of this state already (`Trainer._controller`): the stage that it is in decides what is built."""
 
 
 def _seed(seed: int) -> None:
