@@ -111,12 +111,12 @@ class _Run:
 
 
 def _config(given: str, sets: Sequence[str], flags: Mapping[str, Any]) -> Config:
-    from progc.train.config import SUFFIXES, read_file, resolved
+    from progc.train.config import SUFFIXES, read_file, resolved, texts
 
     is_file = given.endswith(SUFFIXES)
     values: dict[str, Any] = read_file(Path(given)) if is_file else {"source": given}
     overrides = {key: value for key, value in flags.items() if value is not None}
-    return resolved(values, {**overrides, **parse_settings(sets)}, given if is_file else "command line")
+    return resolved(values, {**overrides, **parse_settings(sets, texts())}, given if is_file else "command line")
 
 
 def _task(config: Config, opened: Source, program: Program) -> Task:

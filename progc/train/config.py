@@ -153,6 +153,14 @@ def resolved(values: Mapping[str, Any], sets: Mapping[str, Any], where: str) -> 
         raise InputError(f"{where}: {_told(error)}") from error
 
 
+def texts() -> set[str]:
+    """Dotted keys whose values are texts: there `none` is a word, and 12 the text of a number."""
+    found = {name for name, field in Config.model_fields.items() if str in _leaves(field.annotation)}
+    return found | {
+        f"plan.{name}" for name, field in PlanOptions.model_fields.items() if str in _leaves(field.annotation)
+    }
+
+
 def _copied(values: Mapping[str, Any]) -> dict[str, Any]:
     return {key: _copied(value) if isinstance(value, Mapping) else value for key, value in values.items()}
 
