@@ -234,7 +234,7 @@ def _interrupted(*_args: Any, **_kwargs: Any) -> None:
     raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("command", ["grow", "plan", "inspect", "apply", "passes"])
+@pytest.mark.parametrize("command", ["grow", "plan", "inspect", "apply", "passes", "train", "doctor"])
 def test_every_command_explains_itself(run: Command, command: str) -> None:
     outcome = run(command, "--help")
     assert outcome.code == 0 and outcome.err == "" and outcome.out.startswith(f"Usage: progc {command} ")
@@ -250,6 +250,11 @@ OPTIONS: dict[str, set[str]] = {
     "inspect": {"--axes", "--chains", "--graph", "--explain", "--stage", "--json", "--help"},
     "apply": {"--pipeline", "--weights", "--ema", "--out", "--seed", "--json", "--help"},
     "passes": {"--help"},
+    "train": {
+        "--out", "--data", "--to", "--weights", "--plan", "--strategy", "--stages", "--epochs", "--steps", "--batch",
+        "--lr", "--seed", "--set", "--dry-run", "--smoke", "--json", "--help",
+    },
+    "doctor": {"--folder", "--json", "--help"},
 }  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """The command line. `main` turns every outcome into an exit code and at most one message on stderr.
 
-Exit codes: 0 done, 1 a check failed or the program has a fault, 2 wrong use or bad input, 130 interrupted.
+Exit codes: 0 done, 1 a check failed or the program has a fault, 2 wrong use or bad input, 130 interrupted, and of a
+run in training 128 + the number of the signal that ended it, after it saved (143 SIGTERM, 130 SIGINT).
 """
 
 from __future__ import annotations

@@ -175,58 +175,6 @@ def plan(
 
 
 @app.command()
-def train(
-    config: Annotated[
-        str,
-        typer.Argument(
-            metavar="CONFIG|SOURCE", help="A .toml or .yaml file, or a model as for grow.", show_default=False
-        ),
-    ],
-    to: Annotated[
-        str | None, typer.Option("--to", metavar="TARGET", help="The full network. Default: SOURCE itself.")
-    ] = None,
-    weights: WeightsOption = None,
-    data: Annotated[
-        str | None,
-        typer.Option("--data", metavar="DATA", help="digits, imagefolder:PATH, hf:PATH or FILE.py. Default: SOURCE's."),
-    ] = None,
-    plan: Annotated[
-        str | None, typer.Option("--plan", metavar="FILE", help="Written by progc plan. Default: made as by --stages.")
-    ] = None,
-    strategy: Annotated[
-        str | None, typer.Option("--strategy", metavar="NAME", help="linear, one-shot or zero-shot.")
-    ] = None,
-    stages: Annotated[int | None, typer.Option("--stages", metavar="K", help="How many; 1: no growth.")] = None,
-    epochs: Annotated[int | None, typer.Option("--epochs", metavar="N", help="Length of the run.")] = None,
-    steps: Annotated[int | None, typer.Option("--steps", metavar="N", help="Length of the run, in steps.")] = None,
-    batch: Annotated[int | None, typer.Option("--batch", metavar="N", help="Samples per step, over all ranks.")] = None,
-    lr: Annotated[float | None, typer.Option("--lr", metavar="RATE", help="Peak learning rate.")] = None,
-    seed: Annotated[int | None, typer.Option("--seed", metavar="N", help="Of weights and data.")] = None,
-    out: Annotated[
-        str | None, typer.Option("--out", metavar="RUN", help="Folder of the run; one that is there is gone on with.")
-    ] = None,
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A key of the config, such as train.clip=1.")
-    ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the stages; train nothing.")] = False,
-    smoke: Annotated[
-        int | None,
-        typer.Option("--smoke", metavar="N", help="N steps of every stage, nothing is kept.", min=1),
-    ] = None,
-    as_json: JsonOption = False,
-) -> int:
-    """Train in stages. The same command again goes on. For many processes: torchrun -m progc train ..."""
-    from progc.cli.train import run_train
-
-    flags = {
-        "to": to, "weights": None if weights is None else str(weights), "data": data, "plan": plan,
-        "plan.strategy": strategy, "plan.stages": stages, "plan.epochs": epochs, "plan.steps": steps,
-        "train.batch": batch, "train.lr": lr, "train.seed": seed, "out": out,
-    }  # fmt: skip
-    return run_train(config, sets=settings or (), flags=flags, dry_run=dry_run, smoke=smoke, as_json=as_json)
-
-
-@app.command()
 def inspect(
     source: Annotated[
         str,
@@ -301,3 +249,79 @@ def diff(
     from progc.cli.diff import run_diff
 
     run_diff(a, b, pipeline=pipeline, weights=weights, graph=graph, seed=seed, as_json=as_json)
+
+
+@app.command()
+def train(
+    given: Annotated[
+        str,
+        typer.Argument(
+            metavar="CONFIG|SOURCE", help="A .toml, .yaml or .json file, or a model to train.", show_default=False
+        ),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="RUN", help="The run's folder; a run that is there already goes on."),
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            "--data",
+            metavar="TEXT",
+            help="digits, imagefolder:PATH, hf:PATH, or FILE.py with datasets() and loss(outputs, batch). Default: "
+            "SOURCE's file.",
+        ),
+    ] = None,
+    to: Annotated[
+        str | None, typer.Option("--to", metavar="TARGET", help="The full network, as for grow. Default: SOURCE.")
+    ] = None,
+    weights: WeightsOption = None,
+    plan: Annotated[
+        Path | None, typer.Option("--plan", metavar="FILE", help="A plan written by progc plan, in place of [plan].")
+    ] = None,
+    strategy: Annotated[
+        str | None, typer.Option("--strategy", metavar="NAME", help="linear, one-shot or zero-shot.")
+    ] = None,
+    stages: Annotated[int | None, typer.Option("--stages", metavar="K", help="How many; 1: no growth.")] = None,
+    epochs: Annotated[int | None, typer.Option("--epochs", metavar="N", help="Length of the run.")] = None,
+    steps: Annotated[int | None, typer.Option("--steps", metavar="N", help="Length of the run, in steps.")] = None,
+    batch: Annotated[int | None, typer.Option("--batch", metavar="N", help="Samples per step, over all ranks.")] = None,
+    lr: Annotated[float | None, typer.Option("--lr", metavar="RATE", help="Peak learning rate.")] = None,
+    seed: Annotated[
+        int | None, typer.Option("--seed", help="For initial weights, data order and all else.", min=0, max=2**32 - 1)
+    ] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any key of the config; may be repeated.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only tell steps, sizes, memory, checkpoints and compiles by stage.")
+    ] = False,
+    smoke: Annotated[
+        int | None,
+        typer.Option("--smoke", metavar="N", help="N steps of every stage in a temporary folder, with a resume."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Train a network progressively; the same command again goes on where the run was."""
+    from progc.cli.train import run_train
+
+    flags = {
+        "out": ("--out", out), "data": ("--data", data), "to": ("--to", to), "weights": ("--weights", weights),
+        "plan.file": ("--plan", plan), "plan.strategy": ("--strategy", strategy), "plan.stages": ("--stages", stages),
+        "epochs": ("--epochs", epochs), "steps": ("--steps", steps), "train.batch": ("--batch", batch),
+        "train.seed": ("--seed", seed), "train.lr": ("--lr", lr),
+    }  # fmt: skip
+    run_train(given, flags=flags, sets=settings or (), dry_run=dry_run, smoke=smoke, as_json=as_json)
+
+
+@app.command()
+def doctor(
+    folder: Annotated[
+        Path, typer.Option("--folder", metavar="DIR", help="Where runs will be written: its disk is measured.")
+    ] = Path(),
+    as_json: JsonOption = False,
+) -> None:
+    """Check this machine: versions, devices, threads, compiler, disk, and processes that train together."""
+    from progc.cli.doctor import run_doctor
+
+    run_doctor(folder, as_json=as_json)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -127,11 +127,8 @@ def described(schedule: Schedule) -> dict[str, Any]:
     return {**schedule.to_json(), "speedup": schedule.speedup, "time_shares": time_shares(schedule.stages)}
 
 
-def parse_settings(texts: Sequence[str], texts_of: Collection[str] = ()) -> dict[str, Any]:
+def parse_settings(texts: Sequence[str]) -> dict[str, Any]:
     """`key=value` texts; values are Python literals (numbers, true, false, none, lists), else text.
-
-    Args:
-        texts_of: keys whose values are texts whatever they look like.
 
     Raises:
         InputError: a text without `=`, or a key that is given twice.
@@ -144,7 +141,7 @@ def parse_settings(texts: Sequence[str], texts_of: Collection[str] = ()) -> dict
             raise InputError(f"--set {text}: expected key=value, such as --set batches=4")
         if key in found:
             raise InputError(f"--set gives `{key}` twice; give it once")
-        found[key] = value.strip() if key in texts_of else _literal(value.strip())
+        found[key] = _literal(value.strip())
     return found
 
 

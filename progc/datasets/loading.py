@@ -6,6 +6,7 @@ ranks, micro-batches, or what was drawn before.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -66,10 +67,17 @@ def steps(
         collate_fn=task.collate, pin_memory=device is not None and device.type == "cuda",
         # Fetching must not draw from the generator that dropout uses: the loader takes a seed for its workers from one.
         generator=torch.Generator().manual_seed(0),
+        worker_init_fn=_deaf if workers else None,
     )  # fmt: skip
     parts = iter(loader)
     for _ in range(len(order)):
         yield [_moved(next(parts), device) for _ in range(accumulate)]
+
+
+def _deaf(worker: int) -> None:
+    """Signals that reach the whole process group are for the process that trains: it still needs its samples."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class _Parts:

@@ -207,7 +207,7 @@ class Schedule:
         """
         try:
             data = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise InputError(
                 f"{path} cannot be read as a plan: {error}; expected JSON written by progc plan"
             ) from error

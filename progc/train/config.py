@@ -1,227 +1,270 @@
-"""The configuration of a run: a TOML or YAML file, and values given on the command line over it.
+"""The configuration of a run, as a file, flags and `--set` give it: every key with its type, in sections.
 
-Keys of `[train]` are the fields of `Settings`; their defaults and meaning are there and nowhere else.
+The keys of `[train]` are the fields of `progc.train.settings.Settings`, made of them, so that each default stands once.
+What every key means is in docs/training.md.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import sys
+import difflib
 import types
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, Union, get_args, get_origin, get_type_hints
+import typing
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal, TypeAlias
 
 import pydantic
-from pydantic import ConfigDict, Field
 
 from progc.errors import InputError
+from progc.inits import parse_inits
 from progc.suggestions import did_you_mean
 from progc.train.settings import Settings
 
-SUFFIXES = (".toml", ".yaml", ".yml")
-_MAX_BYTES = 1 << 20
+Levels: TypeAlias = str | int | float | list[Any] | dict[str, Any] | None
 
 
-class _Table(pydantic.BaseModel):
-    """A table of the file: an unknown key is an error, and `"8"` is no number."""
+class Section(pydantic.BaseModel):
+    """A table of keys; nothing else may stand in it, and a number is not a text."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = pydantic.ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
-class PlanOptions(_Table):
-    """How the schedule is made where no plan file is given; as the options of `progc plan`."""
+class PlanSection(Section):
+    """Either `file`, or how the stages are planned (the options of `progc plan`)."""
 
-    strategy: str = "linear"
-    stages: int = Field(default=4, ge=1, le=100)
-    mode: str = "default"
-    epochs: int | None = Field(default=None, ge=1)
-    steps: int | None = Field(default=None, ge=1)
-    depths: str | None = None
-    widths: str | None = None
-    resolutions: str | None = None
-    unfreeze: str | None = None
+    file: str | None = None
+    strategy: Literal["linear", "one-shot", "zero-shot"] = "linear"
+    stages: int = 4
+    mode: Literal["default", "reference"] = "default"
+    depths: Levels = None
+    widths: Levels = None
+    resolutions: Levels = None
+    unfreeze: Levels = None
     regularise: str | None = None
     sid: bool = False
+    batch: int | None = None
     settings: dict[str, Any] = {}
 
 
-class OptimizerOptions(_Table):
-    """Which optimizer: `adamw`, `sgd`, or another name that timm knows; further options go to its class."""
+class OptimizerSection(Section):
+    """Which optimizer; its learning rate is `train.lr`."""
 
     name: str = "adamw"
-    weight_decay: float = Field(default=0.05, ge=0)
+    weight_decay: float = 0.05
+    decay_vectors: bool = False
     options: dict[str, Any] = {}
 
 
-class TrackerOptions(_Table):
+class TrackersSection(Section):
     """Where metrics go besides `metrics.jsonl`."""
 
     tensorboard: bool = False
     wandb: dict[str, Any] | None = None
 
 
-_hints = get_type_hints(Settings)
-_fields: dict[str, Any] = {field.name: (_hints[field.name], field.default) for field in dataclasses.fields(Settings)}
-TrainOptions: Any = pydantic.create_model("TrainOptions", __base__=_Table, **_fields)
-"""The fields of `Settings` as a table."""
+_HINTS = typing.get_type_hints(Settings)
+_FIELDS: dict[str, Any] = {
+    field.name: (_HINTS[field.name], field.default) for field in dataclasses.fields(Settings) if field.name != "total"
+}
+TrainSection: type[Section] = pydantic.create_model("TrainSection", __base__=Section, **_FIELDS)
 
 
-class Config(_Table):
-    """One run.
-
-    Attributes:
-        source: of the model, as everywhere.
-        to: the full network, as for `progc grow`; None: the source itself.
-        weights: of the source.
-        data: `digits`, `imagefolder:PATH`, `hf:PATH` or `FILE.py`; None: the source's own file.
-        out: folder of the run.
-        plan: path of a plan, or how to make one.
-        train: see `Settings`.
-    """
+class Config(Section):
+    """A whole run."""
 
     source: str
     to: str | None = None
     weights: str | None = None
+    init: str | None = None
     data: str | None = None
     out: str | None = None
-    plan: str | PlanOptions = PlanOptions()
-    optimizer: OptimizerOptions = OptimizerOptions()
-    trackers: TrackerOptions = TrackerOptions()
-    train: TrainOptions = TrainOptions()
+    epochs: int | None = None
+    steps: int | None = None
+    plan: PlanSection = PlanSection()
+    optimizer: OptimizerSection = OptimizerSection()
+    train: TrainSection = TrainSection()  # type: ignore[valid-type]
+    trackers: TrackersSection = TrackersSection()
 
     @property
     def settings(self) -> Settings:
-        """The values of `[train]`.
-
-        Raises:
-            InputError: a value out of range.
-        """
-        return Settings(**self.train.model_dump())
+        """What the trainer takes; `total` is `epochs` or `steps`."""
+        total = self.epochs if self.epochs is not None else self.steps
+        return Settings(total=total, **self.train.model_dump())  # type: ignore[attr-defined]
 
     def to_json(self) -> dict[str, Any]:
-        """Every key with its value, plain JSON data."""
-        found: dict[str, Any] = self.model_dump(mode="json")
-        return found
+        """All keys with their values, defaults too: a JSON object."""
+        return self.model_dump(mode="json")
 
 
-def read_file(path: Path) -> dict[str, Any]:
-    """The tables of a TOML or YAML file; YAML makes plain data only.
+MAY_CHANGE = (
+    "out", "trackers", "train.accumulate", "train.ahead", "train.compile", "train.device", "train.keep",
+    "train.log_every", "train.max_skipped", "train.parallel", "train.recompute", "train.save_every",
+    "train.save_in_background", "train.validate_every", "train.workers",
+)  # fmt: skip
+"""Keys, and sections, with which a run may go on although they are others than it began with."""
+
+
+def checked(data: Mapping[str, Any], origin: Mapping[str, str] | None = None, where: str = "config") -> Config:
+    """The configuration that nested values make.
+
+    Args:
+        data: sections and keys.
+        origin: dotted keys to where their value comes from, such as `--batch`; the others come from `where`.
 
     Raises:
-        InputError: it cannot be read, is too large, or is none; names the file.
+        InputError: an unknown key (with the nearest), or a value that is none; names where it stands, and the key.
     """
+    import json
+
+    given = _without_none(data)
+
+    def told(key: str, text: str) -> InputError:
+        return InputError(f"{(origin or {}).get(key, where)}: {text}")
+
     try:
-        if path.stat().st_size > _MAX_BYTES:
-            raise InputError(f"{path} has {path.stat().st_size} bytes; a config has {_MAX_BYTES} at most")
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(f"config {path} cannot be read: {reason}; expected a TOML or YAML file") from error
+        # As JSON: there a list is a tuple's and a whole number a float's form, and still no text is a number.
+        config = Config.model_validate_json(json.dumps(given))
+    except (TypeError, ValueError, RecursionError) as error:
+        if not isinstance(error, pydantic.ValidationError):
+            raise InputError(f"{where}: a value is no text, number, list or table ({error}); mend it") from error
+        first = error.errors()[0]
+        key = _key(first["loc"])
+        raise told(key, _complaint(key, first)) from error
+    for key in ("epochs", "steps"):
+        value = getattr(config, key)
+        if value is not None and value < 1:
+            raise told(key, f"`{key}` is a whole number from 1 on, not {value}")
     try:
-        found = _toml(text) if path.suffix == ".toml" else _yaml(text)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"config {path}: {' '.join(str(error).split())}; mend the file") from error
-    if not isinstance(found, dict):
-        raise InputError(f"config {path} holds a {type(found).__name__}; expected keys and values, such as source")
+        _ = config.settings
+    except InputError as error:
+        key = f"train.{str(error).partition(' ')[0]}"
+        raise told(key, f"train.{error}") from error
+    if config.epochs is not None and config.steps is not None:
+        raise told("steps", "`epochs` and `steps` are both given; the length of a run is one of them")
+    if config.plan.file is not None and (more := sorted(config.plan.model_fields_set - {"file"})):
+        raise told(f"plan.{more[0]}", f"`plan.file` is a finished plan; leave `plan.{more[0]}` out, or plan without it")
+    if config.init is not None:
+        try:
+            parse_inits(config.init)
+        except InputError as error:
+            raise told("init", f"`init`: {error}") from error
+    return config
+
+
+def keys(model: type[pydantic.BaseModel] = Config, prefix: str = "") -> dict[str, Any]:
+    """Every key, dotted, to its type."""
+    found: dict[str, Any] = {}
+    for name, field in model.model_fields.items():
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, pydantic.BaseModel):
+            found.update(keys(inner, f"{prefix}{name}."))
+        else:
+            found[prefix + name] = inner
     return found
 
 
-def resolved(values: Mapping[str, Any], sets: Mapping[str, Any], where: str) -> Config:
-    """The configuration of nested values with `a.b` = v over them.
+def unknown(key: str) -> str:
+    """What is wrong with a key that does not exist, and which one may be meant."""
+    known = keys()
+    last = key.rpartition(".")[2]
+    meant = did_you_mean(key, [*known, *Config.model_fields])
+    if key in Config.model_fields:
+        inner = ", ".join(name for name in known if name.startswith(f"{key}."))
+        return f"`{key}` is a table; set one of its keys, {inner}"
+    same = [name for name in known if name.rpartition(".")[2] == last]
+    if not same and not meant:
+        near = difflib.get_close_matches(last, {name.rpartition(".")[2] for name in known}, 1, cutoff=0.7)
+        same = [name for name in known if near and name.rpartition(".")[2] == near[0]]
+    if same:
+        meant = f"; did you mean {', '.join(same)}?"
+    section = key.rpartition(".")[0]
+    inside = [name.rpartition(".")[2] for name in known if name.rpartition(".")[0] == section]
+    return f"there is no key `{key}`{meant or '; keys there are ' + ', '.join(inside or Config.model_fields)}"
+
+
+def difference(before: Mapping[str, Any], now: Config) -> str | None:
+    """The first key in which a run that goes on differs from how it began, where it must not, with both values.
 
     Args:
-        sets: dotted keys to values.
-        where: what is named in messages: the file, or the command line.
-
-    Raises:
-        InputError: an unknown key (with the nearest one), or a value of another kind; names the key.
+        before: what `to_json` gave then; a key that it lacks had its default.
     """
-    data = _copied(values)
-    for dotted, value in sets.items():
-        *path, last = dotted.split(".")
-        table = data
-        for key in path:
-            inner = table.setdefault(key, {})
-            if not isinstance(inner, dict):
-                raise InputError(f"--set {dotted}: `{key}` is {inner!r} and no table; leave it out of {where}")
-            table = inner
-        table[last] = value
-    try:
-        return Config.model_validate(_lists_as_tuples(data))
-    except pydantic.ValidationError as error:
-        raise InputError(f"{where}: {_told(error)}") from error
+    old, new = dict(flat(before)), dict(flat(now.to_json()))
+    default = dict(flat(Config(source="").to_json()))
+    for key in [*new, *(key for key in old if key not in new)]:
+        if any(key == name or key.startswith(f"{name}.") for name in MAY_CHANGE):
+            continue
+        was, will = old.get(key, default.get(key)), new.get(key, default.get(key))
+        if was != will:
+            return f"`{key}` was {_shown(was)} and is {_shown(will)} now"
+    return None
 
 
-def texts() -> set[str]:
-    """Dotted keys whose values are texts: there `none` is a word, and 12 the text of a number."""
-    found = {name for name, field in Config.model_fields.items() if str in _leaves(field.annotation)}
-    return found | {
-        f"plan.{name}" for name, field in PlanOptions.model_fields.items() if str in _leaves(field.annotation)
-    }
+def flat(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and values of nested tables; tables that are values stay whole."""
+    known = keys()
+    for name, value in data.items():
+        key = f"{prefix}{name}"
+        if isinstance(value, Mapping) and key not in known:
+            yield from flat(value, f"{key}.")
+        else:
+            yield key, value
 
 
-def _copied(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: _copied(value) if isinstance(value, Mapping) else value for key, value in values.items()}
+def _key(loc: tuple[int | str, ...]) -> str:
+    """The key that an error is about: what follows it, a place in a list or a form of the value, left out."""
+    known = keys()
+    parts = [str(part) for part in loc]
+    for end in range(1, len(parts) + 1):
+        if ".".join(parts[:end]) in known:
+            return ".".join(parts[:end])
+    return ".".join(parts)
 
 
-def _lists_as_tuples(data: dict[str, Any]) -> dict[str, Any]:
-    """Neither format has tuples, and whole numbers are fine where a fraction may be."""
-    train = data.get("train")
-    if not isinstance(train, dict):
-        return data
-    made = {}
-    for key, value in train.items():
-        value = tuple(value) if isinstance(value, list) else value
-        takes_float = key in _hints and float in _leaves(_hints[key])
-        whole = isinstance(value, int) and not isinstance(value, bool)
-        made[key] = float(str(value)) if takes_float and whole and int not in _leaves(_hints[key]) else value
-    return {**data, "train": made}
+def _complaint(key: str, error: Any) -> str:
+    if error["type"] == "extra_forbidden":
+        return unknown(key)
+    if error["type"] == "missing":
+        return f"`{key}` is missing; say what is to be trained, such as source = 'model.py:Net'"
+    known = keys()
+    if key not in known:
+        return f"`{key}` is a table of keys, not {_shown(error['input'])}"
+    return f"`{key}` is {expected(known[key])}, not {_shown(error['input'])}"
 
 
-def _leaves(hint: Any) -> tuple[Any, ...]:
-    if get_origin(hint) in (Union, types.UnionType):
-        return tuple(leaf for part in get_args(hint) for leaf in _leaves(part))
-    return (hint,)
+def expected(annotation: Any) -> str:
+    """What values of a type are, in words."""
+    origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin in (typing.Union, types.UnionType):
+        words = [expected(item) for item in inner if item is not type(None)]
+        return " or ".join(dict.fromkeys([*words, *(["left out"] if type(None) in inner else [])]))
+    if origin is Literal:
+        return f"{', '.join(map(str, inner[:-1]))} or {inner[-1]}"
+    if origin in (list, tuple):
+        return "a list of numbers" if float in inner else "a list"
+    plain = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
+    return plain.get(annotation, "a table")
 
 
-def _told(error: pydantic.ValidationError) -> str:
-    """The first thing that is wrong, in one sentence."""
-    found = error.errors(include_url=False, include_context=False)
-    # Of a value that may be text or a table, the table's own complaint says more.
-    first = max(found, key=lambda item: len(item["loc"])) if found[0]["loc"][:1] == ("plan",) else found[0]
-    path = [str(part) for part in first["loc"] if part not in ("str", "PlanOptions")]
-    key = ".".join(path)
-    if first["type"] == "extra_forbidden":
-        known = _known(path[:-1])
-        hint = did_you_mean(path[-1], known) or f"; keys are {', '.join(known)}"
-        return f"there is no key `{key}`{hint}"
-    if first["type"] == "missing":
-        return f"the key `{key}` is missing; give it"
-    return f"`{key}` is {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}"
+def nullable(annotation: Any) -> bool:
+    """Whether a key may be left empty, and `none` is no text of its own there."""
+    inner = typing.get_args(annotation)
+    return type(None) in inner and str not in inner
 
 
-def _known(path: list[str]) -> list[str]:
-    model: Any = Config
-    for part in path:
-        hint = model.model_fields[part].annotation
-        tables = [leaf for leaf in _leaves(hint) if isinstance(leaf, type) and issubclass(leaf, pydantic.BaseModel)]
-        model = tables[0]
-    return list(model.model_fields)
+def _without_none(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The word `none` is the empty value where that is one: TOML has no other."""
+    known = keys()
+    made: dict[str, Any] = {}
+    for name, value in data.items():
+        key = f"{prefix}{name}"
+        if isinstance(value, Mapping) and key not in known:
+            value = _without_none(value, f"{key}.")
+        elif isinstance(value, str) and value.lower() == "none" and key in known and nullable(known[key]):
+            value = None
+        made[str(name)] = value
+    return made
 
 
-def _toml(text: str) -> Any:
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib  # type: ignore[import-not-found, unused-ignore]
-    return tomllib.loads(text)
-
-
-def _yaml(text: str) -> Any:
-    import yaml  # type: ignore[import-untyped]
-
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(str(error)) from error
+def _shown(value: Any) -> str:
+    text = str(value).lower() if isinstance(value, bool) else "none" if value is None else repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -1,83 +1,138 @@
-"""What a run would do, from shapes alone: stages, memory, checkpoints, compilations. Nothing is trained."""
+"""What a run will be, before it begins: for each stage its steps, size, cost, memory, checkpoint and compiles."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import dataclasses
 from typing import Any
 
-from progc.costs import count
-from progc.emit.pieces import cut
-from progc.emit.region import Regions
-from progc.emit.stage_module import learning
 from progc.program import Program
-from progc.schedule.running import outlines
-from progc.schedule.schedule import Schedule
-from progc.train.settings import Settings
+from progc.train.opening import Opened
+from progc.train.optimizer_choice import slots
 
 
-def described(
-    program: Program, schedule: Schedule, settings: Settings, source: Program | None = None
-) -> list[dict[str, Any]]:
-    """One object for each stage, plain JSON data; bytes are of this run's precision and optimizer (two moments)."""
-    starts = [*schedule.starts(settings.total), settings.total or schedule.total]
-    found = []
-    for stage, outline in zip(schedule.stages, outlines(program, schedule, source=source), strict=True):
-        cost = count(outline, batch=max(settings.batch // settings.accumulate, 1))
-        copies = 1 + len(settings.ema)
-        found.append(
+def described(run: Opened) -> dict[str, Any]:
+    """The stages of a run as JSON.
+
+    A step's operations are for the whole batch of the run, its memory for a micro-batch (`accumulate`) of one process,
+    without what recomputing blocks saves; None where a stage's graph does not run on shapes alone.
+
+    Raises:
+        InputError: fewer samples than a batch.
+        TargetError, NotLosslessError: the network cannot grow from a stage to the next.
+    """
+    from progc.datasets.loading import steps_per_epoch
+    from progc.schedule.running import outlines
+
+    settings, schedule = run.settings, run.schedule
+    per_epoch = steps_per_epoch(run.task, settings.batch)
+    unit = per_epoch if schedule.unit == "epochs" else 1
+    starts = [*schedule.starts(settings.total), settings.total or 0]
+    kept = slots(run.optimizer)
+    programs = outlines(run.program, schedule, source=run.source, inits=run.inits)
+    stages = []
+    for stage, program, begin, end in zip(schedule.stages, programs, starts, starts[1:], strict=False):
+        trainable = sum(tensor.numel() for _, tensor in program.parameters() if tensor.requires_grad)
+        cost = stage.cost
+        memory = None
+        if cost is not None:
+            fixed = cost.parameter_bytes + cost.gradient_bytes + kept * 4 * trainable
+            memory = fixed + cost.activation_bytes // settings.accumulate
+        stages.append(
             {
                 "stage": stage.index,
-                "start": starts[stage.index],
-                "stop": starts[stage.index + 1],
-                "unit": schedule.unit,
-                "point": str(stage.point),
-                "parameters": cost.parameters,
-                "trainable": cost.trainable,
-                "flops": cost.flops * settings.accumulate,
-                "memory": cost.memory + cost.parameter_bytes * len(settings.ema),
-                "checkpoint": cost.parameter_bytes * copies + cost.optimizer_bytes,
-                "compiles": 0 if settings.compile == "eager" else compiles(outline, settings.compile),
+                "begin": begin * unit,
+                "steps": (end - begin) * unit,
+                "resolution": list(stage.point.resolution) if stage.point.resolution is not None else None,
+                "parameters": program.num_parameters(),
+                "trainable": trainable,
+                "flops": None if cost is None else cost.flops,
+                "memory": memory,
+                "checkpoint": checkpoint_bytes(program, len(settings.ema), kept, trainable),
+                "compiles": compiles(program, settings.compile),
             }
         )
-    return found
+    return {
+        "stages": stages,
+        "unit": schedule.unit,
+        "total": settings.total,
+        "steps_per_epoch": per_epoch,
+        "steps": sum(stage["steps"] for stage in stages),
+        "speedup": schedule.speedup,
+        "samples": len(run.task.samples),
+        "settings": {**dataclasses.asdict(settings), "ema": list(settings.ema)},
+        "notes": list(run.notes),
+    }
 
 
-def compiles(outline: Program, how: str) -> int:
+def checkpoint_bytes(program: Program, averages: int, kept: int, trainable: int) -> int:
+    """Of weights, averaged copies (16 bits kept in 32) and the optimizer's state; headers left out."""
+    held = list(program.persistent().values())
+    weights = sum(tensor.numel() * tensor.element_size() for tensor in held)
+    average = sum(t.numel() * (max(4, t.element_size()) if t.is_floating_point() else t.element_size()) for t in held)
+    return weights + averages * average + kept * 4 * trainable
+
+
+def compiles(program: Program, how: str) -> int:
     """How many functions the train graph of a stage compiles, from its shapes."""
-    if how == "whole":
-        return 1
-    regions = Regions(outline, "train", lift_rates=True)
-    learns = learning(outline, "train")
-    calls = [regions.call(piece, learns) for piece in cut(outline, "train")]
+    from progc.emit.pieces import cut
+    from progc.emit.region import Regions
+    from progc.emit.stage_module import learning
+
+    if how != "regions":
+        return int(how == "whole")
+    regions = Regions(program, "train", lift_rates=True)
+    learns = learning(program, "train")
+    calls = [regions.call(piece, learns) for piece in cut(program, "train")]
     return len({call.region.key for call in calls if call.region.computes})
 
 
-def table(found: Sequence[Mapping[str, Any]], schedule: Schedule) -> str:
-    """The stages as aligned text."""
-    rows = [("stage", schedule.unit, "params", "trains", "GFLOPs/step", "memory", "checkpoint", "compiles", "point")]
-    for item in found:
+def text(found: dict[str, Any]) -> str:
+    """The table for people."""
+    head = ("stage", "steps", "size", "parameters", "trainable", "FLOPs/step", "memory", "checkpoint", "compiles")
+    rows = [head]
+    for stage in found["stages"]:
+        size = "x".join(map(str, stage["resolution"])) if stage["resolution"] else "-"
+        share = f"{stage['trainable'] / stage['parameters']:.0%}"
+        flops = "?" if stage["flops"] is None else _short(stage["flops"], 1000, ("", "k", "M", "G", "T", "P"))
+        memory = "?" if stage["memory"] is None else size_text(stage["memory"])
         rows.append(
             (
-                str(item["stage"]),
-                f"{item['start']}-{item['stop']}",
-                f"{item['parameters'] / 1e6:.2f} M",
-                f"{item['trainable'] / max(item['parameters'], 1):.0%}",
-                f"{item['flops'] / 1e9:.2f}",
-                _bytes(item["memory"]),
-                _bytes(item["checkpoint"]),
-                str(item["compiles"]),
-                item["point"],
-            )
+                str(stage["stage"]),
+                f"{stage['steps']:,}",
+                size,
+                f"{stage['parameters']:,}",
+                share,
+                flops,
+                memory,
+                size_text(stage["checkpoint"]),
+                str(stage["compiles"]),
+            )  # fmt: skip
         )
-    widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if k == len(widths) - 1 else cell.rjust(width)
-            for k, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
+    widths = [max(len(row[place]) for row in rows) for place in range(len(head))]
+    lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+    settings = found["settings"]
+    length = f"{found['steps']:,} steps"
+    if found["unit"] == "epochs":
+        length = f"{found['total']} epochs of {found['steps_per_epoch']:,} steps, {length}"
+    lines += ["", f"{length}; {found['samples']:,} samples, batch {settings['batch']}"]
+    if found["speedup"]:
+        lines.append(f"{found['speedup']:.2f} times less work than training the full network throughout")
+    kept = settings["keep"]
+    lines.append(
+        f"checkpoints: {'all stay' if kept is None else f'the last {kept} and the best stay'}, up to "
+        f"{size_text(((kept or 0) + 1) * max(stage['checkpoint'] for stage in found['stages']))}"
+        + (" and more" if kept is None else "")
     )
+    return "\n".join(lines)
 
 
-def _bytes(value: int) -> str:
-    return f"{value / 2**30:.2f} GiB" if value >= 2**30 else f"{value / 2**20:.1f} MiB"
+def size_text(count: int) -> str:
+    """Bytes for people: `3.4 MiB`."""
+    return _short(count, 1024, (" B", " KiB", " MiB", " GiB", " TiB"))
+
+
+def _short(count: float, base: int, units: tuple[str, ...]) -> str:
+    place = 0
+    while count >= base and place < len(units) - 1:
+        count, place = count / base, place + 1
+    return f"{count:.0f}{units[place]}" if place == 0 or count >= 100 else f"{count:.1f}{units[place]}"

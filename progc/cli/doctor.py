@@ -1,0 +1,38 @@
+"""`progc doctor`: is this machine fit to train? Exit code 1 where something is broken."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import typer
+
+from progc.save import json_text
+from progc.terminal import Terminal
+
+
+def run_doctor(folder: Path, *, as_json: bool) -> None:
+    """Prints a line for every check.
+
+    Args:
+        folder: where runs will be written.
+
+    Raises:
+        typer.Exit: with code 1 where a check says `broken`.
+    """
+    from progc.train.doctor import checks
+
+    terminal = Terminal()
+    with terminal.running():
+        with terminal.phase("checks"):
+            found = list(checks(folder))
+    broken = [check.name for check in found if check.state == "broken"]
+    if as_json:
+        terminal.print(json_text({"checks": [dataclasses.asdict(check) for check in found], "broken": broken}))
+    else:
+        terminal.table([(check.state, check.name, check.text) for check in found])
+        terminal.print()
+        ending = f"broken: {', '.join(broken)}" if broken else "this machine can train"
+        terminal.print(ending)
+    if broken:
+        raise typer.Exit(1)
