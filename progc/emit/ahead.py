@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch._functorch.config as functorch
 
 from progc.emit.recipe import region_to_json
 from progc.emit.specs import arguments
@@ -83,6 +84,7 @@ def compile_ahead(
     *,
     modes: tuple[Mode, ...] = ("train",),
     autocast: torch.dtype | None = None,
+    device: torch.device | None = None,
     nice: int = 10,
     threads: int = 1,
 ) -> Ahead:
@@ -92,26 +94,28 @@ def compile_ahead(
         args, kwargs: inputs at the size of training; only shapes, dtypes and devices matter.
         modes: the graphs to compile.
         autocast: dtype of mixed precision, if training uses it.
+        device: where training runs; None: where the program's tensors are.
         nice, threads: how much of the machine the process may take from the training that goes on.
     """
     found: list[dict[str, Any]] = []
     left: list[str] = []
-    device = "cpu"
+    place = "cpu"
     for mode in modes:
         own = calls(module, mode)
         regions = {call.region.key: call.region for call in own if call.region.computes}
-        given = arguments(program, mode, own, args, kwargs or {})
+        given = arguments(program, mode, own, args, kwargs or {}, device)
         for key, region in regions.items():
             data = region_to_json(region, given[key])
             left += [key] if data is None else []
             found += [] if data is None else [data]
-            device = next(
-                (item["device"] for item in (data or {}).get("arguments", []) if isinstance(item, dict)), device
+            place = next(
+                (item["device"] for item in (data or {}).get("arguments", []) if isinstance(item, dict)), place
             )
     folder = Path(tempfile.mkdtemp(prefix="progc-compile-"))
-    setting = {"device": device.partition(":")[0], "dtype": str(autocast).removeprefix("torch.")} if autocast else None
+    setting = {"device": place.partition(":")[0], "dtype": str(autocast).removeprefix("torch.")} if autocast else None
     recipe = {
         "config": inductor_config(),
+        "backward": functorch.force_non_lazy_backward_lowering,
         "regions": found,
         "options": settings(module),
         "autocast": setting,

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch._functorch.config
 from torch._inductor import config
 
 from progc.emit.recipe import region_from_json
@@ -30,6 +31,7 @@ def main(folder: Path) -> None:
     for name, value in recipe["config"].items():
         if getattr(config, name, None) != value:
             setattr(config, name, value)
+    torch._functorch.config.force_non_lazy_backward_lowering = bool(recipe.get("backward"))
     for item in recipe["regions"]:
         function, given = region_from_json(item)
         compiled = torch.compile(function, **recipe["options"])

@@ -16,6 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 
 from progc.binding import InputBinding
+from progc.deferred import device_of
 from progc.emit.region import Call
 from progc.graph_run import GraphRun, empty_like
 from progc.program import Mode, Program
@@ -37,18 +38,28 @@ Argument = TensorArgument | int | float | bool | None
 
 
 def arguments(
-    program: Program, mode: Mode, calls: Sequence[Call], args: tuple[Any, ...], kwargs: dict[str, Any]
+    program: Program,
+    mode: Mode,
+    calls: Sequence[Call],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    device: torch.device | None = None,
 ) -> dict[str, tuple[Argument, ...]]:
     """The arguments of every region by its key, as the first of its calls gets them.
 
     Args:
         args, kwargs: inputs of the network at the size of training; only their shapes matter.
+        device: where all tensors will be; None: where they are, or will be where they are deferred.
     """
     leaves = InputBinding(program).flatten(args, kwargs)
     found: dict[str, tuple[Argument, ...]] = {}
     with FakeTensorMode(allow_non_fake_inputs=True):
-        tensors = {name: empty_like(tensor) for name, tensor in program.tensors.items() if name not in program.tied}
-        inputs = [empty_like(leaf) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
+        tensors = {
+            name: empty_like(tensor, device or device_of(tensor))
+            for name, tensor in program.tensors.items()
+            if name not in program.tied
+        }
+        inputs = [empty_like(leaf, device) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
         with torch.enable_grad():
             run = GraphRun(program.graphs[mode], tensors, keep=True)
             run.run(*inputs, enable_io_processing=False)

@@ -23,6 +23,7 @@ from progc.module import _register_all
 from progc.program import MODES, Mode, Program
 
 How = Literal["regions", "whole", "eager"]
+Compiler = Callable[..., Callable[..., Any]]
 HOWS: tuple[How, ...] = ("regions", "whole", "eager")
 
 
@@ -79,10 +80,17 @@ class StageModule(nn.Module):
     """
 
     def __init__(
-        self, program: Program, how: How, recompute: bool, compiled: tuple[Mode, ...], options: dict[str, Any]
+        self,
+        program: Program,
+        how: How,
+        recompute: bool,
+        compiled: tuple[Mode, ...],
+        options: dict[str, Any],
+        compiler: Compiler = torch.compile,
+        hollow: bool = False,
     ) -> None:
         super().__init__()
-        program = program.complete()
+        program = program if hollow else program.complete()
         pieces = {mode: cut(program, mode) if how != "whole" else [_whole(program, mode)] for mode in MODES}
         _register_all(self, program.tensors, program.specs)
         self._units = tuple(_paths(program, pieces["train"]))
@@ -106,7 +114,7 @@ class StageModule(nn.Module):
             own = [regions.call(piece, learns) for piece in pieces[mode]]
             as_it_is = how == "eager" or mode not in compiled
             functions = {
-                key: region.function if as_it_is or not region.computes else torch.compile(region.function, **options)
+                key: region.function if as_it_is or not region.computes else compiler(region.function, **options)
                 for key, region in regions.by_key.items()
             }
             self._calls[mode] = own
@@ -176,6 +184,8 @@ def emit(
     *,
     recompute: bool = False,
     modes: tuple[Mode, ...] = MODES,
+    compiler: Compiler = torch.compile,
+    hollow: bool = False,
     **options: Any,
 ) -> StageModule:
     """A module that trains a program.
@@ -186,6 +196,8 @@ def emit(
         recompute: blocks that are modules keep no activations; the backward computes them again (activation
             checkpointing, not reentrant).
         modes: whose graphs are compiled. Validation comes with incomplete batches, each of which would compile again.
+        compiler: called in place of `torch.compile`, in the same way.
+        hollow: deferred tensors stay what they are: a module that tells what will be compiled, and cannot run.
         options: of `torch.compile`; `fullgraph=True` and `dynamic=False` unless given.
 
     Raises:
@@ -203,7 +215,9 @@ def emit(
             "emit: with guard_filter_fn=skip_guard_on_all_nn_modules_unsafe a layer that is unfrozen later gets no "
             "gradient; compile without it"
         )
-    return StageModule(program, how, recompute, modes, {"fullgraph": True, "dynamic": False, **options})
+    return StageModule(
+        program, how, recompute, modes, {"fullgraph": True, "dynamic": False, **options}, compiler, hollow
+    )
 
 
 def unit_paths(module: StageModule) -> tuple[str, ...]:

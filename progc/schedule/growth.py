@@ -38,24 +38,28 @@ class Growth:
             return point.shrinking("copy")
         return point.growing(at or Point(), self.inits)
 
+    @property
+    def on_shapes(self) -> Growth:
+        """The same passes on deferred tensors: an init that would look at values gives way to one that does not."""
+        inits = {key: "interpolate" if init == "mogrow" else init for key, init in (self.inits or {}).items()}
+        return dataclasses.replace(self, inits=inits)
 
-def rehearse(program: Program, growth: Growth, full: Program, start: int) -> None:
+
+def rehearse(program: Program, growth: Growth, full: Program) -> None:
     """Runs all growth of a schedule on deferred tensors, which costs analysis and no memory.
 
     Args:
         program: what the first stage is made from.
         full: the full program.
-        start: the first stage.
 
     Raises:
         TargetError, NotLosslessError: what a pass refuses, or that the last network is not the full one.
     """
-    inits = {key: "interpolate" if init == "mogrow" else init for key, init in (growth.inits or {}).items()}
-    shapes = dataclasses.replace(growth, inits=inits)
+    shapes = growth.on_shapes
     now, at = program.deferred, None
-    for index in range(start, len(growth.points)):
+    for index, point in enumerate(growth.points):
         now, _ = run(now, shapes.passes(index, at), verify=False)
-        at = growth.points[index]
+        at = point
     found = next(differences(now, full), None)
     if found is not None:
         raise TargetError(

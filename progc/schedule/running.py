@@ -21,19 +21,18 @@ from torch import nn
 from progc.averages import EmaLike, attached
 from progc.dropping import is_linear
 from progc.errors import InputError
-from progc.manager import hand_over, run
-from progc.passbase import Pass, PassResult
+from progc.manager import hand_over
 from progc.program import Program
 from progc.proof import TOLERANCE, tolerance
 from progc.schedule.controlling import Controller, Ended
 from progc.schedule.growth import Growth, rehearse, written_out
+from progc.schedule.outlines import Way, outlined
+from progc.schedule.outlines import outlines as outlines
 from progc.schedule.point import Point
-from progc.schedule.regularising import dropping_everywhere, setting_for
 from progc.schedule.schedule import Schedule
 from progc.schedule.stage import Stage
 
 if TYPE_CHECKING:
-    from progc.lift import Lift
     from progc.module import ProgramModule
     from progc.optimizers import Optimizers
 
@@ -144,7 +143,8 @@ def stages(
         ema: averaged copies, or a function that makes a `progc.EMA` of the first stage's module.
         module: the module of `program` (or `source`) if one trained already; its values count.
         inits: `depth` and `width` to how new weights are made (progc/inits.py).
-        start: the stage to begin with, for a run that is resumed: its network has the right shape, load the rest.
+        start: the stage to begin with, for a run that is resumed: its graph and the order of its parameters are what
+            they were, values are not; load them.
         total: length of the run; None: the schedule's own.
         controller: of a run that is resumed; by default a new one, where the schedule has rules.
 
@@ -163,7 +163,7 @@ def stages(
     points = written_out([stage.point for stage in schedule.stages], program)
     first = trained(program if source is None else source, module)
     growth = Growth(points, [*starts, length or 0], source is not None, inits, is_linear(program))
-    rehearse(first, growth, program, start)
+    rehearse(first, growth, program)
     return _run(first, schedule, growth, optimizer, ema, start, controller)
 
 
@@ -180,88 +180,26 @@ def _run(
     held = (None if making[0] else optimizer, None if making[1] else ema)
     at: Point | None = None
     for stage in schedule.stages[start:]:
-        boundary = _Boundary(before, held)
-        told = _lead(boundary, schedule, growth, stage, at)
-        boundary.close()
-        made = boundary.program.module().train()
-        if at is None:
+        begun = at is None
+        carried = before if held[1] is None else attached(before, held[1])
+        if begun and start:
+            # A stage that a run is resumed in has the very graph that it had: all growth up to it is done again.
+            ways = outlined(carried, schedule, growth, start + 1)
+        else:
+            ways = [Way(carried)]
+            ways[0].lead(schedule, growth, stage, at)
+        way, lifts = ways[-1], [lift for one in ways for lift in one.lifts]
+        now = way.program.complete()
+        hand_over(before, now, lifts, optimizer=held[0], ema=held[1], correct_rates=False)
+        made = now.module().train()
+        if begun:
             held = (optimizer(made) if making[0] else optimizer, ema(made) if making[1] else ema)
         span = growth.bounds[stage.index], growth.bounds[stage.index + 1]
         if controller is not None:
             span = max(controller.start, controller.step), controller.planned
-        lossless = None if at is None else boundary.lossless
-        notes = (*(note for result in boundary.results for note in result.notes), *told)
-        yield RunningStage(stage, boundary.program, made, span, held, notes, lossless, controller, boundary.tolerance)
-        before, at = trained(boundary.program, made), growth.points[stage.index]
-
-
-def outlines(
-    program: Program,
-    schedule: Schedule,
-    *,
-    source: Program | None = None,
-    inits: Mapping[str, str] | None = None,
-) -> list[Program]:
-    """The programs of all stages as `stages` makes them, with deferred tensors: costs analysis and no memory.
-
-    Raises:
-        InputError: a schedule for another network.
-        TargetError, NotLosslessError: what a pass refuses.
-    """
-    schedule.check(program)
-    points = written_out([stage.point for stage in schedule.stages], program)
-    inits = {key: "interpolate" if init == "mogrow" else init for key, init in (inits or {}).items()}
-    growth = Growth(points, (), source is not None, inits, is_linear(program))
-    now, at = (program if source is None else source).deferred, None
-    found = []
-    for stage in schedule.stages:
-        boundary = _Boundary(now, (None, None), verify=False)
-        _lead(boundary, schedule, growth, stage, at)
-        now, at = boundary.program.deferred, points[stage.index]
-        found.append(now)
-    return found
-
-
-def _lead(boundary: _Boundary, schedule: Schedule, growth: Growth, stage: Stage, at: Point | None) -> tuple[str, ...]:
-    """Applies all passes that lead from the point `at` (None: from the beginning) to a stage; returns notes."""
-    point = growth.points[stage.index]
-    if at is None:
-        boundary.apply(dropping_everywhere(boundary.before) if _drops(schedule) else ())
-    boundary.apply(growth.passes(stage.index, at))
-    if at is None:
-        boundary.apply(_identifier(boundary.program, schedule))
-    boundary.apply(_trainable(point, at, boundary.program))
-    setting = setting_for(stage.regularisation, boundary.program, linear=growth.linear)
-    boundary.apply(setting.passes)
-    return setting.notes
-
-
-class _Boundary:
-    """Passes between two stages, as several pipelines, after which optimizer and averages are handed over once."""
-
-    def __init__(self, program: Program, held: tuple[Any, Any], *, verify: bool = True) -> None:
-        self.before, self.held, self.verify = program, held, verify
-        self.program = program if held[1] is None else attached(program, held[1])
-        self.results: list[PassResult] = []
-
-    def apply(self, passes: Sequence[Pass]) -> None:
-        self.program, more = run(self.program, passes, verify=self.verify and bool(passes))
-        self.results += more
-
-    @property
-    def _lifts(self) -> list[Lift]:
-        return [result.lift for result in self.results if result.lift is not None]
-
-    @property
-    def tolerance(self) -> float:
-        return tolerance(self._lifts)
-
-    def close(self) -> None:
-        hand_over(self.before, self.program, self._lifts, optimizer=self.held[0], ema=self.held[1], correct_rates=False)
-
-    @property
-    def lossless(self) -> bool:
-        return all(result.lossless is True for result in self.results if result.changed)
+        lossless = None if begun else way.lossless
+        yield RunningStage(stage, now, made, span, held, way.notes, lossless, controller, tolerance(lifts))
+        before, at = trained(now, made), growth.points[stage.index]
 
 
 def trained(program: Program, module: nn.Module | None) -> Program:
@@ -286,36 +224,6 @@ def trained(program: Program, module: nn.Module | None) -> Program:
     if all(own[name] is tensor for name, tensor in program.tensors.items()):
         return program
     return program.replace(tensors={name: own[name] for name in program.tensors})
-
-
-def _trainable(point: Point, before: Point | None, program: Program) -> list[Pass]:
-    """The pass that sets a stage's trainable set; one that frees everything where the stage before froze some."""
-    if point.unfreeze is None and before is not None and before.unfreeze is not None:
-        from progc.passes.freeze import Freeze
-
-        return [Freeze(measure=False)]
-    return point.freezing(program)
-
-
-def _identifier(program: Program, schedule: Schedule) -> list[Pass]:
-    """The pass that makes the stage an input of the network, where the stages have identifiers."""
-    from progc.passes.inject_sid import InjectSid
-
-    rows = [stage.sid for stage in schedule.stages if stage.sid is not None]
-    if not rows:
-        return []
-    if program.sid is None:
-        return [InjectSid(stages=max(len(schedule.stages), *(row + 1 for row in rows)))]
-    if max(rows) >= program.sid.stages:
-        raise InputError(
-            f"the schedule uses stage {max(rows)} of an identifier, and the network's has {program.sid.stages} stages; "
-            "take it out with remove-sid, or plan fewer stages"
-        )
-    return [InjectSid(stage="input")] if program.sid.input is None else []
-
-
-def _drops(schedule: Schedule) -> bool:
-    return any(stage.regularisation.drop_path is not None for stage in schedule.stages)
 
 
 def _is_maker(given: Any) -> bool:

@@ -9,7 +9,6 @@ import torch
 
 from progc.emit import emit
 from progc.emit.ahead import Ahead, compile_ahead
-from progc.errors import ProgcError
 from progc.program import Program
 from progc.train.settings import Settings
 from progc.train.stepping import AMP_DTYPES
@@ -19,7 +18,7 @@ class NextStage:
     """Compiles what a stage will need.
 
     Attributes:
-        failed: why it could not begin; None if it did. The stage is then compiled where it begins.
+        failed: why it did not work, for people; None if it did, so far. The stage is then compiled where it begins.
         waited: seconds that `finish` took.
     """
 
@@ -32,30 +31,52 @@ class NextStage:
     ) -> None:
         """
         Args:
-            outline: the stage's program; values of its tensors do not matter.
-            call: positional and keyword inputs at the size of a micro-batch; values do not matter.
+            outline: the stage's program; its tensors may be deferred and stay so: no second set of weights is made.
+            call: positional and keyword inputs at the size of a micro-batch; values and devices do not matter.
+            device: where the stage will train.
         """
         self.failed: str | None = None
         self.waited = 0.0
         self._ahead: Ahead | None = None
         try:
-            module = emit(outline, settings.compile, recompute=settings.recompute, modes=("train",))
-            self._ahead = compile_ahead(outline, module, *call, modes=("train",), autocast=AMP_DTYPES[settings.amp])
-        except (ProgcError, OSError, RuntimeError) as error:
-            self.failed = " ".join(str(error).split()) or type(error).__name__
+            module = emit(outline, settings.compile, recompute=settings.recompute, modes=("train",), hollow=True)
+            autocast = AMP_DTYPES[settings.amp]
+            self._ahead = compile_ahead(outline, module, *call, modes=("train",), autocast=autocast, device=device)
+        except Exception as error:  # kernels, files and processes raise many types; none is worth the run
+            self.failed = _said(error)
 
-    def finish(self) -> bool:
-        """Waits until everything is in the cache of this process; False if it is to be compiled in place."""
-        if self._ahead is None:
+    def finish(self, timeout: float | None = None) -> bool:
+        """Waits until everything is in the cache of this process; False if it is to be compiled in place.
+
+        Args:
+            timeout: seconds to wait at most; None: as long as it takes.
+        """
+        ahead, self._ahead = self._ahead, None
+        if ahead is None:
             return False
         start = time.perf_counter()
-        done = self._ahead.finish()
+        try:
+            done = ahead.finish(timeout)
+        except Exception as error:  # a full disk, say
+            done, self.failed = False, _said(error)
+            self._cancelled(ahead)
         self.waited = time.perf_counter() - start
-        self._ahead = None
+        if not done:
+            self.failed = self.failed or "the process that compiles ended without having compiled everything"
         return done
 
     def cancel(self) -> None:
-        """Ends it."""
-        if self._ahead is not None:
-            self._ahead.cancel()
-            self._ahead = None
+        """Ends it, if it still runs, and removes what it made."""
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None:
+            self._cancelled(ahead)
+
+    def _cancelled(self, ahead: Ahead) -> None:
+        try:
+            ahead.cancel()
+        except Exception as error:
+            self.failed = _said(error)
+
+
+def _said(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

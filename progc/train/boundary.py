@@ -36,6 +36,7 @@ class Record:
 
     Attributes:
         stage: index of the stage that begins.
+        previous: of the one that ended.
         step: optimizer steps done.
         loss_before, loss_after: in eval mode on the same batch, each network at its own image size.
         max_abs_diff, max_rel_diff: of all outputs in float64; None where they cannot be compared.
@@ -48,6 +49,7 @@ class Record:
     """
 
     stage: int
+    previous: int
     step: int
     loss_before: float
     loss_after: float
@@ -114,21 +116,43 @@ class Crossing:
             reason = None
             if self._size(after) != self._images:
                 reason = "the image size changed"
+            elif not all(_finite(output) for output in self._before):
+                reason = "outputs were not finite before"
             else:
-                absolute, relative = _difference(self._before, self._outputs(after))
-            lossless = after.lossless is True and reason is None
-            if lossless and not (relative is not None and relative <= after.tolerance):
-                raise CheckError(
-                    f"boundary to stage {after.stage.index}: growth is lossless by analysis, and outputs differ by "
-                    f"{relative:.1e} (float64, relative); the checkpoint before it is whole: report this"
-                )
+                absolute, relative = self._difference(after)
+                if after.lossless and not relative <= after.tolerance:
+                    raise CheckError(
+                        f"{self._name(after)}: growth is lossless by analysis, and outputs differ by {relative:.1e} "
+                        "(float64, relative); the checkpoint before it is whole: report this"
+                    )
         with self.timed("hash"):
             own = digest(after.module, after.optimizer, after.ema)
             check_same(own)
         return Record(
-            after.stage.index, step, self._loss, loss, absolute, relative, lossless, reason, own, 0, after.notes,
-            dict(self.seconds),
+            after.stage.index, self._stage.index, step, self._loss, loss, absolute, relative, after.lossless is True,
+            reason, own, 0, after.notes, dict(self.seconds),
         )  # fmt: skip
+
+    def _difference(self, after: RunningStage) -> tuple[float, float]:
+        """Largest absolute difference, and largest relative to the largest entry of an output; inf where not finite."""
+        found = self._outputs(after)
+        absolute = relative = 0.0
+        if [_shape(output) for output in self._before] != [_shape(output) for output in found]:
+            raise CheckError(
+                f"{self._name(after)}: outputs had shapes {[_shape(o) for o in self._before]} before, and have "
+                f"{[_shape(o) for o in found]} now; the checkpoint before it is whole: report this"
+            )
+        for a, b in zip(self._before, found, strict=True):
+            if isinstance(a, torch.Tensor) and (a.is_floating_point() or a.is_complex()) and a.numel():
+                gap = (a - b).abs().max().item()
+                gap = gap if math.isfinite(gap) else math.inf
+                absolute = max(absolute, gap)
+                relative = max(relative, gap / (a.abs().max().item() or 1.0))
+        return absolute, relative
+
+    @staticmethod
+    def _name(after: RunningStage) -> str:
+        return f"boundary to stage {after.stage.index}"
 
     def _call(self, running: RunningStage) -> tuple[Task, tuple[Any, ...], dict[str, Any]]:
         task = for_stage(self.task, running.stage, running.program)
@@ -164,13 +188,9 @@ class Crossing:
             module.train(training)
 
 
-def _difference(before: list[Any], after: list[Any]) -> tuple[float, float]:
-    """Largest absolute difference, and largest relative to the largest entry of an output."""
-    absolute = relative = 0.0
-    for a, b in zip(before, after, strict=True):
-        if isinstance(a, torch.Tensor) and a.is_floating_point() and a.numel():
-            gap = (a - b).abs().max().item()
-            gap = math.inf if gap != gap else gap
-            absolute = max(absolute, gap)
-            relative = max(relative, gap / (a.abs().max().item() or 1.0))
-    return absolute, relative
+def _shape(output: Any) -> list[int] | None:
+    return list(output.shape) if isinstance(output, torch.Tensor) else None
+
+
+def _finite(output: Any) -> bool:
+    return not isinstance(output, torch.Tensor) or bool(torch.isfinite(output).all())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import json
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -18,25 +18,30 @@ from progc.errors import CheckError
 def digest(module: nn.Module, optimizer: Optimizer | None, ema: Averages | None) -> str:
     """sha256 (hex) over parameters, buffers, averages and optimizer state: names, shapes, dtypes, bytes.
 
-    Optimizer state counts by the names of its parameters, options of groups as JSON where they are plain values.
+    Which parameters train counts, too. Optimizer state and groups count by the names of their parameters, under which
+    the order of parameters in the optimizer makes no difference. Tensors have to be whole (no DTensor).
     """
     whole = hashlib.sha256()
     names: dict[int, str] = {}
-    for name, tensor in sorted(module.state_dict(keep_vars=True).items()):
+    held = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
+    for name, tensor in sorted(held, key=lambda item: item[0]):
         names.setdefault(id(tensor), name)
-        _add(whole, name, tensor)
-    for decay, copy in sorted(ema.tensors.items()) if ema is not None else ():
-        for name, tensor in sorted(copy.items()):
-            _add(whole, f"ema {decay!r} {name}", tensor)
-    if optimizer is not None:
-        entries = []
-        for number, group in enumerate(optimizer.param_groups):
-            plain = {key: value for key, value in group.items() if isinstance(value, (bool, int, float, str, tuple))}
-            whole.update(f"group {number} {json.dumps(plain, sort_keys=True, default=str)}\n".encode())
-            entries += [(names.get(id(p), "?"), number, p) for p in group["params"]]
-        for name, number, parameter in sorted(entries, key=lambda entry: entry[:2]):
-            for key, value in sorted(optimizer.state.get(parameter, {}).items()):
-                _add(whole, f"state {number} {name} {key}", value)
+        _add(whole, f"{name} {tensor.requires_grad}", tensor)
+    if ema is not None:
+        _add(whole, "ema", ema.num_updates)
+        for decay, copy in sorted(ema.tensors.items()):
+            for name, tensor in sorted(copy.items()):
+                _add(whole, f"ema {decay!r} {name}", tensor)
+    for number, group in enumerate(optimizer.param_groups if optimizer is not None else ()):
+        for key, value in sorted(group.items()):
+            if key != "params":
+                _add(whole, f"group {number} {key}", value)
+        # A parameter that is not the module's has no name, and counts by its place.
+        entries = [(names.get(id(p), f"?{place}"), p) for place, p in enumerate(group["params"])]
+        for name, parameter in sorted(entries, key=lambda entry: entry[0]):
+            _add(whole, f"group {number}", name)
+            assert optimizer is not None
+            _add(whole, f"state {number} {name}", optimizer.state.get(parameter, {}))
     return whole.hexdigest()
 
 
@@ -59,10 +64,20 @@ def check_same(own: str) -> None:
 
 
 def _add(whole: Any, name: str, value: Any) -> None:
-    if not isinstance(value, torch.Tensor):
-        whole.update(f"{name} {value!r}\n".encode())
-        return
-    tensor = value.detach().cpu().contiguous()
-    whole.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-    if tensor.numel():
-        whole.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    """Adds a tensor, or plain data with tensors in it. Other objects count by their type: their text has addresses."""
+    if isinstance(value, torch.Tensor):
+        tensor = value.detach().cpu().contiguous()
+        whole.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        if tensor.numel():
+            whole.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    elif isinstance(value, Mapping):
+        whole.update(f"{name} {len(value)}\n".encode())
+        for key in sorted(value, key=str):
+            _add(whole, f"{name} {key}", value[key])
+    elif isinstance(value, (list, tuple)):
+        whole.update(f"{name} {len(value)}\n".encode())
+        for place, item in enumerate(value):
+            _add(whole, f"{name} {place}", item)
+    else:
+        plain = isinstance(value, (bool, int, float, complex, str, type(None)))
+        whole.update(f"{name} {value!r}\n".encode() if plain else f"{name} {type(value).__qualname__}\n".encode())

@@ -209,7 +209,7 @@ class Trainer:
         """A stage ready to train: emitted, restored if there is something to restore, and wrapped."""
         running.module.to(self.parallel.device)
         program = trained(running.program, running.module)
-        module = emitted(program, self.settings, self.parallel.device)
+        module = emitted(program, self.settings, self.parallel.device, self.progress.note)
         if checkpoint is not None:
             self.step = self.keeping.restore(checkpoint, running, module)
             self.log.cut(self.step, running.stage.index)
@@ -337,6 +337,8 @@ class Trainer:
         with crossing.timed("compile"):
             if self._next is not None:
                 self._next.finish()
+                if self._next.failed is not None:
+                    self.progress.note(f"the next stage is compiled in place: {self._next.failed}")
             self._next = None
         record = crossing.close(following, self.step)
         with crossing.timed("wrap"):
