@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from progc.planning import plan
     from progc.program import Program
     from progc.schedule.running import stages
+    from progc.task import Task
+    from progc.train.settings import Settings
+    from progc.train.trainer import Trainer
 
 _LAZY = {
     "EMA": "progc.averages:Averages",
@@ -30,12 +33,18 @@ _LAZY = {
     "Program": "progc.program",
     "rule": "progc.axes.registry",
     "stages": "progc.schedule.running",
+    "Settings": "progc.train.settings",
+    "Task": "progc.task",
+    "Trainer": "progc.train.trainer",
 }
 
 __all__ = [
     "EMA",
     "Program",
     "ProgramDiff",
+    "Settings",
+    "Task",
+    "Trainer",
     "__version__",
     "apply",
     "capture",

@@ -1,0 +1,49 @@
+"""The learning rate as a function of progress."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from progc.train.learning_rate import factor, set_rates
+from progc.train.settings import Settings
+
+
+def test_it_rises_and_falls_as_published() -> None:
+    settings = Settings(warmup=0.1, min_lr=0.1)
+    found = [factor(settings, step, 100) for step in range(100)]
+    assert found[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
+    assert found[10] == 1.0
+    assert found[55] == pytest.approx(0.1 + 0.9 / 2, abs=0.01)  # half of the cosine
+    assert found[-1] == pytest.approx(0.1, abs=1e-3)
+    assert found[10:] == sorted(found[10:], reverse=True)
+
+
+def test_behind_a_boundary_it_rises_again_to_where_it_would_be() -> None:
+    settings = Settings(warmup=0.0, rewarm=4)
+    plain = [factor(settings, step, 40) for step in range(40)]
+    again = [factor(settings, step, 40, boundary=20) for step in range(20, 40)]
+    assert again[:4] == pytest.approx([plain[20 + k] * (k + 1) / 4 for k in range(4)])
+    assert again[4:] == plain[24:]
+
+
+@given(
+    shape=st.sampled_from(["constant", "linear", "cosine"]),
+    warmup=st.floats(0, 1),
+    least=st.floats(0, 1),
+    total=st.integers(1, 1000),
+    part=st.floats(0, 1, exclude_max=True),
+)
+def test_it_stays_between_zero_and_the_peak(shape: str, warmup: float, least: float, total: int, part: float) -> None:
+    settings = Settings(lr_schedule=shape, warmup=warmup, min_lr=least)
+    assert 0.0 <= factor(settings, int(part * total), total) <= 1.0 + 1e-12
+
+
+def test_groups_keep_peaks_of_their_own() -> None:
+    weight, bias = torch.nn.Parameter(torch.zeros(2, 2)), torch.nn.Parameter(torch.zeros(2))
+    optimizer = torch.optim.AdamW([{"params": [weight]}, {"params": [bias], "lr": 0.5}], lr=1.0)
+    for value in (0.5, 0.25, 1.0):
+        set_rates(optimizer, value)
+        assert [group["lr"] for group in optimizer.param_groups] == [value, 0.5 * value]

@@ -1,0 +1,93 @@
+"""Metrics as lines, and what is taken back when a run goes on."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from progc.errors import InputError
+from progc.train.metrics import Metrics
+from progc.train.progress import Progress
+from progc.train.throughput import Meter
+
+
+def lines(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_lines_are_json_and_what_is_not_finite_is_null(tmp_path: Path) -> None:
+    log = Metrics(tmp_path)
+    log.write("train", 1, {"loss": math.nan, "lr": 0.1, "measured": {"samples_per_second": 3.0}})
+    log.close()
+    (line,) = lines(tmp_path)
+    assert line["loss"] is None and line["lr"] == 0.1 and line["kind"] == "train" and line["step"] == 1
+    assert line["measured"]["samples_per_second"] == 3.0 and line["measured"]["seconds"] >= 0
+
+
+def test_what_came_after_a_checkpoint_is_taken_back(tmp_path: Path) -> None:
+    log = Metrics(tmp_path)
+    for step in range(1, 5):
+        log.write("train", step, {"loss": 1.0})
+        if step in (2, 3):
+            log.write("boundary", step, {"stage": step - 1})
+    log.close()
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"kind": "train", "step": 5, "lo')  # torn by a kill
+    log = Metrics(tmp_path)
+    log.cut(3, 1)  # the checkpoint before the boundary at step 3
+    log.write("boundary", 3, {"stage": 2})
+    log.close()
+    kept = [(line["kind"], line["step"]) for line in lines(tmp_path)]
+    assert kept == [("train", 1), ("train", 2), ("boundary", 2), ("train", 3), ("boundary", 3)]
+
+
+def test_seconds_go_on_where_the_run_was(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"kind": "train", "step": 7, "measured": {"seconds": 100.0}}\n')
+    log = Metrics(tmp_path)
+    log.write("train", 8, {})
+    assert 100.0 <= lines(tmp_path)[-1]["measured"]["seconds"] < 130.0
+    assert log.seconds >= 100.0
+    log.close()
+
+
+def test_a_rank_that_does_not_write_makes_no_file(tmp_path: Path) -> None:
+    log = Metrics(tmp_path, writes=False)
+    log.write("train", 1, {})
+    log.cut(0, 0)
+    log.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_tracker_that_is_not_installed_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "wandb", None)
+    with pytest.raises(InputError, match=r"pip install 'progc\[wandb\]'"):
+        Metrics(tmp_path, wandb={"project": "x"})
+
+
+def test_the_meter_counts_samples_since_it_was_read() -> None:
+    meter = Meter(None, torch.device("cpu"))
+    meter.begin()
+    for _ in range(3):
+        meter.arrived()
+        meter.step(16)
+    found = meter.read()
+    assert found["samples_per_second"] > 0 and 0 <= found["data_wait"] <= 1 and found["mfu"] is None
+    assert found["memory"] > 1 << 20
+    assert meter.read()["samples_per_second"] == 0
+
+
+def test_plain_lines_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    import sys
+
+    with Progress(sys.stderr) as progress:
+        progress.stage(1, 4, 10, 20, 40)
+        progress.note("a [remark]")
+    assert capsys.readouterr().err == "progc: stage 2/4: steps 10 to 20 of 40\nprogc: a [remark]\n"
+    with Progress(sys.stderr, shows=False) as progress:
+        progress.note("nothing")
+    assert capsys.readouterr().err == ""
