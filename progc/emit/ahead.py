@@ -22,6 +22,7 @@ from typing import Any
 import torch
 import torch._functorch.config as functorch
 
+from progc.emit import known
 from progc.emit.recipe import region_to_json
 from progc.emit.specs import arguments
 from progc.emit.stage_module import StageModule, calls, settings
@@ -35,20 +36,22 @@ class Ahead:
 
     Attributes:
         folder: its own: recipe, log and cache.
+        process: None where there is nothing to compile.
         regions: how many regions it compiles.
         left: keys of regions that can only be compiled in place.
     """
 
     folder: Path
-    process: subprocess.Popen[bytes]
+    process: subprocess.Popen[bytes] | None
     regions: int
     left: tuple[str, ...]
     started: float
+    notes: tuple[Path, ...] = ()
 
     @property
     def running(self) -> bool:
         """Whether it still compiles."""
-        return self.process.poll() is None
+        return self.process is not None and self.process.poll() is None
 
     def finish(self, timeout: float | None = None) -> bool:
         """Waits, merges what was compiled, and removes the folder.
@@ -60,19 +63,21 @@ class Ahead:
             Whether everything is in the cache now; False after a failure or when the time was up.
         """
         try:
-            done = self.process.wait(timeout) == 0
+            done = self.process is None or self.process.wait(timeout) == 0
         except subprocess.TimeoutExpired:
             done = False
-        if done:
+        if done and self.process is not None:
             merge(self.folder / "cache", cache_folder())
+            known.write(self.notes)
         self.cancel()
         return done
 
     def cancel(self) -> None:
         """Ends the process, if it still runs, and removes its folder."""
-        if self.running:
-            self.process.kill()
-        self.process.wait()
+        if self.process is not None:
+            if self.running:
+                self.process.kill()
+            self.process.wait()
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
@@ -97,31 +102,13 @@ def compile_ahead(
         device: where training runs; None: where the program's tensors are.
         nice, threads: how much of the machine the process may take from the training that goes on.
     """
-    found: list[dict[str, Any]] = []
-    left: list[str] = []
-    place = "cpu"
-    for mode in modes:
-        own = calls(module, mode)
-        regions = {call.region.key: call.region for call in own if call.region.computes}
-        given = arguments(program, mode, own, args, kwargs or {}, device)
-        for key, region in regions.items():
-            data = region_to_json(region, given[key])
-            left += [key] if data is None else []
-            found += [] if data is None else [data]
-            place = next(
-                (item["device"] for item in (data or {}).get("arguments", []) if isinstance(item, dict)), place
-            )
+    recipe, left = _recipe(program, module, args, kwargs or {}, modes, autocast, device)
+    places = known.notes(cache_folder(), recipe)
+    missing = [k for k, place in enumerate(places) if not place.exists()]
     folder = Path(tempfile.mkdtemp(prefix="progc-compile-"))
-    setting = {"device": place.partition(":")[0], "dtype": str(autocast).removeprefix("torch.")} if autocast else None
-    recipe = {
-        "config": inductor_config(),
-        "backward": functorch.force_non_lazy_backward_lowering,
-        "regions": found,
-        "options": settings(module),
-        "autocast": setting,
-        "nice": nice,
-        "threads": threads,
-    }
+    if not missing:
+        return Ahead(folder, None, 0, left, time.monotonic())
+    recipe = {**recipe, "regions": [recipe["regions"][k] for k in missing], "nice": nice, "threads": threads}
     write_json(folder / "recipe.json", recipe)
     (folder / "cache").mkdir()
     environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(folder / "cache")}
@@ -135,7 +122,60 @@ def compile_ahead(
             stderr=log,
             start_new_session=True,  # a Ctrl-C is for the training; what ends it ends this by `cancel`
         )
-    return Ahead(folder, process, len(found), tuple(left), time.monotonic())
+    return Ahead(folder, process, len(missing), left, time.monotonic(), tuple(places[k] for k in missing))
+
+
+def compiled_in_place(
+    program: Program,
+    module: StageModule,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    *,
+    modes: tuple[Mode, ...] = ("train",),
+    autocast: torch.dtype | None = None,
+    device: torch.device | None = None,
+) -> None:
+    """Notes that this process has compiled what `module` needs, forwards and backwards: it is in the cache.
+
+    Args: as for `compile_ahead`.
+    """
+    recipe, _ = _recipe(program, module, args, kwargs, modes, autocast, device)
+    known.write(known.notes(cache_folder(), recipe))
+
+
+def _recipe(
+    program: Program,
+    module: StageModule,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    modes: tuple[Mode, ...],
+    autocast: torch.dtype | None,
+    device: torch.device | None,
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """What it takes to compile the regions elsewhere, and keys of those that can only be compiled in place."""
+    found: list[dict[str, Any]] = []
+    left: list[str] = []
+    place = "cpu"
+    for mode in modes:
+        own = calls(module, mode)
+        regions = {call.region.key: call.region for call in own if call.region.computes}
+        given = arguments(program, mode, own, args, kwargs, device)
+        for key, region in regions.items():
+            data = region_to_json(region, given[key])
+            left += [key] if data is None else []
+            found += [] if data is None else [data]
+            place = next(
+                (item["device"] for item in (data or {}).get("arguments", []) if isinstance(item, dict)), place
+            )
+    setting = {"device": place.partition(":")[0], "dtype": str(autocast).removeprefix("torch.")} if autocast else None
+    recipe = {
+        "config": inductor_config(),
+        "backward": functorch.force_non_lazy_backward_lowering,
+        "regions": found,
+        "options": settings(module),
+        "autocast": setting,
+    }
+    return recipe, tuple(left)
 
 
 def inductor_config() -> dict[str, Any]:

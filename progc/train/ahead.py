@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from progc.emit import emit
-from progc.emit.ahead import Ahead, compile_ahead
+from progc.emit.ahead import Ahead, compile_ahead, compiled_in_place
+from progc.emit.stage_module import StageModule
 from progc.program import Program
 from progc.train.settings import Settings
 from progc.train.stepping import AMP_DTYPES
@@ -28,20 +29,28 @@ class NextStage:
         settings: Settings,
         call: tuple[tuple[Any, ...], dict[str, Any]],
         device: torch.device,
+        present: tuple[Program, tuple[tuple[Any, ...], dict[str, Any]]] | None = None,
     ) -> None:
         """
         Args:
             outline: the stage's program; its tensors may be deferred and stay so: no second set of weights is made.
             call: positional and keyword inputs at the size of a micro-batch; values and devices do not matter.
             device: where the stage will train.
+            present: outline and inputs of the stage that trains, whose regions are compiled by now: what the next one
+                shares with it is not compiled again.
         """
         self.failed: str | None = None
         self.waited = 0.0
         self._ahead: Ahead | None = None
+
+        def hollow(program: Program) -> StageModule:
+            return emit(program, settings.compile, recompute=settings.recompute, modes=("train",), hollow=True)
+
         try:
-            module = emit(outline, settings.compile, recompute=settings.recompute, modes=("train",), hollow=True)
             autocast = AMP_DTYPES[settings.amp]
-            self._ahead = compile_ahead(outline, module, *call, modes=("train",), autocast=autocast, device=device)
+            if present is not None:
+                compiled_in_place(present[0], hollow(present[0]), *present[1], autocast=autocast, device=device)
+            self._ahead = compile_ahead(outline, hollow(outline), *call, autocast=autocast, device=device)
         except Exception as error:  # kernels, files and processes raise many types; none is worth the run
             self.failed = _said(error)
 

@@ -35,6 +35,7 @@ from progc.train.metrics import Metrics
 from progc.train.parallel import Parallel
 from progc.train.parallel.processes import opened_parallel
 from progc.train.progress import Progress
+from progc.train.result import Result
 from progc.train.run_folder import held
 from progc.train.seen import Seen
 from progc.train.settings import Settings
@@ -48,27 +49,6 @@ if TYPE_CHECKING:
 
 MakeOptimizer = Callable[[nn.Module], Optimizer]
 """Makes the optimizer of the first stage's module; later stages go on with it."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Result:
-    """How a run ended.
-
-    Attributes:
-        run: its folder.
-        step: optimizer steps done.
-        finished: whether the schedule came to its end.
-        signal: number of the signal that ended it before; None otherwise.
-        metrics: of the last validation.
-        seconds: that the run took so far, those before it was interrupted included.
-    """
-
-    run: Path
-    step: int
-    finished: bool
-    signal: int | None
-    metrics: Mapping[str, float]
-    seconds: float = 0.0
 
 
 @dataclasses.dataclass
@@ -356,11 +336,15 @@ class Trainer:
             return
         if self._outlines is None:
             self._outlines = outlines(self.program, self.schedule, source=self.source, inits=self.inits)
-        stage, outline = self.schedule.stages[index], self._outlines[index]
-        batch = next(for_stage(self.task, stage, outline).batches(self._micro, seed=self.settings.seed, count=1))
-        args, kwargs = self.task.inputs(batch)
-        inputs = stage_inputs(outline, stage, self._micro, self.parallel.device)
-        self._next = NextStage(outline, self.settings, (args, {**kwargs, **inputs}), self.parallel.device)
+        present, following = ((self._outlines[k], self._call_of(k, self._outlines[k])) for k in (index - 1, index))
+        self._next = NextStage(following[0], self.settings, following[1], self.parallel.device, present)
+
+    def _call_of(self, index: int, outline: Program) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Inputs of a stage at the size of a micro-batch."""
+        stage = self.schedule.stages[index]
+        task = for_stage(self.task, stage, outline)
+        args, kwargs = task.inputs(next(task.batches(self._micro, seed=self.settings.seed, count=1)))
+        return args, {**kwargs, **stage_inputs(outline, stage, self._micro, self.parallel.device)}
 
     def _sample(self) -> Any:
         """A batch of the whole data, the same whoever asks: what the boundary is checked on."""
