@@ -29,12 +29,12 @@ def opened_parallel(kind: str, device: str) -> Parallel:
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1:
         if kind in ("ddp", "fsdp"):
-            raise InputError(f"parallel={kind} needs several processes; start with torchrun -m progc train ...")
+            raise InputError(f"parallel={kind} needs several processes; start it by torchrun -m progc train")
         return Single(_device(device))
     if kind == "none":
         raise InputError(f"torchrun started {world} processes, and parallel=none trains in one; leave parallel out")
     if kind == "fsdp":
-        raise InputError("parallel=fsdp is not there yet; use ddp")
+        raise InputError("parallel=fsdp: parameters cannot be spread over ranks yet; use ddp")
     place = _device(device)
     if place.type == "cuda":
         place = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
