@@ -113,14 +113,15 @@ def write_file(path: Path, value: Mapping[str, Any]) -> None:
 
 def json_text(value: Mapping[str, Any]) -> str:
     """JSON text of an object; NaN and infinities, which JSON does not have, become null."""
-    return json.dumps(_finite(value), indent=2, allow_nan=False, ensure_ascii=False)
+    return json.dumps(finite(value), indent=2, allow_nan=False, ensure_ascii=False)
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """Nested data with null where JSON has no number: NaN and infinities."""
     if isinstance(value, Mapping):
-        return {str(key): _finite(item) for key, item in value.items()}
+        return {str(key): finite(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
         return None
     return value

@@ -7,7 +7,6 @@ from a checkpoint takes back the lines that came after it.
 from __future__ import annotations
 
 import json
-import math
 import os
 import time
 import uuid
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from progc.errors import InputError
-from progc.save import sync
+from progc.save import finite, sync
 
 FILE = "metrics.jsonl"
 
@@ -68,7 +67,7 @@ class Metrics:
             return
         measured = {"seconds": self.seconds, **values.get("measured", {})}
         line = {"kind": kind, "step": step, **values, "measured": measured}
-        self._file.write(json.dumps(_finite(line), allow_nan=False) + "\n")
+        self._file.write(json.dumps(finite(line), allow_nan=False) + "\n")
         self._file.flush()
         numbers = {
             f"{kind}/{name}": float(value)
@@ -144,15 +143,6 @@ def _last_seconds(path: Path) -> float:
         if isinstance(value, (int, float)):
             seconds = max(seconds, float(value))
     return seconds
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no NaN and no infinities: null."""
-    if isinstance(value, Mapping):
-        return {str(key): _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _tensorboard(folder: Path) -> Any:
