@@ -126,8 +126,8 @@ class Averages:
             floating = [(average, value) for average, value in found if average.is_floating_point()]
             by_place: dict[object, list[tuple[torch.Tensor, torch.Tensor]]] = {}
             for average, value in floating:
-                value = value.to(average)  # the same tensor where dtype and device are the same
-                by_place.setdefault((average.device, average.dtype), []).append((average, value))
+                value = value.to(average.device, average.dtype)  # the same tensor where both are the same
+                by_place.setdefault((average.device, average.dtype, type(average)), []).append((average, value))
             for group in by_place.values():
                 averages, values = [list(side) for side in zip(*group, strict=True)]
                 torch._foreach_mul_(averages, 1.0 - weight)

@@ -69,11 +69,14 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
         raise InputError(f"{path.name} cannot be written: {error.strerror or error}; choose another place") from error
 
 
-def header_of(tensors: Mapping[str, torch.Tensor], file: str) -> tuple[list[str], bytes]:
+def header_of(
+    tensors: Mapping[str, torch.Tensor], file: str, metadata: Mapping[str, str] | None = None
+) -> tuple[list[str], bytes]:
     """Names in the order in which the data of the tensors follow one another, and all bytes that come before the data.
 
     Args:
         file: its name, for the message.
+        metadata: further text in the header.
 
     Raises:
         InputError: the format does not know a dtype.
@@ -82,7 +85,7 @@ def header_of(tensors: Mapping[str, torch.Tensor], file: str) -> tuple[list[str]
         if tensor.dtype not in DTYPES:
             raise InputError(f"{file} cannot be written: safetensors knows no {tensor.dtype} ({name})")
     order = sorted(tensors, key=lambda name: (-_RANK[tensors[name].dtype], name))
-    header: dict[str, Any] = {"__metadata__": _METADATA}
+    header: dict[str, Any] = {"__metadata__": {**_METADATA, **(metadata or {})}}
     end = 0
     for name in order:
         tensor, start = tensors[name], end

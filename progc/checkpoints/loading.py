@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from progc.checkpoints.ranks import rank as own_rank
 from progc.checkpoints.reading import Entry, header_entries, is_count, open_file, parse_object
 from progc.checkpoints.rng import fresh_rng, set_rng_state
 from progc.checkpoints.searching import verify
+from progc.checkpoints.sharded import SHARDS, Index, is_spread
 from progc.checkpoints.state import CONFIG, MODEL, SCHEDULE, TRAINING, NamedTensors, State, ema_file, rng_stem
 from progc.data_order import DataPosition
 from progc.encoding import decode
@@ -50,6 +52,7 @@ class Checkpoint:
 
     def __init__(self, path: Path, manifest: Manifest) -> None:
         self.path, self.manifest = path, manifest
+        self._kept: dict[str, dict[str, torch.Tensor]] | None = None
 
     def weights(self) -> dict[str, torch.Tensor]:
         """The model's tensors, on the CPU."""
@@ -61,7 +64,7 @@ class Checkpoint:
         Raises:
             InputError: there is none; says which there are.
         """
-        if ema_file(decay) not in self.manifest.files:
+        if not self._has(ema_file(decay)):
             raise InputError(f"{self.path} has no average with decay {decay}; it has {list(self.decays)}")
         return self._tensors(ema_file(decay))
 
@@ -118,12 +121,18 @@ class Checkpoint:
         Raises:
             InputError: a part is missing on one side, does not fit, or is none.
         """
-        left_out = set(skip)
+        with self._reading_once():
+            self._restore(state, set(skip), rank)
+
+    def _restore(self, state: State, left_out: set[str], rank: int | None) -> None:
         unknown = left_out - {"ema", "optimizer", "scaler", "controllers", "rng", "frozen"}
         if unknown:
             raise InputError(f"skip: unknown part {sorted(unknown)[0]!r}")
         self._check_parts(state, left_out)
         named = NamedTensors(state.model)
+        spread = next((name for name, tensor in named.persistent.items() if is_spread(tensor)), None)
+        if spread is not None:
+            raise InputError(f"{spread} is spread over ranks (DTensor); restore first, and shard behind it")
         weights = self.weights()
         self._check_model(named, weights, type(state.model).__name__, left_out)
         random = None if "rng" in left_out else self._random(state, own_rank() if rank is None else rank)
@@ -248,7 +257,7 @@ class Checkpoint:
     def _decoded(self, stem: str) -> dict[str, Any]:
         path = self.path / f"{stem}.json"
         data = self._object(path.name)
-        tensors = self._tensors(f"{stem}.safetensors") if f"{stem}.safetensors" in self.manifest.files else {}
+        tensors = self._tensors(f"{stem}.safetensors") if self._has(f"{stem}.safetensors") else {}
         with _reading(path):
             found = decode(data, tensors)
         if not isinstance(found, dict):
@@ -262,7 +271,38 @@ class Checkpoint:
         except UnicodeDecodeError as error:
             raise InputError(f"{self.path / name} is no text in UTF-8") from error
 
+    @cached_property
+    def _index(self) -> Index | None:
+        """Where tensors are that were spread over ranks."""
+        return Index(self._object(SHARDS), self.path / SHARDS) if SHARDS in self.manifest.files else None
+
+    def _has(self, name: str) -> bool:
+        return name in self.manifest.files or (self._index is not None and name in self._index.files)
+
+    @contextlib.contextmanager
+    def _reading_once(self) -> Iterator[None]:
+        """Files of ranks, which each hold a part of everything, are read once inside."""
+        self._kept = {}
+        try:
+            yield
+        finally:
+            self._kept = None
+
+    def _part(self, name: str) -> dict[str, torch.Tensor]:
+        assert self._kept is not None
+        if name not in self._kept:
+            self._kept[name] = self._file(name)
+        return self._kept[name]
+
     def _tensors(self, name: str) -> dict[str, torch.Tensor]:
+        if self._index is None or name not in self._index.files:
+            return self._file(name)
+        if self._kept is not None:
+            return self._index.whole(name, self._part)
+        with self._reading_once():
+            return self._index.whole(name, self._part)
+
+    def _file(self, name: str) -> dict[str, torch.Tensor]:
         path, data = self.path / name, self._bytes(name)
         if len(data) < 8:
             raise InputError(f"{path} is no safetensors file: it has {len(data)} bytes")

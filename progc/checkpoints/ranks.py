@@ -19,21 +19,30 @@ def world() -> int:
     return dist.get_world_size() if _several() else 1
 
 
-def gathered(value: Any) -> list[Any]:
-    """The values of all ranks on rank 0, in their order; an empty list on the others. They come from our own ranks."""
+def apart() -> Any:
+    """A group of all ranks for what is said beside training, from another thread; every rank asks for it."""
+    return dist.new_group(backend="gloo") if _several() else None
+
+
+def gathered(value: Any, group: Any = None) -> list[Any]:
+    """The values of all ranks on rank 0, in their order; an empty list on the others. They come from our own ranks.
+
+    Args:
+        group: from `apart`; None: the one that trains.
+    """
     if not _several():
         return [value]
     found: list[Any] = [None] * world()
-    dist.gather_object(value, found if rank() == 0 else None)
+    dist.gather_object(value, found if rank() == 0 else None, group=group)
     return found if rank() == 0 else []
 
 
-def told(value: Any) -> Any:
+def told(value: Any, group: Any = None) -> Any:
     """What rank 0 has, on every rank."""
     if not _several():
         return value
     box = [value]
-    dist.broadcast_object_list(box, src=0)
+    dist.broadcast_object_list(box, src=0, group=group)
     return box[0]
 
 

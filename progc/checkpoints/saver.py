@@ -10,10 +10,11 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from progc.checkpoints.keeping import prune
-from progc.checkpoints.ranks import agreed, rank, told
+from progc.checkpoints.ranks import agreed, apart, rank, told
 from progc.checkpoints.searching import Tell
+from progc.checkpoints.sharded import Others
 from progc.checkpoints.state import Buffers, Snapshot, State, snapshot
-from progc.checkpoints.writing import clean, write
+from progc.checkpoints.writing import clean, write, write_part
 from progc.data_order import DataPosition
 from progc.errors import InputError
 
@@ -36,7 +37,8 @@ def save(
 ) -> Path:
     """Writes a checkpoint and returns its folder, which is complete and on the disk then.
 
-    Every rank calls it; rank 0 writes, with the random numbers of all.
+    Every rank calls it; rank 0 writes, with the random numbers of all. Where tensors are spread over ranks (DTensor),
+    each writes its own rows, into the same folder: all ranks have to see it.
 
     Args:
         run: folder of the run, made if it is not there.
@@ -57,7 +59,7 @@ def save(
     folder = None
     try:
         held = snapshot(state, step, run_id=run_id, **facts)
-        folder = None if held is None else write(Path(run), held, replace=replace)
+        folder = None if held is None else _write(Path(run), held, replace, None)
     except InputError as error:
         failed = error
     agreed(failed)
@@ -102,6 +104,7 @@ class Saver:
         self.stall = 0.0
         self._buffers = Buffers()
         self._thread: threading.Thread | None = None
+        self._group: Any = None
         self._failed: BaseException | None = None
         if rank() == 0:
             clean(self.run)
@@ -117,6 +120,8 @@ class Saver:
         failed: BaseException | None = None
         try:
             held = snapshot(state, step, **facts)
+            if held is not None and held.together and self._group is None:
+                self._group = apart()
             if held is not None and self.background:
                 self._thread = threading.Thread(
                     target=self._work, args=(held.moved(self._buffers), replace), name="checkpoint"
@@ -166,6 +171,17 @@ class Saver:
             self._failed = error
 
     def _write(self, held: Snapshot, replace: bool) -> None:
-        write(self.run, held, replace=replace)
-        if self.keep is not None:
+        _write(self.run, held, replace, self._group)
+        if self.keep is not None and rank() == 0:
             prune(self.run, keep=self.keep, tell=self.tell)
+
+
+def _write(run: Path, held: Snapshot, replace: bool, group: Any) -> Path | None:
+    """The folder, on rank 0; every rank that has a part of what is spread writes it."""
+    if not held.together:
+        return write(run, held, replace=replace)
+    others = Others(group)
+    if rank() == 0:
+        return write(run, held, replace=replace, others=others)
+    others.take_part(lambda folder: write_part(folder, held))
+    return None

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from progc.averages import Averages, _named
 from progc.checkpoints.ranks import gathered, rank, world
 from progc.checkpoints.rng import rng_state
+from progc.checkpoints.sharded import SHARDS, cut, is_spread, shard_file
 from progc.data_order import DataPosition
 from progc.encoding import encode
 from progc.errors import InputError
@@ -80,7 +81,7 @@ class NamedTensors:
     def __init__(self, model: nn.Module | Program) -> None:
         """
         Raises:
-            InputError: a tensor that is spread over ranks or has no values, or state that is no tensor.
+            InputError: a tensor that has no values, or state that is no tensor.
         """
         if isinstance(model, Program):
             self.tensors, self.persistent = dict(model.tensors), model.persistent()
@@ -95,8 +96,6 @@ class NamedTensors:
             if first.setdefault(id(tensor), name) != name:
                 self.tied[name] = first[id(tensor)]
         for name, tensor in self.persistent.items():
-            if hasattr(tensor, "full_tensor"):
-                raise InputError(f"{name} is spread over ranks (DTensor); gather it, such checkpoints are not made yet")
             if tensor.is_meta:
                 raise InputError(f"{name} has no values (meta or deferred tensor); give the complete model")
 
@@ -131,11 +130,15 @@ class Snapshot:
         facts: of the manifest, without files.
         tensors: file name to tensors by name.
         texts: file name to JSON text.
+        headers: file name to what else the header of its tensors says.
+        together: whether all ranks write; then each has a snapshot of its own, only that of rank 0 has facts and texts.
     """
 
     facts: Mapping[str, Any]
     tensors: Mapping[str, Mapping[str, torch.Tensor]]
     texts: Mapping[str, str]
+    headers: Mapping[str, Mapping[str, str]] = dataclasses.field(default_factory=dict)
+    together: bool = False
 
     def moved(self, buffers: Buffers) -> Snapshot:
         """The same with copies of all tensors in host memory."""
@@ -183,6 +186,8 @@ def snapshot(
 ) -> Snapshot | None:
     """A checkpoint in memory that shares its tensors with `state`; on ranks other than 0 nothing, they give their RNG.
 
+    Where tensors are spread over ranks (DTensor), every rank gets its own part.
+
     Args:
         step, epoch, stage: see `Manifest`.
         data: where the run stands in its data.
@@ -203,9 +208,10 @@ def snapshot(
             tensors[f"{stem}.safetensors"] = held
 
     random: list[tuple[Any, dict[str, torch.Tensor]]] = gathered(encode(rng_state(state.generators), "generators"))
-    if rank() != 0:
-        return None
     named = NamedTensors(state.model)
+    together = any(is_spread(tensor) for tensor in named.persistent.values())
+    if rank() != 0 and not together:
+        return None
     tensors[MODEL] = dict(named.persistent)
     for stem, optimizer in state.optimizers.items():
         found, held = optimizer_as_data(optimizer, named.as_program)
@@ -221,6 +227,13 @@ def snapshot(
         "controllers": {name: item.state_dict() for name, item in state.controllers.items()},
     }
     put(TRAINING, training, "training state")
+    headers: dict[str, Mapping[str, str]] = {}
+    if together:
+        file = shard_file(rank(), world())
+        pieces, headers[file], texts[SHARDS] = cut(tensors, rank(), world())
+        tensors = {file: pieces}
+        if rank() != 0:
+            return Snapshot({}, tensors, {}, headers, together)
     for number, (found, held) in enumerate(random):
         texts[f"{rng_stem(number)}.json"], tensors[f"{rng_stem(number)}.safetensors"] = _json(found, "rng"), held
     if schedule is not None:
@@ -232,7 +245,7 @@ def snapshot(
     more = {"data": data, "schedule": schedule, "config": config}
     holds = [*state.holds, "rng", *(name for name, value in more.items() if value is not None)]
     facts = {"step": step, "epoch": epoch, "stage": stage, "run": run_id, "world": world(), "holds": holds}
-    return Snapshot(facts, tensors, texts)
+    return Snapshot(facts, tensors, texts, headers, together)
 
 
 def ema_file(decay: float) -> str:

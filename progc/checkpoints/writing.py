@@ -20,6 +20,7 @@ import torch
 from progc import __version__
 from progc.checkpoints.manifest import NAME, FileEntry, Manifest, folder_name, sealed
 from progc.checkpoints.searching import verify
+from progc.checkpoints.sharded import Others
 from progc.checkpoints.state import Snapshot
 from progc.errors import InputError
 from progc.save import sync
@@ -29,7 +30,7 @@ SAVING, REMOVING = ".saving-", ".removing-"
 _OLD = 24 * 3600.0  # seconds after which what another machine left behind counts as abandoned
 
 
-def write(run: Path, snapshot: Snapshot, *, replace: bool = False) -> Path:
+def write(run: Path, snapshot: Snapshot, *, replace: bool = False, others: Others | None = None) -> Path:
     """Writes a snapshot as a new folder of `run`; returns the folder.
 
     It appears complete, or not at all: a kill at any moment leaves a folder under a temporary name, which `clean`
@@ -38,6 +39,7 @@ def write(run: Path, snapshot: Snapshot, *, replace: bool = False) -> Path:
 
     Args:
         replace: whether another whole checkpoint of this step may be replaced.
+        others: the ranks that write into the same folder.
 
     Raises:
         InputError: the disk refuses, or the step is there with other contents.
@@ -48,7 +50,7 @@ def write(run: Path, snapshot: Snapshot, *, replace: bool = False) -> Path:
         _make_folder(run)
         temporary.mkdir()
         with locked(temporary):
-            files = dict(_write_files(temporary, snapshot))
+            files = _written(temporary, snapshot, others)
             facts: dict[str, Any] = {**snapshot.facts, "holds": tuple(snapshot.facts["holds"])}
             now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
             versions = {"progc": __version__, "torch": torch.__version__, "python": platform.python_version()}
@@ -63,19 +65,42 @@ def write(run: Path, snapshot: Snapshot, *, replace: bool = False) -> Path:
             f"checkpoint {run / name} cannot be written: {error.strerror or error}; free space or choose another place"
         ) from error
     finally:
+        if others is not None:
+            others.give_up()
         shutil.rmtree(temporary, ignore_errors=True)
     return run / name
 
 
+def write_part(folder: Path, snapshot: Snapshot) -> dict[str, FileEntry]:
+    """What a rank other than 0 has to write into the folder that rank 0 made.
+
+    Raises:
+        OSError: the disk refuses.
+    """
+    return dict(_write_files(folder, snapshot))
+
+
+def _written(folder: Path, snapshot: Snapshot, others: Others | None) -> dict[str, FileEntry]:
+    if others is None:
+        return dict(_write_files(folder, snapshot))
+    others.begin(folder)
+    files: dict[str, FileEntry] = {}
+    try:
+        files.update(_write_files(folder, snapshot))
+    finally:
+        files.update(others.end())
+    return files
+
+
 def _write_files(folder: Path, snapshot: Snapshot) -> Iterator[tuple[str, FileEntry]]:
     for name, tensors in snapshot.tensors.items():
-        yield name, _write_file(folder / name, _parts(tensors, name))
+        yield name, _write_file(folder / name, _parts(tensors, name, snapshot.headers.get(name)))
     for name, text in snapshot.texts.items():
         yield name, _write_file(folder / name, [text.encode()])
 
 
-def _parts(tensors: Mapping[str, torch.Tensor], name: str) -> Iterator[Any]:
-    order, header = header_of(tensors, name)
+def _parts(tensors: Mapping[str, torch.Tensor], name: str, more: Mapping[str, str] | None) -> Iterator[Any]:
+    order, header = header_of(tensors, name, more)
     yield header
     for key in order:
         yield data_of(tensors[key])

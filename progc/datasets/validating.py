@@ -38,20 +38,20 @@ def validate(
         raise InputError("no validation samples are given; return (train, validation) from datasets()")
     own = range(rank, len(samples), world)
     sums: dict[str, float] = {"loss": 0.0, "count": 0.0}
-    for first in range(0, len(own), batch):
-        chosen = list(own[first : first + batch])
+    # All ranks call equally often: where parameters are spread over them, a call is a meeting.
+    for first in range(0, len(range(0, len(samples), world)), batch):
+        counted = list(own[first : first + batch])
+        chosen = counted or [0]
         # Random transforms of validation samples, if there are any, are the same at every validation.
         given = task.collate(fetch(samples, chosen, seed=0, epoch=0))
         if device is not None:
             given = pytree.tree_map_only(torch.Tensor, lambda tensor: tensor.to(device), given)
         outputs = call(given)
-        sums["loss"] += float(task.loss(outputs, given)) * len(chosen)
-        sums["count"] += len(chosen)
+        sums["loss"] += float(task.loss(outputs, given)) * len(counted) if counted else 0.0
+        sums["count"] += len(counted)
         for name, value in _right(outputs, given).items():
-            sums[name] = sums.get(name, 0.0) + value
-    names = sorted(sums) if len(own) else []
-    if world > 1:  # a rank without samples has to take part
-        names = ["count", "loss", *(name for name in ("top1", "top5") if name in sums or not len(own))]
+            sums[name] = sums.get(name, 0.0) + (value if counted else 0.0)
+    names = sorted(sums)
     values = mean(torch.tensor([sums.get(name, 0.0) for name in names], dtype=torch.float64, device=device)).tolist()
     found = dict(zip(names, values, strict=True))
     return {name: value / found["count"] for name, value in found.items() if name != "count"}

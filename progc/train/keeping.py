@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from progc.checkpoints import Saver, State, mark_best
+from progc.checkpoints import Saver, State, latest, mark_best
+from progc.checkpoints.ranks import agreed, rank, told
 from progc.data_order import DataPosition
 from progc.errors import InputError
 from progc.schedule.controlling import Controller
@@ -67,11 +68,10 @@ class Keeping:
         if self.saved == step:
             return
         position = self.position(step)
-        with self.parallel.whole(module, running.optimizer, running.ema) as (held, optimizer, ema):
-            self.saver.save(
-                State(held, optimizer, ema, self._scaler, self._controllers), step, epoch=position.epoch,
-                stage=running.stage.index, data=position, schedule=self.schedule, config=self.config,
-            )  # fmt: skip
+        self.saver.save(
+            State(module, running.optimizer, running.ema, self._scaler, self._controllers), step, epoch=position.epoch,
+            stage=running.stage.index, data=position, schedule=self.schedule, config=self.config,
+        )  # fmt: skip
         self.saved = step
 
     def mark_best(self, step: int, value: float | None) -> None:
@@ -100,6 +100,21 @@ class Keeping:
         checkpoint.restore(State(module, running.optimizer, running.ema, self._scaler, self._controllers))
         self.saved = step
         return step
+
+
+def newest(run: Path, tell: Callable[[str], None]) -> Path | None:
+    """The checkpoint to go on from: rank 0 looks, so that all ranks go on from the same one.
+
+    Raises:
+        InputError: as `latest`, on every rank.
+    """
+    found, failed = None, None
+    try:
+        found = latest(run, tell=tell) if rank() == 0 else None
+    except InputError as error:
+        failed = error
+    agreed(failed)
+    return told(found)
 
 
 class Rules:

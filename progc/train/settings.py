@@ -92,6 +92,8 @@ class Settings:
                 raise InputError(f"{name} is {', '.join(known[:-1])} or {known[-1]}, not {getattr(self, name)!r}")
         if self.accumulate > self.batch:
             raise InputError(f"accumulate {self.accumulate}: a batch has {self.batch} samples; use a larger one")
+        if (self.amp, self.parallel) == ("fp16", "fsdp"):
+            raise InputError("amp=fp16 needs a gradient scaler, which parallel=fsdp does not have; use amp=bf16 or ddp")
 
     def _at_least(self, name: str, least: int) -> None:
         value: Any = getattr(self, name)

@@ -16,7 +16,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from progc.averages import Averages
-from progc.checkpoints import Saver, latest, load
+from progc.checkpoints import Saver, load
 from progc.datasets.loading import steps, steps_per_epoch
 from progc.datasets.staged import for_stage
 from progc.program import Program
@@ -29,7 +29,7 @@ from progc.train.boundary import Crossing
 from progc.train.emitting import emitted, expected_compiles
 from progc.train.evaluating import evaluate
 from progc.train.guards import Guard
-from progc.train.keeping import Keeping, Rules
+from progc.train.keeping import Keeping, Rules, newest
 from progc.train.learning_rate import factor, set_rates
 from progc.train.metrics import Metrics
 from progc.train.parallel import Parallel
@@ -151,7 +151,7 @@ class Trainer:
 
     def _stages(self, asked: Asked, saver: Saver) -> bool:
         """Whether the run came to its end."""
-        found = latest(self.run, tell=self.progress.note)
+        found = newest(self.run, self.progress.note)
         checkpoint = None if found is None else load(found)
         if checkpoint is None:
             self.log.cut(0, 0)  # of a run that was killed before its first checkpoint
@@ -358,7 +358,7 @@ class Trainer:
         if self.parallel.rank == 0:
             from progc.train.run_folder import write_weights
 
-            write_weights(self.run / "model.safetensors", active.module.state_dict())
+            write_weights(self.run / "model.safetensors", running.module.state_dict())
             for decay in running.ema.decays if running.ema is not None else ():
                 write_weights(self.run / f"model-ema-{decay!r}.safetensors", running.ema.tensors[decay])
 

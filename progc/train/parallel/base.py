@@ -39,11 +39,6 @@ class Parallel(Protocol):
     def unwrap(self, optimizer: Optimizer | None, ema: Averages | None) -> None:
         """Undoes `wrap`: module, optimizer and averages hold whole tensors again, the same on all ranks."""
 
-    def whole(
-        self, module: StageModule, optimizer: Optimizer | None, ema: Averages | None
-    ) -> contextlib.AbstractContextManager[tuple[Any, Optimizer | None, Averages | None]]:
-        """Module or tensors by name, optimizer and averages as checkpoints take them: whole, on rank 0 at least."""
-
     def reducing(self, last: bool) -> contextlib.AbstractContextManager[Any]:
         """Around forward and backward of a micro-batch; gradients are reduced over ranks in the last one of a step."""
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from progc.train.parallel.single import Single
+from progc.train.parallel.ranks import Ranks, same_buffers
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
@@ -20,14 +19,16 @@ if TYPE_CHECKING:
     from progc.emit.stage_module import StageModule
 
 
-class Ddp(Single):
-    """See `Parallel`. Buffers are those of rank 0, as DistributedDataParallel has them."""
+class Ddp(Ranks):
+    """See `Parallel`. Buffers are those of rank 0 behind every step.
+
+    DistributedDataParallel has it so before every forward, which is too late for what looks at them in between.
+    """
 
     name = "ddp"
 
     def __init__(self, device: torch.device) -> None:
         super().__init__(device)
-        self.rank, self.world = dist.get_rank(), dist.get_world_size()
         self._wrapped: DistributedDataParallel | None = None
 
     def wrap(self, module: StageModule, optimizer: Optimizer | None, ema: Averages | None) -> nn.Module:
@@ -36,32 +37,17 @@ class Ddp(Single):
             self._wrapped = None
             return module
         ids = [self.device.index] if self.device.type == "cuda" else None
-        self._wrapped = DistributedDataParallel(module, device_ids=ids)
+        self._wrapped = DistributedDataParallel(module, device_ids=ids, broadcast_buffers=False)
         return self._wrapped
 
     def unwrap(self, optimizer: Optimizer | None, ema: Averages | None) -> None:
-        """Lets go of the wrapper; its hooks on the parameters go with it. Buffers become those of rank 0."""
-        if self._wrapped is not None:
-            for buffer in self._wrapped.module.buffers():
-                dist.broadcast(buffer, 0)
+        """Lets go of the wrapper; its hooks on the parameters go with it."""
         self._wrapped = None
 
-    def reducing(self, last: bool) -> contextlib.AbstractContextManager[Any]:
+    @contextlib.contextmanager
+    def reducing(self, last: bool) -> Iterator[Any]:
         """Without it gradients would be averaged after every micro-batch."""
-        return contextlib.nullcontext() if last or self._wrapped is None else self._wrapped.no_sync()
-
-    def mean(self, value: torch.Tensor) -> torch.Tensor:
-        """See `Parallel.mean`."""
-        summed = value.clone()
-        dist.all_reduce(summed)
-        return summed / self.world
-
-    def any(self, flag: bool) -> bool:
-        """See `Parallel.any`."""
-        told = torch.tensor(float(flag), device=self.device)
-        dist.all_reduce(told, op=dist.ReduceOp.MAX)
-        return bool(told.item())
-
-    def clip(self, parameters: Iterable[nn.Parameter], limit: float | None) -> torch.Tensor:
-        """Gradients are the same on all ranks, and so is their norm."""
-        return super().clip(parameters, limit)
+        with contextlib.nullcontext() if last or self._wrapped is None else self._wrapped.no_sync():
+            yield
+        if last and self._wrapped is not None:
+            same_buffers(self._wrapped.module)

@@ -20,7 +20,7 @@ def opened_parallel(kind: str, device: str) -> Parallel:
     """Joins the processes that torchrun named in the environment; one process without torchrun.
 
     Args:
-        kind: `auto`, `none` or `ddp`.
+        kind: `auto`, `none`, `ddp` or `fsdp`; one process that torchrun started trains alone with each of them.
         device: `auto`, `cpu`, `cuda`, `cuda:1`; with several processes each takes the accelerator of its local rank.
 
     Raises:
@@ -28,13 +28,11 @@ def opened_parallel(kind: str, device: str) -> Parallel:
     """
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1:
-        if kind in ("ddp", "fsdp"):
+        if kind in ("ddp", "fsdp") and "WORLD_SIZE" not in os.environ:
             raise InputError(f"parallel={kind} needs several processes; start it by torchrun -m progc train")
         return Single(_device(device))
     if kind == "none":
         raise InputError(f"torchrun started {world} processes, and parallel=none trains in one; leave parallel out")
-    if kind == "fsdp":
-        raise InputError("parallel=fsdp: parameters cannot be spread over ranks yet; use ddp")
     place = _device(device)
     if place.type == "cuda":
         place = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
@@ -43,6 +41,10 @@ def opened_parallel(kind: str, device: str) -> Parallel:
         dist.init_process_group("nccl" if place.type == "cuda" else "gloo", timeout=TIMEOUT)
     except (RuntimeError, ValueError) as error:
         raise InputError(f"the processes cannot find one another: {' '.join(str(error).split())}") from error
+    if kind == "fsdp":
+        from progc.train.parallel.fsdp import Fsdp
+
+        return Fsdp(place)
     from progc.train.parallel.ddp import Ddp
 
     return Ddp(place)

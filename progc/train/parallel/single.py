@@ -33,12 +33,6 @@ class Single:
     def unwrap(self, optimizer: Optimizer | None, ema: Averages | None) -> None:
         """Nothing."""
 
-    def whole(
-        self, module: StageModule, optimizer: Optimizer | None, ema: Averages | None
-    ) -> contextlib.AbstractContextManager[tuple[Any, Optimizer | None, Averages | None]]:
-        """The objects themselves."""
-        return contextlib.nullcontext((module, optimizer, ema))
-
     def reducing(self, last: bool) -> contextlib.AbstractContextManager[Any]:
         """Nothing."""
         return contextlib.nullcontext()
