@@ -87,6 +87,44 @@ def test_a_plain_loop_trains_in_stages(
     assert "ended at step 150: the run is over" in told[-1]
 
 
+STAGE = re.compile(r"stage (\d), blocks:(\d): [\d,]+ parameters, .*accuracy ([\d.]+)%")
+
+
+def in_stages(folder: Path, *command: str) -> str:
+    """What an example prints that trains in three stages of an epoch each; checks the stages and their boundaries."""
+    script, options = str(EXAMPLES / command[-1]), ["--epochs", "3", "--stages", "3"]
+    done = subprocess.run(
+        [sys.executable, *command[:-1], script, *options], capture_output=True, text=True, timeout=300, cwd=folder
+    )
+    assert done.returncode == 0, done.stderr
+    assert not list(folder.iterdir())
+    told = STAGE.findall(done.stdout)
+    assert [(stage, depth) for stage, depth, _ in told] == [("0", "2"), ("1", "3"), ("2", "4")]
+    assert float(told[-1][2]) > 50  # a tenth would be chance
+    differences = [float(found) for found in re.findall(r"outputs differ by (\S+) in float64", done.stdout)]
+    assert len(differences) == 2 and max(differences) < 1e-12
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_stages_in_a_loop_of_accelerate(tmp_path: Path) -> None:
+    assert "rank 0 of 1: " in in_stages(tmp_path, "stages_accelerate.py")
+
+
+def test_processes_of_accelerate_hold_the_same_network(tmp_path: Path) -> None:
+    """Two of them, over gloo: weights, averages and optimizer state are the same bytes."""
+    run = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    told = in_stages(tmp_path, *run, "stages_accelerate.py")
+    hashes = dict(re.findall(r"rank (\d) of 2: ([0-9a-f]{64})", told))
+    assert hashes.keys() == {"0", "1"} and hashes["0"] == hashes["1"]
+
+
+def test_stages_in_lightning(tmp_path: Path) -> None:
+    """Epochs and steps are counted on over all stages: 23 batches of 64 make an epoch of 1,437 digits."""
+    told = in_stages(tmp_path, "stages_lightning.py")
+    assert re.findall(r"epoch (\d+), step (\d+)", told) == [("1", "23"), ("2", "46"), ("3", "69")]
+
+
 def test_held_out_digits_are_never_trained_on(digits: ModuleType) -> None:
     train_images, train_labels, test_images, test_labels = digits.load_digits()
     assert (len(train_images), len(test_images)) == (1437, 360) == (len(train_labels), len(test_labels))

@@ -254,6 +254,8 @@ def test_a_dry_run_tells_every_stage_and_trains_nothing(run: Command, net: Path)
     assert last["checkpoint"] == 4 * last["parameters"] * 2 + 8 * last["trainable"]
     assert first["flops"] < last["flops"] and first["memory"] < last["memory"] and first["compiles"] >= 1
     assert content["config"]["train"]["batch"] == 16
+    again = json.loads(run(*arguments, "--json", "--set", "train.recompute=true").out)["stages"]
+    assert again[-1]["memory"] < last["memory"]
     assert not (net.parent / "run").exists()
 
 

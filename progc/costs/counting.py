@@ -9,6 +9,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -123,12 +124,18 @@ def batch_of(program: Program, batch: int | None) -> int:
     return batch
 
 
-def _step(program: Program, batch: int) -> Step:
+def empty(program: Program, batch: int) -> tuple[dict[str, torch.Tensor], list[Any]]:
+    """The program's tensors by name, and its inputs at a batch, all empty: for a run under a fake mode."""
     tensors = {name: _fake(tensor) for name, tensor in program.tensors.items() if name not in program.tied}
     inputs = [
         _fake(leaf, batch if free else None) if isinstance(leaf, torch.Tensor) else leaf
         for leaf, free in zip(program.flat_example(), program.signature.batch_dims, strict=True)
     ]
+    return tensors, inputs
+
+
+def _step(program: Program, batch: int) -> Step:
+    tensors, inputs = empty(program, batch)
     own = {tensor.untyped_storage()._cdata for tensor in tensors.values()}
     saved: dict[int, torch.UntypedStorage] = {}  # holding a storage keeps its address from being used again
 

@@ -73,7 +73,8 @@ class _Staged:
     def __call__(self, regularisation: Regularisation, size: tuple[int, int]) -> Task:
         from progc.models.augmentation import transforms
 
-        learning, judging = transforms(size, regularisation)
+        numbers = isinstance(self.train, _Pairs) and self.train.numbers
+        learning, judging = (_Resized(size), _Resized(size)) if numbers else transforms(size, regularisation)
         held_out = None if self.validation is None else Transformed(self.validation, judging)
         return dataclasses.replace(self.task, samples=Transformed(self.train, learning), validation=held_out)
 
@@ -128,23 +129,42 @@ def _folders(root: Path) -> tuple[Any, Any]:
 
 
 class _Pairs:
-    """Rows of a stored data set as pairs."""
+    """Rows of a stored data set as pairs: of images, or of numbers that are the network's input as they stand."""
 
-    def __init__(self, rows: Any, image: str, label: str) -> None:
-        self.rows, self.image, self.label = rows, image, label
+    def __init__(self, rows: Any, image: str, label: str, numbers: bool) -> None:
+        # A data set remembers the format that its author read it in.
+        self.rows, self.image, self.label = rows.with_format("numpy" if numbers else None), image, label
+        self.numbers = numbers
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
         row = self.rows[index]
-        return row[self.image].convert("RGB"), int(row[self.label])
+        value = row[self.image]
+        if not self.numbers:
+            return value.convert("RGB"), int(row[self.label])
+        return torch.as_tensor(value, dtype=torch.float32), int(row[self.label])
+
+
+@dataclasses.dataclass(frozen=True)
+class _Resized:
+    """Float images [channels, height, width] at another size; nothing is random, and values keep their scale."""
+
+    size: tuple[int, int]
+
+    def __call__(self, image: torch.Tensor) -> torch.Tensor:
+        if tuple(image.shape[-2:]) == self.size:
+            return image
+        return torch.nn.functional.interpolate(
+            image[None], size=list(self.size), mode="bilinear", align_corners=False, antialias=True
+        )[0]
 
 
 def _stored(root: Path) -> tuple[Any, Any]:
     """Splits of a data set that `datasets.Dataset.save_to_disk` wrote."""
     try:
-        import datasets  # type: ignore[import-not-found]
+        import datasets
     except ImportError as error:
         raise InputError(f"--data hf:{root} needs the library datasets; pip install 'progc[hf]'") from error
     try:
@@ -159,8 +179,40 @@ def _stored(root: Path) -> tuple[Any, Any]:
     label = next((name for name in ("label", "labels", "fine_label") if name in columns), None)
     if image is None or label is None:
         raise InputError(f"--data hf:{root} has the columns {', '.join(columns)}; expected image and label")
+    kinds = splits["train"].features
+    kind = _dtype(kinds[image])
+    numbers = kind.startswith(("float", "int", "uint"))
+    if not numbers and not isinstance(kinds[image], datasets.Image):
+        raise InputError(f"--data hf:{root} has {kind} in the column {image}; expected images, or numbers")
+    if not _dtype(kinds[label]).startswith(("int", "uint")):
+        raise InputError(
+            f"--data hf:{root} has {_dtype(kinds[label])} in the column {label}; expected numbers of classes, as "
+            "datasets.Dataset.class_encode_column makes them"
+        )
     held_out = next((splits[name] for name in ("validation", "val", "test") if name in splits), None)
-    return _Pairs(splits["train"], image, label), None if held_out is None else _Pairs(held_out, image, label)
+    if held_out is not None and any(held_out.features.get(name) != kinds[name] for name in (image, label)):
+        raise InputError(
+            f"--data hf:{root} has other classes or columns for validation than for training; expected the same "
+            f"{image} and {label} in both"
+        )
+    pairs = []
+    for rows in (splits["train"], held_out):
+        if rows is not None:
+            decoded = rows if numbers else rows.cast_column(image, datasets.Image())
+            pairs.append(_Pairs(decoded, image, label, numbers))
+    if numbers and len(pairs[0]) and pairs[0][0][0].dim() != 3:
+        shape = list(pairs[0][0][0].shape)
+        raise InputError(
+            f"--data hf:{root} has numbers of shape {shape} in the column {image}; expected [channels, height, width]"
+        )
+    return pairs[0], pairs[1] if len(pairs) > 1 else None
+
+
+def _dtype(kind: Any) -> str:
+    """What a column holds, or the lists in it: `float32`, `int64`, `string`."""
+    while hasattr(kind, "feature"):
+        kind = kind.feature
+    return str(getattr(kind, "dtype", kind))
 
 
 def _size(text: str, program: Program) -> tuple[int, int]:

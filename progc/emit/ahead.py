@@ -159,7 +159,7 @@ def _recipe(
     for mode in modes:
         own = calls(module, mode)
         regions = {call.region.key: call.region for call in own if call.region.computes}
-        given = arguments(program, mode, own, args, kwargs, device)
+        given = arguments(program, mode, own, args, kwargs, device, autocast)
         for key, region in regions.items():
             data = region_to_json(region, given[key])
             left += [key] if data is None else []

@@ -6,6 +6,7 @@ all that is needed to compile it elsewhere.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Sequence
 from typing import Any
@@ -44,12 +45,14 @@ def arguments(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     device: torch.device | None = None,
+    autocast: torch.dtype | None = None,
 ) -> dict[str, tuple[Argument, ...]]:
     """The arguments of every region by its key, as the first of its calls gets them.
 
     Args:
         args, kwargs: inputs of the network at the size of training; only their shapes matter.
         device: where all tensors will be; None: where they are, or will be where they are deferred.
+        autocast: dtype of mixed precision, in which regions hand each other other dtypes than those of the weights.
     """
     leaves = InputBinding(program).flatten(args, kwargs)
     found: dict[str, tuple[Argument, ...]] = {}
@@ -60,7 +63,7 @@ def arguments(
             if name not in program.tied
         }
         inputs = [empty_like(leaf, device) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
-        with torch.enable_grad():
+        with torch.enable_grad(), _mixed(_device([inputs, tensors]), autocast):
             run = GraphRun(program.graphs[mode], tensors, keep=True)
             run.run(*inputs, enable_io_processing=False)
         for call in calls:
@@ -100,6 +103,13 @@ def _argument(value: Any, parameter: bool) -> Argument:
         )
     assert value is None or isinstance(value, (int, float, bool)), f"a region cannot take a {type(value).__name__}"
     return value
+
+
+def _mixed(device: str, dtype: torch.dtype | None) -> contextlib.AbstractContextManager[Any]:
+    if dtype is None:
+        return contextlib.nullcontext()
+    # Without its cache of cast weights: a fake one must not outlive this run.
+    return torch.autocast(device.partition(":")[0], dtype=dtype, cache_enabled=False)
 
 
 def _device(values: Sequence[Any]) -> str:

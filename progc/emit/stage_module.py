@@ -93,7 +93,7 @@ class StageModule(nn.Module):
         program = program if hollow else program.complete()
         pieces = {mode: cut(program, mode) if how != "whole" else [_whole(program, mode)] for mode in MODES}
         _register_all(self, program.tensors, program.specs)
-        self._units = tuple(_paths(program, pieces["train"]))
+        self._units = tuple(blocks_of(program, pieces["train"]))
         blocks: dict[str, Block] = {}
         for path in self._units:
             block = self.get_submodule(path)
@@ -256,7 +256,7 @@ def _whole(program: Program, mode: Mode) -> Piece:
     return Piece(None, tuple(node for node in program.graphs[mode].nodes if node.op == "call_function"))
 
 
-def _paths(program: Program, pieces: list[Piece]) -> list[str]:
+def blocks_of(program: Program, pieces: list[Piece]) -> list[str]:
     """Labels of pieces that are module paths: what is below is read by that piece only."""
     readers: dict[str, set[str | None]] = {}
     for piece in pieces:

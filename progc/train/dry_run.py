@@ -14,7 +14,7 @@ def described(run: Opened) -> dict[str, Any]:
     """The stages of a run as JSON.
 
     A step's operations are for the whole batch of the run, its memory for a micro-batch (`accumulate`) of one process,
-    without what recomputing blocks saves; None where a stage's graph does not run on shapes alone.
+    with blocks recomputed where the settings say so; None where a stage's graph does not run on shapes alone.
 
     Raises:
         InputError: fewer samples than a batch.
@@ -22,12 +22,13 @@ def described(run: Opened) -> dict[str, Any]:
     """
     from progc.datasets.loading import steps_per_epoch
     from progc.schedule.running import outlines
+    from progc.train.recomputing import kept
 
     settings, schedule = run.settings, run.schedule
     per_epoch = steps_per_epoch(run.task, settings.batch)
     unit = per_epoch if schedule.unit == "epochs" else 1
     starts = [*schedule.starts(settings.total), settings.total or 0]
-    kept = slots(run.optimizer)
+    moments = slots(run.optimizer)
     programs = outlines(run.program, schedule, source=run.source, inits=run.inits)
     stages = []
     for stage, program, begin, end in zip(schedule.stages, programs, starts, starts[1:], strict=False):
@@ -35,8 +36,10 @@ def described(run: Opened) -> dict[str, Any]:
         cost = stage.cost
         memory = None
         if cost is not None:
-            fixed = cost.parameter_bytes + cost.gradient_bytes + kept * 4 * trainable
-            memory = fixed + cost.activation_bytes // settings.accumulate
+            fixed = cost.parameter_bytes + cost.gradient_bytes + moments * 4 * trainable
+            again = settings.recompute and settings.compile != "whole"  # one graph has no blocks to compute again
+            activations = kept(program, cost.batch).total if again else cost.activation_bytes
+            memory = fixed + activations // settings.accumulate
         stages.append(
             {
                 "stage": stage.index,
@@ -47,7 +50,7 @@ def described(run: Opened) -> dict[str, Any]:
                 "trainable": trainable,
                 "flops": None if cost is None else cost.flops,
                 "memory": memory,
-                "checkpoint": checkpoint_bytes(program, len(settings.ema), kept, trainable),
+                "checkpoint": checkpoint_bytes(program, len(settings.ema), moments, trainable),
                 "compiles": compiles(program, settings.compile),
             }
         )

@@ -20,7 +20,9 @@ from progc.schedule.outlines import outlines
 from progc.schedule.running import stage_inputs
 from progc.train import ahead
 from progc.train.ahead import NextStage
-from progc.train.settings import Settings
+from progc.train.settings import Amp, Settings
+from progc.train.stepping import AMP_DTYPES, autocast
+from tests.emit.test_ahead import Small
 from tests.schedule.test_outlines import CASES, plan
 from tests.schedule.test_running import captured
 
@@ -46,6 +48,39 @@ def test_outlines_give_the_regions_that_stages_have(case: str) -> None:
         ]
         assert given[0] == given[1]
         assert all(getattr(item, "device", "cpu") == "cpu" for group in given[0].values() for item in group)
+
+
+@pytest.mark.parametrize("amp", ["none", "bf16"])
+def test_arguments_are_those_of_a_run_in_mixed_precision(amp: Amp) -> None:
+    """What every compiled function gets in a training step: in bf16 other dtypes go from region to region."""
+    settings, program = Settings(amp=amp), progc.capture(Small(), (torch.randn(4, 6),))
+    seen: dict[Any, tuple[Any, ...]] = {}
+
+    def compiler(function: Any, **options: Any) -> Any:
+        def recorded(*values: Any) -> Any:
+            seen.setdefault(function, values)
+            return function(*values)
+
+        return recorded
+
+    module, args = emit(program, modes=("train",), compiler=compiler).train(), (torch.randn(5, 6),)
+    with autocast(CPU, settings):
+        module(*args)
+    own, dtype = calls(module, "train"), AMP_DTYPES[amp]
+    given = arguments(program, "train", own, args, {}, CPU, dtype)
+    assert len(seen) == len(regions(module, "train")) == 2
+    for key, region in {one.region.key: one.region for one in own if one.region.computes}.items():
+        real = seen[region.function]
+        assert len(real) == len(given[key])
+        for value, found in zip(real, given[key], strict=True):
+            if not isinstance(value, torch.Tensor):
+                assert value == found
+                continue
+            assert (tuple(value.shape), tuple(value.stride()), value.dtype, value.requires_grad) == (
+                found.shape, found.stride, found.dtype, found.requires_grad,
+            )  # fmt: skip
+    without = arguments(program, "train", own, args, {}, CPU)
+    assert (without == given) == (dtype is None)
 
 
 def test_the_device_is_that_of_training() -> None:
@@ -117,7 +152,8 @@ from progc.schedule.outlines import outlines
 from progc.train.ahead import NextStage
 from progc.train import emitting
 from progc.train.emitting import emitted, expected_compiles
-from progc.train.settings import Settings
+from progc.train.settings import Amp, Settings
+from progc.train.stepping import AMP_DTYPES, autocast
 from torch._dynamo.utils import counters
 
 class Block(torch.nn.Module):
@@ -133,7 +169,7 @@ program = progc.capture(model, (torch.randn(4, 6),))
 (chain,) = program.chains
 stages = tuple(Stage(k, Point({chain.name: 2 + 2 * k}), 0.5) for k in range(2))
 plan = Schedule(ModelRef.of(program), "linear", stages, Space(), total=2, unit="steps")
-cpu, settings, x = torch.device("cpu"), Settings(), torch.randn(5, 6)
+cpu, settings, x = torch.device("cpu"), Settings(amp="bf16"), torch.randn(5, 6)
 emitting.check_compiler = lambda device: None  # has a test of its own
 first, running = progc.stages(program, plan)
 emitted(first.program, settings, cpu)
@@ -141,7 +177,9 @@ following = NextStage(outlines(program, plan)[1], settings, ((x,), {}), cpu)
 assert following.finish(), following.failed
 module = emitted(running.program, settings, cpu).train()
 seen = dict(counters["inductor"])
-module(x).square().mean().backward()
+with autocast(cpu, settings):
+    loss = module(x).float().square().mean()
+loss.backward()
 new = {key: counters["inductor"][key] - seen.get(key, 0) for key in ("fxgraph_cache_hit", "fxgraph_cache_miss")}
 print(expected_compiles(module), *new.values())
 """
@@ -149,13 +187,14 @@ print(expected_compiles(module), *new.values())
 
 @pytest.mark.slow
 def test_the_next_stage_finds_everything_compiled(tmp_path: Path) -> None:
-    """In a process as users have it."""
+    """In a process as users have it, and in mixed precision: what fits there fits without, too."""
     environment = {
         **os.environ,
         "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache"),
         "TORCHINDUCTOR_COMPILE_THREADS": "1",
     }
-    ran = subprocess.run([sys.executable, "-c", TRAINING], env=environment, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-c", TRAINING]
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
     count, hits, misses = map(int, ran.stdout.split())
     assert count == 2 and hits == 2 * count and misses == 0  # forward and backward of each
