@@ -6,17 +6,21 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from progc.errors import InputError, TargetError
+from progc.datasets.mixing import Mixed, classes_of
+from progc.errors import TargetError
 from progc.program import Program
 from progc.schedule.stage import Stage
 from progc.task import Call, Task
 
 
 def for_stage(task: Task, stage: Stage, program: Program) -> Task:
-    """The task with images at the size of the stage's program.
+    """The task with images at the size of the stage's program, and with the stage's regularisation of samples.
 
     Args:
         program: of the stage; no values are read.
+
+    Raises:
+        InputError: the stage asks for mixup, and the network is no classifier.
     """
     from progc.resolution.images import find_images
 
@@ -24,12 +28,10 @@ def for_stage(task: Task, stage: Stage, program: Program) -> Task:
         size = find_images(program)[0].size
     except TargetError:  # no images
         return task
-    if stage.regularisation.mixup:
-        raise InputError(
-            f"stage {stage.index} asks for mixup, which the trainer does not do; plan with --regularise without mixup"
-        )
     if task.staged is not None:
         task = task.staged(stage.regularisation, size)
+    if stage.regularisation.mixup:
+        task = dataclasses.replace(task, samples=Mixed(task.samples, stage.regularisation.mixup, classes_of(program)))
     return dataclasses.replace(task, inputs=_Resized(task, size))
 
 

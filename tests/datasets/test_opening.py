@@ -77,7 +77,10 @@ def test_a_folder_without_images_is_refused(tmp_path: Path, program: Program) ->
         open_data(f"imagefolder:{tmp_path}", program)
 
 
-def test_mixup_is_refused_where_a_plan_asks_for_it(program: Program) -> None:
+def test_mixup_where_a_plan_asks_for_it(program: Program) -> None:
     stage = Stage(0, Point({}, {}), 1.0, None, Regularisation(mixup=0.2))
-    with pytest.raises(InputError, match="mixup"):
-        for_stage(open_data("digits", program), stage, program)
+    task = for_stage(open_data("digits", program), stage, program)
+    inputs, targets = next(task.batches(8, seed=0, count=1))
+    assert targets.shape == (8, 10) and torch.allclose(targets.sum(1), torch.ones(8))
+    assert task.loss(torch.zeros(8, 10), (inputs, targets)).item() == pytest.approx(2.302585)
+    assert task.validation is not None and isinstance(task.validation[0][1], (int, torch.Tensor))
