@@ -234,7 +234,7 @@ def _interrupted(*_args: Any, **_kwargs: Any) -> None:
     raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("command", ["grow", "plan", "inspect", "apply", "passes", "train", "doctor"])
+@pytest.mark.parametrize("command", ["grow", "plan", "inspect", "apply", "passes", "train", "doctor", "plot"])
 def test_every_command_explains_itself(run: Command, command: str) -> None:
     outcome = run(command, "--help")
     assert outcome.code == 0 and outcome.err == "" and outcome.out.startswith(f"Usage: progc {command} ")
@@ -255,6 +255,7 @@ OPTIONS: dict[str, set[str]] = {
         "--lr", "--seed", "--set", "--dry-run", "--smoke", "--json", "--help",
     },
     "doctor": {"--folder", "--json", "--help"},
+    "plot": {"--out", "--json", "--help"},
 }  # fmt: skip
 
 

@@ -325,3 +325,18 @@ def doctor(
     from progc.cli.doctor import run_doctor
 
     run_doctor(folder, as_json=as_json)
+
+
+@app.command()
+def plot(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders that progc train wrote.")],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="FILE", help="A .png, .svg or .pdf. Of one run: plot.png in its folder."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Draw loss and accuracy of runs over time and over steps, with the boundaries of their stages."""
+    from progc.cli.plot import run_plot
+
+    run_plot(runs, out, as_json=as_json)

@@ -155,7 +155,7 @@ def _tensorboard(folder: Path) -> Any:
 
 def _wandb(run: Path, options: Mapping[str, Any]) -> Any:
     try:
-        import wandb  # type: ignore[import-not-found]
+        import wandb
     except ImportError as error:
         raise InputError("Weights & Biases is not installed; pip install 'progc[wandb]', or leave it out") from error
     return wandb.init(dir=str(run), **options)

@@ -91,3 +91,16 @@ def test_plain_lines_where_there_is_no_terminal(capsys: pytest.CaptureFixture[st
     with Progress(sys.stderr, shows=False) as progress:
         progress.note("nothing")
     assert capsys.readouterr().err == ""
+
+
+def test_tensorboard_gets_a_copy(tmp_path: Path) -> None:
+    """Read back by the library itself."""
+    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    log = Metrics(tmp_path, tensorboard=True)
+    for step in (1, 2):
+        log.write("train", step, {"loss": 1.0 / step, "skipped": "text is left out"})
+    log.close()
+    found = event_accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
+    found.Reload()
+    assert [(event.step, event.value) for event in found.Scalars("train/loss")] == [(1, 1.0), (2, 0.5)]
+    assert "train/skipped" not in found.Tags()["scalars"]
