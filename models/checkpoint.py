@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from progc.errors import InputError
+from progc.small_file import read_text
 
 
 def read_config(path: Path, parts: tuple[str, ...] = ()) -> tuple[Path, dict[str, Any]]:
@@ -26,8 +27,8 @@ def read_config(path: Path, parts: tuple[str, ...] = ()) -> tuple[Path, dict[str
     if not file.is_file():
         raise InputError(f"no such file: {file}; expected a config.json or a folder that holds one")
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        config = json.loads(read_text(file))
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{file} cannot be read as JSON: {error}") from error
     if not isinstance(config, dict):
         raise InputError(f"{file} holds a {type(config).__name__}; expected a JSON object with the model's config")

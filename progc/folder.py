@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from progc.errors import InputError
+from progc.small_file import open_regular, read_object
 
 _LENGTH = struct.Struct("<Q")  # a safetensors file starts with the size of its JSON header in bytes
 _MAX_HEADER = 100_000_000
@@ -31,25 +32,25 @@ def read_folder(folder: Path) -> dict[str, Any]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read as JSON: {error}; write the folder again") from error
-    if not isinstance(value, dict):
-        raise InputError(f"{path} holds a {type(value).__name__}; expected a JSON object; write the folder again")
-    return value
+        return read_object(path)
+    except InputError as error:
+        raise InputError(f"{error}; write the folder again") from error
 
 
 def _header(path: Path) -> dict[str, Any]:
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             (length,) = _LENGTH.unpack(file.read(_LENGTH.size))
             if length > _MAX_HEADER:
                 raise ValueError(f"a header of {length} bytes")
-            header = json.loads(file.read(length))
+            text = file.read(length)
+            if len(text) < length:
+                raise ValueError("it ends in its header")
+            header = json.loads(text)
         return {
             name: {"dtype": item["dtype"], "shape": item["shape"]}
             for name, item in header.items()
             if name != "__metadata__"
         }
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, struct.error) as error:
         raise InputError(f"{path} is not a readable safetensors file ({error}); write the folder again") from error

@@ -17,6 +17,7 @@ import torch
 
 from progc.deferred import defer, values
 from progc.errors import InputError
+from progc.small_file import open_regular
 
 DTYPES = {
     torch.bool: "BOOL",
@@ -38,6 +39,8 @@ DTYPES = {
 }
 _RANK = {dtype: rank for rank, dtype in enumerate(DTYPES)}
 _LENGTH = struct.Struct("<Q")
+_DAMAGE = (OSError, ArithmeticError, LookupError, ValueError, TypeError, AttributeError, RuntimeError)
+_MAX_HEADER = 100_000_000  # as in the safetensors library
 _METADATA = {"format": "pt"}
 
 
@@ -132,8 +135,10 @@ def open_tensors(path: Path) -> dict[str, torch.Tensor]:
     """
     dtypes = {text: dtype for dtype, text in DTYPES.items()}
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             (length,) = _LENGTH.unpack(file.read(_LENGTH.size))
+            if length > _MAX_HEADER:
+                raise ValueError(f"a header of {length} bytes")
             room = path.stat().st_size - _LENGTH.size - length
             if room < 0:
                 raise ValueError("it ends in its header")
@@ -148,7 +153,7 @@ def open_tensors(path: Path) -> dict[str, torch.Tensor]:
                 raise ValueError(f"{name} does not lie in it")
             found[name] = defer(_reader(path, _LENGTH.size + length, entry, like), like)
         return found
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, struct.error) as error:
+    except (*_DAMAGE, struct.error) as error:
         raise InputError(f"{path} is not a readable safetensors file ({error}); write the folder again") from error
 
 

@@ -18,6 +18,11 @@ from typing import TextIO
 _HELD_BACK = 15.0  # seconds; a command that runs longer reports its phases as they come
 
 
+def visible(text: str) -> str:
+    """The text with control characters written out: names in files must not steer the terminal."""
+    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
+
+
 class Terminal:
     """Output of one command. `seconds` holds the duration of every phase so far, in order."""
 
@@ -56,11 +61,11 @@ class Terminal:
 
     def note(self, text: str) -> None:
         """A remark the user should read, such as where the weights came from."""
-        self._say(f"progc: {text}")
+        self._say(f"progc: {visible(text)}")
 
     def print(self, text: str = "") -> None:
         """A piece of the result, as it is: rich would read `f32[b]` as markup and wrap graph lines when piped."""
-        print(text, file=self._stdout, flush=True)
+        print(visible(text), file=self._stdout, flush=True)
 
     def table(self, rows: Sequence[Sequence[str]]) -> None:
         """Aligned columns, one row a line, the last column as it is."""

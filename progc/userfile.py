@@ -20,6 +20,7 @@ from typing import Any
 
 from progc.errors import InputError, ProgcError
 
+_LARGEST = 16 << 20  # bytes of a Python file
 _loaded: dict[tuple[Path, int, int], types.ModuleType] = {}
 _neighbours: dict[Path, dict[str, types.ModuleType]] = {}
 
@@ -91,13 +92,15 @@ def required_arguments(function: Callable[..., Any]) -> list[str]:
 
 def _compiled(path: Path) -> types.CodeType:
     try:
+        if path.stat().st_size > _LARGEST:
+            raise ValueError(f"it has more than {_LARGEST:,} bytes")
         with tokenize.open(path) as file:  # honours the file's own encoding line
             source = file.read()
         return compile(source, str(path.resolve()), "exec", dont_inherit=True)
     except SyntaxError as error:
         line = f":{error.lineno}" if error.lineno else ""
         raise InputError(f"{path}{line}: syntax error: {error.msg}; mend the file and try again") from error
-    except (OSError, ValueError) as error:  # unreadable, not text, or null bytes
+    except (OSError, ValueError, RecursionError, MemoryError) as error:  # unreadable, not text, null bytes, too deep
         raise InputError(f"{path} cannot be read as Python: {error}") from error
 
 

@@ -18,6 +18,7 @@ SCRIPTS = (
     "coverage",
     "freeze",
     "grow",
+    "hostile",
     "kill",
     "one_shot",
     "pairs",

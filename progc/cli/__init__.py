@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 
 from progc.errors import PipelineSyntaxError, ProgcError
+from progc.terminal import visible
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -74,7 +75,7 @@ def _run(arguments: list[str]) -> int:
 def _fail(message: str, code: int, debug: bool) -> int:
     if debug:
         traceback.print_exc()
-    print(f"progc: {' '.join(message.split())}", file=sys.stderr)
+    print(f"progc: {visible(' '.join(message.split()))}", file=sys.stderr)
     return code
 
 

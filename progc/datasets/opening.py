@@ -169,7 +169,7 @@ def _stored(root: Path) -> tuple[Any, Any]:
         raise InputError(f"--data hf:{root} needs the library datasets; pip install 'progc[hf]'") from error
     try:
         found = datasets.load_from_disk(str(root))
-    except (OSError, ValueError) as error:
+    except Exception as error:  # damaged files fail in many ways inside the library
         raise InputError(f"--data hf:{root}: {' '.join(str(error).split())}; expected a saved data set") from error
     splits = found if isinstance(found, dict) else {"train": found}
     if "train" not in splits:

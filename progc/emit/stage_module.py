@@ -53,8 +53,34 @@ class Block(nn.Module):
         tensors = [getattr(*owners[place]) if place in owners else next(others) for place in range(count)]
         if again and torch.is_grad_enabled():
             # The reentrant kind gives no gradient to a block whose inputs need none, as behind a frozen stem.
-            return checkpoint(function, *values, *tensors, *rates, use_reentrant=False)
+            parameters = [tensor for tensor in tensors if isinstance(tensor, nn.Parameter)]
+            function = _written_once(function, len(values), tensors)
+            return checkpoint(function, *values, *parameters, *rates, use_reentrant=False)
         return function(*values, *tensors, *rates)
+
+
+def _written_once(function: Callable[..., Any], start: int, tensors: list[torch.Tensor]) -> Callable[..., Any]:
+    """The function without those arguments that are buffers: a call that computes again sees them as they were.
+
+    Running statistics are written to once, by the first call.
+
+    Args:
+        start: which argument the first of the tensors is.
+    """
+    buffers = {start + k: tensor for k, tensor in enumerate(tensors) if not isinstance(tensor, nn.Parameter)}
+    if not buffers:
+        return function
+    before = {place: tensor.clone() for place, tensor in buffers.items()}
+    first = [True]
+
+    def run(*given: Any) -> Any:
+        arguments = list(given)
+        for place, tensor in buffers.items():
+            arguments.insert(place, tensor if first[0] else before[place].clone())
+        first[0] = False
+        return function(*arguments)
+
+    return run
 
 
 def _step(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from progc.errors import InputError
 from progc.optimizers.saved import load_optimizer_state, optimizer_state
 from progc.program import Program
 from progc.save import output_folder, write_json
+from progc.small_file import read_object
 from progc.tensor_file import write_tensors
 from progc.weights import read_weights
 
@@ -43,8 +43,8 @@ def load_optimizer(folder: Path | str, optimizer: Optimizer, program: Program) -
     """
     path = Path(folder) / _REST
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        data = read_object(path)
+    except InputError as error:
         raise InputError(f"{path} is no optimizer state ({error}); expected what save_optimizer wrote") from error
     load_optimizer_data(data, lambda: read_weights(Path(folder) / _TENSORS), optimizer, program, path)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Mapping
 from fractions import Fraction
@@ -16,6 +15,7 @@ from progc.schedule.rules import Rule, rule_from_json
 from progc.schedule.shares import COUNTED, MEASURED, speedups
 from progc.schedule.space import Space
 from progc.schedule.stage import Stage
+from progc.small_file import read_object
 
 if TYPE_CHECKING:
     from progc.program import Program
@@ -206,13 +206,12 @@ class Schedule:
             InputError: it cannot be read, is no JSON, or no schedule; names the file.
         """
         try:
-            data = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
+            data = read_object(Path(path))
+        except InputError as error:
+            reason = str(error).removeprefix(f"{path} ")
             raise InputError(
-                f"{path} cannot be read as a plan: {error}; expected JSON written by progc plan"
+                f"{path} cannot be read as a plan: {reason}; expected JSON written by progc plan"
             ) from error
-        if not isinstance(data, dict):
-            raise InputError(f"{path} holds a {type(data).__name__}; expected a JSON object written by progc plan")
         try:
             return cls.from_json(data)
         except InputError as error:

@@ -5,16 +5,21 @@ from __future__ import annotations
 import ast
 import sys
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from progc.errors import InputError
+from progc.small_file import read_text
 from progc.train.config import Config, checked, keys, unknown
 
 SUFFIXES = (".toml", ".yaml", ".yml", ".json")
 MAX_BYTES = 1 << 20
 """A configuration is small; a larger file is another one."""
+MAX_DEPTH = 64
+MAX_TOKENS = 100_000
+MAX_POINTS = 1000
+"""On one line: tables in tables take time that grows with the square of their depth."""
 
 
 def configured(given: str, flags: Mapping[str, tuple[str, Any]], sets: Sequence[str] = ()) -> Config:
@@ -106,12 +111,13 @@ def read(path: Path) -> dict[str, Any]:
             raise InputError(f"there is no file {path}; give a config file ({', '.join(SUFFIXES)}) or a source")
         if path.stat().st_size > MAX_BYTES:
             raise InputError(f"{path} has more than {MAX_BYTES >> 20} MiB; expected a config file")
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_text(path, MAX_BYTES)
+    except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read: {error}; expected a config file in UTF-8") from error
     kind = "TOML" if path.suffix.lower() == ".toml" else "YAML" if path.suffix.lower() != ".json" else "JSON"
     try:
         data = {"TOML": _toml, "YAML": _yaml, "JSON": _json}[kind](text)
+        _check_values(data)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     except (ValueError, RecursionError) as error:
@@ -126,6 +132,8 @@ def _toml(text: str) -> Any:
         import tomllib
     else:
         import tomli as tomllib
+    if any(line.count(".") > MAX_POINTS for line in text.splitlines()):
+        raise InputError(f"a line has more than {MAX_POINTS} points; expected a config file")
     return tomllib.loads(text)
 
 
@@ -140,9 +148,7 @@ def _yaml(text: str) -> Any:
     import yaml
 
     try:
-        tokens = list(yaml.scan(text))
-        if any(isinstance(token, yaml.AliasToken) for token in tokens):
-            raise InputError("YAML aliases (*name) are not read; write the value out")
+        _check_tokens(yaml.scan(text))
         tree = yaml.compose(text, Loader=yaml.SafeLoader)
         _check_keys(tree)
         return _numbers(yaml.safe_load(text))
@@ -150,15 +156,46 @@ def _yaml(text: str) -> Any:
         raise ValueError(" ".join(str(error).split())) from error
 
 
+def _check_values(data: Any) -> None:
+    """Refuses what no message could show: very deep values, and numbers of thousands of digits."""
+    level = [data]
+    for _ in range(MAX_DEPTH):
+        inner: list[Any] = []
+        for value in level:
+            if isinstance(value, (dict, list)):
+                inner += [*value, *value.values()] if isinstance(value, dict) else value
+            elif isinstance(value, int) and abs(value) >= 2**63:
+                raise InputError("a number has more than 63 bits; expected a smaller one")
+        level = inner
+    if level:
+        raise InputError(f"values are nested too deeply; expected at most {MAX_DEPTH} levels")
+
+
+def _check_tokens(tokens: Iterable[Any]) -> None:
+    """Stops before a text that was made to take for ever has done so."""
+    import yaml
+
+    opening = (yaml.FlowSequenceStartToken, yaml.FlowMappingStartToken, yaml.BlockSequenceStartToken)
+    closing = (yaml.FlowSequenceEndToken, yaml.FlowMappingEndToken, yaml.BlockEndToken)
+    depth = 0
+    for count, token in enumerate(tokens):
+        if isinstance(token, yaml.AliasToken):
+            raise InputError("YAML aliases (*name) are not read; write the value out")
+        depth += isinstance(token, (*opening, yaml.BlockMappingStartToken)) - isinstance(token, closing)
+        if depth > MAX_DEPTH or count > MAX_TOKENS:
+            raise InputError(f"expected at most {MAX_DEPTH} levels and {MAX_TOKENS:,} parts in a config file")
+
+
 def _check_keys(node: Any) -> None:
     import yaml
 
     if isinstance(node, yaml.MappingNode):
-        names = [key.value for key, _ in node.value if isinstance(key.value, str)]
-        twice = next((name for name in names if names.count(name) > 1), None)
-        if twice is not None:
-            raise InputError(f"`{twice}` is given twice; keep one of them")
-        for _, value in node.value:
+        names: set[str] = set()
+        for key, value in node.value:
+            if isinstance(key.value, str):
+                if key.value in names:
+                    raise InputError(f"`{key.value}` is given twice; keep one of them")
+                names.add(key.value)
             _check_keys(value)
     elif isinstance(node, yaml.SequenceNode):
         for value in node.value:

@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import time
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from progc.errors import InputError
 from progc.save import finite, sync
 
 FILE = "metrics.jsonl"
+LONGEST = 1e10
+"""Seconds that no run takes; a larger number is none of ours."""
 
 
 class Metrics:
@@ -52,7 +55,7 @@ class Metrics:
         if wandb is not None:
             self._wandb = _wandb(run, wandb)
         try:
-            self._file = self.path.open("a", encoding="utf-8")
+            self._file = _appending(self.path)
         except OSError as error:
             raise InputError(f"{self.path} cannot be written: {error.strerror or error}") from error
 
@@ -97,7 +100,7 @@ class Metrics:
             temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
             sync(temporary)
             os.replace(temporary, self.path)
-            self._file = self.path.open("a", encoding="utf-8")
+            self._file = _appending(self.path)
         except OSError as error:
             raise InputError(f"{self.path} cannot be written: {error.strerror or error}; free space") from error
         finally:
@@ -117,19 +120,30 @@ class Metrics:
 
 def _before(line: Mapping[str, Any], step: int, stage: int) -> bool:
     if line.get("kind") == "boundary":
-        return int(line.get("stage", 0)) <= stage
+        last = line.get("stage", 0)
+        return isinstance(last, int) and last <= stage
     return int(line["step"]) <= step
+
+
+def _appending(path: Path) -> TextIO:
+    """The file for lines at its end; a link would let a run write elsewhere, a pipe would wait for its reader."""
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    descriptor = os.open(path, flags, 0o644)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError("it is not a regular file")
+    return os.fdopen(descriptor, "a", encoding="utf-8")
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
     """Whole lines of a file; what is none was torn by a kill."""
-    if not path.exists():
+    if not path.is_file():
         return []
     found = []
     for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             line = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(line, dict) and isinstance(line.get("step"), int):
             found.append(line)
@@ -139,9 +153,10 @@ def _lines(path: Path) -> list[dict[str, Any]]:
 def _last_seconds(path: Path) -> float:
     seconds = 0.0
     for line in _lines(path):
-        value = (line.get("measured") or {}).get("seconds")
-        if isinstance(value, (int, float)):
-            seconds = max(seconds, float(value))
+        measured = line.get("measured")
+        value = measured.get("seconds") if isinstance(measured, dict) else None
+        if isinstance(value, (int, float)) and seconds < value < LONGEST:
+            seconds = float(value)
     return seconds
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from progc.checkpoints.reading import read_text
 from progc.errors import InputError
-from progc.train.metrics import FILE
+from progc.train.metrics import FILE, LONGEST
 
 SUFFIXES = (".png", ".svg", ".pdf")
 _LIMIT = 1 << 30  # bytes; a line for each of a million steps takes a quarter of it
@@ -103,8 +103,9 @@ def _line(text: str) -> dict[str, Any] | None:
     if not isinstance(line, dict) or not isinstance(line.get("measured"), dict):
         return None
     step, seconds = line.get("step"), line["measured"].get("seconds")
-    fits = isinstance(line.get("kind"), str) and isinstance(step, int) and isinstance(seconds, (int, float))
-    return line if fits and 0 <= step < 2**53 and 0 <= seconds < 1e12 else None
+    if not isinstance(line.get("kind"), str) or not isinstance(step, int) or not isinstance(seconds, (int, float)):
+        return None
+    return line if 0 <= step < 2**53 and 0 <= seconds < LONGEST else None
 
 
 def _add(found: Curves, line: dict[str, Any]) -> None:
