@@ -25,6 +25,8 @@ SCRIPTS = (
     "plan",
     "properties",
     "proxies",
+    "step_time",
+    "trainer",
     "zero_shot",
 )
 

@@ -1,0 +1,217 @@
+"""What the trainer costs: per step over a bare loop, at a boundary over a cold compile, and from SIGTERM to the exit.
+
+    python bench/trainer.py [--steps 120] [--stops 5]        about ten minutes on two cores
+
+Overhead: after every step of `progc.Trainer` a bare loop does one of its own (a copy of the same module, a DataLoader
+over the same samples, AdamW, clipping, `loss.item()`), in the same process; a figure is the median of the ratios of
+such pairs, with quartiles, for eager and for compiled regions.
+Boundary: a vision transformer grows from 3 to 6 blocks while the next stage is compiled ahead. Lost is the time from
+the last step of one stage to the first step of the next, less an ordinary step; beside it the same for the first step
+of a run that begins with 6 blocks and an empty cache. Each in a process of its own.
+SIGTERM: `progc train` is sent the signal in the middle of training; seconds until it has saved and is gone. Writes
+bench/results/trainer.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import os
+import random
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+if __name__ == "__main__":  # started as a file: bench/ is on the path, the root is not
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that wait take no CPU time, here or from others
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = tempfile.mkdtemp(prefix="progc-bench-")
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import progc
+from bench.common import child, write_json
+from progc.emit import emit
+from progc.schedule import ModelRef, Point, Schedule, Space, Stage
+from progc.train.progress import Progress
+
+LIMITS = {"overhead": 1.02, "boundary over cold compile": 0.05}
+BATCH = 16
+
+
+def model(depth: int) -> nn.Module:
+    """A vision transformer: embedding dim 192, 64 x 64 images, patches of 8."""
+    from timm.models.vision_transformer import VisionTransformer
+
+    torch.manual_seed(0)
+    return VisionTransformer(img_size=64, patch_size=8, embed_dim=192, depth=depth, num_heads=3, num_classes=10)
+
+
+def samples() -> TensorDataset:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(512, 3, 64, 64, generator=generator)
+    return TensorDataset(images, torch.randint(0, 10, (512,), generator=generator))
+
+
+class Clock(Progress):
+    """Shows nothing; knows when each step was done, and does something of its own behind it."""
+
+    def __init__(self, behind: Any = None) -> None:
+        super().__init__(shows=False)
+        self.behind, self.spans, self.left = behind, [], time.perf_counter()
+
+    def step(self, step: int, loss: float) -> None:
+        """Since the last one was left."""
+        self.spans.append(time.perf_counter() - self.left)
+        if self.behind is not None:
+            self.behind()
+        self.left = time.perf_counter()
+
+
+def scheduled(program: Any, depths: list[int], steps: int) -> Schedule:
+    share = 1 / len(depths)
+    stages = tuple(Stage(k, Point({"blocks": depth}, {}), share) for k, depth in enumerate(depths))
+    return Schedule(ModelRef.of(program), "linear", stages, Space(), total=steps * len(depths), unit="steps")
+
+
+def trained(folder: Path, depths: list[int], steps: int, clock: Clock, **more: Any) -> Path:
+    """A run; its folder."""
+    program = progc.capture(model(depths[-1]), (torch.zeros(BATCH, 3, 64, 64),))
+    task = progc.Task(samples())
+    settings = progc.Settings(batch=BATCH, clip=1.0, **more)
+    schedule = scheduled(program, depths, steps)
+    progc.Trainer(schedule, program=program, task=task, run=folder, settings=settings, progress=clock).fit()
+    return folder
+
+
+def overhead(compile_as: str, steps: int, folder: Path) -> dict[str, Any]:
+    """Ratios of a step of the trainer to the bare one that stands beside it."""
+    program = progc.capture(copy.deepcopy(model(6)), (torch.zeros(BATCH, 3, 64, 64),))
+    module = emit(program, "eager" if compile_as == "eager" else "regions", modes=("train",)).train()
+    optimizer = torch.optim.AdamW(module.parameters(), lr=1e-3)
+
+    def endless() -> Iterator[Any]:
+        while True:
+            yield from DataLoader(samples(), BATCH, shuffle=True, drop_last=True)
+
+    batches, bare = endless(), []
+
+    def step() -> None:
+        start = time.perf_counter()
+        images, labels = next(batches)
+        loss = F.cross_entropy(module(images), labels)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        loss.item()
+        bare.append(time.perf_counter() - start)
+
+    clock = Clock(step)
+    trained(folder, [6], steps, clock, compile=compile_as, ahead=False)
+    first = 8  # compiling, and what is loaded late
+    pairs = [a / b for a, b in zip(clock.spans[first:], bare[first:], strict=True)]
+    return {
+        "compile": compile_as,
+        "milliseconds": {
+            "trainer": round(1e3 * statistics.median(clock.spans[first:]), 3),
+            "bare": round(1e3 * statistics.median(bare[first:]), 3),
+        },
+        "ratio": [round(value, 4) for value in statistics.quantiles(pairs, n=4)],
+        "holds": statistics.median(pairs) <= LIMITS["overhead"],
+    }
+
+
+def lost(depths: list[int], steps: int, folder: Path) -> dict[str, Any]:
+    """Seconds by which the first step of the last stage, with the boundary before it, is longer than others."""
+    clock = Clock()
+    run = trained(folder, depths, steps, clock, compile="regions")
+    before = steps * (len(depths) - 1)
+    ordinary = statistics.median(clock.spans[before + 2 :])
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    record = next((line["measured"] for line in lines if line["kind"] == "boundary"), {})
+    return {"seconds": round(clock.spans[before] - ordinary, 3), "step": round(ordinary, 4), "boundary": record}
+
+
+def boundary(steps: int) -> dict[str, Any]:
+    """The warm boundary beside the cold compile."""
+    found = {}
+    for name, depths in (("warm boundary", "3,6"), ("cold compile", "6")):
+        row, failed = child(__file__, ["--lost", depths, str(steps)], 900)
+        if row is None:
+            raise SystemExit(f"{name}: {failed}")
+        found[name] = row
+    ratio = found["warm boundary"]["seconds"] / found["cold compile"]["seconds"]
+    return {**found, "ratio": round(ratio, 4), "holds": ratio <= LIMITS["boundary over cold compile"]}
+
+
+def stopped(stops: int, folder: Path) -> dict[str, Any]:
+    """Seconds from SIGTERM to the exit of `progc train`, and the size of the checkpoint."""
+    seconds = []
+    size = 0
+    command = [
+        sys.executable, "-m", "progc", "train", "timm:vit_tiny_patch16_224", "--data", "digits", "--stages", "1",
+        "--steps", "100000", "--batch", "8", "--set", "train.compile=eager", "--set", "train.ema=[0.999]",
+        "--set", "plan.resolutions=none", "--set", "train.log_every=1",
+    ]  # fmt: skip
+    for number in range(stops):
+        run = folder / str(number)
+        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
+        log = (folder / f"{number}.log").open("w")
+        process = subprocess.Popen([*command, "--out", str(run)], stdout=log, stderr=log, env=environment)
+        lines = run / "metrics.jsonl"
+        while not (lines.is_file() and lines.read_text().count("\n") >= 3):
+            if process.poll() is not None:
+                raise SystemExit((folder / f"{number}.log").read_text()[-500:])
+            time.sleep(0.05)
+        time.sleep(random.Random(number).random())
+        start = time.perf_counter()
+        process.send_signal(signal.SIGTERM)
+        code = process.wait(timeout=120)
+        seconds.append(time.perf_counter() - start)
+        assert code == 143, code
+        size = sum(path.stat().st_size for path in run.glob("step-*/*"))
+    return {
+        "model": "vit_tiny_patch16_224, AdamW, one average",
+        "checkpoint_megabytes": round(size / 1e6, 1),
+        "seconds": [round(value, 2) for value in sorted(seconds)],
+        "median": round(statistics.median(seconds), 2),
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=120)
+    parser.add_argument("--stops", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--lost", nargs=2, metavar=("DEPTHS", "STEPS"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    with tempfile.TemporaryDirectory() as folder:
+        if options.lost:
+            depths = [int(part) for part in options.lost[0].split(",")]
+            print(json.dumps(lost(depths, int(options.lost[1]), Path(folder) / "run")))
+            return 0
+        rows = [overhead(way, options.steps, Path(folder) / way) for way in ("eager", "regions")]
+        for row in rows:
+            print(json.dumps(row), flush=True)
+        at_boundary = boundary(options.steps * 2)
+        print(json.dumps(at_boundary), flush=True)
+        end = stopped(options.stops, Path(folder))
+        print(json.dumps(end), flush=True)
+    write_json("trainer", {"limits": LIMITS, "overhead": rows, "boundary": at_boundary, "sigterm": end})
+    return 0 if all(row["holds"] for row in [*rows, at_boundary]) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
