@@ -48,7 +48,8 @@ def bomb(path: Path) -> bytes:
 def torch_bomb(path: Path) -> None:
     import torch
 
-    torch.save({"state_dict": Bomb(path.parent.parent / MARKER)}, path)
+    with path.open("wb") as file:  # a name that begins with a dot would be refused by torch itself
+        torch.save({"state_dict": Bomb(path.parent.parent / MARKER)}, file)
 
 
 def holding(content: bytes | str) -> Make:
@@ -196,6 +197,7 @@ PYTHON: dict[str, Arguments] = {
     "inspect": lambda file: ["inspect", str(file)],
     "train --data": lambda file: ["train", net(file.parent), "--data", str(file), "--epochs", "2", "--dry-run"],
 }
+METRICS: dict[str, Arguments] = {"plot": lambda file: ["plot", str(file.parent)]}
 # A command that reads files belongs into one of these tables.
 
 Case = tuple[str, str, Make, Arguments]
@@ -207,6 +209,7 @@ def cases() -> Iterator[Case]:
     for kind, make in {**PLACES, **TEXTS}.items():
         yield from (("x.json", f"plan {kind}: {name}", make, run) for name, run in PLAN.items())
         yield from (("x.json", f"config.json {kind}: {name}", make, run) for name, run in CONFIG.items())
+        yield from (("metrics.jsonl", f"metrics {kind}: {name}", make, run) for name, run in METRICS.items())
         yield from (("config.json", f"model config {kind}: {name}", make, run) for name, run in SOURCES.items())
         yield from (
             (f"out/{file}", f"{file} {kind}: {name}", make, run)

@@ -5,16 +5,20 @@ A part of what bench/hostile.py runs; checkpoints have tests of their own (tests
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
+import shutil
+from io import StringIO
 from pathlib import Path
 
 import pytest
 
+from progc.cli import main
 from progc.schedule import Schedule
 from progc.train import metrics
 from progc.train.metrics import Metrics
-from tests.hostile_files import Case, bomb, cases, holding, listing, trial, watched
+from tests.hostile_files import MARKER, PLACES, TEXTS, Case, bomb, cases, holding, listing, trial, watched
 from tests.train.running import schedule
 
 SKIPPED = ("inspect transformers", "grow diffusers", "train --plan", "grow --ema")
@@ -92,3 +96,42 @@ def test_bits_of_configs_and_plans(name: str, tmp_path: Path) -> None:
         path.write_bytes(bytes(flipped))
         command = ["inspect", str(path)] if name == "plan.json" else ["train", str(path), "--dry-run"]
         assert watched(command, tmp_path) in (None, "exit code 0"), flipped
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two steps that ended well."""
+    run = tmp_path_factory.mktemp("trained") / "run"
+    assert main([*TRAIN, "--out", str(run)]) == 0
+    return run
+
+
+ROOT = Path(__file__).resolve().parent.parent
+TRAIN = [
+    "train", str(ROOT / "examples" / "digits_vit.py"), "--stages", "1", "--steps", "2", "--batch", "8",
+    "--set", "train.compile=eager", "--set", "plan.resolutions=none",
+]  # fmt: skip
+IN_RUN = ("config.json", "run.json", "plan.json", "metrics.jsonl", ".lock", "step-00000002/manifest.json")
+IN_RUN += ("step-00000002/training.json", "step-00000002/model.safetensors", "step-00000002/.metadata")
+
+
+@pytest.mark.parametrize("name", IN_RUN)
+def test_a_run_is_gone_on_with_or_refused(name: str, trained: Path, tmp_path: Path) -> None:
+    """The same command again, with one file of its folder replaced: no traceback, nothing outside is touched."""
+    kinds = {kind: PLACES[kind] for kind in ("pipe", "torch pickle")}
+    for number, (kind, make) in enumerate({**kinds, "deep": TEXTS["deep list"]}.items()):
+        outside = tmp_path / str(number)
+        run = outside / "above" / "run"
+        shutil.copytree(trained, run)
+        (run / name).unlink(missing_ok=True)
+        make(run / name)
+        (outside / "kept").write_text("kept")
+        out = StringIO()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
+            code = main([*TRAIN, "--out", str(run)])
+        text = out.getvalue()
+        assert "Traceback" not in text and "internal error" not in text, (kind, text)
+        assert code in (0, 2) and (code == 0 or text.count("progc: error: ") == 1), (kind, text)
+        left = {path.name for path in outside.rglob("*") if run not in path.parents}
+        assert left == {"kept", "above", "run"} and not (run / MARKER).exists(), kind
+        shutil.rmtree(outside)

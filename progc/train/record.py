@@ -19,6 +19,7 @@ from progc.save import write_file
 from progc.schedule.schedule import Schedule
 from progc.train.config import Config, difference
 from progc.train.opening import PLAN
+from progc.train.run_folder import held
 
 CONFIG = "config.json"
 RUN = "run.json"
@@ -47,12 +48,13 @@ def write(run: Path, config: Config, schedule: Schedule, command: Sequence[str])
     """Writes the run's files on rank 0; the schedule only once, each start of the run as one more entry.
 
     Raises:
-        InputError: the folder cannot be written.
+        InputError: the folder cannot be written, or another process trains there.
     """
     failure: Exception | None = None
     if rank() == 0:
         try:
-            _write(run, config, schedule, command)
+            with held(run):  # what a process that trains there has written stays as it is
+                _write(run, config, schedule, command)
         except OSError as error:
             failure = InputError(f"run folder {run} cannot be written: {error.strerror or error}; choose another place")
         except InputError as error:
