@@ -102,7 +102,7 @@ def test_a_source_needs_no_config_and_the_run_is_recorded(run: Command, net: Pat
         == f"finished: step 7, 1.5 s of training\nlast validation: loss 0.25\nwritten: {net.parent / 'run'}\n"
     )
     folder = net.parent / "run"
-    assert files_below(folder) == {"config.json", "plan.json", "run.json"}
+    assert files_below(folder) == {".lock", "config.json", "plan.json", "run.json"}
     (given,) = trainer.given
     schedule, settings = given["schedule"], given["settings"]
     assert Schedule.read(folder / "plan.json").to_json() == schedule.to_json()

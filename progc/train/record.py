@@ -19,7 +19,7 @@ from progc.save import write_file
 from progc.schedule.schedule import Schedule
 from progc.train.config import Config, difference
 from progc.train.opening import PLAN
-from progc.train.run_folder import held
+from progc.train.run_folder import LOCK, held
 
 CONFIG = "config.json"
 RUN = "run.json"
@@ -34,7 +34,7 @@ def check(run: Path, config: Config) -> bool:
     """
     if run.exists() and not run.is_dir():
         raise InputError(f"run folder {run} is a file; give --out another name")
-    if not run.exists() or not any(run.iterdir()):
+    if not run.exists() or all(path.name == LOCK for path in run.iterdir()):
         return False
     if not (run / CONFIG).is_file():
         raise InputError(f"folder {run} is not empty and has no {CONFIG}, so it is no run; give --out another folder")

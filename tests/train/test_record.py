@@ -37,3 +37,8 @@ def test_a_run_that_is_under_way_is_left_alone(tmp_path: Path) -> None:
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
     record.write(tmp_path, config, schedule(), ["progc", "train"])
     assert (tmp_path / "run.json").read_bytes() != before["run.json"]
+
+
+def test_a_start_that_was_killed_before_it_wrote_anything(tmp_path: Path) -> None:
+    (tmp_path / ".lock").touch()
+    assert record.check(tmp_path, Config(source="net.py")) is False
