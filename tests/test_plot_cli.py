@@ -81,6 +81,9 @@ def test_a_line_that_is_being_written_is_left_out(tmp_path: Path) -> None:
         '{"kind": "train", "step": 1, "measured": 3}\n{}\n',
         "[" * 100_000 + "\n{}\n",
         "\x00\x01\n\n",
+        '{"kind": "train", "step": true, "measured": {"seconds": 1}}\n{}\n',
+        '{"kind": "train", "step": 1, "measured": {"seconds": false}}\n{}\n',
+        '{"kind": "train", "step": 1, "x": "' + "y" * (3 << 20) + '"}\n{}\n',
     ],
 )
 def test_lines_that_are_none(run: Command, tmp_path: Path, text: str) -> None:
@@ -88,6 +91,35 @@ def test_lines_that_are_none(run: Command, tmp_path: Path, text: str) -> None:
     outcome = run("plot", tmp_path)
     assert outcome.code == 2 and outcome.out == ""
     assert outcome.err.count("\n") == 1 and "line 1 is no line of metrics" in outcome.err
+
+
+@pytest.mark.parametrize("name", ["_x", "$x^", "a\nb", "\u6f22\U0001f600", "<!-- -->", "\udcff"])
+def test_names_are_shown_as_they_stand(run: Command, tmp_path: Path, name: str) -> None:
+    (tmp_path / "other").mkdir()
+    runs = [written(tmp_path / name, [2.0, 1.0]), written(tmp_path / "other" / name, [3.0, 1.0])]
+    out = tmp_path / "both.svg"
+    outcome = run("plot", *runs, "--out", out)
+    assert outcome.code == 0 and outcome.err == "", outcome.err
+    if name in ("_x", "$x^"):
+        assert all(f"<!-- {name} ({number}) -->" in out.read_text() for number in (1, 2))
+    found = json.loads(run("plot", runs[0], "--json").out)["runs"][0]["run"]
+    assert found == {"a\nb": "a?b", "\udcff": "?"}.get(name, name)
+
+
+@pytest.mark.parametrize("value", ["1e308", "-1e308", "1" + "0" * 400, "true", "[1]", "1e100", "5e-324"])
+def test_values_of_any_size(run: Command, tmp_path: Path, value: str) -> None:
+    """What cannot be drawn is a gap."""
+    lines = [
+        f'{{"kind": "train", "step": 1, "loss": {value}, "measured": {{"seconds": 1}}}}',
+        f'{{"kind": "boundary", "step": 1, "stage": {value}, "measured": {{"seconds": 2}}}}',
+        f'{{"kind": "validation", "step": 2, "top1": {value}, "ema-$/top1": {value}, "measured": {{"seconds": 3}}}}',
+        '{"kind": "train", "step": 2, "loss": 1.0, "measured": {"seconds": 3}}',
+    ]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    outcome = run("plot", tmp_path)
+    assert outcome.code == 0 and outcome.err == "", outcome.err
+    (one,) = json.loads(run("plot", tmp_path, "--json").out)["runs"]
+    assert one["loss"]["values"] == [float(value) if value in ("1e100", "5e-324") else None, 1.0]
 
 
 def test_bad_input(run: Command, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import json
 import re
 import sys
 import types
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from progc.schedule import Schedule
 from progc.train import record
 from progc.train.config_file import configured
 from progc.train.parallel import Single
+from progc.train.run_folder import held
 from tests.command import NET, Command, files_below, in_process
 
 DATA = """
@@ -63,7 +65,9 @@ class Made:
             def __init__(self, schedule: Schedule, **given: Any) -> None:
                 made.given.append({"schedule": schedule, **given})
 
-            def fit(self) -> Result:
+            def fit(self, begin: Callable[[], None]) -> Result:
+                with held(made.given[-1]["run"]):
+                    begin()
                 return Result(made.given[-1]["run"], 7, made.signal is None, made.signal, {"loss": 0.25})
 
         def module(name: str, **members: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import sys
 import tempfile
@@ -79,7 +80,6 @@ def _train(terminal: Terminal, config: Config, run: Path, as_json: bool) -> None
             made = opened(config, run=run, phase=terminal.phase)
             _tell(terminal, made)
             terminal.note(f"{'goes on with' if going_on else 'new run'}: {run}")
-            record.write(run, config, made.schedule, ["progc", *sys.argv[1:]])
         with terminal.running():  # what was held back so far is shown before training begins
             result = Trainer(
                 made.schedule,
@@ -94,7 +94,7 @@ def _train(terminal: Terminal, config: Config, run: Path, as_json: bool) -> None
                 progress=Progress(sys.stderr, shows=parallel.rank == 0),
                 config=config.to_json(),
                 trackers=config.trackers.model_dump(),
-            ).fit()
+            ).fit(begin=lambda: record.write(run, config, made.schedule, ["progc", *sys.argv[1:]]))
     code = 0 if result.finished or result.signal is None else SIGNALLED + result.signal
     report = {
         "run": str(result.run), "step": result.step, "finished": result.finished, "signal": result.signal,
@@ -120,10 +120,13 @@ def _dry_run(terminal: Terminal, config: Config, run: Path | None, as_json: bool
     with terminal.running():
         if run is not None:
             record.check(run, config)
+        from progc.datasets.staged import not_set
         from progc.train.dry_run import described, text
         from progc.train.opening import opened
 
         made = opened(config, run=run, weights=False, phase=terminal.phase)
+        notes = (*made.notes, *not_set(made.task, made.schedule, made.program))  # a trainer tells them itself
+        made = dataclasses.replace(made, notes=notes)
         with terminal.phase("stages"):
             found = described(made)
         _tell(terminal, made)

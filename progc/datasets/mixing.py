@@ -26,10 +26,11 @@ class Mixed:
         """
         Args:
             samples: `[index]` gives a floating tensor and the index of its class.
-            alpha: of the beta distribution, above 0; 0.2 leaves most samples nearly as they are, 1 draws evenly.
+            alpha: of the beta distribution, above 0; 0.2 leaves most samples nearly as they are, 1 draws evenly. Below
+                1e-6 nearly every share is 0 or 1, and numpy's generator divides 0 by 0: 1e-6 then.
             classes: how many there are.
         """
-        self.samples, self.alpha, self.classes = samples, alpha, classes
+        self.samples, self.alpha, self.classes = samples, max(alpha, 1e-6), classes
 
     def __len__(self) -> int:
         return len(self.samples)

@@ -19,7 +19,7 @@ class Regularisation:
         dropout: largest rate of dropout, likewise.
         rand_augment: magnitude of RandAugment, 0 to 10; 0 turns it off (Cubuk et al. 2020).
         random_erasing: probability of random erasing (Zhong et al. 2020).
-        mixup: alpha of mixup's beta distribution; 0 turns it off (Zhang et al. 2018).
+        mixup: alpha of mixup's beta distribution, to 1e6; 0 turns it off (Zhang et al. 2018).
     """
 
     drop_path: float | None = None
@@ -33,7 +33,7 @@ class Regularisation:
             value = getattr(self, field.name)
             if value is None:
                 continue
-            top = {"rand_augment": 10.0, "mixup": float("inf")}.get(field.name, 1.0)
+            top = {"rand_augment": 10.0, "mixup": 1e6}.get(field.name, 1.0)
             if (
                 isinstance(value, bool)
                 or not isinstance(value, (int, float))

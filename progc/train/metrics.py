@@ -11,9 +11,9 @@ import os
 import stat
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO, TextIO
 
 from progc.errors import InputError
 from progc.save import finite, sync
@@ -21,6 +21,7 @@ from progc.save import finite, sync
 FILE = "metrics.jsonl"
 LONGEST = 1e10
 """Seconds that no run takes; a larger number is none of ours."""
+_LINE = 1 << 20  # bytes; ours have some hundreds
 
 
 class Metrics:
@@ -44,19 +45,20 @@ class Metrics:
             InputError: the file cannot be written, or a library is missing.
         """
         self.path, self.writes = run / FILE, writes
-        self._board = self._wandb = None
+        self._wandb: Any = None
         if not writes:
             return
+        self._boards = None if not tensorboard else _Boards(run / "tensorboard")
         # Seconds of training go on where the run was: a plot over time has no gap while nothing ran.
         self._before = _last_seconds(self.path)
         self._start = time.monotonic()
-        if tensorboard:
-            self._board = _tensorboard(run / "tensorboard")
         if wandb is not None:
             self._wandb = _wandb(run, wandb)
         try:
             self._file = _appending(self.path)
         except OSError as error:
+            if self._wandb is not None:
+                self._wandb.finish(exit_code=1)
             raise InputError(f"{self.path} cannot be written: {error.strerror or error}") from error
 
     @property
@@ -77,9 +79,8 @@ class Metrics:
             for name, value in {**values, **measured}.items()
             if isinstance(value, (int, float)) and not isinstance(value, bool)
         }
-        if self._board is not None:
-            for name, number in numbers.items():
-                self._board.add_scalar(name, number, step)
+        if self._boards is not None:
+            self._boards.write(numbers, step)
         if self._wandb is not None:
             self._wandb.log(numbers, step=step)
 
@@ -94,10 +95,12 @@ class Metrics:
         if not self.writes:
             return
         self._file.close()
-        kept = [line for line in _lines(self.path) if _before(line, step, stage)]
         temporary = self.path.parent / f".{FILE}-{uuid.uuid4().hex}"
         try:
-            temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+            with temporary.open("w", encoding="utf-8") as file:
+                for line in _lines(self.path):
+                    if _before(line, step, stage):
+                        file.write(json.dumps(finite(line), allow_nan=False) + "\n")
             sync(temporary)
             os.replace(temporary, self.path)
             self._file = _appending(self.path)
@@ -105,6 +108,8 @@ class Metrics:
             raise InputError(f"{self.path} cannot be written: {error.strerror or error}; free space") from error
         finally:
             temporary.unlink(missing_ok=True)
+        if self._boards is not None:
+            self._boards.cut(step)
         self._before, self._start = _last_seconds(self.path), time.monotonic()
 
     def close(self) -> None:
@@ -112,8 +117,8 @@ class Metrics:
         if not self.writes:
             return
         self._file.close()
-        if self._board is not None:
-            self._board.close()
+        if self._boards is not None:
+            self._boards.close()
         if self._wandb is not None:
             self._wandb.finish()
 
@@ -135,19 +140,28 @@ def _appending(path: Path) -> TextIO:
     return os.fdopen(descriptor, "a", encoding="utf-8")
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
+def texts(file: BinaryIO) -> Iterator[bytes]:
+    """Lines of a file one after another, whatever its size; of one that is longer than ours ever are, a piece."""
+    torn = False
+    while text := file.readline(_LINE):
+        whole = text.endswith(b"\n")
+        if not torn:
+            yield text
+        torn = not whole
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
     """Whole lines of a file; what is none was torn by a kill."""
     if not path.is_file():
-        return []
-    found = []
-    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            line = json.loads(text)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(line, dict) and isinstance(line.get("step"), int):
-            found.append(line)
-    return found
+        return
+    with path.open("rb") as file:
+        for text in texts(file):
+            try:
+                line = json.loads(text)
+            except (ValueError, RecursionError):
+                continue
+            if isinstance(line, dict) and isinstance(line.get("step"), int):
+                yield line
 
 
 def _last_seconds(path: Path) -> float:
@@ -160,12 +174,39 @@ def _last_seconds(path: Path) -> float:
     return seconds
 
 
-def _tensorboard(folder: Path) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise InputError("TensorBoard is not installed; pip install 'progc[tensorboard]', or leave it out") from error
-    return SummaryWriter(str(folder))
+class _Boards:
+    """Event files of TensorBoard. One that was begun behind a checkpoint takes back what others say of later steps."""
+
+    def __init__(self, folder: Path) -> None:
+        try:
+            import torch.utils.tensorboard  # noqa: F401
+        except ImportError as error:
+            raise InputError(
+                "TensorBoard is not installed; pip install 'progc[tensorboard]', or leave it out"
+            ) from error
+        self.folder = folder
+        self._writer: Any = None
+        self._purge: int | None = None
+
+    def write(self, numbers: Mapping[str, float], step: int) -> None:
+        """A point of each of these curves."""
+        if self._writer is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(str(self.folder), purge_step=self._purge)
+        for name, number in numbers.items():
+            self._writer.add_scalar(name, number, step)
+
+    def cut(self, step: int) -> None:
+        """What was written of later steps does not count any more."""
+        self.close()
+        self._purge = step + 1 if step else 0
+
+    def close(self) -> None:
+        """The present file is whole."""
+        if self._writer is not None:
+            self._writer.close()
+        self._writer = None
 
 
 def _wandb(run: Path, options: Mapping[str, Any]) -> Any:
@@ -173,4 +214,8 @@ def _wandb(run: Path, options: Mapping[str, Any]) -> Any:
         import wandb
     except ImportError as error:
         raise InputError("Weights & Biases is not installed; pip install 'progc[wandb]', or leave it out") from error
-    return wandb.init(dir=str(run), **options)
+    try:
+        return wandb.init(**{"dir": str(run), **options})
+    except Exception as error:  # wrong arguments, no login, no network: the library has many kinds
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"trackers.wandb: {reason}; mend its arguments of wandb.init, or leave it out") from error

@@ -15,11 +15,11 @@ from typing import Any
 from progc.checkpoints.ranks import agreed, rank, world
 from progc.checkpoints.reading import read_object
 from progc.errors import InputError
-from progc.save import write_file
+from progc.save import check_output, write_file
 from progc.schedule.schedule import Schedule
 from progc.train.config import Config, difference
 from progc.train.opening import PLAN
-from progc.train.run_folder import LOCK, held
+from progc.train.run_folder import LOCK
 
 CONFIG = "config.json"
 RUN = "run.json"
@@ -30,31 +30,38 @@ def check(run: Path, config: Config) -> bool:
     """Whether the folder holds this run already; False: it is new, or empty.
 
     Raises:
-        InputError: another run is there (with the key that differs), or something that is no run.
+        InputError: another run is there (with the key that differs), something that is no run, or the folder cannot be
+            made.
     """
     if run.exists() and not run.is_dir():
         raise InputError(f"run folder {run} is a file; give --out another name")
-    if not run.exists() or all(path.name == LOCK for path in run.iterdir()):
+    if not run.exists():
+        check_output(run)
+        return False
+    if all(path.name == LOCK for path in run.iterdir()):
         return False
     if not (run / CONFIG).is_file():
         raise InputError(f"folder {run} is not empty and has no {CONFIG}, so it is no run; give --out another folder")
     found = difference(read_object(run / CONFIG), config)
     if found is not None:
         raise InputError(f"{run} holds another run: {found}; give --out another folder, or the same value to go on")
+    if (run / RUN).is_file():
+        read_object(run / RUN)
     return True
 
 
 def write(run: Path, config: Config, schedule: Schedule, command: Sequence[str]) -> None:
     """Writes the run's files on rank 0; the schedule only once, each start of the run as one more entry.
 
+    To be called while the folder is held: what another process has written since `check` is looked at again.
+
     Raises:
-        InputError: the folder cannot be written, or another process trains there.
+        InputError: the folder cannot be written, or another run was begun there in the meantime.
     """
     failure: Exception | None = None
     if rank() == 0:
         try:
-            with held(run):  # what a process that trains there has written stays as it is
-                _write(run, config, schedule, command)
+            _write(run, config, schedule, command)
         except OSError as error:
             failure = InputError(f"run folder {run} cannot be written: {error.strerror or error}; choose another place")
         except InputError as error:
@@ -63,7 +70,9 @@ def write(run: Path, config: Config, schedule: Schedule, command: Sequence[str])
 
 
 def _write(run: Path, config: Config, schedule: Schedule, command: Sequence[str]) -> None:
-    run.mkdir(parents=True, exist_ok=True)
+    check(run, config)
+    if (run / PLAN).exists() and Schedule.read(run / PLAN).to_json() != schedule.to_json():
+        raise InputError(f"{run} holds another schedule by now; give the same command again to go on with that")
     write_file(run / CONFIG, config.to_json())  # first: with it the folder is this run's, whatever happens next
     path = run / RUN
     before = read_object(path).get("starts") if path.is_file() else None

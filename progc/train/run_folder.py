@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from progc.checkpoints.ranks import agreed
 from progc.errors import InputError
 from progc.save import sync
 from progc.tensor_file import write_tensors
@@ -23,26 +24,38 @@ LOCK = ".lock"
 def held(run: Path, writes: bool = True) -> Iterator[None]:
     """Makes the folder and keeps other processes from training into it, until this one leaves or dies.
 
+    Not to be nested: a process that closes a second descriptor of the lock's file lets go of the lock.
+
     Args:
-        writes: whether this is the rank that writes.
+        writes: whether this is the rank that writes; the others hear whether it may.
 
     Raises:
-        InputError: it is a file, the disk refuses, or another process trains there.
+        InputError: it is a file, the disk refuses, or another process trains there; on every rank.
     """
-    if not writes:
+    descriptor, failure = None, None
+    try:
+        descriptor = _taken(run) if writes else None
+    except InputError as error:
+        failure = error
+    agreed(failure)
+    try:
         yield
-        return
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def _taken(run: Path) -> int:
+    """The lock, as an open file."""
     try:
         run.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(run / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0), 0o644)
     except OSError as error:
         raise InputError(f"run folder {run} cannot be used: {error.strerror or error}; choose another") from error
-    try:
-        if not _locked(descriptor):
-            raise InputError(f"another process trains into {run}; wait for its end, or choose another folder")
-        yield
-    finally:
+    if not _locked(descriptor):
         os.close(descriptor)
+        raise InputError(f"another process trains into {run}; wait for its end, or choose another folder")
+    return descriptor
 
 
 def _locked(descriptor: int) -> bool:

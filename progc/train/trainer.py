@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from progc.averages import Averages
 from progc.checkpoints import Saver, load
 from progc.datasets.loading import steps, steps_per_epoch
-from progc.datasets.staged import for_stage
+from progc.datasets.staged import for_stage, not_set
 from progc.program import Program
 from progc.schedule.controlling import Controller
 from progc.schedule.running import RunningStage, outlines, stage_inputs, stages, trained
@@ -104,7 +104,8 @@ class Trainer:
             trackers: further arguments of `Metrics`: `tensorboard`, `wandb`.
 
         Raises:
-            InputError: a length that is not known or too short, or a batch that the ranks cannot share.
+            InputError: a length that is not known or too short, a batch that the ranks cannot share, or mixup of what
+                cannot be mixed.
         """
         self.schedule, self.program, self.task, self.run = schedule, program, task, Path(run)
         self.settings = settings or Settings()
@@ -120,6 +121,7 @@ class Trainer:
         schedule.starts(units)  # refuses a length that is unknown or too short
         assert units is not None
         self.units, self.total = units, units * self._per_unit
+        self._not_set = not_set(task, schedule, program)
         self.step = 0
         self.active: Active | None = None
         self.guard, self.seen = Guard(self.settings), Seen()
@@ -129,8 +131,11 @@ class Trainer:
         self._micro = max(self.settings.batch // self.parallel.world // self.settings.accumulate, 1)
         self._metrics: dict[str, float] = {}
 
-    def fit(self) -> Result:
+    def fit(self, *, begin: Callable[[], None] | None = None) -> Result:
         """Trains to the end, from the last whole checkpoint in the run's folder if there is one.
+
+        Args:
+            begin: called on every rank once no other process can write into the folder, before anything else is.
 
         Raises:
             InputError: the folder belongs to another run or is in use.
@@ -138,6 +143,10 @@ class Trainer:
         """
         writes = self.parallel.rank == 0
         with held(self.run, writes), listening() as asked, self.progress:
+            if begin is not None:
+                begin()
+            for note in self._not_set:
+                self.progress.note(note)
             self.log = Metrics(self.run, writes=writes, **self.trackers)
             try:
                 with Saver(

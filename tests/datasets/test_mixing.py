@@ -13,6 +13,7 @@ import progc
 from progc.datasets.loading import steps
 from progc.datasets.mixing import Mixed, classes_of
 from progc.errors import InputError
+from progc.schedule import Regularisation
 from progc.task import Task
 
 CLASSES = 5
@@ -85,3 +86,14 @@ def test_classes_are_those_of_the_network() -> None:
     assert classes_of(progc.capture(classifier, example)) == 7
     with pytest.raises(InputError, match=r"mixup: .* expected \[batch, classes\]"):
         classes_of(progc.capture(nn.Conv2d(3, 4, 3), example))
+
+
+@pytest.mark.parametrize("alpha", [5e-324, 1e-300, 1e-6, 1.0, 1e6])
+def test_shares_are_numbers_for_every_alpha(alpha: float) -> None:
+    np.random.seed(0)
+    mixed = Mixed(Numbers(), Regularisation(mixup=alpha).mixup or 0.0, CLASSES)
+    for _ in range(200):
+        blend, target = mixed[3]
+        assert blend.isfinite().all() and target.sum().item() == pytest.approx(1.0) and target.min() >= 0
+    with pytest.raises(InputError, match=r"mixup is a number from 0 to 1e\+06, not inf"):
+        Regularisation(mixup=float("inf"))

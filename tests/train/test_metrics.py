@@ -69,6 +69,33 @@ def test_a_tracker_that_is_not_installed_is_one_line(tmp_path: Path, monkeypatch
         Metrics(tmp_path, wandb={"project": "x"})
 
 
+def test_weights_and_biases_gets_a_copy(tmp_path: Path) -> None:
+    """The library itself, without a network: the folder of its run holds what was logged."""
+    pytest.importorskip("wandb")
+    log = Metrics(tmp_path, wandb={"project": "digits", "mode": "offline"})
+    log.write("train", 3, {"loss": 0.5, "stage": 1})
+    log.close()
+    (folder,) = (tmp_path / "wandb").glob("offline-run-*")
+    (stored,) = folder.glob("*.wandb")
+    assert b"train/loss" in stored.read_bytes()
+
+
+def test_wrong_arguments_of_a_tracker_are_one_line(tmp_path: Path) -> None:
+    pytest.importorskip("wandb")
+    with pytest.raises(InputError, match=r"trackers\.wandb: .*projekt.*; mend its arguments"):
+        Metrics(tmp_path, wandb={"projekt": "x", "mode": "offline"})
+
+
+def test_a_long_line_and_a_deep_one_are_left_out(tmp_path: Path) -> None:
+    good = '{"kind": "train", "step": 1, "measured": {"seconds": 2.0}}\n'
+    long = '{"kind": "train", "step": 1, "x": "' + "y" * (5 << 20) + '"}\n'
+    (tmp_path / "metrics.jsonl").write_text(good + long + "[" * 100_000 + "\n" + good)
+    log = Metrics(tmp_path)
+    log.cut(1, 0)
+    log.close()
+    assert [line["measured"]["seconds"] for line in lines(tmp_path)] == [2.0, 2.0]
+
+
 def test_the_meter_counts_samples_since_it_was_read() -> None:
     meter = Meter(None, torch.device("cpu"))
     meter.begin()
@@ -104,3 +131,18 @@ def test_tensorboard_gets_a_copy(tmp_path: Path) -> None:
     found.Reload()
     assert [(event.step, event.value) for event in found.Scalars("train/loss")] == [(1, 1.0), (2, 0.5)]
     assert "train/skipped" not in found.Tags()["scalars"]
+
+
+def test_tensorboard_forgets_what_a_run_took_back(tmp_path: Path) -> None:
+    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    for losses in ((1.0, 2.0, 3.0, 4.0), (30.0, 40.0)):  # the second time it goes on from step 2
+        log = Metrics(tmp_path, tensorboard=True)
+        first = 1 if len(losses) == 4 else 3
+        log.cut(first - 1, 0)
+        for step, loss in enumerate(losses, first):
+            log.write("train", step, {"loss": loss})
+        log.close()
+    found = event_accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
+    found.Reload()
+    points = [(point.step, point.value) for point in found.Scalars("train/loss")]
+    assert points == [(1, 1.0), (2, 2.0), (3, 30.0), (4, 40.0)]
