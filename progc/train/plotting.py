@@ -6,6 +6,7 @@ import dataclasses
 import io
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,6 +14,7 @@ from progc.checkpoints.reading import open_file
 from progc.errors import InputError
 from progc.train.metrics import FILE, LONGEST, texts
 
+_LIMIT = 1 << 30  # bytes; a line for each of a million steps takes a quarter of it
 _LARGEST = 1e100  # of a value; beyond it the arithmetic of axes overflows
 
 
@@ -81,6 +83,10 @@ def read_curves(run: Path) -> Curves:
         raise InputError(f"{run} is no folder; expected one that progc train wrote")
     found = Curves(_shown(run.resolve().name or str(run)), Points(), {}, Points())
     wrong = None
+    with open_file(path) as raw:
+        size = os.fstat(raw.fileno()).st_size
+    if size > _LIMIT:
+        raise InputError(f"{path} has {size:,} bytes; expected at most {_LIMIT:,}")
     with open_file(path) as raw, io.BufferedReader(cast("io.RawIOBase", raw)) as file:
         for number, text in enumerate(texts(file), 1):
             if wrong is not None:

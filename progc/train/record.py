@@ -36,6 +36,8 @@ def check(run: Path, config: Config) -> bool:
     if run.exists() and not run.is_dir():
         raise InputError(f"run folder {run} is a file; give --out another name")
     if not run.exists():
+        if "\0" in str(run):  # no system has such names, and Python fails at them in its own ways
+            raise InputError(f"run folder {str(run)!r} has a NUL in its name; give --out another name")
         check_output(run)
         return False
     if all(path.name == LOCK for path in run.iterdir()):
