@@ -22,13 +22,15 @@ def validate(
     world: int = 1,
     mean: Callable[[torch.Tensor], torch.Tensor] = lambda value: value,
     device: torch.device | None = None,
-) -> dict[str, float]:
+    stop: Callable[[], bool] = lambda: False,
+) -> dict[str, float] | None:
     """Mean `loss`, and `top1` and `top5` accuracy where outputs are logits `[batch, classes]` and labels are indices.
 
     Args:
         call: a batch to outputs.
         batch: samples per call on this rank.
         mean: over ranks.
+        stop: asked before every batch, and the same on all ranks; once it says so, there is no result: None.
 
     Raises:
         InputError: there are no validation samples.
@@ -40,6 +42,8 @@ def validate(
     sums: dict[str, float] = {"loss": 0.0, "count": 0.0}
     # All ranks call equally often: where parameters are spread over them, a call is a meeting.
     for first in range(0, len(range(0, len(samples), world)), batch):
+        if stop():
+            return None
         counted = list(own[first : first + batch])
         chosen = counted or [0]
         # Random transforms of validation samples, if there are any, are the same at every validation.

@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -53,19 +54,20 @@ class Ahead:
         """Whether it still compiles."""
         return self.process is not None and self.process.poll() is None
 
-    def finish(self, timeout: float | None = None) -> bool:
+    def finish(self, stop: Callable[[], bool] = lambda: False) -> bool:
         """Waits, merges what was compiled, and removes the folder.
 
         Args:
-            timeout: seconds to wait at most; None: as long as it takes.
+            stop: asked while it waits; once it says so nothing is waited for any more.
 
         Returns:
-            Whether everything is in the cache now; False after a failure or when the time was up.
+            Whether everything is in the cache now; False after a failure or a stop.
         """
-        try:
-            done = self.process is None or self.process.wait(timeout) == 0
-        except subprocess.TimeoutExpired:
-            done = False
+        done = self.process is None
+        while self.process is not None and not stop():
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                done = self.process.wait(0.2) == 0
+                break
         if done and self.process is not None:
             merge(self.folder / "cache", cache_folder())
             known.write(self.notes)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-import time
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 
+from progc.datasets.staged import for_stage
 from progc.emit import emit
 from progc.emit.ahead import Ahead, compile_ahead, compiled_in_place
 from progc.emit.stage_module import StageModule
 from progc.program import Program
+from progc.schedule.outlines import outlines
+from progc.schedule.running import stage_inputs
+from progc.schedule.schedule import Schedule
+from progc.task import Task
 from progc.train.settings import Settings
 from progc.train.stepping import AMP_DTYPES
 
@@ -20,7 +25,6 @@ class NextStage:
 
     Attributes:
         failed: why it did not work, for people; None if it did, so far. The stage is then compiled where it begins.
-        waited: seconds that `finish` took.
     """
 
     def __init__(
@@ -40,7 +44,6 @@ class NextStage:
                 shares with it is not compiled again.
         """
         self.failed: str | None = None
-        self.waited = 0.0
         self._ahead: Ahead | None = None
 
         def hollow(program: Program) -> StageModule:
@@ -54,22 +57,20 @@ class NextStage:
         except Exception as error:  # kernels, files and processes raise many types; none is worth the run
             self.failed = _said(error)
 
-    def finish(self, timeout: float | None = None) -> bool:
+    def finish(self, stop: Callable[[], bool] = lambda: False) -> bool:
         """Waits until everything is in the cache of this process; False if it is to be compiled in place.
 
         Args:
-            timeout: seconds to wait at most; None: as long as it takes.
+            stop: asked while it waits; once it says so nothing is waited for any more.
         """
         ahead, self._ahead = self._ahead, None
         if ahead is None:
             return False
-        start = time.perf_counter()
         try:
-            done = ahead.finish(timeout)
+            done = ahead.finish(stop)
         except Exception as error:  # a full disk, say
             done, self.failed = False, _said(error)
             self._cancelled(ahead)
-        self.waited = time.perf_counter() - start
         if not done:
             self.failed = self.failed or "the process that compiles ended without having compiled everything"
         return done
@@ -85,6 +86,67 @@ class NextStage:
             ahead.cancel()
         except Exception as error:
             self.failed = _said(error)
+
+
+class LookAhead:
+    """Compiles the stage behind each, and has at most one under way."""
+
+    def __init__(
+        self,
+        program: Program,
+        schedule: Schedule,
+        task: Task,
+        settings: Settings,
+        device: torch.device,
+        *,
+        micro: int,
+        source: Program | None = None,
+        inits: Mapping[str, str] | None = None,
+    ) -> None:
+        """
+        Args:
+            program, schedule, source, inits: as for `progc.stages`.
+            device: where stages train.
+            micro: samples of a micro-batch.
+        """
+        self.program, self.schedule, self.task, self.settings = program, schedule, task, settings
+        self.device, self.micro, self.source, self.inits = device, micro, source, inits
+        self._wanted = settings.ahead and settings.compile != "eager"
+        self._begun: int | None = None
+        self._next: NextStage | None = None
+        self._outlines: list[Program] | None = None
+
+    def begin(self, index: int) -> None:
+        """Begins to compile what comes behind stage `index`, which has taken a step; once, however often called."""
+        if not self._wanted or self._begun == index or index + 1 >= len(self.schedule.stages):
+            return
+        self._begun = index
+        if self._outlines is None:
+            self._outlines = outlines(self.program, self.schedule, source=self.source, inits=self.inits)
+        (present, call), (following, next_call) = (
+            (self._outlines[k], self._call_of(k, self._outlines[k])) for k in (index, index + 1)
+        )
+        self._next = NextStage(following, self.settings, next_call, self.device, (present, call))
+
+    def finish(self, stop: Callable[[], bool]) -> str | None:
+        """Waits for what is under way, until `stop` says otherwise; returns why it did not work, if it did not."""
+        following, self._next = self._next, None
+        if following is None or following.finish(stop):
+            return None
+        return following.failed
+
+    def cancel(self) -> None:
+        """Ends what is under way."""
+        following, self._next = self._next, None
+        if following is not None:
+            following.cancel()
+
+    def _call_of(self, index: int, outline: Program) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Inputs of a stage at the size of a micro-batch."""
+        stage = self.schedule.stages[index]
+        task = for_stage(self.task, stage, outline)
+        args, kwargs = task.inputs(next(task.batches(self.micro, seed=self.settings.seed, count=1)))
+        return args, {**kwargs, **stage_inputs(outline, stage, self.micro, self.device)}
 
 
 def _said(error: Exception) -> str:

@@ -46,6 +46,7 @@ class Record:
         compiles: functions that the train graph of the stage compiles.
         notes: what the passes say.
         seconds: by phase.
+        lost: seconds in all from the last step of the stage before until the next one can take its first.
     """
 
     stage: int
@@ -61,11 +62,12 @@ class Record:
     compiles: int
     notes: tuple[str, ...]
     seconds: dict[str, float]
+    lost: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
         """As metrics have it: what the clock says stands under `measured`."""
         values = dataclasses.asdict(self)
-        seconds = values.pop("seconds")
+        seconds = {**values.pop("seconds"), "lost": values.pop("lost")}
         del values["step"]
         return {**values, "notes": list(self.notes), "measured": {f"seconds_{name}": s for name, s in seconds.items()}}
 
@@ -76,33 +78,55 @@ class Record:
             found = f"outputs differ by {self.max_rel_diff:.1e} (float64)"
         return (
             f"stage {self.stage + 1} begins at step {self.step}: loss {self.loss_before:.4f} before, "
-            f"{self.loss_after:.4f} after, {found}, {sum(self.seconds.values()):.1f} s"
+            f"{self.loss_after:.4f} after, {found}, {self.lost:.1f} s"
         )
 
 
-class Crossing:
-    """One boundary: made before growth, closed behind it."""
+class Clock:
+    """Seconds of a boundary since this was made, and by phase."""
 
-    def __init__(self, before: RunningStage, task: Task, batch: Any, parallel: Parallel, settings: Settings) -> None:
-        """
-        Args:
-            batch: samples at the full image size, the same on all ranks.
-        """
-        self.parallel, self.settings, self.task = parallel, settings, task
-        self.batch = pytree.tree_map_only(torch.Tensor, lambda tensor: tensor.to(parallel.device), batch)
-        self.seconds: dict[str, float] = {}
-        self._stage = before.stage
-        with self.timed("check"):
-            self._images = self._size(before)
-            self._before = self._outputs(before)
-            self._loss = self._loss_of(before, before.module)
+    def __init__(self) -> None:
+        self.phases: dict[str, float] = {}
+        self._start = time.perf_counter()
 
     @contextlib.contextmanager
     def timed(self, phase: str) -> Iterator[None]:
         """Adds to the seconds of a phase."""
         start = time.perf_counter()
         yield
-        self.seconds[phase] = round(self.seconds.get(phase, 0.0) + time.perf_counter() - start, 4)
+        self.phases[phase] = round(self.phases.get(phase, 0.0) + time.perf_counter() - start, 4)
+
+    @property
+    def total(self) -> float:
+        """Seconds until now."""
+        return round(time.perf_counter() - self._start, 4)
+
+
+class Crossing:
+    """One boundary: made before growth, closed behind it."""
+
+    def __init__(
+        self,
+        before: RunningStage,
+        task: Task,
+        batch: Any,
+        parallel: Parallel,
+        settings: Settings,
+        clock: Clock | None = None,
+    ) -> None:
+        """
+        Args:
+            batch: samples at the full image size, the same on all ranks.
+            clock: that runs since the boundary began; None: it begins here.
+        """
+        self.parallel, self.settings, self.task = parallel, settings, task
+        self.batch = pytree.tree_map_only(torch.Tensor, lambda tensor: tensor.to(parallel.device), batch)
+        self.clock = clock or Clock()
+        self._stage = before.stage
+        with self.clock.timed("check"):
+            self._images = self._size(before)
+            self._before = self._outputs(before)
+            self._loss = self._loss_of(before, before.module)
 
     def close(self, after: RunningStage, step: int) -> Record:
         """The record, where everything is as it ought to be; before the stage is wrapped: tensors are whole.
@@ -110,7 +134,7 @@ class Crossing:
         Raises:
             CheckError: analysis says that nothing changed, and the outputs did; or ranks differ.
         """
-        with self.timed("check"):
+        with self.clock.timed("check"):
             loss = self._loss_of(after, after.module)
             absolute = relative = None
             reason = None
@@ -125,12 +149,12 @@ class Crossing:
                         f"{self._name(after)}: growth is lossless by analysis, and outputs differ by {relative:.1e} "
                         "(float64, relative); the checkpoint before it is whole: report this"
                     )
-        with self.timed("hash"):
+        with self.clock.timed("hash"):
             own = digest(after.module, after.optimizer, after.ema)
             check_same(own)
         return Record(
             after.stage.index, self._stage.index, step, self._loss, loss, absolute, relative, after.lossless is True,
-            reason, own, 0, after.notes, dict(self.seconds),
+            reason, own, 0, after.notes, dict(self.clock.phases), self.clock.total,
         )  # fmt: skip
 
     def _difference(self, after: RunningStage) -> tuple[float, float]:

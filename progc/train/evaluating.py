@@ -24,20 +24,22 @@ def evaluate(
     ema: Averages | None,
     parallel: Parallel,
     settings: Settings,
-) -> dict[str, float]:
+    stop: Callable[[], bool] = lambda: False,
+) -> dict[str, float] | None:
     """What `validate` says of the weights, and of each average under the same names with `ema-DECAY/` before them.
 
-    The module is in train mode again behind it, its weights, buffers and all random numbers as they were.
+    The module is in train mode again behind it, its weights, buffers and all random numbers as they were. None where
+    `stop` ended it.
     """
 
     def call(batch: Any) -> Any:
         with autocast(parallel.device, settings):
             return task.run(module, batch, **inputs(samples_in(batch)))
 
-    def seen() -> dict[str, float]:
+    def seen() -> dict[str, float] | None:
         return validate(
             call, task, batch=max(settings.batch // parallel.world, 1), rank=parallel.rank, world=parallel.world,
-            mean=parallel.mean, device=parallel.device,
+            mean=parallel.mean, device=parallel.device, stop=stop,
         )  # fmt: skip
 
     module.eval()
@@ -46,8 +48,11 @@ def evaluate(
             found = seen()
             for decay in ema.decays if ema is not None else ():
                 assert ema is not None
+                if found is None:
+                    break
                 with averaged(module, ema, decay):
-                    found.update({f"ema-{decay!r}/{name}": value for name, value in seen().items()})
+                    own = seen()
+                found = None if own is None else {**found, **{f"ema-{decay!r}/{name}": v for name, v in own.items()}}
     finally:
         module.train()
     return found

@@ -21,13 +21,13 @@ from progc.datasets.loading import steps, steps_per_epoch
 from progc.datasets.staged import for_stage, not_set
 from progc.program import Program
 from progc.schedule.controlling import Controller
-from progc.schedule.running import RunningStage, outlines, stage_inputs, stages, trained
+from progc.schedule.running import RunningStage, stages, trained
 from progc.schedule.schedule import Schedule
 from progc.task import Task
-from progc.train.ahead import NextStage
-from progc.train.boundary import Crossing
+from progc.train.active import Active
+from progc.train.ahead import LookAhead
+from progc.train.boundary import Clock, Crossing
 from progc.train.emitting import emitted, expected_compiles
-from progc.train.evaluating import evaluate
 from progc.train.guards import Guard
 from progc.train.keeping import Keeping, Rules, newest
 from progc.train.learning_rate import factor, set_rates
@@ -42,26 +42,13 @@ from progc.train.settings import Settings
 from progc.train.signals import Asked, listening
 from progc.train.stepping import Outcome, Stepper
 from progc.train.throughput import Meter
+from progc.train.watching import Watch, never_told
 
 if TYPE_CHECKING:
     from progc.checkpoints import Checkpoint
-    from progc.emit.stage_module import StageModule
 
 MakeOptimizer = Callable[[nn.Module], Optimizer]
 """Makes the optimizer of the first stage's module; later stages go on with it."""
-
-
-@dataclasses.dataclass
-class Active:
-    """The stage that trains."""
-
-    running: RunningStage
-    module: StageModule
-    task: Task
-    stepper: Stepper
-    meter: Meter
-    start: int
-    stop: int
 
 
 class Trainer:
@@ -73,6 +60,7 @@ class Trainer:
     Attributes:
         step: optimizer steps done.
         active: the stage that trains.
+        notes: what the schedule asks for and cannot have here, for people.
     """
 
     def __init__(
@@ -104,8 +92,8 @@ class Trainer:
             trackers: further arguments of `Metrics`: `tensorboard`, `wandb`.
 
         Raises:
-            InputError: a length that is not known or too short, a batch that the ranks cannot share, or mixup of what
-                cannot be mixed.
+            InputError: a length that is not known or too short, a batch that the ranks cannot share, mixup of what
+                cannot be mixed, or rules that want the opposite of one another.
         """
         self.schedule, self.program, self.task, self.run = schedule, program, task, Path(run)
         self.settings = settings or Settings()
@@ -121,15 +109,16 @@ class Trainer:
         schedule.starts(units)  # refuses a length that is unknown or too short
         assert units is not None
         self.units, self.total = units, units * self._per_unit
-        self._not_set = not_set(task, schedule, program)
+        self.notes = (*not_set(task, schedule, program), *never_told(task, schedule, self.settings))
         self.step = 0
         self.active: Active | None = None
         self.guard, self.seen = Guard(self.settings), Seen()
         self.scaler = torch.amp.GradScaler(self.parallel.device.type, enabled=self.settings.amp == "fp16")
-        self._next: NextStage | None = None
-        self._outlines: list[Program] | None = None
-        self._micro = max(self.settings.batch // self.parallel.world // self.settings.accumulate, 1)
-        self._metrics: dict[str, float] = {}
+        self._ahead = LookAhead(
+            program, schedule, task, self.settings, self.parallel.device, source=source, inits=inits,
+            micro=max(self.settings.batch // self.parallel.world // self.settings.accumulate, 1),
+        )  # fmt: skip
+        self._asked = Asked()
 
     def fit(self, *, begin: Callable[[], None] | None = None) -> Result:
         """Trains to the end, from the last whole checkpoint in the run's folder if there is one.
@@ -142,10 +131,10 @@ class Trainer:
             CheckError: growth that ought to be lossless is not, ranks differ, or the loss is not finite any more.
         """
         writes = self.parallel.rank == 0
-        with held(self.run, writes), listening() as asked, self.progress:
+        with held(self.run, writes), listening() as self._asked, self.progress:
             if begin is not None:
                 begin()
-            for note in self._not_set:
+            for note in self.notes:
                 self.progress.note(note)
             self.log = Metrics(self.run, writes=writes, **self.trackers)
             try:
@@ -153,12 +142,12 @@ class Trainer:
                     self.run, keep=self.settings.keep, background=self.settings.save_in_background,
                     tell=self.progress.note,
                 ) as saver:  # fmt: skip
-                    finished = self._stages(asked, saver)
+                    finished = self._stages(saver)
             finally:
                 self.log.close()
-        return Result(self.run, self.step, finished, asked.signal, self._metrics, self.log.seconds)
+        return Result(self.run, self.step, finished, self._asked.signal, self.watch.metrics, self.log.seconds)
 
-    def _stages(self, asked: Asked, saver: Saver) -> bool:
+    def _stages(self, saver: Saver) -> bool:
         """Whether the run came to its end."""
         found = newest(self.run, self.progress.note)
         checkpoint = None if found is None else load(found)
@@ -174,23 +163,25 @@ class Trainer:
             self.run, saver, self.schedule, self.settings, self.parallel, self.scaler, controllers, self._per_epoch,
             self.config,
         )  # fmt: skip
+        self.watch = Watch(
+            self.schedule, self.settings, self.parallel, self.keeping, self.seen, self.controller, self.log,
+            self.progress, per_unit=self._per_unit, left=self._left,
+        )  # fmt: skip
         programs = stages(
             self.program, self.schedule, source=self.source, optimizer=self._on_device(self._make_optimizer),
             ema=self._on_device(lambda module: Averages(module, self.settings.ema)) if self.settings.ema else None,
             inits=self.inits, start=start, total=self.units, controller=self.controller,
         )  # fmt: skip
         try:
-            active = self._entered(next(programs), checkpoint)
-            while self._train(active, asked):
-                following = self._crossed(active, programs)
-                if following is None:
+            active: Active | None = self._entered(next(programs), checkpoint)
+            while active is not None and self._train(active):
+                if active.index + 1 == len(self.schedule.stages):
                     self._finish(active)
                     return True
-                active = following
+                active = self._crossed(active, programs)
             return False
         finally:
-            if self._next is not None:
-                self._next.cancel()
+            self._ahead.cancel()
 
     # --- a stage ----------------------------------------------------------------------------------------------------
 
@@ -219,11 +210,15 @@ class Trainer:
             self.progress.note(note)
         return self.active
 
-    def _train(self, active: Active, asked: Asked) -> bool:
+    def _train(self, active: Active) -> bool:
         """Steps until the stage is over; False if a signal ended the run before."""
         settings = self.settings
         active.meter.begin()
-        while not self._over(active):
+        self.watch.look(active, self.step)  # the run may have been ended in the midst of it
+        if self._left():  # the first step of a stage may take the time of a compilation
+            self._leave(active)
+            return False
+        while not self.watch.over(active, self.step):
             for micro_batches in self._batches(active):
                 active.meter.arrived()
                 rate = factor(settings, self.step, self.total, active.start)
@@ -234,27 +229,35 @@ class Trainer:
                 self.step += 1
                 active.meter.step(outcome.samples)
                 self._note(active, outcome)
-                over = self._over(active)
-                if over or (settings.validate_every is not None and self.step % settings.validate_every == 0):
-                    self._validate(active)
+                self.watch.look(active, self.step)
                 if settings.save_every is not None and self.step % settings.save_every == 0:
                     self.keeping.save(active.running, active.module, self.step)
-                # Every rank has to hear of it, and at the same step: one that left alone would leave the rest waiting.
-                if self.parallel.any(bool(asked)):
-                    self.keeping.save(active.running, active.module, self.step)
-                    self.keeping.saver.wait()
-                    self.progress.note(f"saved at step {self.step}; the same command goes on from there")
+                if self._left():
+                    self._leave(active)
                     return False
-                if over:
+                if self.watch.over(active, self.step):
                     break
-                if self._next is None:
-                    self._look_ahead(active)
+                self._ahead.begin(active.index)
         return True
 
-    def _over(self, active: Active) -> bool:
-        if self.controller is not None:
-            return self.controller.stage > active.running.stage.index
-        return self.step >= active.stop
+    def _left(self) -> bool:
+        """Whether a signal asks to leave, to any rank: one that left alone would leave the rest waiting.
+
+        All ranks ask equally often.
+        """
+        return self.parallel.any(bool(self._asked))
+
+    def _leave(self, active: Active) -> None:
+        if self.step:
+            self._saved(active)
+            self.progress.note(f"saved at step {self.step}; the same command goes on from there")
+        else:
+            self.progress.note("ended before the first step")
+
+    def _saved(self, active: Active) -> None:
+        """There is a whole checkpoint of this step behind this."""
+        self.keeping.save(active.running, active.module, self.step)
+        self.keeping.saver.wait()
 
     def _batches(self, active: Active) -> Iterator[list[Any]]:
         """Micro-batches of the rest of the present epoch: which epoch and where in it follows from the step."""
@@ -270,8 +273,7 @@ class Trainer:
         self.seen.add(outcome.loss, outcome.skipped is not None)
         if outcome.skipped is not None:
             self.log.write("note", self.step, {"skipped": outcome.skipped, "loss": outcome.loss})
-        if self.controller is not None and self.step % self._per_unit == 0:
-            self.controller.observe(self.step // self._per_unit, loss=outcome.loss)
+        self.watch.trained(self.step, outcome.loss)
         self.progress.step(self.step, outcome.loss)
         if self.step % self.settings.log_every == 0:
             values = {
@@ -280,22 +282,11 @@ class Trainer:
                 "grad_norm": outcome.norm,
                 "skipped": self.seen.skipped,
                 "epoch": (self.step - 1) // self._per_epoch,
-                "stage": active.running.stage.index,
+                "stage": active.index,
             }
             measured = active.meter.read()
             self.log.write("train", self.step, {**values, "measured": measured})
             self.progress.measured(measured)
-
-    def _validate(self, active: Active) -> None:
-        if self.task.validation is None:
-            return
-        running = active.running
-        self._metrics = evaluate(active.module, active.task, running.inputs, running.ema, self.parallel, self.settings)
-        self.log.write("validation", self.step, {**self._metrics, "stage": running.stage.index})
-        self.progress.validated(self._metrics)
-        if self.seen.is_best(self._metrics):
-            self.keeping.save(active.running, active.module, self.step)
-            self.keeping.mark_best(self.step, self.seen.best)
 
     # --- going on --------------------------------------------------------------------------------------------------
 
@@ -309,59 +300,46 @@ class Trainer:
     # --- boundaries -------------------------------------------------------------------------------------------------
 
     def _crossed(self, active: Active, programs: Iterator[RunningStage]) -> Active | None:
-        """The next stage, with everything carried over; None behind the last one.
+        """The next stage, with everything carried over; None if a signal ended the run while it waited.
 
-        The checkpoint comes first: growth follows from it and from nothing else, so a run that is killed anywhere in
-        here does the same again.
+        The checkpoint comes first: growth follows from it and from nothing else, so a run that ends anywhere in here
+        does the same again.
         """
-        self.keeping.save(active.running, active.module, self.step)
-        if active.running.stage.index + 1 >= len(self.schedule.stages):
-            return None
-        self.keeping.saver.wait()  # what was saved must not be what growth already works on
-        running = active.running
-        self.parallel.unwrap(running.optimizer, running.ema)
-        crossing = Crossing(running, self.task, self._sample(), self.parallel, self.settings)
-        with crossing.timed("transform"):
+        clock, running = Clock(), active.running
+        with clock.timed("save"):
+            self._saved(active)  # what is written must not be what growth already works on
+        with clock.timed("wrap"):
+            self.parallel.unwrap(running.optimizer, running.ema)
+        crossing = Crossing(running, self.task, self._sample(), self.parallel, self.settings, clock)
+        with clock.timed("transform"):
             following = next(programs)
-        with crossing.timed("compile"):
-            if self._next is not None:
-                self._next.finish()
-                if self._next.failed is not None:
-                    self.progress.note(f"the next stage is compiled in place: {self._next.failed}")
-            self._next = None
+        with clock.timed("compile"):
+            failed = self._ahead.finish(lambda: bool(self._asked))
+        if self._left():
+            self._leave(active)
+            return None
+        if failed is not None:
+            self.progress.note(f"the next stage is compiled in place: {failed}")
+        if running.ended is not None:
+            self.progress.note(f"stage {active.index + 1} ends: {running.ended.reason}")
         record = crossing.close(following, self.step)
-        with crossing.timed("wrap"):
+        with clock.timed("wrap"):
             entered = self._entered(following)
-        record = dataclasses.replace(record, compiles=expected_compiles(entered.module), seconds=dict(crossing.seconds))
+        record = dataclasses.replace(
+            record, compiles=expected_compiles(entered.module), seconds=dict(clock.phases), lost=clock.total
+        )
         self.guard.boundary()
         self.log.write("boundary", self.step, record.to_json())
         self.progress.crossed(record)
         return entered
-
-    def _look_ahead(self, active: Active) -> None:
-        """Begins to compile the next stage, once the present one has taken its first step."""
-        index = active.running.stage.index + 1
-        if not self.settings.ahead or self.settings.compile == "eager" or index >= len(self.schedule.stages):
-            return
-        if self._outlines is None:
-            self._outlines = outlines(self.program, self.schedule, source=self.source, inits=self.inits)
-        present, following = ((self._outlines[k], self._call_of(k, self._outlines[k])) for k in (index - 1, index))
-        self._next = NextStage(following[0], self.settings, following[1], self.parallel.device, present)
-
-    def _call_of(self, index: int, outline: Program) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Inputs of a stage at the size of a micro-batch."""
-        stage = self.schedule.stages[index]
-        task = for_stage(self.task, stage, outline)
-        args, kwargs = task.inputs(next(task.batches(self._micro, seed=self.settings.seed, count=1)))
-        return args, {**kwargs, **stage_inputs(outline, stage, self._micro, self.parallel.device)}
 
     def _sample(self) -> Any:
         """A batch of the whole data, the same whoever asks: what the boundary is checked on."""
         return next(self.task.batches(min(self.settings.batch, 8), seed=self.settings.seed, count=1))
 
     def _finish(self, active: Active) -> None:
-        """Weights of the finished network, and of its averages, under the user's names."""
-        self.keeping.saver.wait()
+        """The last checkpoint, and weights of the network and of its averages under the user's names."""
+        self._saved(active)
         running = active.running
         self.parallel.unwrap(running.optimizer, running.ema)
         if self.parallel.rank == 0:

@@ -125,6 +125,17 @@ def test_a_killed_compilation_leaves_nothing(
     assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
 
 
+def test_a_compilation_is_waited_for_until_something_says_otherwise(
+    program: progc.Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    ahead = compile_ahead(program, emit(program), (torch.randn(5, 6),))
+    answers = iter([False, True])
+    assert not ahead.finish(lambda: next(answers))
+    assert next(answers, None) is None and ahead.process.returncode == -signal.SIGKILL
+    assert not ahead.folder.exists()
+
+
 def test_merging_adds_files_and_replaces_none(tmp_path: Path) -> None:
     source, target = tmp_path / "a", tmp_path / "b"
     for folder, text in ((source, "new"), (target, "old")):

@@ -82,12 +82,15 @@ def schedule(rules: tuple[Any, ...] = ()) -> Schedule:
 def trainer(run: Path, data: Any = None, full: Program | None = None, **more: Any) -> Trainer:
     """A run of the four stages over 72 digits."""
     keywords = {name: more.pop(name) for name in ("parallel", "optimizer") if name in more}
+    rules, validation = more.pop("rules", ()), more.pop("validation", None)
     values = {
         "batch": BATCH, "compile": "eager", "ema": (0.9,), "clip": 1.0, "log_every": 2, "save_every": 2, "keep": None,
         "validate_every": 5, "seed": 1, **more,
     }  # fmt: skip
-    task = Task(samples(72) if data is None else data, validation=samples(20))
-    return Trainer(schedule(), program=full or program(), task=task, run=run, settings=Settings(**values), **keywords)
+    task = Task(samples(72) if data is None else data, validation=validation or samples(20))
+    return Trainer(
+        schedule(rules), program=full or program(), task=task, run=run, settings=Settings(**values), **keywords
+    )
 
 
 def train(run: Path, data: Any = None, full: Program | None = None, **more: Any) -> Result:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +19,24 @@ from torch import nn
 
 from progc.checkpoints import latest, load
 from progc.errors import CheckError, InputError
+from progc.schedule.rules import Gain
 from progc.task import Task, cross_entropy
+from progc.train.ahead import LookAhead
 from progc.train.settings import Settings
 from progc.train.trainer import Trainer
-from tests.train.running import BATCH, STEPS, Interrupted, lines, model, outcome, program, samples, schedule, train
+from tests.train.running import (
+    BATCH,
+    STEPS,
+    Interrupted,
+    lines,
+    model,
+    outcome,
+    program,
+    samples,
+    schedule,
+    train,
+    trainer,
+)
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +68,92 @@ def test_a_run_that_was_asked_to_end_goes_on_bit_for_bit(whole: Path, tmp_path: 
     assert expected.keys() == found.keys()
     assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
     assert lines(run) == lines(whole)
+
+
+@pytest.mark.parametrize(
+    ("asked", "step"), [(10, STEPS), (40, STEPS), (50, 5), (63, 5)],
+    ids=["at the end of a stage", "by the last sample", "inside a stage", "of the averages"],
+)  # fmt: skip
+def test_a_validation_does_not_hold_a_signal_up(whole: Path, tmp_path: Path, asked: int, step: int) -> None:
+    """It is done once by the run that goes on, and its metrics are those of a run that was not stopped."""
+    run = tmp_path / "run"
+    validation = Interrupted(samples(20), asked, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    first = train(run, validation=validation)
+    assert not first.finished and first.step == step
+    assert validation.left > -BATCH  # the batch at hand is the last one
+    assert any(line["kind"] == "validation" and line["step"] == step for line in lines(run)) == (asked == 40)
+    assert train(run).finished
+    assert all(torch.equal(value, outcome(whole)[name]) for name, value in outcome(run).items())
+    assert lines(run) == lines(whole)
+
+
+def test_waiting_for_a_compilation_does_not_hold_a_signal_up(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+
+    def waits(self: LookAhead, stop: Callable[[], bool]) -> None:
+        assert not stop()
+        os.kill(os.getpid(), signal.SIGTERM)
+        while not stop():
+            time.sleep(0.01)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LookAhead, "finish", waits)
+        first = train(run)
+    assert not first.finished and first.signal == signal.SIGTERM and first.step == STEPS
+    assert not [line for line in lines(run) if line["kind"] == "boundary"]
+    assert train(run).finished
+    assert all(torch.equal(value, outcome(whole)[name]) for name, value in outcome(run).items())
+    assert lines(run) == lines(whole)
+
+
+def test_a_run_that_was_asked_to_end_takes_no_first_step(whole: Path, tmp_path: Path) -> None:
+    """Its graph may still have to be compiled."""
+    run = tmp_path / "run"
+    first = trainer(run).fit(begin=lambda: os.kill(os.getpid(), signal.SIGTERM))
+    assert not first.finished and first.step == 0 and latest(run) is None
+    assert train(run).finished and lines(run) == lines(whole)
+
+
+def test_boundaries_say_what_they_cost(whole: Path) -> None:
+    found = [json.loads(line) for line in (whole / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    measured = [line["measured"] for line in found if line["kind"] == "boundary"]
+    assert len(measured) == 3
+    phases = {"save", "transform", "compile", "check", "hash", "wrap"}
+    for seconds in measured:
+        own = {name.removeprefix("seconds_"): value for name, value in seconds.items() if name.startswith("seconds_")}
+        lost = own.pop("lost")
+        assert own.keys() == phases and sum(own.values()) <= lost + 1e-3
+
+
+def test_a_rule_of_validation_ends_stages(tmp_path: Path) -> None:
+    """As soon as it has seen two gains, here; interrupted or not."""
+    more: dict[str, Any] = {"rules": (Gain(fraction=1e9),), "total": 24, "validate_every": 1}
+    own = trainer(tmp_path / "whole", **more)
+    assert own.fit().finished and own.step == 24
+    first = own.controller.log[0] if own.controller is not None else None
+    assert first is not None and (first.rule, first.step, first.planned) == ("gain", 3, 6)
+    # In the third validation, whose result would have ended the stage.
+    validation = Interrupted(samples(20), 90, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    stopped = train(tmp_path / "run", validation=validation, **more)
+    assert not stopped.finished and stopped.step == 3
+    again = trainer(tmp_path / "run", **more)
+    assert again.fit().finished
+    assert again.controller is not None and again.controller.log[0].rule == "gain"
+    boundaries = [
+        [line["step"] for line in lines(tmp_path / run) if line["kind"] == "boundary"] for run in ("whole", "run")
+    ]
+    assert boundaries[0] == boundaries[1] and boundaries[0][0] == 3
+    expected = outcome(tmp_path / "whole")
+    assert all(torch.equal(value, expected[name]) for name, value in outcome(tmp_path / "run").items())
+
+
+def test_a_rule_that_is_never_told_anything_is_said(tmp_path: Path) -> None:
+    own = trainer(tmp_path, rules=(Gain(),), validate_every=None)
+    assert any("rule gain of the plan never ends a stage" in note for note in own.notes)
+    with pytest.raises(InputError, match="some with higher true and some false"):
+        trainer(tmp_path, rules=(Gain(), Gain(higher=False)))
 
 
 def test_a_run_killed_during_a_boundary_crosses_it_again(
@@ -120,13 +223,13 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_any_weight_changes(tmp_pa
         return value * float("nan") if len(calls) == 3 else value
 
     settings = Settings(batch=BATCH, compile="eager", save_every=1, seed=1)
-    trainer = Trainer(schedule(), program=program(), task=Task(samples(72), loss), run=tmp_path, settings=settings)
+    own = Trainer(schedule(), program=program(), task=Task(samples(72), loss), run=tmp_path, settings=settings)
     with pytest.raises(CheckError, match="finite"):
-        trainer.fit()
+        own.fit()
     found = latest(tmp_path)
     assert found is not None and load(found).manifest.step == 2
-    assert trainer.active is not None
-    now = trainer.active.module.state_dict()
+    assert own.active is not None
+    now = own.active.module.state_dict()
     assert all(torch.equal(now[name], value) for name, value in load(found).weights().items())
 
 

@@ -21,12 +21,17 @@ from tests.train.running import lines
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same run in two processes: whole copies, spread, and spread with an interruption."""
+    """The same run in two processes: whole copies, spread, and spread with interruptions.
+
+    Each signal reaches rank 1 alone, which reads 8 samples for a step and 8 for a boundary.
+    """
     folder = tmp_path_factory.mktemp("runs")
     train(folder / "ddp", "ddp", 2)
     train(folder / "fsdp", "fsdp", 2)
     told = train(folder / "again", "fsdp", 2, at=3 * 8 + 3)
-    assert told.count("step 4 finished False;") == 2, told  # the signal reached rank 1 alone
+    assert told.count("step 3 finished False;") == 2, told  # inside the boundary
+    told = train(folder / "again", "fsdp", 2, at=8 + 3)
+    assert told.count("step 4 finished False;") == 2, told
     shutil.copytree(folder / "again", folder / "other")
     assert "finished True" in train(folder / "again", "fsdp", 2)
     return folder

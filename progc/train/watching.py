@@ -1,0 +1,116 @@
+"""What a run is judged by on its way: validation, the best checkpoint, and the rules by which stages end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from progc.errors import InputError
+from progc.schedule.controlling import Controller
+from progc.schedule.rules import Gain
+from progc.schedule.schedule import Schedule
+from progc.task import Task
+from progc.train.active import Active
+from progc.train.evaluating import evaluate
+from progc.train.keeping import Keeping
+from progc.train.metrics import Metrics
+from progc.train.parallel import Parallel
+from progc.train.progress import Progress
+from progc.train.seen import Seen, score
+from progc.train.settings import Settings
+
+
+class Watch:
+    """Validates where it is time to, keeps the best, and tells the rules.
+
+    Attributes:
+        metrics: of the last whole validation; empty before the first.
+    """
+
+    def __init__(
+        self,
+        schedule: Schedule,
+        settings: Settings,
+        parallel: Parallel,
+        keeping: Keeping,
+        seen: Seen,
+        controller: Controller | None,
+        log: Metrics,
+        progress: Progress,
+        *,
+        per_unit: int,
+        left: Callable[[], bool],
+    ) -> None:
+        """
+        Args:
+            per_unit: optimizer steps of what the schedule counts.
+            left: whether the run is to end, the same on all ranks: validation is left then, without a result.
+        """
+        self.settings, self.parallel, self.keeping, self.seen = settings, parallel, keeping, seen
+        self.controller, self.log, self.progress = controller, log, progress
+        self.metrics: dict[str, float] = {}
+        self._per_unit, self._left = per_unit, left
+        self._higher = all(rule.higher for rule in _gains(schedule))
+
+    def over(self, active: Active, step: int) -> bool:
+        """Whether a stage is over when `step` steps of the run are done."""
+        if self.controller is not None:
+            return self.controller.stage > active.index
+        return step >= active.stop
+
+    def trained(self, step: int, loss: float) -> None:
+        """Tells the rules the loss of a step."""
+        if self.controller is not None and step % self._per_unit == 0:
+            self.controller.observe(step // self._per_unit, loss=loss)
+
+    def look(self, active: Active, step: int) -> None:
+        """Validates if it is time to, and tells the rules.
+
+        For one and the same step all of it is done once, however often this is called: a run that was ended in the
+        midst of it, and goes on, does the rest.
+        """
+        over, every = self.over(active, step), self.settings.validate_every
+        due = step > 0 and (over or (every is not None and step % every == 0))
+        if due and self.seen.validated != step and active.task.validation is not None:
+            self._validate(active, step)
+        if step % self._per_unit == 0 and (news := self.seen.news()) is not None:
+            if self.controller is not None and not over:
+                self.controller.observe(step // self._per_unit, validation=news[0], seconds=news[1])
+
+    def _validate(self, active: Active, step: int) -> None:
+        running = active.running
+        found = evaluate(
+            active.module, active.task, running.inputs, running.ema, self.parallel, self.settings, self._left
+        )
+        if found is None:
+            return
+        self.metrics, self.seen.validated = found, step
+        value = score(found, self._higher)
+        if value is not None:
+            # The clock is that of the rank that writes; the others say 0, and all have to decide alike.
+            clock = torch.tensor(self.log.seconds, dtype=torch.float64, device=self.parallel.device)
+            self.seen.tell(value, float(self.parallel.mean(clock)) * self.parallel.world)
+        self.log.write("validation", step, {**found, "stage": active.index})
+        self.progress.validated(found)
+        if self.seen.is_best(found):
+            self.keeping.save(running, active.module, step)
+            self.keeping.mark_best(step, self.seen.best)
+
+
+def never_told(task: Task, schedule: Schedule, settings: Settings) -> tuple[str, ...]:
+    """Rules of a schedule that will never have anything to say, for people.
+
+    Raises:
+        InputError: one rule wants a validation that rises, another one that falls.
+    """
+    gains = _gains(schedule)
+    if len({rule.higher for rule in gains}) > 1:
+        raise InputError("rules gain: some with higher true and some false; a run tells them one number, give one kind")
+    if gains and (task.validation is None or settings.validate_every is None):
+        return ("rule gain of the plan never ends a stage: it needs validation samples, and train.validate_every",)
+    return ()
+
+
+def _gains(schedule: Schedule) -> list[Gain]:
+    return [rule for rule in schedule.rules if isinstance(rule, Gain)]
