@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -41,7 +42,7 @@ class Seen:
         Averaged weights count like the trained ones: the better of them.
         """
         value = score(metrics)
-        if value is None or value != value or (self.best is not None and value <= self.best):
+        if value is None or not math.isfinite(value) or (self.best is not None and value <= self.best):
             return False
         self.best = value
         return True

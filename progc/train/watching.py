@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -87,7 +88,7 @@ class Watch:
             return
         self.metrics, self.seen.validated = found, step
         value = score(found, self._higher)
-        if value is not None:
+        if value is not None and math.isfinite(value):
             # The clock is that of the rank that writes; the others say 0, and all have to decide alike.
             clock = torch.tensor(self.log.seconds, dtype=torch.float64, device=self.parallel.device)
             self.seen.tell(value, float(self.parallel.mean(clock)) * self.parallel.world)

@@ -42,7 +42,7 @@ def trial(folder: Path, count: int, seed: int, full: Program) -> dict[str, Any]:
     kills = dict.fromkeys(KINDS, 0)
     wrong: list[str] = []
     runs = 0
-    while sum(kills.values()) < count:
+    while sum(kills.values()) < count and len(wrong) < 10:
         run = folder / f"run-{runs}"
         runs += 1
         while True:
@@ -52,25 +52,25 @@ def trial(folder: Path, count: int, seed: int, full: Program) -> dict[str, Any]:
             if code == -signal.SIGKILL and kind is not None:
                 kills[kind] += 1
             elif code == 0:
+                wrong += [f"run {runs}: {text}" for text in differing(run, expected)]
                 break
             else:
                 wrong.append(
                     f"run {runs}: exit code {code} after a kill of kind {kind}: {(folder / 'log').read_text()}"
                 )
                 break
-        wrong += [f"run {runs}: {text}" for text in differing(run, expected)]
     return {"kills": kills, "runs": runs, "wrong": wrong}
 
 
 def attempt(run: Path, kind: str | None, rng: random.Random, length: float, full: Program, log: Path) -> int:
     """Trains in a child that is killed somewhere; its exit code, negative for a signal."""
-    at = rng.randint(1, {"save": 60, "boundary": 14}.get(kind or "", 1))
+    at = rng.randint(1, {"save": 60, "boundary": 24}.get(kind or "", 1))
 
     def body() -> None:
         if kind == "save":
             dies_at("os.fsync", at)
         elif kind == "boundary":
-            dies_at("progc.train.boundary.Crossing.timed", at)
+            dies_at("progc.train.boundary.Clock.timed", at)
         train(run, full=full)
 
     if kind == "moment":

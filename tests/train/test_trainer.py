@@ -149,6 +149,16 @@ def test_a_rule_of_validation_ends_stages(tmp_path: Path) -> None:
     assert all(torch.equal(value, expected[name]) for name, value in outcome(tmp_path / "run").items())
 
 
+def test_a_validation_that_is_not_finite_is_written_and_is_no_best(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("progc.train.watching.evaluate", lambda *args: {"loss": float("inf")})
+    assert train(tmp_path, rules=(Gain(),)).finished
+    told = [line for line in lines(tmp_path) if line["kind"] == "validation"]
+    assert told and all(line["loss"] is None for line in told)
+    assert not (tmp_path / "best.json").exists()
+
+
 def test_a_rule_that_is_never_told_anything_is_said(tmp_path: Path) -> None:
     own = trainer(tmp_path, rules=(Gain(),), validate_every=None)
     assert any("rule gain of the plan never ends a stage" in note for note in own.notes)
