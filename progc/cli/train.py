@@ -123,9 +123,11 @@ def _dry_run(terminal: Terminal, config: Config, run: Path | None, as_json: bool
         from progc.datasets.staged import not_set
         from progc.train.dry_run import described, text
         from progc.train.opening import opened
+        from progc.train.watching import never_told
 
         made = opened(config, run=run, weights=False, phase=terminal.phase)
-        notes = (*made.notes, *not_set(made.task, made.schedule, made.program))  # a trainer tells them itself
+        told = never_told(made.task, made.schedule, made.settings)  # a trainer tells these itself
+        notes = (*made.notes, *not_set(made.task, made.schedule, made.program), *told)
         made = dataclasses.replace(made, notes=notes)
         with terminal.phase("stages"):
             found = described(made)

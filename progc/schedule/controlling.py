@@ -121,13 +121,7 @@ class Controller:
         length = schedule.total if total is None else total
         assert length is not None
         lengths = [b - a for a, b in zip(starts, [*starts[1:], length], strict=True)]
-        known = [stage.cost for stage in schedule.stages]
-        costs: list[float] | None = None
-        if all(cost is not None and cost.seconds for cost in known):
-            costs = [cost.seconds / cost.batch for cost in known if cost is not None and cost.seconds]
-        elif all(cost is not None and cost.flops for cost in known):
-            costs = [cost.flops / cost.batch for cost in known if cost is not None]
-        return cls(lengths, schedule.rules, costs=costs, recorded=recorded)
+        return cls(lengths, schedule.rules, costs=schedule.costs(), recorded=recorded)
 
     @property
     def total(self) -> int:

@@ -135,6 +135,29 @@ class Schedule:
             raise InputError(f"schedule: {length} {self.unit} are too few for {len(self.stages)} stages; give more")
         return found
 
+    def costs(self) -> list[float] | None:
+        """What training on a sample costs in each stage: seconds where all are known, else operations, or None."""
+        known = [stage.cost for stage in self.stages if stage.cost is not None]
+        if len(known) == len(self.stages) and all(cost.seconds for cost in known):
+            return [(cost.seconds or 0.0) / cost.batch for cost in known]
+        if len(known) == len(self.stages) and all(cost.flops for cost in known):
+            return [cost.flops / cost.batch for cost in known]
+        return None
+
+    def later(self, index: int, total: int | None = None) -> float | None:
+        """How many epochs or steps of stage `index` cost as much as all stages behind it; None where costs are unknown.
+
+        Args:
+            total: length of the run, as for `starts`.
+        """
+        costs = self.costs()
+        if costs is None:
+            return None
+        length = self.total if total is None else total
+        ends = [*self.starts(total)[1:], length or 0]
+        behind = range(index + 1, len(costs))
+        return sum((ends[k] - ends[k - 1]) * costs[k] / costs[index] for k in behind)
+
     def check(self, program: Program) -> None:
         """Raises InputError if the schedule is for another network than the full program `program`."""
         if structure(program) != self.model.fingerprint:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import sys
 import time
 from collections.abc import Mapping
@@ -28,19 +29,21 @@ class Progress:
         self._task: Any = None
         self._total = self._step = 0
         self._stage = ""
-        self._told = self._began = time.monotonic()
-        self._first = 0
+        self._told = time.monotonic()
+        self._began: float | None = None
+        self._first = self._stop = 0
+        self._later = 0.0
         self._loss, self._measured = float("nan"), ""
 
     def __enter__(self) -> Progress:
         if self._shows and self._stream.isatty():
             from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
             from rich.progress import Progress as Bar
 
             self._bar = Bar(
                 TextColumn("{task.fields[stage]}", markup=False), BarColumn(), MofNCompleteColumn(),
-                TextColumn("{task.description}", markup=False), TimeRemainingColumn(),
+                TextColumn("{task.description}", markup=False),
                 console=Console(file=self._stream),
             )  # fmt: skip
             self._bar.start()
@@ -53,26 +56,41 @@ class Progress:
             self._bar.stop()
             self._bar = None
 
-    def stage(self, index: int, count: int, step: int, stop: int, total: int) -> None:
-        """A stage begins, or goes on: at `step` of `total`, until `stop`."""
+    def stage(self, index: int, count: int, step: int, stop: int, total: int, later: float | None = None) -> None:
+        """A stage begins, or goes on: at `step` of `total`, until `stop`.
+
+        Args:
+            later: how many steps of this stage take as long as the stages behind it; None: their steps count alike.
+        """
         self._stage, self._total, self._step = f"stage {index + 1}/{count}", total, step
-        self._began, self._first = time.monotonic(), step
+        self._stop, self._later = stop, total - stop if later is None else later
+        self._began = None
         if self._bar is not None and self._task is None:
             self._task = self._bar.add_task("", total=total, completed=step, stage=self._stage)
         self._say(f"{self._stage}: steps {step} to {stop} of {total}")
 
     def step(self, step: int, loss: float) -> None:
         """A step is done."""
+        now = time.monotonic()
+        if self._began is None:  # the first step may have waited for a compilation
+            self._began, self._first = now, step
         self._step, self._loss = step, loss
         if self._bar is not None and self._task is not None:
-            text = f"loss {loss:.4f} {self._measured}"
+            text = f"loss {loss:.4f} {self._measured} {self._left(now)}"
             self._bar.update(self._task, completed=step, description=text, stage=self._stage)
-        elif self._shows and time.monotonic() - self._told >= _EVERY:
-            self._told = time.monotonic()
-            left = (self._told - self._began) / max(step - self._first, 1) * (self._total - step)
+        elif self._shows and now - self._told >= _EVERY:
+            self._told = now
             self._print(
-                f"{self._stage}  step {step}/{self._total}  loss {loss:.4f}  {self._measured}  {left:.0f} s left"
+                f"{self._stage}  step {step}/{self._total}  loss {loss:.4f}  {self._measured}  {self._left(now)}"
             )
+
+    def _left(self, now: float) -> str:
+        """Time to go; empty before two steps are done."""
+        if self._began is None or self._step <= self._first:
+            return ""
+        pace = (now - self._began) / (self._step - self._first)
+        seconds = pace * (max(self._stop - self._step, 0) + self._later)
+        return f"{datetime.timedelta(seconds=round(seconds))} left"
 
     def measured(self, values: Mapping[str, Any]) -> None:
         """What the meter read."""

@@ -205,7 +205,11 @@ class Trainer:
         flops = None if cost is None else cost.flops * self.settings.batch // max(cost.batch, 1) // self.parallel.world
         start, stop = running.start * self._per_unit, running.stop * self._per_unit
         self.active = Active(running, module, task, stepper, Meter(flops, self.parallel.device), start, stop)
-        self.progress.stage(running.stage.index, len(self.schedule.stages), start, stop, self.total)
+        later = self.schedule.later(running.stage.index, self.units)
+        self.progress.stage(
+            running.stage.index, len(self.schedule.stages), self.step, stop, self.total,
+            None if later is None else later * self._per_unit,
+        )  # fmt: skip
         for note in running.notes:
             self.progress.note(note)
         return self.active

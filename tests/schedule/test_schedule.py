@@ -254,6 +254,31 @@ def test_speedup_by_operations_and_by_seconds() -> None:
 # -- spaces --------------------------------------------------------------------------------------------------------
 
 
+def test_what_later_stages_cost() -> None:
+    """In epochs of a stage: 10 epochs each, the costs 1, 2 and 4 by operations, and otherwise by seconds."""
+    plan = equal(3)
+    assert plan.costs() is None and plan.later(0, 30) is None
+    cost = StageCost(2, 0, 0, 10, 20, 0, 0, 0, 0)
+    by_operations = dataclasses.replace(
+        plan,
+        stages=tuple(
+            dataclasses.replace(stage, cost=dataclasses.replace(cost, backward_flops=30 * 2**k - 10))
+            for k, stage in enumerate(plan.stages)
+        ),
+    )
+    assert by_operations.costs() == [15, 30, 60]
+    assert [by_operations.later(k, 30) for k in range(3)] == [60, 20, 0]
+    by_seconds = dataclasses.replace(
+        by_operations,
+        stages=tuple(
+            dataclasses.replace(stage, cost=dataclasses.replace(stage.cost, seconds=2.0 * (k + 1)))
+            for k, stage in enumerate(by_operations.stages)
+            if stage.cost is not None
+        ),
+    )
+    assert by_seconds.costs() == [1, 2, 3] and by_seconds.later(1, 30) == 15
+
+
 def test_the_last_place_is_the_full_network() -> None:
     space = Space(VOLO.depths, (), VOLO.resolutions, SHAPES)
     point = space.point(space.last)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -109,8 +110,6 @@ def test_the_meter_counts_samples_since_it_was_read() -> None:
 
 
 def test_plain_lines_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    import sys
-
     with Progress(sys.stderr) as progress:
         progress.stage(1, 4, 10, 20, 40)
         progress.note("a [remark]")
@@ -118,6 +117,23 @@ def test_plain_lines_where_there_is_no_terminal(capsys: pytest.CaptureFixture[st
     with Progress(sys.stderr, shows=False) as progress:
         progress.note("nothing")
     assert capsys.readouterr().err == ""
+
+
+def test_time_to_go_counts_what_later_stages_cost(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the second step on: the first may wait for a compilation."""
+    now = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    with Progress(sys.stderr) as progress:
+        for later, left in ((None, "0:04:40"), (40.0, "0:08:00")):  # 8 steps and 20 or 40 more, of 10 seconds
+            progress.stage(1, 4, 10, 20, 40, later)
+            now[0] += 100
+            progress.step(11, 0.5)
+            assert " left" not in capsys.readouterr().err
+            now[0] += 10
+            progress.step(12, 0.5)
+            assert capsys.readouterr().err.endswith(f"step 12/40  loss 0.5000    {left} left\n")
 
 
 def test_tensorboard_gets_a_copy(tmp_path: Path) -> None:
