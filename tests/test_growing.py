@@ -90,7 +90,7 @@ LARGER: dict[tuple[str, str], Callable[[], nn.Module]] = {
         "convnext_atto", depths=(4, 4, 12, 4), dims=(80, 160, 320, 640)
     ),
     ("timm:densenet121@64", "width*2"): lambda: _class("timm.models.densenet.DenseNet")(
-        growth_rate=64, block_config=(6, 12, 24, 16)
+        growth_rate=64, block_config=(2, 3, 4, 3)
     ),
     ("timm:efficientnet_b0@64", "width*2"): lambda: _class("timm.models.efficientnet._gen_efficientnet")(
         "efficientnet_b0", channel_multiplier=2.0

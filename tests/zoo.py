@@ -119,7 +119,7 @@ _ZOO: dict[str, Callable[[], Built]] = {
     "timm:resnet50@64": _timm("resnet50", 64),
     "timm:swin@56": _swin,
     "timm:convnext_atto@64": _timm("convnext_atto", 64),
-    "timm:densenet121@64": _timm("densenet121", 64),
+    "timm:densenet121@64": _timm("densenet121", 64, block_config=(2, 3, 4, 3)),
     "timm:mobilenetv3_small_100@64": _timm("mobilenetv3_small_100", 64),
     "timm:efficientnet_b0@64": _timm("efficientnet_b0", 64),
     "timm:mixer_s32_224": _timm("mixer_s32_224", 224),
