@@ -64,6 +64,7 @@ PAIRS = [
     _pair("vit_tiny_patch16_224", "vit_base_patch16_224", 224, 5_717_416, 86_567_656),
     _pair("deit_tiny_patch16_224", "deit_small_patch16_224", 224, 5_717_416, 22_050_664),
     _pair("resnet18", "resnet34", 64, 11_689_512, 21_797_672),
+    _pair("resnet50", "resnet101", 64, 25_557_032, 44_549_160),
     _pair("resnet50", "wide_resnet50_2", 64, 25_557_032, 68_883_240),
     _pair("efficientnet_b1", "efficientnet_b2", 64, 7_794_184, 9_109_994),
     _pair("swin_tiny_patch4_window7_224", "swin_small_patch4_window7_224", 224, 28_288_354, 49_606_258),
