@@ -51,8 +51,8 @@ def build(name: str) -> tuple[torch.nn.Module, tuple[Any, ...], dict[str, Any]]:
 
 def measure(name: str, repeats: int) -> dict[str, Any]:
     """One row: seconds of each phase, ratios to an eager forward at batch 2, sizes of what was analysed."""
-    from progc.axes import analyse
-    from progc.chains import find_chains
+    from progc.analysis.axes import analyse
+    from progc.analysis.chains import find_chains
 
     model, args, kwargs = build(name)
     program = progc.capture(model, args, kwargs)  # also warms every cache

@@ -84,10 +84,10 @@ def progc_row(name: str) -> dict[str, Any]:
     import torch
 
     import progc
-    from progc.axes import analyse
+    from progc.analysis.axes import analyse
     from progc.errors import ProgcError
-    from progc.growing import grow_with_report
-    from progc.sizes import parse_sizes
+    from progc.growth.grow import grow_with_report
+    from progc.models.sizes import parse_sizes
 
     model, args, kwargs = build(name)
     progc.capture(torch.nn.Linear(2, 2), (torch.randn(2, 2),))  # both tools start warm

@@ -58,10 +58,10 @@ def measure(name: str) -> dict[str, Any]:
     import progc
     import progc.passes.grow_depth
     import progc.passes.grow_width
-    from progc.growing import grow_with_report
-    from progc.program import Program
-    from progc.sizes import parse_sizes
-    from progc.tensor_file import read_deferred, write_tensors
+    from progc.growth.grow import grow_with_report
+    from progc.ir.program import Program
+    from progc.ir.tensor_file import read_deferred, write_tensors
+    from progc.models.sizes import parse_sizes
 
     torch.set_num_threads(1)
     series, model_name, options, growth = MODELS[name]

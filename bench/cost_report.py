@@ -42,9 +42,9 @@ Analysis depends on the graph, not on the parameters: deeper networks have more 
 ## Memory
 
 Peak resident memory above that of the process after its imports, over the bytes of the grown weights. The grown network
-never exists in memory: parameters of the grown program are deferred (`progc/deferred.py`), each is made when the file
-is written (`progc/tensor_file.py`) and read back when the check reaches it. What stays is the source, the tensors at
-work, and a constant part (tracing, activations) that small networks show.
+never exists in memory: parameters of the grown program are deferred (`progc/ir/deferred.py`), each is made when the
+file is written (`progc/ir/tensor_file.py`) and read back when the check reaches it. What stays is the source, the
+tensors at work, and a constant part (tracing, activations) that small networks show.
 
 {memory}
 """

@@ -86,11 +86,11 @@ def measure(key: str) -> dict[str, Any]:
 
 def _growth(program: Any, target: str, most: int) -> dict[str, Any]:
     """Outcome of one growth: `lossless` with its differences, `refused` with the reason, or `defect`."""
-    from progc.check import stochastic
     from progc.errors import NotLosslessError, TargetError
-    from progc.growing import grow_with_report
-    from progc.proof import tolerance
-    from progc.sizes import parse_sizes
+    from progc.growth.grow import grow_with_report
+    from progc.ir.check import stochastic
+    from progc.lift.proof import tolerance
+    from progc.models.sizes import parse_sizes
 
     seconds: dict[str, float] = {}
     clock = _Clock(seconds)
@@ -122,7 +122,7 @@ def _growth(program: Any, target: str, most: int) -> dict[str, Any]:
 
 
 def _train(program: Any, growth: Any, entry: dict[str, Any], limit: float) -> None:
-    from progc.check import compare_train
+    from progc.ir.check import compare_train
 
     try:  # running statistics have other names, or another size, after growth: outputs alone are compared
         entry["train"] = compare_train(program, growth.program, seed=0, buffers={}).max_rel
@@ -139,9 +139,9 @@ def _train(program: Any, growth: Any, entry: dict[str, Any], limit: float) -> No
 
 def _proved(program: Any, target: str, most: int, clock: _Clock) -> dict[str, Any]:
     """Large models: passes, proofs and verifier as always, on shapes alone; no weight is made."""
-    from progc.manager import run
     from progc.passes.grow_depth import GrowDepth
     from progc.passes.grow_width import GrowWidth
+    from progc.pipeline.manager import run
 
     steps: list[Any] = [GrowDepth(to=("*2",))] if "depth" in target else []
     if "depth*2" in target and not len(program.chains):

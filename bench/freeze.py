@@ -29,8 +29,8 @@ from torch import Tensor, nn
 
 import progc
 from bench.common import write_json
-from progc.costs import count
-from progc.program import Program
+from progc.analysis.costs import count
+from progc.ir.program import Program
 
 VARIANTS = {
     "all trainable": "freeze",

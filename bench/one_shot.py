@@ -33,11 +33,11 @@ from torch.utils.data import TensorDataset, default_collate
 import progc
 from bench.common import write_json
 from examples.digits_vit import DigitsViT, load_digits, predict, shifted
-from progc.program import Program
+from progc.data.task import Task
+from progc.ir.program import Program
 from progc.schedule import Space
-from progc.schedule.elastic import seeded
-from progc.schedule.one_shot import copied, search_stage, train_on
-from progc.task import Task
+from progc.search.elastic import seeded
+from progc.search.one_shot import copied, search_stage, train_on
 
 BATCH, STAGES, PEAK, WARM = 64, 4, 1e-3, 50
 SPACE = Space(depths=tuple({"blocks": depth} for depth in (6, 8, 10, 12)))

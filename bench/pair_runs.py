@@ -22,14 +22,14 @@ from torch import nn
 
 import progc
 from bench.pair_lists import UNETS
-from progc import growing
-from progc.check import Difference
 from progc.errors import CaptureError, NotLosslessError, ProgcError, TargetError
-from progc.growing import Growth, grow_with_report
-from progc.program import Program
-from progc.skeleton import build_skeleton
-from progc.sources import derive_example, open_source
-from tests.growth import gap, outputs
+from progc.growth import grow as growing
+from progc.growth.grow import Growth, grow_with_report
+from progc.ir.check import Difference
+from progc.ir.program import Program
+from progc.models.opening import derive_example, open_source
+from progc.models.skeleton import build_skeleton
+from tests.grown import gap, outputs
 from tests.zoo import perturb
 
 LIMIT = 1e-6

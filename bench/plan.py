@@ -34,13 +34,13 @@ import torch
 
 from bench.common import RESULTS, child, write_json
 from bench.plan_models import SOURCES, candidates, classifier, denoiser, plans
-from progc.costs import calibrate, count, counted_stages, default_machine, step_of, step_times, token_linear
-from progc.program import Program
+from progc.analysis.costs import calibrate, count, counted_stages, default_machine, step_of, step_times, token_linear
+from progc.data.task import Task
+from progc.ir.program import Program
+from progc.models.opening import open_source
 from progc.schedule import Point, Stage
 from progc.schedule.building import stage_program
 from progc.schedule.shares import COUNTED, speedups
-from progc.sources import open_source
-from progc.task import Task
 
 BATCH = 8
 _SEEN = candidates("blocks", (3, 6, 9, 12), (32, 48, 64), 20)

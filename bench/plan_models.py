@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import progc
-from progc.program import Program
+from progc.data.task import Task
+from progc.ir.program import Program
 from progc.schedule import Point, Unfreeze
-from progc.task import Task
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,7 +6,7 @@
 
 A case is a network (`tests/properties/networks.py`) and a plan (`tests/properties/plans.py`), both drawn from the
 seed. It is either refused in one line, or exact: eval and train outputs, written buffers, gradients of the inputs,
-ties, and the old weights given back by `progc.revert`; or it was asked to be lossy and runs. A run that was
+ties, and the old weights given back by `progc.lift.revert`; or it was asked to be lossy and runs. A run that was
 interrupted goes on where it stopped. Writes bench/results/properties.json.
 """
 
@@ -32,7 +32,7 @@ import torch
 
 from bench.common import RESULTS, write_json
 from progc.errors import CaptureError
-from progc.program import Program
+from progc.ir.program import Program
 from tests.properties.networks import captured, draw_recipe
 from tests.properties.plans import draw_plan, judge, reverted
 

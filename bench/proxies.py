@@ -156,7 +156,7 @@ def published(model: nn.Module, size: int, level: int) -> Parts:
 
 def task() -> Any:
     """Two batches of full size."""
-    from progc.task import Task
+    from progc.data.task import Task
 
     return Task(Latents(2 * BATCH, FULL), loss=loss, inputs=call)
 
@@ -171,9 +171,9 @@ def captured() -> Any:
 
 def ours(program: Any, size: int, level: int) -> Parts:
     """The scoring of one candidate."""
-    from progc.proxies import load_proxy
     from progc.schedule import Point, Unfreeze
     from progc.schedule.building import stage_program
+    from progc.search.proxies import load_proxy
 
     own = task()
     batches = list(own.batches(BATCH, seed=0))

@@ -29,12 +29,12 @@ from torch import Tensor
 import progc
 from bench.common import write_json
 from examples.digits_vit import DigitsViT, load_digits
-from progc.costs import predicted_seconds
-from progc.program import Program
+from progc.analysis.costs import predicted_seconds
+from progc.data.task import Task
+from progc.ir.program import Program
 from progc.schedule import Index, Space, Unfreeze
 from progc.schedule.building import stage_program
-from progc.schedule.zero_shot import decide
-from progc.task import Task
+from progc.search.zero_shot import decide
 
 STAGES, BATCH = 4, 32
 

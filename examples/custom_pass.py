@@ -21,12 +21,12 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 import progc
-from progc.check import compare
 from progc.errors import PassOptionError
-from progc.lift import Lift, Scale, TensorLift
-from progc.manager import run
-from progc.passbase import Pass, PassResult, option
-from progc.program import MODES, Program
+from progc.ir.check import compare
+from progc.ir.program import MODES, Program
+from progc.lift.lift import Lift, Scale, TensorLift
+from progc.pipeline.base import Pass, PassResult, option
+from progc.pipeline.manager import run
 
 LINEAR, RELU = torch.ops.aten.linear.default, torch.ops.aten.relu.default
 

@@ -9,7 +9,7 @@ import timm
 import torch
 
 from progc.errors import InputError
-from progc.suggestions import did_you_mean
+from progc.files.suggestions import did_you_mean
 
 if TYPE_CHECKING:
     from torch import nn

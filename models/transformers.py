@@ -14,8 +14,8 @@ import torch
 import transformers
 
 from progc.errors import InputError
+from progc.files.suggestions import did_you_mean
 from progc.models.checkpoint import has_weights, one_line, read_config
-from progc.suggestions import did_you_mean
 
 if TYPE_CHECKING:
     from torch import nn

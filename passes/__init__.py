@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from progc.errors import InputError
-from progc.named_classes import NamedClasses
+from progc.pipeline.registry import NamedClasses
 
 if TYPE_CHECKING:
-    from progc.passbase import Pass
+    from progc.pipeline.base import Pass
 
 PASSES: Mapping[str, str] = {
     "grow-depth": "progc.passes.grow_depth:GrowDepth",
@@ -46,10 +46,10 @@ def load_pass(name: str) -> type[Pass]:
     """
     found = _CLASSES.load(name)
     place = _CLASSES.table[name]
-    from progc.passbase import Pass
+    from progc.pipeline.base import Pass
 
     if not (isinstance(found, type) and issubclass(found, Pass)):
-        raise InputError(f"pass `{name}` loads {place}, which is no subclass of progc.passbase.Pass; derive it")
+        raise InputError(f"pass `{name}` loads {place}, which is no subclass of progc.pipeline.base.Pass; derive it")
     _CLASSES.check_name(name, found.name)
     try:
         found.options()

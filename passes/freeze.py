@@ -1,16 +1,16 @@
-"""`freeze`: says which parameters train (AutoProg-Zero; progc/freezing, docs/adr/0011-freeze.md)."""
+"""`freeze`: says which parameters train (AutoProg-Zero; progc/transforms/freezing, docs/adr/0011-freeze.md)."""
 
 from __future__ import annotations
 
 import dataclasses
 from typing import ClassVar
 
-from progc import norm_statistics
-from progc.freezing import Selection, select, set_trainable, trainable
-from progc.freezing.blocks import Blocks
-from progc.freezing.report import report, still_written
-from progc.passbase import Pass, PassResult, option
-from progc.program import Program
+from progc.ir import norms as norm_statistics
+from progc.ir.program import Program
+from progc.pipeline.base import Pass, PassResult, option
+from progc.transforms.freezing import Selection, select, set_trainable, trainable
+from progc.transforms.freezing.blocks import Blocks
+from progc.transforms.freezing.report import report, still_written
 
 
 @dataclasses.dataclass(frozen=True)

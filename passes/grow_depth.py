@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 from typing import ClassVar
 
-from progc.depth.attempt import Options, deepened
-from progc.depth.averaged import averaged_note, chosen_average
-from progc.depth.targets import parse_size
 from progc.errors import PassOptionError
-from progc.passbase import Pass, PassResult, option
-from progc.program import Program
+from progc.ir.program import Program
+from progc.pipeline.base import Pass, PassResult, option
+from progc.transforms.depth.attempt import Options, deepened
+from progc.transforms.depth.averaged import averaged_note, chosen_average
+from progc.transforms.depth.targets import parse_size
 
 
 @dataclasses.dataclass(frozen=True)

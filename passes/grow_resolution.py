@@ -6,8 +6,8 @@ import dataclasses
 from typing import ClassVar
 
 from progc.errors import PassOptionError
-from progc.passbase import Pass, PassResult, option
-from progc.program import Program
+from progc.ir.program import Program
+from progc.pipeline.base import Pass, PassResult, option
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +48,7 @@ class GrowResolution(Pass):
             PassOptionError: a size or an input that is none.
             TargetError: a size that the network cannot take, or an operation that cannot follow.
         """
-        from progc.resolution.resize import resize
+        from progc.transforms.resolution.resize import resize
 
         if not self.to:
             raise PassOptionError("grow-resolution: to is needed: a size such as 224, 160x224 or *1.5")

@@ -5,18 +5,18 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, ClassVar
 
-from progc.axes import dims as D
+from progc.analysis.axes import dims as D
 from progc.errors import LOSSY, NotLosslessError, PassOptionError, TargetError, VerifyError
-from progc.graph_tools import copy_graph, propagate
-from progc.lift import NOISE
-from progc.literals import drop_unread_sizes, set_literal
-from progc.passbase import Pass, PassResult, option
-from progc.program import MODES, Program
-from progc.sizes import parse_sizes
-from progc.suggestions import did_you_mean
-from progc.widening import INITS, Widening
-from progc.width_plan import plan_widths
-from progc.width_sizes import axis_sizes
+from progc.files.suggestions import did_you_mean
+from progc.ir.graphs import copy_graph, propagate
+from progc.ir.literals import drop_unread_sizes, set_literal
+from progc.ir.program import MODES, Program
+from progc.lift.lift import NOISE
+from progc.models.sizes import parse_sizes
+from progc.pipeline.base import Pass, PassResult, option
+from progc.transforms.width.plan import plan_widths
+from progc.transforms.width.sizes import axis_sizes
+from progc.transforms.width.widening import INITS, Widening
 
 
 @dataclasses.dataclass(frozen=True)

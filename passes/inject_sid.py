@@ -7,16 +7,16 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from progc.deferred import values
 from progc.errors import LOSSY, NotLosslessError, PassOptionError, TargetError, VerifyError
-from progc.lift import Lift
-from progc.made import Made
-from progc.notation import module_path
-from progc.passbase import Pass, PassResult, option
-from progc.program import MODES, Program
-from progc.sid.edit import free_name, input_name, with_sid, with_stage
-from progc.sid.identifier import StageIdentifier
-from progc.sid.sites import Site, choose_site
+from progc.ir.deferred import values
+from progc.ir.identifier import StageIdentifier
+from progc.ir.notation import module_path
+from progc.ir.program import MODES, Program
+from progc.lift.lift import Lift
+from progc.lift.made import Made
+from progc.pipeline.base import Pass, PassResult, option
+from progc.transforms.sid.edit import free_name, input_name, with_sid, with_stage
+from progc.transforms.sid.sites import Site, choose_site
 
 _STAGES, _DROPOUT = 4, 0.1
 _SPREAD = 0.02

@@ -6,11 +6,11 @@ import dataclasses
 from typing import ClassVar
 
 from progc.errors import NotLosslessError, TargetError
-from progc.lift import Add, Lift, TensorLift
-from progc.passbase import Pass, PassResult, option
-from progc.program import Program
-from progc.sid.edit import without_sid
-from progc.sid.folding import find_fold, targets_of
+from progc.ir.program import Program
+from progc.lift.lift import Add, Lift, TensorLift
+from progc.pipeline.base import Pass, PassResult, option
+from progc.transforms.sid.edit import without_sid
+from progc.transforms.sid.folding import find_fold, targets_of
 
 _KEEP = "keep the identifier and fix its stage: inject-sid with dropout=0 stage="
 

@@ -1,14 +1,14 @@
-"""`set-drop`: sets the rates of drop-path and dropout (progc/dropping, docs/passes/set-drop.md)."""
+"""`set-drop`: sets the rates of drop-path and dropout (progc/transforms/dropping, docs/passes/set-drop.md)."""
 
 from __future__ import annotations
 
 import dataclasses
 from typing import ClassVar
 
-from progc.dropping import set_drops
 from progc.errors import PassOptionError
-from progc.passbase import Pass, PassResult, option
-from progc.program import Program
+from progc.ir.program import Program
+from progc.pipeline.base import Pass, PassResult, option
+from progc.transforms.dropping import set_drops
 
 
 @dataclasses.dataclass(frozen=True)

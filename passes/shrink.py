@@ -6,14 +6,14 @@ import dataclasses
 from typing import ClassVar, cast
 
 from progc.errors import TargetError
-from progc.passbase import Pass, PassResult, option
+from progc.ir.program import Program
+from progc.lift.compose import composed
 from progc.passes.grow_resolution import GrowResolution
-from progc.program import Program
-from progc.shrinking.compose import composed
-from progc.shrinking.depths import Rule, choose, parse_depth
-from progc.shrinking.narrowing import Units
-from progc.shrinking.shrink import shrunk
-from progc.shrinking.sizes import parse_axis, parse_width, smaller_sizes
+from progc.pipeline.base import Pass, PassResult, option
+from progc.transforms.shrinking.depths import Rule, choose, parse_depth
+from progc.transforms.shrinking.narrowing import Units
+from progc.transforms.shrinking.shrink import shrunk
+from progc.transforms.shrinking.sizes import parse_axis, parse_width, smaller_sizes
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,33 +8,33 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from progc import rules
-    from progc.averages import Averages as EMA
-    from progc.axes.registry import rule
-    from progc.capturing import capture
+    from progc.analysis.axes import custom as rules
+    from progc.analysis.axes.registry import rule
+    from progc.capturing.capture import capture
+    from progc.data.task import Task
     from progc.diffing import ProgramDiff, diff
-    from progc.growing import grow
-    from progc.manager import apply
-    from progc.planning import plan
-    from progc.program import Program
+    from progc.growth.grow import grow
+    from progc.ir.program import Program
+    from progc.lift.averages import Averages as EMA
+    from progc.pipeline.manager import apply
     from progc.schedule.running import stages
-    from progc.task import Task
+    from progc.search.plan import plan
     from progc.train.settings import Settings
     from progc.train.trainer import Trainer
 
 _LAZY = {
-    "EMA": "progc.averages:Averages",
-    "capture": "progc.capturing",
-    "grow": "progc.growing",
-    "apply": "progc.manager",
-    "plan": "progc.planning",
+    "EMA": "progc.lift.averages:Averages",
+    "capture": "progc.capturing.capture",
+    "grow": "progc.growth.grow",
+    "apply": "progc.pipeline.manager",
+    "plan": "progc.search.plan",
     "diff": "progc.diffing",
     "ProgramDiff": "progc.diffing",
-    "Program": "progc.program",
-    "rule": "progc.axes.registry",
+    "Program": "progc.ir.program",
+    "rule": "progc.analysis.axes.registry",
     "stages": "progc.schedule.running",
     "Settings": "progc.train.settings",
-    "Task": "progc.task",
+    "Task": "progc.data.task",
     "Trainer": "progc.train.trainer",
 }
 
@@ -59,7 +59,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name == "rules":
-        return importlib.import_module("progc.rules")
+        return importlib.import_module("progc.analysis.axes.custom")
     if name in _LAZY:
         module, _, attribute = _LAZY[name].partition(":")
         value = getattr(importlib.import_module(module), attribute or name)

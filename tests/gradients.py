@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import fx
 
-from progc.check import _default_dtype, _Float64, example_inputs
-from progc.program import Mode, Program
+from progc.ir.check import _default_dtype, _Float64, example_inputs
+from progc.ir.program import Mode, Program
 
 
 class _Differentiable(_Float64):

@@ -205,7 +205,7 @@ Case = tuple[str, str, Make, Arguments]
 
 
 def cases() -> Iterator[Case]:
-    """All of them but those of checkpoints and runs (tests/checkpoints/test_hostile.py, tests/test_hostile.py)."""
+    """All of them but those of checkpoints and runs (their tests have them)."""
     for kind, make in {**PLACES, **TEXTS}.items():
         yield from (("x.json", f"plan {kind}: {name}", make, run) for name, run in PLAN.items())
         yield from (("x.json", f"config.json {kind}: {name}", make, run) for name, run in CONFIG.items())

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from progc import userfile
-from progc.axes import registry
+from progc.analysis.axes import registry
+from progc.files import python as userfile
 
 
 def set_rules_apart(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from hypothesis import strategies as st
 
-from progc.index_map import IndexMap
+from progc.lift.index_map import IndexMap
 
 
 @st.composite

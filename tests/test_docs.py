@@ -12,15 +12,15 @@ from pathlib import Path
 import pytest
 import torch
 
-import progc.axes.registry
-from progc.passbase import Pass
+import progc.analysis.axes.registry
 from progc.passes import PASSES, load_pass
+from progc.pipeline.base import Pass
 from progc.schedule import Regularisation
 from tests.schedule import made
 
 ROOT = Path(__file__).resolve().parents[1]
 CARDS = ROOT / "docs" / "passes"
-OTHER_CARDS = ("optimizer-state",)  # of what passes carry along: tests/optimizers/test_card.py
+OTHER_CARDS = ("optimizer-state",)  # of what passes carry along: tests/lift/optimizers/test_card.py
 SECTIONS = [
     "Summary", "When to use", "Example", "Options", "What is preserved", "Limits", "Evidence", "Attribution",
 ]  # fmt: skip
@@ -168,7 +168,7 @@ def test_the_map_of_modules_is_complete() -> None:
     text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
     named = set(MODULE.findall(text))
     # These folders stand for their files; of the others each file is named.
-    whole = ("progc/axes/rules/", "progc/resolution/rules/", "progc/cli/", "passes/", "models/")
+    whole = ("progc/analysis/axes/rules/", "progc/transforms/resolution/rules/", "progc/cli/", "passes/", "models/")
     for path in SOURCES:
         name = path.relative_to(ROOT).as_posix()
         if path.name not in ("__init__.py", "__main__.py"):
@@ -204,7 +204,7 @@ def test_python_of_the_readme_runs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_python_of_the_guide_to_schedules_runs(tmp_path: Path) -> None:
-    from progc.taskfile import load_task
+    from progc.data.taskfile import load_task
 
     guide = ROOT / "docs" / "schedules.md"
     data, plan = blocks(guide, "python")
@@ -239,9 +239,9 @@ def test_exit_codes_of_the_readme() -> None:
 
 def test_rule_of_the_contributors_guide_works(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the rule the operation pins; with it the block's own assertions hold."""
-    rules = dict(progc.axes.registry._RULES)
+    rules = dict(progc.analysis.axes.registry._RULES)
     rules.pop("cosine_similarity", None)
-    monkeypatch.setattr(progc.axes.registry, "_RULES", rules)
+    monkeypatch.setattr(progc.analysis.axes.registry, "_RULES", rules)
     rule, check = blocks(ROOT / "CONTRIBUTING.md", "python")[:2]
     with pytest.raises(AssertionError, match="no rule for op aten.cosine_similarity"):
         execute(ROOT / "CONTRIBUTING.md", check)

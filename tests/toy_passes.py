@@ -9,9 +9,9 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from progc.graph_tools import copy_graph, propagate
-from progc.passbase import Pass, PassResult, option
-from progc.program import MODES, Program, TensorSpec
+from progc.ir.graphs import copy_graph, propagate
+from progc.ir.program import MODES, Program, TensorSpec
+from progc.pipeline.base import Pass, PassResult, option
 
 
 @dataclasses.dataclass(frozen=True)

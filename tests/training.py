@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from torch import nn
 
 import progc
-from progc.lift import Lift
-from progc.module import ProgramModule
-from progc.moments import load_state_by_name, optimizer_state_by_name
-from progc.program import Program
-from progc.rates import RateFactors, learning_rate_factors
+from progc.ir.module import ProgramModule
+from progc.ir.program import Program
+from progc.lift.lift import Lift
+from progc.lift.moments import load_state_by_name, optimizer_state_by_name
+from progc.lift.rates import RateFactors, learning_rate_factors
 from tests.nets import EinsumTransformer, FlatMixer
 
 LR, DECAY, EPS = 1e-3, 0.1, 1e-6

@@ -19,7 +19,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 import progc
-from progc.program import Program
+from progc.ir.program import Program
 from tests import nets
 
 Built = tuple[nn.Module, tuple[Any, ...], dict[str, Any]]

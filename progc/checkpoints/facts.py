@@ -6,8 +6,8 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from progc.checkpoints.reading import read_header
 from progc.checkpoints.searching import verify
+from progc.files.reading import read_header
 
 
 def facts(path: str | Path) -> dict[str, Any]:

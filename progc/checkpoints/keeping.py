@@ -9,9 +9,9 @@ import warnings
 from pathlib import Path
 
 from progc.checkpoints.manifest import NAME, sealed, unsealed
-from progc.checkpoints.reading import is_count, read_text
 from progc.checkpoints.searching import Tell, steps, verify
 from progc.errors import InputError
+from progc.files.reading import is_count, read_text
 
 BEST = "best.json"
 
@@ -86,7 +86,7 @@ def mark_best(run: str | Path, step: int, metric: float | None = None) -> None:
         InputError: it does not verify, or the disk refuses.
     """
     from progc.checkpoints.manifest import folder_name
-    from progc.checkpoints.reading import digest
+    from progc.files.reading import digest
 
     folder = Path(run) / folder_name(step)
     verify(folder)
@@ -116,7 +116,7 @@ def best(run: str | Path) -> Path | None:
         InputError: the mark or the checkpoint is damaged, or the checkpoint is another one than was marked.
     """
     from progc.checkpoints.manifest import folder_name
-    from progc.checkpoints.reading import digest
+    from progc.files.reading import digest
 
     marked = _marked(Path(run))
     if marked is None:

@@ -12,20 +12,20 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from progc.averages import Averages
 from progc.checkpoints.manifest import FileEntry, Manifest
-from progc.checkpoints.ranks import rank as own_rank
-from progc.checkpoints.reading import Entry, header_entries, is_count, open_file, parse_object
 from progc.checkpoints.rng import fresh_rng, set_rng_state
 from progc.checkpoints.searching import verify
 from progc.checkpoints.sharded import SHARDS, Index, is_spread
 from progc.checkpoints.state import CONFIG, MODEL, SCHEDULE, TRAINING, NamedTensors, State, ema_file, rng_stem
-from progc.data_order import DataPosition
-from progc.encoding import decode
+from progc.data.order import DataPosition
 from progc.errors import InputError
-from progc.optimizers.files import load_optimizer_data
-from progc.tensor_file import DTYPES
-from progc.weights import check_fit
+from progc.files.encoding import decode
+from progc.files.reading import Entry, header_entries, is_count, open_file, parse_object
+from progc.files.weights import check_fit
+from progc.ir.tensor_file import DTYPES
+from progc.lift.averages import Averages
+from progc.lift.optimizers.files import load_optimizer_data
+from progc.ranks.gathering import rank as own_rank
 
 if TYPE_CHECKING:
     from progc.schedule import Schedule

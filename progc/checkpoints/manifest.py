@@ -14,8 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from progc.checkpoints.reading import is_count, parse_object, read_text
 from progc.errors import InputError
+from progc.files.reading import is_count, parse_object, read_text
 
 FORMAT = "progc checkpoint"
 VERSION = 1

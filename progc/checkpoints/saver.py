@@ -10,13 +10,13 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from progc.checkpoints.keeping import prune
-from progc.checkpoints.ranks import agreed, apart, rank, told
 from progc.checkpoints.searching import Tell
 from progc.checkpoints.sharded import Others
 from progc.checkpoints.state import Buffers, Snapshot, State, snapshot
 from progc.checkpoints.writing import clean, write, write_part
-from progc.data_order import DataPosition
+from progc.data.order import DataPosition
 from progc.errors import InputError
+from progc.ranks.gathering import agreed, apart, rank, told
 
 if TYPE_CHECKING:
     from progc.schedule import Schedule

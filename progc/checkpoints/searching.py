@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from progc.checkpoints.manifest import NAME, Manifest, NewerFormat, read_manifest, step_of
-from progc.checkpoints.reading import digest, read_header, read_object
 from progc.errors import InputError
+from progc.files.reading import digest, read_header, read_object
 
 Tell = Callable[[str], None]
 

@@ -17,9 +17,9 @@ from typing import Any
 import torch
 
 from progc.checkpoints.manifest import FileEntry
-from progc.checkpoints.ranks import gathered, told
-from progc.checkpoints.reading import is_count
 from progc.errors import InputError
+from progc.files.reading import is_count
+from progc.ranks.gathering import gathered, told
 
 SHARDS = "shards.json"
 _MODEL = "model.safetensors"

@@ -11,15 +11,15 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from progc.averages import Averages, _named
-from progc.checkpoints.ranks import gathered, rank, world
 from progc.checkpoints.rng import rng_state
 from progc.checkpoints.sharded import SHARDS, cut, is_spread, shard_file
-from progc.data_order import DataPosition
-from progc.encoding import encode
+from progc.data.order import DataPosition
 from progc.errors import InputError
-from progc.optimizers.files import optimizer_as_data
-from progc.program import Program
+from progc.files.encoding import encode
+from progc.ir.program import Program
+from progc.lift.averages import Averages, _named
+from progc.lift.optimizers.files import optimizer_as_data
+from progc.ranks.gathering import gathered, rank, world
 
 if TYPE_CHECKING:
     from progc.schedule import Schedule
@@ -107,7 +107,7 @@ class NamedTensors:
 
     @property
     def as_program(self) -> Program:
-        """For the functions of progc/optimizers/, which ask a program for `parameters` and `tensors` alone."""
+        """For the functions of progc/lift/optimizers/, which ask a program for `parameters` and `tensors` alone."""
         found: Any = self
         return found
 
@@ -237,7 +237,7 @@ def snapshot(
     for number, (found, held) in enumerate(random):
         texts[f"{rng_stem(number)}.json"], tensors[f"{rng_stem(number)}.safetensors"] = _json(found, "rng"), held
     if schedule is not None:
-        from progc.save import json_text
+        from progc.files.writing import json_text
 
         texts[SCHEDULE] = json_text(schedule.to_json()) + "\n"
     if config is not None:

@@ -23,8 +23,8 @@ from progc.checkpoints.searching import verify
 from progc.checkpoints.sharded import Others
 from progc.checkpoints.state import Snapshot
 from progc.errors import InputError
-from progc.save import sync
-from progc.tensor_file import data_of, header_of
+from progc.files.writing import sync
+from progc.ir.tensor_file import data_of, header_of
 
 SAVING, REMOVING = ".saving-", ".removing-"
 _OLD = 24 * 3600.0  # seconds after which what another machine left behind counts as abandoned

@@ -14,8 +14,8 @@ import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 
+from progc.cli.terminal import visible
 from progc.errors import PipelineSyntaxError, ProgcError
-from progc.terminal import visible
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ProgcError as error:
         code = _fail(f"error: {error}", error.exit_code, debug)
         if isinstance(error, PipelineSyntaxError):
-            from progc.pipeline import pointer
+            from progc.pipeline.text import pointer
 
             print(pointer(error), file=sys.stderr)
         return code

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 from progc.cli.averaged import with_average, write_average
 from progc.cli.common import captured, millions, versions
+from progc.cli.terminal import Terminal
 from progc.errors import NotLosslessError
-from progc.save import check_output, json_text, output_folder, write_json
-from progc.sources import open_source
-from progc.terminal import Terminal
+from progc.files.writing import check_output, json_text, output_folder, write_json
+from progc.models.opening import open_source
 
 if TYPE_CHECKING:
-    from progc.check import Difference
-    from progc.passbase import PassResult
-    from progc.program import Program
+    from progc.ir.check import Difference
+    from progc.ir.program import Program
+    from progc.pipeline.base import PassResult
 
 
 def run_apply(
@@ -34,7 +34,7 @@ def run_apply(
     Raises:
         ProgcError: see the exit codes of `progc.cli`; a pipeline that does not parse fails before any work.
     """
-    from progc.pipeline import parse, to_text
+    from progc.pipeline.text import parse, to_text
 
     terminal = Terminal()
     passes = parse(pipeline)
@@ -47,7 +47,7 @@ def run_apply(
         if ema is not None:
             program = with_average(program, ema)
         with terminal.phase("passes"):
-            from progc.manager import run
+            from progc.pipeline.manager import run
 
             result, steps = run(program, passes)
         claims = [step.lossless for step in steps if step.lossless is not None]
@@ -83,7 +83,7 @@ def run_apply(
         }
         if out is not None:
             from progc.diffing.facts import describe_program
-            from progc.tensor_file import write_tensors
+            from progc.ir.tensor_file import write_tensors
 
             with terminal.phase("describe"):
                 report["program"] = describe_program(result).to_json()
@@ -116,7 +116,7 @@ def _measured(before: Program, after: Program, steps: Sequence[PassResult], seed
     Raises:
         NotLosslessError: the passes claim to preserve the function and do not.
     """
-    from progc.proof import measure, tolerance
+    from progc.lift.proof import measure, tolerance
 
     lifts = [step.lift for step in steps if step.lift is not None]
     difference = measure(before, after, lifts, seed=seed)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from progc.program import Program
+    from progc.ir.program import Program
 
 
 def with_average(program: Program, path: Path) -> Program:
@@ -15,8 +15,8 @@ def with_average(program: Program, path: Path) -> Program:
     Raises:
         InputError: the file cannot be read, or does not fit the program.
     """
-    from progc.averages import Average, attached
-    from progc.weights import check_fit, read_weights
+    from progc.files.weights import check_fit, read_weights
+    from progc.lift.averages import Average, attached
 
     tensors = read_weights(path, ema=True)
     state = program.state_dict()
@@ -31,7 +31,7 @@ def with_average(program: Program, path: Path) -> Program:
 
 def write_average(folder: Path, program: Program) -> None:
     """Writes `ema.safetensors`: the program's average, under the names of its state dict."""
-    from progc.tensor_file import write_tensors
+    from progc.ir.tensor_file import write_tensors
 
     (average,) = program.averages
     write_tensors(folder / "ema.safetensors", {name: average.tensors[name] for name in program.persistent()})

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from progc.checkpoints.facts import facts
-from progc.save import json_text
-from progc.terminal import Terminal
+from progc.cli.terminal import Terminal
+from progc.files.writing import json_text
 
 
 def print_checkpoint(path: Path, as_json: bool) -> None:

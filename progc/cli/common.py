@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from progc.terminal import Terminal
+from progc.cli.terminal import Terminal
 
 if TYPE_CHECKING:
-    from progc.program import Program
-    from progc.sources import Source
+    from progc.ir.program import Program
+    from progc.models.opening import Source
 
 
 def captured(terminal: Terminal, source: Source, weights: Path | None, seed: int) -> Program:
@@ -23,14 +23,14 @@ def captured(terminal: Terminal, source: Source, weights: Path | None, seed: int
         model = source.build(seed)
         example = source.example(model)
         if weights is not None:
-            from progc.weights import load_weights
+            from progc.files.weights import load_weights
 
             load_weights(model, weights)
     if weights is None:
         origin = source.trained or f"none given (--weights): as {type(model).__name__} initialises them, seed {seed}"
         terminal.note(f"weights of {source.text}: {origin}")
     with terminal.phase("capture"):
-        from progc.capturing import capture
+        from progc.capturing.capture import capture
 
         return capture(model, *example)
 

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from progc.cli.common import captured
+from progc.cli.terminal import Terminal
 from progc.errors import InputError
-from progc.save import json_text
-from progc.sources import open_source
-from progc.terminal import Terminal
+from progc.files.writing import json_text
+from progc.models.opening import open_source
 
 if TYPE_CHECKING:
-    from progc.program import Program
+    from progc.ir.program import Program
 
 
 def run_diff(
@@ -23,7 +23,7 @@ def run_diff(
     Raises:
         ProgcError: see the exit codes of `progc.cli`; wrong use is found before any work.
     """
-    from progc.pipeline import parse, to_text
+    from progc.pipeline.text import parse, to_text
 
     if b is None and pipeline is None:
         raise InputError("diff compares two; give a second model or folder, or --pipeline for the first one after it")
@@ -43,7 +43,7 @@ def run_diff(
         before = _side(terminal, a, weights, seed)
         after = before if b is None else _side(terminal, b, None, seed)
         if passes and not isinstance(after, Path):
-            from progc.manager import apply
+            from progc.pipeline.manager import apply
 
             with terminal.phase("passes"):
                 after = apply(after, passes)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import typer
 
-from progc.save import json_text
-from progc.terminal import Terminal
+from progc.cli.terminal import Terminal
+from progc.files.writing import json_text
 
 
 def run_doctor(folder: Path, *, as_json: bool) -> None:
@@ -20,7 +20,7 @@ def run_doctor(folder: Path, *, as_json: bool) -> None:
     Raises:
         typer.Exit: with code 1 where a check says `broken`.
     """
-    from progc.train.doctor import checks
+    from progc.runs.doctor import checks
 
     terminal = Terminal()
     with terminal.running():

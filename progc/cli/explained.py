@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 from progc.errors import ProgcError
 
 if TYPE_CHECKING:
-    from progc.explain import Explanation
-    from progc.growing import Growth
-    from progc.program import Program
+    from progc.growth.explain.reasons import Explanation
+    from progc.growth.grow import Growth
+    from progc.ir.program import Program
 
 ALL = "all"
 
@@ -29,7 +29,7 @@ class Chain:
         Raises:
             InputError: none does.
         """
-        from progc.explain import axis_names, explain
+        from progc.growth.explain.reasons import axis_names, explain
 
         return Chain(explain(program, names=None if pattern == ALL else axis_names(program, pattern)))
 
@@ -38,7 +38,7 @@ class Chain:
         return [item.to_json() for item in self.axes]
 
     def __str__(self) -> str:
-        from progc.explain_text import explanation_text
+        from progc.growth.explain.text import explanation_text
 
         return explanation_text(self.axes) or "no axis grows"
 
@@ -72,8 +72,8 @@ class Explainer:
         Raises:
             InputError: no axis has the name.
         """
-        from progc.explain import explain
-        from progc.width_plan import plan_widths
+        from progc.growth.explain.reasons import explain
+        from progc.transforms.width.plan import plan_widths
 
         self._names()
         try:
@@ -84,7 +84,7 @@ class Explainer:
         return Chain(explain(self._program, plan.growths, plan.lift, plan.obstacles, self._names(plan.growths)))
 
     def _names(self, growths: Sequence[Any] = ()) -> list[str]:
-        from progc.explain import axis_names
+        from progc.growth.explain.reasons import axis_names
 
         if self._pattern == ALL:
             return [growth.axis for growth in growths]

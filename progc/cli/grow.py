@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 from progc.cli.averaged import with_average, write_average
 from progc.cli.common import captured, millions, versions
 from progc.cli.explained import Explainer
+from progc.cli.terminal import Terminal
 from progc.errors import CheckError, TargetError
-from progc.inits import parse_inits
-from progc.save import check_output, json_text, output_folder, write_json
-from progc.sizes import Sizes
-from progc.sources import open_source, open_target, resolve_target
-from progc.terminal import Terminal
+from progc.files.writing import check_output, json_text, output_folder, write_json
+from progc.models.opening import open_source, open_target, resolve_target
+from progc.models.sizes import Sizes
+from progc.pipeline.inits import parse_inits
 
 if TYPE_CHECKING:
-    from progc.program import Program
+    from progc.ir.program import Program
 
 
 def run_grow(
@@ -57,7 +57,7 @@ def run_grow(
         else:
             aim = target
         from progc.diffing.facts import describe_program
-        from progc.growing import grow_with_report
+        from progc.growth.grow import grow_with_report
 
         explainer = Explainer(program, explain, inits.get("width", "copy")) if explain is not None else None
         # Weights are made one tensor at a time and go straight into the file, which the check then reads back; a check
@@ -118,7 +118,7 @@ def _written(grown: Program, folder: Path | None) -> Program:
     """The grown program with its weights in the output folder, read from there when asked for."""
     if folder is None:
         return grown
-    from progc.tensor_file import read_deferred, write_tensors
+    from progc.ir.tensor_file import read_deferred, write_tensors
 
     path = folder / "model.safetensors"
     write_tensors(path, grown.persistent())

@@ -9,14 +9,14 @@ from progc.checkpoints.searching import is_checkpoint
 from progc.cli.checkpoint import print_checkpoint
 from progc.cli.common import millions
 from progc.cli.explained import Chain
+from progc.cli.terminal import Terminal
 from progc.errors import InputError
-from progc.folder import read_folder
-from progc.save import json_text
-from progc.sources import open_source
-from progc.terminal import Terminal
+from progc.files.folder import read_folder
+from progc.files.writing import json_text
+from progc.models.opening import open_source
 
 if TYPE_CHECKING:
-    from progc.program import Program
+    from progc.ir.program import Program
 
 
 def run_inspect(
@@ -51,7 +51,7 @@ def run_inspect(
             model = opened.build_skeleton()
             example = opened.example(model)
         with terminal.phase("capture"):
-            from progc.capturing import capture
+            from progc.capturing.capture import capture
 
             program = capture(model, *example)
         everything = not (axes or chains or graph or explain is not None)
@@ -63,7 +63,7 @@ def run_inspect(
             if explain is not None:
                 parts["explain"] = Chain.of(program, explain)
         if graph:
-            from progc.printer import print_graph
+            from progc.ir.printer import print_graph
 
             parts["graph"] = print_graph(program, "eval")
     if as_json:

@@ -6,7 +6,7 @@ import ast
 import importlib.util
 from pathlib import Path
 
-from progc.terminal import Terminal
+from progc.cli.terminal import Terminal
 
 
 def run_passes(name: str | None) -> None:

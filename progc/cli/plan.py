@@ -8,20 +8,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from progc.cli.common import captured, versions
+from progc.cli.terminal import Terminal
 from progc.errors import InputError
-from progc.save import check_file, json_text
+from progc.files.suggestions import did_you_mean
+from progc.files.writing import check_file, json_text
+from progc.models.opening import Source, open_source, open_target, resolve_target
+from progc.models.sizes import Sizes
 from progc.schedule.schedule import MODES, STRATEGIES, Schedule
 from progc.schedule.shares import time_shares
 from progc.schedule.stage import Regularisation
 from progc.schedule.text import schedule_text
-from progc.sizes import Sizes
-from progc.sources import Source, open_source, open_target, resolve_target
-from progc.suggestions import did_you_mean
-from progc.terminal import Terminal
 
 if TYPE_CHECKING:
-    from progc.program import Program
-    from progc.task import Task
+    from progc.data.task import Task
+    from progc.ir.program import Program
 
 MAX_STAGES = 100
 
@@ -84,7 +84,7 @@ def run_plan(
         start = captured(terminal, opened, weights, seed) if real else _outline(terminal, opened, seed)
         full, notes = (start, []) if target is None else _grown(terminal, start, to or "", target, seed, real)
         with terminal.phase("plan"):
-            from progc.planning import plan
+            from progc.search.plan import plan
 
             schedule = plan(
                 full,
@@ -180,7 +180,7 @@ def _task(opened: Source, data: Path | None, what: str) -> Task:
     Raises:
         InputError: there are none.
     """
-    from progc.taskfile import has_task, load_task
+    from progc.data.taskfile import has_task, load_task
 
     if data is not None:
         return load_task(data)
@@ -196,7 +196,7 @@ def _task(opened: Source, data: Path | None, what: str) -> Task:
 
 def _outline(terminal: Terminal, opened: Source, seed: int) -> Program:
     """The source without weights: nothing that is planned linearly depends on them."""
-    from progc.capturing import capture_deferred
+    from progc.capturing.capture import capture_deferred
 
     with terminal.phase("build"):
         model = opened.build_skeleton(seed, allocate=False)
@@ -209,7 +209,7 @@ def _grown(
     terminal: Terminal, start: Program, to: str, target: Sizes | Source, seed: int, real: bool
 ) -> tuple[Program, list[str]]:
     """The source grown to `--to`, without weights if there are none to grow."""
-    from progc.growing import grow_with_report
+    from progc.growth.grow import grow_with_report
 
     notes: list[str] = []
     aim: Sizes | Program

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from progc.cli.terminal import Terminal
 from progc.errors import InputError
-from progc.save import json_text
-from progc.terminal import Terminal
+from progc.files.writing import json_text
 
 
 def run_plot(runs: list[Path], out: Path | None, *, as_json: bool) -> None:
@@ -19,8 +19,8 @@ def run_plot(runs: list[Path], out: Path | None, *, as_json: bool) -> None:
     Raises:
         InputError: a folder is none of a run, several runs and no `out`, or the picture cannot be written.
     """
-    from progc.train.drawing import draw
-    from progc.train.plotting import read_curves
+    from progc.runs.drawing import draw
+    from progc.runs.plotting import read_curves
 
     if out is None and len(runs) > 1 and not as_json:
         raise InputError(f"{len(runs)} runs and no place for their picture; give --out FILE")

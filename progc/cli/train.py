@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from progc.cli.common import versions
+from progc.cli.terminal import Terminal
 from progc.errors import InputError
-from progc.save import json_text
-from progc.terminal import Terminal
-from progc.train.config import Config
-from progc.train.config_file import configured
+from progc.files.writing import json_text
+from progc.runs.config import Config
+from progc.runs.config_file import configured
 
 if TYPE_CHECKING:
-    from progc.train.opening import Opened
+    from progc.runs.opening import Opened
     from progc.train.parallel import Parallel
 
 SIGNALLED = 128
@@ -67,13 +67,13 @@ def run_train(
 
 
 def _train(terminal: Terminal, config: Config, run: Path, as_json: bool) -> None:
-    from progc.train import record
+    from progc.runs import record
 
     with contextlib.ExitStack() as stack:
         with terminal.running():
             going_on = record.check(run, config)
             parallel = stack.enter_context(_processes(config))
-            from progc.train.opening import opened
+            from progc.runs.opening import opened
             from progc.train.progress import Progress
             from progc.train.trainer import Trainer
 
@@ -115,14 +115,14 @@ def _train(terminal: Terminal, config: Config, run: Path, as_json: bool) -> None
 
 
 def _dry_run(terminal: Terminal, config: Config, run: Path | None, as_json: bool) -> None:
-    from progc.train import record
+    from progc.runs import record
 
     with terminal.running():
         if run is not None:
             record.check(run, config)
-        from progc.datasets.staged import not_set
-        from progc.train.dry_run import described, text
-        from progc.train.opening import opened
+        from progc.data.staged import not_set
+        from progc.runs.dry_run import described, text
+        from progc.runs.opening import opened
         from progc.train.watching import never_told
 
         made = opened(config, run=run, weights=False, phase=terminal.phase)
@@ -136,8 +136,8 @@ def _dry_run(terminal: Terminal, config: Config, run: Path | None, as_json: bool
 
 
 def _smoke(terminal: Terminal, config: Config, steps: int, as_json: bool) -> None:
-    from progc.train.opening import opened
-    from progc.train.smoke import smoke
+    from progc.runs.opening import opened
+    from progc.runs.smoke import smoke
 
     with terminal.running(), _processes(config) as parallel, _scratch() as folder:
         from progc.train.progress import Progress
@@ -171,7 +171,7 @@ def _processes(config: Config) -> Iterator[Parallel]:
 @contextlib.contextmanager
 def _scratch() -> Iterator[Path]:
     """A folder that goes away, the same on all ranks."""
-    from progc.checkpoints.ranks import rank, told
+    from progc.ranks.gathering import rank, told
 
     with contextlib.ExitStack() as stack:
         own = stack.enter_context(tempfile.TemporaryDirectory(prefix="progc-smoke-")) if rank() == 0 else None

@@ -15,9 +15,9 @@ from progc.diffing.result import Form, ProgramDiff, SizeChange, TensorGroup
 from progc.diffing.side import Side, side_of
 from progc.diffing.values import distance
 from progc.errors import InputError
-from progc.notation import dtype_name
-from progc.printer import print_graph
-from progc.program import MODES, Program
+from progc.ir.notation import dtype_name
+from progc.ir.printer import print_graph
+from progc.ir.program import MODES, Program
 
 Kind = TypeVar("Kind", bound=Hashable)
 

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from progc.errors import InputError
-from progc.notation import dtype_name, target_text
-from progc.printer import print_graph
-from progc.program import MODES, Program, TensorMeta
+from progc.ir.notation import dtype_name, target_text
+from progc.ir.printer import print_graph
+from progc.ir.program import MODES, Program, TensorMeta
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,9 +11,9 @@ import torch
 
 from progc.diffing.facts import Facts, describe_program
 from progc.errors import InputError
-from progc.folder import read_folder
-from progc.program import Program
-from progc.tensor_file import open_tensors
+from progc.files.folder import read_folder
+from progc.ir.program import Program
+from progc.ir.tensor_file import open_tensors
 
 _WEIGHTS = "model.safetensors"
 

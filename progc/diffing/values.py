@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from progc.deferred import identity, values
+from progc.ir.deferred import identity, values
 
 _CHUNK = 1 << 22  # elements: differences are taken in float64, which shall not need a second copy of a large tensor
 

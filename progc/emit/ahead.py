@@ -27,8 +27,8 @@ from progc.emit import known
 from progc.emit.recipe import region_to_json
 from progc.emit.specs import arguments
 from progc.emit.stage_module import StageModule, calls, settings
-from progc.program import Mode, Program
-from progc.save import write_json
+from progc.files.writing import write_json
+from progc.ir.program import Mode, Program
 
 
 @dataclasses.dataclass

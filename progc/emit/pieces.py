@@ -13,7 +13,7 @@ import dataclasses
 import torch
 from torch import fx
 
-from progc.program import Mode, Program
+from progc.ir.program import Mode, Program
 
 
 @dataclasses.dataclass(frozen=True)

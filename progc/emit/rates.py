@@ -1,6 +1,7 @@
 """Rates of dropout and stochastic depth as arguments of a graph, in place of numbers written into it.
 
-Where rates stand is known by `progc/dropping/find.py`; here operations that hold one as a number take it as a 0-d
+Where rates stand is known by `progc/transforms/dropping/find.py`; here operations that hold one as a number take it as
+a 0-d
 tensor instead: the same distribution.
 """
 
@@ -11,9 +12,9 @@ import dataclasses
 import torch
 from torch import fx
 
-from progc.demand.operations import argument, op_name
-from progc.dropping.find import DRAWING, find_drops
-from progc.notation import target_text
+from progc.ir.notation import target_text
+from progc.ir.operations import argument, op_name
+from progc.transforms.dropping.find import DRAWING, find_drops
 
 aten = torch.ops.aten
 _WITH_TENSORS = frozenset({"div", "add", "lt", "le", "gt", "ge"})

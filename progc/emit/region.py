@@ -21,8 +21,8 @@ from torch.utils import _pytree as pytree
 
 from progc.emit.pieces import Piece
 from progc.emit.rates import is_nothing, rates_of, with_rate
-from progc.notation import meta_text
-from progc.program import Mode, Program
+from progc.ir.notation import meta_text
+from progc.ir.program import Mode, Program
 
 _counter = itertools.count()
 

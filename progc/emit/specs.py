@@ -16,11 +16,11 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 
-from progc.binding import InputBinding
-from progc.deferred import device_of
 from progc.emit.region import Call
-from progc.graph_run import GraphRun, empty_like
-from progc.program import Mode, Program
+from progc.ir.binding import InputBinding
+from progc.ir.deferred import device_of
+from progc.ir.program import Mode, Program
+from progc.ir.running import GraphRun, empty_like
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,12 +15,12 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import checkpoint
 
-from progc.binding import InputBinding
 from progc.emit.pieces import Piece, cut
 from progc.emit.region import Call, Region, Regions, as_function
 from progc.errors import InputError
-from progc.module import _register_all
-from progc.program import MODES, Mode, Program
+from progc.ir.binding import InputBinding
+from progc.ir.module import _register_all
+from progc.ir.program import MODES, Mode, Program
 
 How = Literal["regions", "whole", "eager"]
 Compiler = Callable[..., Callable[..., Any]]

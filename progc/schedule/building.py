@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from progc.lift import Lift
-from progc.manager import run
-from progc.program import Program
+from progc.ir.program import Program
+from progc.lift.compose import composed
+from progc.lift.lift import Lift
+from progc.pipeline.manager import run
 from progc.schedule.point import Point
-from progc.shrinking.compose import composed
 
 
 def network(full: Program, point: Point, *, storage: str = "share") -> tuple[Program, Lift | None]:

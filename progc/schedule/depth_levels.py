@@ -6,15 +6,15 @@ from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
-from progc.depth.targets import matching
 from progc.errors import InputError
 from progc.schedule.grids import factors, split
 from progc.schedule.level_texts import Levels, Wish, parse
-from progc.shrinking.depths import allowed_depths, covering
+from progc.transforms.depth.targets import matching
+from progc.transforms.shrinking.depths import allowed_depths, covering
 
 if TYPE_CHECKING:
-    from progc.chains import Chain
-    from progc.program import Program
+    from progc.analysis.chains import Chain
+    from progc.ir.program import Program
 
 Depths = list[dict[str, int]]
 SMALLEST = Fraction(1, 2)

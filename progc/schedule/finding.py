@@ -22,9 +22,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from progc.deferred import defer
 from progc.errors import InputError, ProgcError, TargetError
-from progc.manager import run
+from progc.ir.deferred import defer
+from progc.pipeline.manager import run
 from progc.schedule import depth_levels, resolution_levels, width_levels
 from progc.schedule.building import network, stage_program
 from progc.schedule.level_texts import Levels, items, switched_off
@@ -34,7 +34,7 @@ from progc.schedule.starting import check_smaller, check_start, start_point
 from progc.schedule.unfreeze import Unfreeze
 
 if TYPE_CHECKING:
-    from progc.program import Program
+    from progc.ir.program import Program
 
 __all__ = ["Found", "find", "find_space"]
 
@@ -216,7 +216,7 @@ class _Search:
     def _unfreeze(self, text: Levels) -> list[Unfreeze]:
         if text is None or switched_off(text):
             return []
-        from progc.freezing.blocks import Blocks
+        from progc.transforms.freezing.blocks import Blocks
 
         blocks = len(Blocks(self.program).units)
         found: list[Unfreeze] = []

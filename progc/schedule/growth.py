@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-from progc.differences import differences
 from progc.errors import InputError, TargetError
-from progc.manager import run
-from progc.passbase import Pass
-from progc.program import Program
+from progc.ir.differences import differences
+from progc.ir.program import Program
+from progc.pipeline.base import Pass
+from progc.pipeline.manager import run
 from progc.schedule.point import Point
 
 
@@ -89,7 +89,7 @@ def written_out(points: Sequence[Point], full: Program) -> list[Point]:
 
 
 def _image(full: Program) -> tuple[int, int]:
-    from progc.resolution.images import find_images
+    from progc.transforms.resolution.images import find_images
 
     height, width = find_images(full)[0].size
     return height, width

@@ -9,19 +9,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from progc.dropping import is_linear
 from progc.errors import InputError
-from progc.manager import run
-from progc.passbase import Pass, PassResult
-from progc.program import Program
+from progc.ir.program import Program
+from progc.pipeline.base import Pass, PassResult
+from progc.pipeline.manager import run
 from progc.schedule.growth import Growth, written_out
 from progc.schedule.point import Point
 from progc.schedule.regularising import dropping_everywhere, setting_for
 from progc.schedule.schedule import Schedule
 from progc.schedule.stage import Stage
+from progc.transforms.dropping import is_linear
 
 if TYPE_CHECKING:
-    from progc.lift import Lift
+    from progc.lift.lift import Lift
 
 
 def outlines(

@@ -10,8 +10,8 @@ from progc.errors import InputError
 from progc.schedule.unfreeze import Unfreeze
 
 if TYPE_CHECKING:
-    from progc.passbase import Pass
-    from progc.program import Program
+    from progc.ir.program import Program
+    from progc.pipeline.base import Pass
 
 WIDTH_KEYS = ("width", "heads", "mlp")
 """Keys of `Point.widths` besides names of axes, as the options of shrink and grow-width."""
@@ -64,7 +64,7 @@ class Point:
 
         Args:
             before: the point of the stage before; no larger than this one in any dim.
-            inits: `depth` and `width` to how new weights are made (progc/inits.py).
+            inits: `depth` and `width` to how new weights are made (progc/pipeline/inits.py).
         """
         from progc.passes.grow_depth import GrowDepth
         from progc.passes.grow_resolution import GrowResolution
@@ -99,7 +99,7 @@ class Point:
         """
         if self.unfreeze is None:
             return []
-        from progc.freezing.blocks import Blocks
+        from progc.transforms.freezing.blocks import Blocks
 
         return [self.unfreeze.freeze(len(Blocks(program).units), measure=measure)]
 

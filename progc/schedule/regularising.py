@@ -16,8 +16,8 @@ from progc.schedule.point import Point
 from progc.schedule.stage import Regularisation
 
 if TYPE_CHECKING:
-    from progc.passbase import Pass
-    from progc.program import Program
+    from progc.ir.program import Program
+    from progc.pipeline.base import Pass
 
 PUBLISHED = Regularisation(drop_path=0.1, rand_augment=9, random_erasing=0.25)
 """The last stage of the published script."""
@@ -117,9 +117,9 @@ class Setting:
 
 def setting_for(regularisation: Regularisation, program: Program, *, linear: bool | None = None) -> Setting:
     """As `passes_for`, with a note on each rate that the network has no place for."""
-    from progc.dropping import find_drops, is_linear
-    from progc.dropping.ramp import shares
     from progc.passes.set_drop import SetDrop
+    from progc.transforms.dropping import find_drops, is_linear
+    from progc.transforms.dropping.ramp import shares
 
     drops = find_drops(program.graphs["train"])
     rises = is_linear(program) if linear is None else linear
@@ -158,8 +158,8 @@ def dropping_everywhere(program: Program) -> list[Pass]:
     The first block of such a ramp has rate 0, hence no operation; a small network that is made of first blocks alone
     would otherwise have lost drop-path for good. None where rates are no such ramp.
     """
-    from progc.dropping import find_drops, is_linear
     from progc.passes.set_drop import SetDrop
+    from progc.transforms.dropping import find_drops, is_linear
 
     if not is_linear(program):
         return []

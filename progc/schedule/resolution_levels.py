@@ -7,14 +7,14 @@ from fractions import Fraction
 from typing import TYPE_CHECKING
 
 from progc.errors import InputError, TargetError
-from progc.resolution.images import find_images
-from progc.resolution.resize import resize, working
 from progc.schedule.grids import factors, rounded
 from progc.schedule.level_texts import NONE, Levels, items, parse
 from progc.schedule.point import size_text
+from progc.transforms.resolution.images import find_images
+from progc.transforms.resolution.resize import resize, working
 
 if TYPE_CHECKING:
-    from progc.program import Program
+    from progc.ir.program import Program
 
 Size = tuple[int, int]
 SMALLEST = Fraction(1, 2)

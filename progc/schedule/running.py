@@ -18,12 +18,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from progc.averages import EmaLike, attached
-from progc.dropping import is_linear
 from progc.errors import InputError
-from progc.manager import hand_over
-from progc.program import Program
-from progc.proof import TOLERANCE, tolerance
+from progc.ir.program import Program
+from progc.lift.averages import EmaLike, attached
+from progc.lift.proof import TOLERANCE, tolerance
+from progc.pipeline.manager import hand_over
 from progc.schedule.controlling import Controller, Ended
 from progc.schedule.growth import Growth, rehearse, written_out
 from progc.schedule.outlines import Way, outlined
@@ -31,10 +30,11 @@ from progc.schedule.outlines import outlines as outlines
 from progc.schedule.point import Point
 from progc.schedule.schedule import Schedule
 from progc.schedule.stage import Stage
+from progc.transforms.dropping import is_linear
 
 if TYPE_CHECKING:
-    from progc.module import ProgramModule
-    from progc.optimizers import Optimizers
+    from progc.ir.module import ProgramModule
+    from progc.lift.optimizers import Optimizers
 
 
 class RunningStage:
@@ -142,7 +142,7 @@ def stages(
             the first stage's module.
         ema: averaged copies, or a function that makes a `progc.EMA` of the first stage's module.
         module: the module of `program` (or `source`) if one trained already; its values count.
-        inits: `depth` and `width` to how new weights are made (progc/inits.py).
+        inits: `depth` and `width` to how new weights are made (progc/pipeline/inits.py).
         start: the stage to begin with, for a run that is resumed: its graph and the order of its parameters are what
             they were, values are not; load them.
         total: length of the run; None: the schedule's own.

@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from progc.errors import InputError
+from progc.files.small import read_object
 from progc.schedule.decision import Decision
 from progc.schedule.rules import Rule, rule_from_json
 from progc.schedule.shares import COUNTED, MEASURED, speedups
 from progc.schedule.space import Space
 from progc.schedule.stage import Stage
-from progc.small_file import read_object
 
 if TYPE_CHECKING:
-    from progc.program import Program
+    from progc.ir.program import Program
 
 FORMAT = "progc schedule"
 VERSION = 1
@@ -54,8 +54,8 @@ class ModelRef:
 
 def structure(program: Program) -> str:
     """sha256 (hex) of a program's structure: its fingerprint with everything trainable."""
-    from progc.freezing.setting import can_train, set_trainable
-    from progc.graph_tools import fingerprint
+    from progc.ir.graphs import fingerprint
+    from progc.transforms.freezing.setting import can_train, set_trainable
 
     everything = {name for name, tensor in program.parameters() if can_train(tensor)}
     return fingerprint(set_trainable(program, everything))
@@ -246,7 +246,7 @@ class Schedule:
         Raises:
             InputError: the file cannot be written.
         """
-        from progc.save import write_file
+        from progc.files.writing import write_file
 
         write_file(Path(path), self.to_json())
 

@@ -6,14 +6,14 @@ import re
 from typing import TYPE_CHECKING
 
 from progc.errors import InputError, TargetError
-from progc.resolution.images import find_images
 from progc.schedule.building import network
 from progc.schedule.depth_levels import variable
 from progc.schedule.point import Point, size_text
-from progc.width_sizes import widths
+from progc.transforms.resolution.images import find_images
+from progc.transforms.width.sizes import widths
 
 if TYPE_CHECKING:
-    from progc.program import Program
+    from progc.ir.program import Program
     from progc.schedule.space import Space
 
 

@@ -13,10 +13,10 @@ from fractions import Fraction
 from typing import TYPE_CHECKING
 
 from progc.errors import InputError
-from progc.suggestions import did_you_mean
+from progc.files.suggestions import did_you_mean
 
 if TYPE_CHECKING:
-    from progc.passbase import Pass
+    from progc.pipeline.base import Pass
 
 SHAPES = ("interleave", "prefix", "suffix")
 _TEXT = re.compile(r"(?P<shape>[a-z]+):(?P<level>\d+)/(?P<of>\d+)")

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 from progc.errors import InputError, ProgcError, TargetError
 from progc.schedule.grids import factors
 from progc.schedule.level_texts import Levels, parse
-from progc.shrinking.sizes import smaller_sizes
-from progc.width_sizes import _head_counts, widths
+from progc.transforms.shrinking.sizes import smaller_sizes
+from progc.transforms.width.sizes import _head_counts, widths
 
 if TYPE_CHECKING:
-    from progc.program import Program
+    from progc.ir.program import Program
 
 Grows = Callable[[int, int], None]
 """Raises a ProgcError where the network of one width cannot grow to that of another exactly."""

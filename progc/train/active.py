@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
+from progc.data.task import Task
 from progc.schedule.running import RunningStage
-from progc.task import Task
 from progc.train.stepping import Stepper
 from progc.train.throughput import Meter
 

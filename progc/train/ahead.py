@@ -7,15 +7,15 @@ from typing import Any
 
 import torch
 
-from progc.datasets.staged import for_stage
+from progc.data.staged import for_stage
+from progc.data.task import Task
 from progc.emit import emit
 from progc.emit.ahead import Ahead, compile_ahead, compiled_in_place
 from progc.emit.stage_module import StageModule
-from progc.program import Program
+from progc.ir.program import Program
 from progc.schedule.outlines import outlines
 from progc.schedule.running import stage_inputs
 from progc.schedule.schedule import Schedule
-from progc.task import Task
 from progc.train.settings import Settings
 from progc.train.stepping import AMP_DTYPES
 

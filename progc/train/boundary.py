@@ -18,12 +18,12 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from progc.binding import InputBinding
-from progc.check import run_float64
-from progc.datasets.staged import for_stage
+from progc.data.staged import for_stage
+from progc.data.task import Task
 from progc.errors import CheckError
+from progc.ir.binding import InputBinding
+from progc.ir.check import run_float64
 from progc.schedule.running import RunningStage, stage_inputs, trained
-from progc.task import Task
 from progc.train.hashing import check_same, digest
 from progc.train.parallel.base import Parallel
 from progc.train.settings import Settings

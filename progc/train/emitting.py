@@ -21,7 +21,7 @@ from torch._dynamo.exc import TorchDynamoException
 from progc.emit import emit, regions
 from progc.emit.canary import check_compiler
 from progc.emit.stage_module import StageModule
-from progc.program import Program
+from progc.ir.program import Program
 from progc.train.settings import Settings
 
 Tell = Callable[[str], None]

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from progc.averages import Averages
-from progc.datasets.validating import validate
-from progc.task import Task
+from progc.data.task import Task
+from progc.data.validating import validate
+from progc.lift.averages import Averages
 from progc.train.parallel.base import Parallel
 from progc.train.settings import Settings
 from progc.train.stepping import autocast, samples_in

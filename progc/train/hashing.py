@@ -11,8 +11,8 @@ import torch.distributed as dist
 from torch import nn
 from torch.optim import Optimizer
 
-from progc.averages import Averages
 from progc.errors import CheckError
+from progc.lift.averages import Averages
 
 
 def digest(module: nn.Module, optimizer: Optimizer | None, ema: Averages | None) -> str:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from progc.checkpoints import Saver, State, latest, mark_best
-from progc.checkpoints.ranks import agreed, rank, told
-from progc.data_order import DataPosition
+from progc.data.order import DataPosition
 from progc.errors import InputError
+from progc.ranks.gathering import agreed, rank, told
 from progc.schedule.controlling import Controller
 from progc.schedule.running import RunningStage
 from progc.schedule.schedule import Schedule

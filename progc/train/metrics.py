@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
 from progc.errors import InputError
-from progc.save import finite, sync
+from progc.files.writing import finite, sync
 
 FILE = "metrics.jsonl"
 LONGEST = 1e10

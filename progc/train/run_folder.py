@@ -9,10 +9,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from progc.checkpoints.ranks import agreed
 from progc.errors import InputError
-from progc.save import sync
-from progc.tensor_file import write_tensors
+from progc.files.writing import sync
+from progc.ir.tensor_file import write_tensors
+from progc.ranks.gathering import agreed
 
 if TYPE_CHECKING:
     import torch

@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.utils import _pytree as pytree
 
-from progc.task import Task
+from progc.data.task import Task
 from progc.train.guards import Guard
 from progc.train.parallel.base import Parallel
 from progc.train.settings import Settings

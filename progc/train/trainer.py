@@ -15,15 +15,15 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from progc.averages import Averages
 from progc.checkpoints import Saver, load
-from progc.datasets.loading import steps, steps_per_epoch
-from progc.datasets.staged import for_stage, not_set
-from progc.program import Program
+from progc.data.loading import steps, steps_per_epoch
+from progc.data.staged import for_stage, not_set
+from progc.data.task import Task
+from progc.ir.program import Program
+from progc.lift.averages import Averages
 from progc.schedule.controlling import Controller
 from progc.schedule.running import RunningStage, stages, trained
 from progc.schedule.schedule import Schedule
-from progc.task import Task
 from progc.train.active import Active
 from progc.train.ahead import LookAhead
 from progc.train.boundary import Clock, Crossing

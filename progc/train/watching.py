@@ -7,11 +7,11 @@ from collections.abc import Callable
 
 import torch
 
+from progc.data.task import Task
 from progc.errors import InputError
 from progc.schedule.controlling import Controller
 from progc.schedule.rules import Gain
 from progc.schedule.schedule import Schedule
-from progc.task import Task
 from progc.train.active import Active
 from progc.train.evaluating import evaluate
 from progc.train.keeping import Keeping

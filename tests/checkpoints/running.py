@@ -12,8 +12,8 @@ from torch import nn
 
 import progc
 from progc.checkpoints import State
-from progc.optimizers import optimizer_state
-from progc.tensor_file import data_of
+from progc.ir.tensor_file import data_of
+from progc.lift.optimizers import optimizer_state
 
 
 class Net(nn.Module):

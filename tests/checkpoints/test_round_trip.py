@@ -16,7 +16,7 @@ from torch import nn
 import progc
 from progc.checkpoints import State, latest, load, save, verify
 from progc.checkpoints.rng import rng_state
-from progc.data_order import DataPosition
+from progc.data.order import DataPosition
 from progc.errors import InputError
 from tests.checkpoints.running import KINDS, Net, everything, new_state, same, train, trainable
 from tests.nets import ConvNet

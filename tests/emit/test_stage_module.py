@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 import progc
 from progc.emit import emit, regions, unit_paths
 from progc.errors import InputError
-from progc.program import Program
+from progc.ir.program import Program
 from tests import zoo
 
 # Dynamo looks at .grad of what comes in, and what comes out of the block before is no leaf.

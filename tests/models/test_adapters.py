@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from progc.errors import InputError
-from progc.sources import open_source
+from progc.models.opening import open_source
 
 
 @pytest.mark.parametrize("name", ["timm:resnet18", "timm:resnet18.a1_in1k", "torchvision:resnet18"])

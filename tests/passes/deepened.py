@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import progc
-from progc.check import compare
-from progc.graph_tools import fingerprint
-from progc.passbase import PassResult
+from progc.ir.check import compare
+from progc.ir.graphs import fingerprint
+from progc.ir.program import Program
+from progc.ir.verify import verify
 from progc.passes.grow_depth import GrowDepth
-from progc.program import Program
-from progc.verify import verify
+from progc.pipeline.base import PassResult
 from tests import zoo
 
 WIDTH = 6

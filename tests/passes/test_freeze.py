@@ -13,16 +13,16 @@ import torch
 from torch import nn
 
 import progc
-from progc.check import compare
 from progc.errors import InputError, PassOptionError
-from progc.freezing import freeze, trainable
-from progc.manager import describe, run
+from progc.ir.check import compare
+from progc.ir.program import Program
 from progc.passes.freeze import Freeze
-from progc.pipeline import parse, to_text
-from progc.program import Program
+from progc.pipeline.manager import describe, run
+from progc.pipeline.text import parse, to_text
+from progc.transforms.freezing import freeze, trainable
 from tests import nets
 from tests.command import in_process
-from tests.freezing.networks import diffuser
+from tests.transforms.freezing.networks import diffuser
 from tests.zoo import captured
 
 

@@ -6,14 +6,14 @@ import pytest
 import torch
 
 import progc
-from progc import norm_statistics
-from progc.check import compare, compare_train
-from progc.deferred import is_deferred, values
-from progc.freezing import set_trainable, trainable
-from progc.growing import grow_with_report
-from progc.manager import run
-from progc.program import Program
-from tests.freezing.networks import diffuser
+from progc.growth.grow import grow_with_report
+from progc.ir import norms as norm_statistics
+from progc.ir.check import compare, compare_train
+from progc.ir.deferred import is_deferred, values
+from progc.ir.program import Program
+from progc.pipeline.manager import run
+from progc.transforms.freezing import set_trainable, trainable
+from tests.transforms.freezing.networks import diffuser
 from tests.zoo import captured
 
 EXACT = 1e-9
@@ -99,7 +99,7 @@ def test_deferred_parameters_freeze() -> None:
 
 def test_growth_to_a_target_keeps_the_set() -> None:
     program = progc.apply(captured("own:einsum")[1], "freeze{prefix=2 stem=true measure=false}")
-    from progc.sizes import parse_sizes
+    from progc.models.sizes import parse_sizes
 
     grown = grow_with_report(program, parse_sizes("depth*2,width*2")).program
     assert exact(program, grown)

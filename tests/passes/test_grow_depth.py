@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import progc
-from progc.check import compare, compare_train
-from progc.depth.places import arranged, interpolated
 from progc.errors import NotLosslessError, PassOptionError, TargetError
-from progc.lift import Lift
+from progc.ir.check import compare, compare_train
+from progc.lift.lift import Lift
 from progc.passes.grow_depth import GrowDepth
+from progc.transforms.depth.places import arranged, interpolated
 from tests import zoo
 from tests.passes.deepened import captured, check_alive, check_lossless, grown
 

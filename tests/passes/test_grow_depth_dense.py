@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 import progc
-from progc.growing import grow_with_report
-from progc.program import Program
+from progc.growth.grow import grow_with_report
+from progc.ir.program import Program
 from tests import zoo
 
 

@@ -9,19 +9,19 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import progc
-from progc.averages import Average, attached
-from progc.depth.places import interpolated
 from progc.errors import InputError, PassOptionError
-from progc.growing import grow_with_report
-from progc.growth_plan import GrowthPlan
-from progc.lift import Lift
-from progc.manager import run
+from progc.growth.grow import grow_with_report
+from progc.growth.plan import GrowthPlan
+from progc.ir.program import Program
+from progc.lift.averages import Average, attached
+from progc.lift.lift import Lift
+from progc.lift.rates import learning_rate_factors
+from progc.models.sizes import parse_sizes
 from progc.passes.grow_depth import GrowDepth
-from progc.program import Program
-from progc.rates import learning_rate_factors
-from progc.sizes import parse_sizes
+from progc.pipeline.manager import run
+from progc.transforms.depth.places import interpolated
 from tests.command import Command, in_process
-from tests.optimizers.running import fresh, parameters, train
+from tests.lift.optimizers.running import fresh, parameters, train
 from tests.zoo import captured
 
 

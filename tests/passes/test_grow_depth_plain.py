@@ -12,11 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import progc
-from progc.depth.layers import neutral
 from progc.errors import NotLosslessError
-from progc.lift import Lift
+from progc.ir.program import Program
+from progc.lift.lift import Lift
 from progc.passes.grow_depth import GrowDepth
-from progc.program import Program
+from progc.transforms.depth.layers import neutral
 from tests import zoo
 from tests.passes.deepened import check_alive, check_lossless, grown
 

@@ -10,12 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import progc
-from progc.depth import attempt
 from progc.errors import NotLosslessError, TargetError
-from progc.growing import grow_with_report
+from progc.growth.grow import grow_with_report
+from progc.ir.program import Program
+from progc.models.sizes import parse_sizes
 from progc.passes.grow_depth import GrowDepth
-from progc.program import Program
-from progc.sizes import parse_sizes
+from progc.transforms.depth import attempt
 from tests import zoo
 from tests.passes.deepened import check_alive, check_lossless, grown
 

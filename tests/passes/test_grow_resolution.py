@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 import progc
-from progc.manager import run
-from progc.program import Program
+from progc.ir.program import Program
+from progc.pipeline.manager import run
 from tests import zoo
 
 Size = tuple[int, int]

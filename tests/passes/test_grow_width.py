@@ -8,14 +8,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import progc
-from progc.check import compare, compare_train
 from progc.errors import NotLosslessError, PassOptionError, TargetError
-from progc.graph_tools import fingerprint
-from progc.lift import Lift
-from progc.module import ProgramModule
+from progc.ir.check import compare, compare_train
+from progc.ir.graphs import fingerprint
+from progc.ir.module import ProgramModule
+from progc.lift.lift import Lift
 from progc.passes.grow_width import GrowWidth
 from tests import nets
-from tests.axes.growth import EXACT, attempt, difference, program_of, widen
+from tests.analysis.axes.growth import EXACT, attempt, difference, program_of, widen
 
 
 class Attention(nn.Module):

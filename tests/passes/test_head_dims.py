@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from progc.program import Program
-from tests.axes.growth import EXACT, attempt, difference, program_of, widen
-from tests.padding.nets import Decoder
+from progc.ir.program import Program
+from tests.analysis.axes.growth import EXACT, attempt, difference, program_of, widen
+from tests.analysis.padding.nets import Decoder
 
 Scores = Callable[[Tensor, Tensor, Tensor], Tensor]
 

@@ -10,15 +10,15 @@ import torch
 from torch import nn
 
 import progc
-from progc.check import compare
 from progc.errors import InputError, NotLosslessError, PassOptionError, PipelineSyntaxError, TargetError
-from progc.graph_tools import fingerprint
-from progc.manager import run
+from progc.ir.check import compare
+from progc.ir.graphs import fingerprint
+from progc.ir.printer import print_graph
+from progc.ir.program import Program
 from progc.passes.inject_sid import InjectSid
-from progc.printer import print_graph
-from progc.program import Program
+from progc.pipeline.manager import run
 from tests import zoo
-from tests.sid import nets
+from tests.transforms.sid import nets
 
 NAMES = (
     "own:flat",
@@ -229,7 +229,7 @@ def test_names_that_are_taken() -> None:
 def test_samples_in_the_second_dim() -> None:
     model, x = zoo.perturb(nets.TimeFirst()).eval(), torch.randn(2, 4, 6)
     program = progc.capture(model, (x,))
-    (site,) = progc.sid.sites.find_sites(program)
+    (site,) = progc.transforms.sid.sites.find_sites(program)
     assert (site.places[0].batch, site.places[0].channel) == (1, 2)
     staged = with_rows(progc.apply(program, "inject-sid{stages=2}"))
     assert staged.sid is not None

@@ -6,13 +6,13 @@ import pytest
 import torch
 
 import progc
-from progc.check import compare
-from progc.manager import run
-from progc.proof import tolerance
+from progc.ir.check import compare
+from progc.lift.proof import tolerance
+from progc.pipeline.manager import run
 from tests import zoo
-from tests.growth import EXACT
+from tests.grown import EXACT
 from tests.passes.test_inject_sid import adaptive, with_rows
-from tests.sid import nets
+from tests.transforms.sid import nets
 
 NAMES = ("own:flat", "own:einsum", "timm:deit_tiny_patch16_224@64", "diffusers:dit", "transformers:gpt2")
 

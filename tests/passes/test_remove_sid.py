@@ -9,14 +9,14 @@ import torch
 from torch import nn
 
 import progc
-from progc.check import compare, compare_train
 from progc.errors import InputError, NotLosslessError, TargetError
-from progc.graph_tools import fingerprint
-from progc.lift import Lift
-from progc.manager import run
-from progc.revert import revert
+from progc.ir.check import compare, compare_train
+from progc.ir.graphs import fingerprint
+from progc.lift.lift import Lift
+from progc.lift.revert import revert
+from progc.pipeline.manager import run
 from tests import zoo
-from tests.growth import gap, outputs
+from tests.grown import gap, outputs
 from tests.passes.test_inject_sid import adaptive, with_rows
 
 EXACT = 1e-12
@@ -105,7 +105,7 @@ def test_averaged_copies_fold_their_own_row_and_moments_stay() -> None:
     moments = lift.moments({name: {"step": torch.tensor(3.0), "exp_avg": average[name]} for name in ("stem_b", table)})
     assert list(moments) == ["stem_b"] and torch.equal(moments["stem_b"]["exp_avg"], average["stem_b"])
     deferred = lift.apply(staged.deferred.tensors)["stem_b"]
-    assert deferred.is_meta and torch.equal(progc.deferred.values(deferred), folded.tensors["stem_b"])
+    assert deferred.is_meta and torch.equal(progc.ir.deferred.values(deferred), folded.tensors["stem_b"])
     with pytest.raises(InputError, match=r"stem_b was grown with adds, which cannot be undone"):
         revert(lift, mapped)
 

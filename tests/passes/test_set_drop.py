@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 import progc
-from progc.dropping import find_drops, is_linear
 from progc.errors import InputError, PassOptionError
-from progc.manager import run
-from progc.program import Program
-from progc.verify import verify
+from progc.ir.program import Program
+from progc.ir.verify import verify
+from progc.pipeline.manager import run
+from progc.transforms.dropping import find_drops, is_linear
 from tests import nets, zoo
 from tests.zoo import perturb
 

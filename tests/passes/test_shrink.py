@@ -11,18 +11,18 @@ import torch
 from torch import Tensor, nn
 
 from progc.errors import InputError, TargetError
-from progc.lift import Lift, TensorLift
-from progc.manager import run
-from progc.moments import load_state_by_name, optimizer_state_by_name
+from progc.ir.printer import print_graph
+from progc.ir.program import MODES
+from progc.lift.compose import composed
+from progc.lift.lift import Lift, TensorLift
+from progc.lift.moments import load_state_by_name, optimizer_state_by_name
+from progc.lift.rates import learning_rate_factors
+from progc.lift.revert import revert
 from progc.passes.shrink import Shrink
-from progc.printer import print_graph
-from progc.program import MODES
-from progc.rates import learning_rate_factors
-from progc.revert import revert
-from progc.shrinking import kept, written_back
-from progc.shrinking.compose import composed
+from progc.pipeline.manager import run
+from progc.transforms.shrinking import kept, written_back
 from tests import nets, zoo
-from tests.shrinking.small import captured, check_class, shrunk
+from tests.transforms.shrinking.small import captured, check_class, shrunk
 
 REFUSED = {
     "depth=0": "depth=0 is no depth; write a number of blocks (6), a factor up to 1 (0.5), or either for one chain",

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from progc.manager import run
-from progc.program import Program
+from progc.ir.program import Program
+from progc.pipeline.manager import run
 from tests import zoo
 from tests.nets import EinsumTransformer, FlatMixer
-from tests.shrinking.small import captured, check_class, shrunk
+from tests.transforms.shrinking.small import captured, check_class, shrunk
 
 STORAGES = ["share", "copy"]
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import progc
-from progc.program import Program
+from progc.ir.program import Program
 from tests.properties import attention_pieces, image_pieces, token_pieces  # noqa: F401  they register themselves
 from tests.properties.pieces import L2, PIECES, SIDE, TOKENS, image_norm, table, token_norm
 

@@ -10,18 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from progc.check import _default_dtype, _Float64, compare, example_inputs, run_float64, stochastic
 from progc.errors import NotLosslessError, ProgcError, TargetError
-from progc.growing import grow_with_report
-from progc.lift import NOISE, Lift
-from progc.manager import run
+from progc.growth.grow import grow_with_report
+from progc.ir.check import _default_dtype, _Float64, compare, example_inputs, run_float64, stochastic
+from progc.ir.program import MODES, Mode, Program
+from progc.lift.lift import NOISE, Lift
+from progc.lift.proof import tolerance
+from progc.lift.revert import revert
+from progc.lift.shares import along
+from progc.models.sizes import parse_sizes
 from progc.passes.grow_depth import GrowDepth
 from progc.passes.grow_width import GrowWidth
-from progc.program import MODES, Mode, Program
-from progc.proof import tolerance
-from progc.revert import revert
-from progc.shares import along
-from progc.sizes import parse_sizes
+from progc.pipeline.manager import run
 
 GRADIENT = 1e-7
 """Gradients of inputs may differ by this much, relative to the largest: they pass through every rounding twice."""

@@ -13,11 +13,12 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 import progc
-import progc.costs
+import progc.analysis.costs
 from examples.digits_vit import DigitsViT, load_digits
-from progc.program import Program
-from progc.schedule import Space, Unfreeze, probing
-from progc.task import Task
+from progc.data.task import Task
+from progc.ir.program import Program
+from progc.schedule import Space, Unfreeze
+from progc.search import probing
 from tests import zoo
 
 
@@ -149,7 +150,7 @@ def plant_scores(monkeypatch: pytest.MonkeyPatch, **better: Callable[[float], fl
         return (2 * program.num_parameters() + trains) / 3e9
 
     found = {name: Planted(rule) for name, rule in better.items()}
-    monkeypatch.setattr(progc.costs, "predicted_seconds", seconds)
+    monkeypatch.setattr(progc.analysis.costs, "predicted_seconds", seconds)
     monkeypatch.setattr(probing, "proxies_of", lambda names, mode: {name: found[name] for name in names})
     return found
 

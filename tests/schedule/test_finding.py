@@ -9,7 +9,7 @@ import torch
 
 import progc
 from progc.errors import InputError
-from progc.program import Program
+from progc.ir.program import Program
 from progc.schedule import Point, Space
 from progc.schedule.building import network
 from progc.schedule.finding import find, find_space

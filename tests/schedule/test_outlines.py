@@ -9,9 +9,9 @@ import pytest
 import torch
 
 import progc
-from progc.deferred import is_deferred
-from progc.graph_tools import fingerprint
-from progc.program import Program
+from progc.ir.deferred import is_deferred
+from progc.ir.graphs import fingerprint
+from progc.ir.program import Program
 from progc.schedule import Point, Schedule, Unfreeze
 from progc.schedule.outlines import outlines
 from tests.schedule.test_running import POINTS, RISING, adamw, captured, digits, schedule, train

@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from progc.dropping import find_drops
 from progc.errors import InputError
-from progc.manager import run
+from progc.pipeline.manager import run
 from progc.schedule import Point, Regularisation
 from progc.schedule.regularising import (
     FLAG_STARTS,
@@ -19,6 +18,7 @@ from progc.schedule.regularising import (
     sizes_of,
     timm_options,
 )
+from progc.transforms.dropping import find_drops
 from tests import zoo
 
 

@@ -12,16 +12,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import progc
-from progc.check import compare
-from progc.dropping import find_drops
 from progc.errors import InputError, TargetError
-from progc.freezing import trainable
+from progc.ir.check import compare
+from progc.ir.program import Program
 from progc.passes.remove_sid import RemoveSid
-from progc.program import Program
 from progc.schedule import ModelRef, Point, Regularisation, Schedule, Space, Stage, Unfreeze
 from progc.schedule.controlling import Controller
 from progc.schedule.rules import Plateau
 from progc.schedule.running import RunningStage, trained
+from progc.transforms.dropping import find_drops
+from progc.transforms.freezing import trainable
 from tests import zoo
 from tests.zoo import perturb
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from progc.errors import InputError
-from progc.pipeline import parse
+from progc.pipeline.text import parse
 from progc.schedule import Point, Unfreeze
 from progc.schedule.detail import from_before, of_full, stage_json, stage_text
 from progc.schedule.schedule import Schedule

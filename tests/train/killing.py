@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from progc.program import Program
+from progc.ir.program import Program
 from tests.train.running import lines, outcome, program, train
 
 KINDS = ("moment", "save", "boundary")

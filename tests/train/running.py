@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import progc
-from progc.program import Program
+from progc.data.task import Task
+from progc.ir.program import Program
 from progc.schedule import ModelRef, Point, Regularisation, Schedule, Space, Stage, Unfreeze
-from progc.task import Task
 from progc.train.settings import Settings
 from progc.train.trainer import Result, Trainer
 

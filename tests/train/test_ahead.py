@@ -12,10 +12,10 @@ import pytest
 import torch
 
 import progc
-from progc.deferred import values
 from progc.emit import emit, regions
 from progc.emit.specs import arguments
 from progc.emit.stage_module import calls
+from progc.ir.deferred import values
 from progc.schedule.outlines import outlines
 from progc.schedule.running import stage_inputs
 from progc.train import ahead
@@ -99,7 +99,7 @@ def test_no_weights_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
         assert all(tensor.is_meta for tensor in module.parameters())
 
     asked: list[torch.Tensor] = []
-    monkeypatch.setattr("progc.deferred.values", lambda tensor: asked.append(tensor) or values(tensor))
+    monkeypatch.setattr("progc.ir.deferred.values", lambda tensor: asked.append(tensor) or values(tensor))
     monkeypatch.setattr(ahead, "compile_ahead", start)
     assert NextStage(outline, Settings(), call(), CPU).failed is None
     assert started == [CPU] and not asked

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 import progc
+from progc.data.task import Task
 from progc.errors import CheckError
 from progc.schedule import Point, Regularisation
 from progc.schedule.running import RunningStage
-from progc.task import Task
 from progc.train.boundary import Crossing, Record
 from progc.train.hashing import digest
 from progc.train.parallel import Single

@@ -16,7 +16,7 @@ from torch._dynamo.testing import CompileCounter
 import progc
 from progc.emit import emit
 from progc.errors import CheckError
-from progc.program import Program
+from progc.ir.program import Program
 from progc.train import emitting
 from progc.train.emitting import Compiling, emitted, expected_compiles
 from progc.train.settings import Settings

@@ -2,7 +2,7 @@
 
 Two of the nine are shown where their parts are: ranks that drift apart where a layer that was frozen when
 DistributedDataParallel wrapped it trains later (tests/train/parallel/test_ddp.py), and augmentation that is another one
-after a resume with workers (tests/datasets/test_loading.py).
+after a resume with workers (tests/data/test_loading.py).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import progc
 from progc.checkpoints import State, latest, load, save
 from progc.emit import emit
 from progc.errors import InputError
-from progc.optimizers import optimizer_state
+from progc.lift.optimizers import optimizer_state
 from progc.schedule import ModelRef, Point, Schedule, Space, Stage, Unfreeze
 from progc.schedule.running import RunningStage
 from progc.train.settings import Settings

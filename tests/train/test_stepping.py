@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
+from progc.data.task import Task
 from progc.errors import CheckError
-from progc.task import Task
 from progc.train.guards import Guard
 from progc.train.parallel import Single
 from progc.train.settings import Settings

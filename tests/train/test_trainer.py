@@ -18,9 +18,9 @@ from safetensors.torch import load_file
 from torch import nn
 
 from progc.checkpoints import latest, load
+from progc.data.task import Task, cross_entropy
 from progc.errors import CheckError, InputError
 from progc.schedule.rules import Gain
-from progc.task import Task, cross_entropy
 from progc.train.ahead import LookAhead
 from progc.train.settings import Settings
 from progc.train.trainer import Trainer

@@ -12,8 +12,8 @@ from torch import nn
 if TYPE_CHECKING:
     from torch.optim import Optimizer
 
-    from progc.averages import Averages
     from progc.emit.stage_module import StageModule
+    from progc.lift.averages import Averages
 
 
 class Parallel(Protocol):

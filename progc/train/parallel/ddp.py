@@ -15,8 +15,8 @@ from progc.train.parallel.ranks import Ranks, same_buffers
 if TYPE_CHECKING:
     from torch.optim import Optimizer
 
-    from progc.averages import Averages
     from progc.emit.stage_module import StageModule
+    from progc.lift.averages import Averages
 
 
 class Ddp(Ranks):

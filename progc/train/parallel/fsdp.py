@@ -17,17 +17,17 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, Shard
 
-from progc.averages import Average
 from progc.emit.stage_module import unit_paths
 from progc.errors import InputError
-from progc.optimizers.holdings import PARKED
+from progc.lift.averages import Average
+from progc.lift.optimizers.holdings import PARKED
 from progc.train.parallel.ranks import Ranks, same_buffers
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
 
-    from progc.averages import Averages
     from progc.emit.stage_module import StageModule
+    from progc.lift.averages import Averages
 
 
 class Fsdp(Ranks):

@@ -10,8 +10,8 @@ import torch.distributed as dist
 from torch import nn
 
 import progc
-from progc.averages import Averages
 from progc.emit import emit
+from progc.lift.averages import Averages
 from progc.train.hashing import check_same, digest
 from progc.train.parallel.ddp import Ddp
 from progc.train.parallel.fsdp import Fsdp

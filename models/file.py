@@ -1,0 +1,132 @@
+"""Sources that are a Python file of the user's: which object is the model, and what are its inputs."""
+
+from __future__ import annotations
+
+import types
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from progc.errors import InputError
+from progc.files.python import load_file, required_arguments, run
+from progc.files.suggestions import did_you_mean
+from progc.models.opening import Example, Source, derive_example
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def file_source(text: str) -> Source:
+    """The source `path.py` or `path.py:name`. The file is imported when the model is built, not here.
+
+    Raises:
+        InputError: there is no such file.
+    """
+    head, colon, name = text.rpartition(":")
+    path = Path(head if colon and head.endswith(".py") else text)
+    if colon and not name:
+        raise InputError(f"`{text}` has no name after the colon; write {head}:NAME or just {head}")
+    chosen = name if path == Path(head) and colon else None
+    if not path.exists():
+        raise InputError(f"no such file: {path}; expected a Python file that defines a model")
+    return Source(
+        text=text,
+        family="file",
+        construct=lambda: _construct(path, chosen),
+        derive=lambda model: _example(path, model),
+        prepare=lambda: load_file(path),
+        hint=f"write in {path}: def example_inputs(): return (torch.randn(2, 3, 224, 224),)",
+        file=path,
+    )
+
+
+def _construct(path: Path, name: str | None) -> nn.Module:
+    from torch import nn
+
+    module = load_file(path)
+    label, candidate = _chosen(path, module, name)
+    if isinstance(candidate, nn.Module):
+        return candidate
+    is_class = isinstance(candidate, type)
+    if not callable(candidate) or (is_class and not issubclass(candidate, nn.Module)):
+        raise InputError(
+            f"{path}: `{label}` is {_kind(candidate)}; expected an nn.Module class, a function that returns one, "
+            "or an instance"
+        )
+    needed = required_arguments(candidate)
+    if needed:
+        what = "the constructor of " if is_class else ""
+        raise InputError(
+            f"{path}: {what}`{label}` needs arguments ({', '.join(needed)}); give them defaults, or write "
+            f"def build(): return {label}(...)"
+        )
+    model = run(path, candidate, "builds the model")
+    if not isinstance(model, nn.Module):
+        raise InputError(f"{path}: `{label}` returned {_kind(model)}; expected an nn.Module")
+    return model
+
+
+def _chosen(path: Path, module: types.ModuleType, name: str | None) -> tuple[str, Any]:
+    from torch import nn
+
+    public = {key: value for key, value in vars(module).items() if not key.startswith("__")}
+    if name is not None:
+        if name not in public:
+            models = [key for key, value in public.items() if _is_model(value, module)]
+            known = f"; its models: {', '.join(models)}" if models else ""
+            raise InputError(f"{path} has no `{name}`{did_you_mean(name, public) or known or '; check the name'}")
+        return name, public[name]
+    for label in ("build", "model"):
+        if label in public and not isinstance(public[label], types.ModuleType):
+            return label, public[label]
+    classes = {
+        key: value
+        for key, value in public.items()
+        if isinstance(value, type) and issubclass(value, nn.Module) and value.__module__ == module.__name__
+    }
+    free = [key for key, value in classes.items() if not required_arguments(value)]
+    if len(free) == 1:
+        return free[0], classes[free[0]]
+    if free:
+        raise InputError(f"{path} has several models ({', '.join(free)}); choose one: {path}:{free[-1]}")
+    if classes:
+        key, value = list(classes.items())[-1]
+        raise InputError(
+            f"{path}: the constructor of `{key}` needs arguments ({', '.join(required_arguments(value))}); "
+            f"give them defaults, or write def build(): return {key}(...)"
+        )
+    raise InputError(
+        f"{path} has no model; expected a function `build`, an instance `model`, or one nn.Module class that can be "
+        "built without arguments"
+    )
+
+
+def _is_model(value: Any, module: types.ModuleType) -> bool:
+    from torch import nn
+
+    if isinstance(value, type):
+        return issubclass(value, nn.Module) and value.__module__ == module.__name__
+    return isinstance(value, nn.Module)
+
+
+def _example(path: Path, model: nn.Module) -> Example | None:
+    function = getattr(load_file(path), "example_inputs", None)
+    if function is None:
+        return derive_example(model)
+    if not callable(function) or required_arguments(function):
+        raise InputError(f"{path}: `example_inputs` is not a function without arguments; write def example_inputs():")
+    value = run(path, function, "makes example inputs")
+    if isinstance(value, tuple):
+        return value, {}
+    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
+        return (), value
+    raise InputError(
+        f"{path}: example_inputs() returned {_kind(value)}; expected a tuple of positional arguments, "
+        "`return (x,)`, or a dict of keyword arguments"
+    )
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    name = type(value).__name__
+    return f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"

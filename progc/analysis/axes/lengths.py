@@ -1,0 +1,124 @@
+"""Lengths: the Euclidean norm over k copies of every unit is sqrt(k) times the old one.
+
+What is divided by a length shrinks by sqrt(k), and so the sum of products of two such values, over k times as many
+units, is the old one: cosine similarity needs no correction (docs/growth.md 1). A value remembers the lengths that
+it was multiplied (+1) or divided (-1) by, from operation to operation; where an operation does not let a common
+factor through, the dims that the length was taken over are pinned.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import operator
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import fx
+
+from progc.analysis.axes import dims as D
+from progc.analysis.axes.dims import Dim
+from progc.analysis.axes.records import Value
+from progc.ir.operations import HOMOGENEOUS, MOVEMENT, POINTWISE
+
+if TYPE_CHECKING:
+    from progc.analysis.axes.walk import Context
+
+Length = tuple[Dim, int]
+
+REASON = "a length is taken over it, and a factor would be left"
+VANISHING = 1e-11
+"""A lower bound of lengths that only keeps zero vectors from being divided by zero."""
+
+_PASS = MOVEMENT | POINTWISE | HOMOGENEOUS
+_JOIN = frozenset(("add", "sub", "cat", "stack"))
+_CONTRACT = frozenset(
+    ("scaled_dot_product_attention", "matmul", "mm", "bmm", "linear", "einsum", "conv1d", "conv2d", "conv3d")
+)
+
+
+def follow(ctx: Context, node: fx.Node, value: Any) -> Any:
+    """The value of `node` with the lengths that its operands hand on; pins what an operation cannot hand on."""
+    given = [item for item in _values(ctx.resolve([*node.args, *node.kwargs.values()])) if item.lengths]
+    if not given or node.target is operator.getitem:
+        return value
+    name = _name(node)
+    found = _handed_on(ctx, node, name, given) if name is not None else None
+    if found is None:
+        for item in given:
+            pin(ctx, item)
+        return value
+    return _with(value, found)
+
+
+def roots(value: Value, dim: Dim) -> int | None:
+    """1 if the value was divided by its length over `dim`, 0 if it knows of no length, None if of another one."""
+    if not value.lengths:
+        return 0
+    over = [atom for length, _ in value.lengths for atom in _growing(length)]
+    if any(sign != -1 for _, sign in value.lengths):
+        return None
+    return 1 if collections.Counter(over) == collections.Counter(_growing(dim)) else None
+
+
+def pin(ctx: Context, value: Value) -> None:
+    """Forbids growth of what the value's lengths were taken over."""
+    for dim, _ in value.lengths:
+        ctx.pin(D.channels(dim), REASON)
+
+
+def _handed_on(ctx: Context, node: fx.Node, name: str, given: list[Value]) -> tuple[Length, ...] | None:
+    first, *others = ctx.resolve([*node.args[:2]])
+    if name in _CONTRACT:  # its rule decides
+        return () if all(id(item) in ctx.decided for item in given) else None
+    if name in _JOIN:
+        terms = list(_values(first if isinstance(first, list) else [first, *others]))
+        plain = name in ("add", "sub") and (len(terms) < 2 or node.kwargs)
+        alike = all(_counted(term) == _counted(terms[0]) for term in terms)
+        return terms[0].lengths if alike and not plain else None
+    if name in _PASS:
+        return first.lengths if isinstance(first, Value) else None
+    if name in ("clamp", "clamp_min"):
+        least = node.args[1] if len(node.args) > 1 else node.kwargs.get("min")
+        only = isinstance(least, float) and 0 <= least <= VANISHING and len(node.args) < 3 and not node.kwargs
+        return first.lengths if only else None
+    second = others[0] if others else None
+    own, other = (item.lengths if isinstance(item, Value) else () for item in (first, second))
+    if name == "mul":
+        return (*own, *other)
+    if name == "div" and "rounding_mode" not in node.kwargs:
+        return (*own, *((dim, -sign) for dim, sign in other))
+    return None
+
+
+def _name(node: fx.Node) -> str | None:
+    """The op's name; None for anything that writes in place: aliases of the operand would not know."""
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return None
+    name = node.target._schema.name.split("::")[1]
+    return None if name.endswith("_") else name
+
+
+def _counted(value: Value) -> collections.Counter[tuple[D.Atom, int]]:
+    return collections.Counter((atom, sign) for dim, sign in value.lengths for atom in _growing(dim))
+
+
+def _growing(dim: Dim) -> list[D.Atom]:
+    return [atom for atom in D.channels(dim) if not atom.reasons]
+
+
+def _values(items: Any) -> Iterable[Value]:
+    if isinstance(items, Value):
+        yield items
+    elif isinstance(items, (list, tuple)):
+        for item in items:
+            yield from _values(item)
+
+
+def _with(value: Any, lengths: tuple[Length, ...]) -> Any:
+    if isinstance(value, Value):
+        return dataclasses.replace(value, lengths=lengths)
+    if isinstance(value, (list, tuple)):
+        return [_with(item, lengths) for item in value]
+    return value

@@ -1,0 +1,93 @@
+"""Convolutions of any rank, grouped, depthwise and transposed."""
+
+from __future__ import annotations
+
+from torch import fx
+
+from progc.analysis.axes import dims as D
+from progc.analysis.axes.walk import Args, Context, Value, rule
+
+
+@rule("conv1d", "conv2d", "conv3d")
+def conv(ctx: Context, node: fx.Node, args: Args) -> Value:
+    """x `[N, I, *]`, weight `[O, I/groups, *k]`; I = groups x i, O = groups x o."""
+    return _conv(ctx, node, args, transposed=False)
+
+
+@rule("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
+def conv_transpose(ctx: Context, node: fx.Node, args: Args) -> Value:
+    """x `[N, I, *]`, weight `[I, O/groups, *k]`."""
+    return _conv(ctx, node, args, transposed=True)
+
+
+@rule("convolution")
+def convolution(ctx: Context, node: fx.Node, args: Args) -> Value:
+    """The general form."""
+    return _conv(ctx, node, args, transposed=bool(args["transposed"]))
+
+
+def _conv(ctx: Context, node: fx.Node, args: Args, transposed: bool) -> Value:
+    x, weight, bias, groups = args["input"], args["weight"], args["bias"], args["groups"]
+    spatial = len(weight.dims) - 2
+    shape = node.meta["tensor"].shape
+    channels = x.dims[-spatial - 1]
+    for dim in weight.dims[2:]:
+        ctx.pin(dim, "convolution kernel")
+    name = args.node_name("input")
+    if transposed:
+        out = _transposed(ctx, args, x, weight, channels, groups, name)
+    elif groups == 1:
+        ctx.contract(x, len(x.dims) - spatial - 1, name, weight, 1, args.node_name("weight"))
+        ctx.carry_dims(weight, [0])
+        out = weight.dims[0]
+    else:
+        out = _grouped(ctx, args, channels, weight, groups, name)
+    if bias is not None:
+        ctx.unify(out, bias.dims[0])
+        ctx.carry(bias)
+    lead = x.dims[: -spatial - 1]
+    if D.size_of(sum(weight.dims[2:], ())) == 1 and shape[-spatial:] == x.shape[-spatial:]:
+        return Value((*lead, out, *x.dims[-spatial:]))  # a kernel of one point: positions stand alone
+    for dim in x.dims[-spatial:]:
+        ctx.pin(D.channels(dim), f"{ctx.op} slides along it")
+    return Value((*lead, out, *(D.new(size, extent=True) for size in shape[-spatial:])))
+
+
+def _grouped(ctx: Context, args: Args, channels: D.Dim, weight: Value, groups: int, name: str) -> D.Dim:
+    size = D.size_of(channels)
+    if size == groups:
+        group, inside = channels, D.new(1)
+    else:
+        group, inside = D.reshape([channels], [groups, size // groups])
+        ctx.event("conv groups", group)
+    out_size = D.size_of(weight.dims[0])
+    out_group, out_inside = D.reshape([weight.dims[0]], [groups, out_size // groups])
+    if size == groups:
+        ctx.event("channel multiplier", out_inside)
+    ctx.unify(group, out_group)
+    ctx.unify(inside, weight.dims[1])
+    ctx.literal(args.paths["groups"], group)
+    if not ctx.consume(weight, 1, name):
+        ctx.event("contract", inside, name, args.node_name("weight"))
+    ctx.carry_dims(weight, [0])
+    return out_group + out_inside
+
+
+def _transposed(ctx: Context, args: Args, x: Value, weight: Value, channels: D.Dim, groups: int, name: str) -> D.Dim:
+    ctx.unify(channels, weight.dims[0])
+    if groups == 1:
+        ctx.contract(x, -len(weight.dims) + 1, name, weight, 0, args.node_name("weight"))
+        ctx.carry_dims(weight, [1])
+        return weight.dims[1]
+    group, inside = D.reshape([channels], [groups, D.size_of(channels) // groups])
+    if D.size_of(inside) == 1:
+        ctx.event("channel multiplier", weight.dims[1])
+    else:
+        ctx.event("conv groups", group)
+    ctx.literal(args.paths["groups"], group)
+    # Rows of the weight are groups, which it carries along, times the channels inside a group, which it sums over.
+    rest = weight.dims[1:]
+    ctx.carry_dims(Value((group, *rest), weight.source), [0, 1])
+    if not ctx.consume(Value((inside, *rest), weight.source), 0, name):
+        ctx.event("contract", inside, name, args.node_name("weight"))
+    return group + weight.dims[1]

@@ -1,0 +1,267 @@
+"""Ops that only move values: views, permutations, repetition. A moved parameter stays a parameter."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import fx
+
+from progc.analysis.axes import dims as D
+from progc.analysis.axes.dims import Dim
+from progc.analysis.axes.rules.pointwise import broadcast
+from progc.analysis.axes.walk import Args, Context, Source, Value, rule
+from progc.ir.program import TensorMeta
+from progc.ir.reshapes import reshape_groups
+
+
+def moved(x: Value, dims: Sequence[Dim], order: Sequence[int | None]) -> Value:
+    """`x` re-arranged: result dim i is x's dim `order[i]` (None: a new dim)."""
+    source = None
+    if x.source is not None:
+        source = Source(x.source.name, tuple(frozenset() if i is None else x.source.dims[i] for i in order))
+    return Value(tuple(dims), source, x.constant)
+
+
+def same(x: Value) -> Value:
+    """`x` as it is."""
+    return Value(x.dims, x.source, x.constant)
+
+
+@rule(
+    *"""contiguous clone detach alias lift_fresh_copy lift_fresh to _to_copy type_as dropout native_dropout positive
+    _conj resolve_conj data""".split()
+)
+def identity(ctx: Context, node: fx.Node, args: Args) -> Value | list[Value]:
+    """Copies, casts and dropout."""
+    x = next(iter(args.tensors()))
+    return same(x) if isinstance(node.meta["tensor"], TensorMeta) else [same(x), Value(x.dims)]
+
+
+@rule("view", "reshape", "_unsafe_view", "view_copy")
+def view(ctx: Context, node: fx.Node, args: Args) -> Value:
+    """Factors are handed out from left to right; a cut refines the axis everywhere."""
+    x = args["self"]
+    name = "size" if "size" in args.nodes else "shape"
+    out = _reshaped(x, node.meta["tensor"].shape)
+    ctx.sizes(args, name, out.dims)
+    return out
+
+
+def _reshaped(x: Value, shape: Sequence[int]) -> Value:
+    dims = D.reshape(x.dims, shape)
+    source = None
+    if x.source is not None:
+        # Result dims of one reshape group hold all tensor dims of that group.
+        held: list[frozenset[int]] = []
+        for old, wanted in reshape_groups([D.size_of(dim) for dim in x.dims], list(shape)):
+            union = frozenset().union(*(x.source.dims[i] for i in old)) if len(old) else frozenset()
+            held.extend(union for _ in wanted)
+        source = Source(x.source.name, tuple(held))
+    return Value(tuple(dims), source, x.constant)
+
+
+@rule("view_as", "reshape_as")
+def view_as(ctx: Context, node: fx.Node, args: Args) -> Value:
+    """The shape of another tensor."""
+    out = _reshaped(args["self"], node.meta["tensor"].shape)
+    for a, b in zip(out.dims, args["other"].dims, strict=True):
+        ctx.unify(a, b)
+    return out
+
+
+@rule("flatten", "squeeze", "unsqueeze", "squeeze_copy", "unsqueeze_copy")
+def shape_only(ctx: Context, node: fx.Node, args: Args) -> Value:
+    """Reshapes that bake no size."""
+    return _reshaped(args["self"], node.meta["tensor"].shape)
+
+
+@rule("unflatten")
+def unflatten(ctx: Context, node: fx.Node, args: Args) -> Value:
+    """One dim becomes several."""
+    x = args["self"]
+    out = _reshaped(x, node.meta["tensor"].shape)
+    start = args["dim"] % len(x.dims)
+    ctx.sizes(args, "sizes", out.dims[start : start + len(args["sizes"])])
+    return out
+
+
+@rule("permute", "permute_copy")
+def permute(ctx: Context, node: fx.Node, args: Args) -> Value:
+    """Any order of dims."""
+    x = args["self"]
+    order = [int(i) % len(x.dims) for i in args["dims"]]
+    return moved(x, [x.dims[i] for i in order], order)
+
+
+@rule("transpose", "swapaxes", "t", "numpy_T", "mT", "transpose_copy", "adjoint")
+def transpose(ctx: Context, node: fx.Node, args: Args) -> Value:
+    """Two dims change places."""
+    x = args["self"]
+    order = list(range(len(x.dims)))
+    if "dim0" in args.nodes:
+        a, b = args["dim0"] % len(order), args["dim1"] % len(order)
+    elif "axis0" in args.nodes:
+        a, b = args["axis0"] % len(order), args["axis1"] % len(order)
+    elif ctx.op == "aten.numpy_T":
+        order.reverse()
+        a = b = 0
+    else:
+        a, b = (len(order) - 2, len(order) - 1) if len(order) > 1 else (0, 0)
+    order[a], order[b] = order[b], order[a]
+    return moved(x, [x.dims[i] for i in order], order)
+
+
+@rule("movedim", "moveaxis")
+def movedim(ctx: Context, node: fx.Node, args: Args) -> Value:
+    """Dims go to other places, the rest keeps its order."""
+    x = args["self"]
+    as_list = lambda v: [v] if isinstance(v, int) else list(v)  # noqa: E731
+    rank = len(x.dims)
+    source = [i % rank for i in as_list(args["source"])]
+    target = [i % rank for i in as_list(args["destination"])]
+    order: list[int | None] = [None] * rank
+    for s, t in zip(source, target, strict=True):
+        order[t] = s
+    rest = iter(i for i in range(rank) if i not in source)
+    final = [next(rest) if i is None else i for i in order]
+    return moved(x, [x.dims[i] for i in final], final)
+
+
+@rule("expand", "expand_copy", "broadcast_to")
+def expand(ctx: Context, node: fx.Node, args: Args) -> Value:
+    """Size-1 dims are repeated; the repeated dim is an axis of its own (the group size of grouped queries)."""
+    x, raw = args["self"], args.nodes["size"]
+    shape = node.meta["tensor"].shape
+    offset = len(shape) - len(x.dims)
+    out: list[Dim] = []
+    order: list[int | None] = []
+    for position, size in enumerate(shape):
+        old = x.dims[position - offset] if position >= offset else ()
+        kept = position >= offset and D.size_of(old) == size
+        order.append(position - offset if kept else None)
+        out.append(old if kept else D.new(size, extent=not isinstance(raw[position], int)))
+    ctx.sizes(args, "size", out)
+    return moved(x, out, order)
+
+
+@rule("broadcast_tensors")
+def broadcast_tensors(ctx: Context, node: fx.Node, args: Args) -> list[Value]:
+    """All to the shape that they have together."""
+    values = args["tensors"]
+    dims = broadcast(ctx, values)
+    ctx.carry(*values)
+    return [Value(dims, constant=value.constant) for value in values]
+
+
+@rule("expand_as")
+def expand_as(ctx: Context, node: fx.Node, args: Args) -> Value:
+    """Broadcast to another tensor's shape."""
+    x, other = args["self"], args["other"]
+    offset = len(other.dims) - len(x.dims)
+    out = list(other.dims)
+    for position, dim in enumerate(x.dims):
+        if D.size_of(dim) != 1:
+            ctx.unify(dim, out[position + offset])
+    ctx.carry(x)
+    return Value(tuple(out), constant=x.constant and other.constant)
+
+
+@rule("unfold")
+def unfold(ctx: Context, node: fx.Node, args: Args) -> Value:
+    """Windows along one dim: positions stay there, places inside a window become a new last dim."""
+    x, shape = args["self"], node.meta["tensor"].shape
+    dim = args["dimension"] % len(x.dims)
+    ctx.pin(D.channels(x.dims[dim]), f"{ctx.op} slides along it")
+    out: list[Dim] = [*x.dims, D.new(shape[-1], extent=True)]
+    out[dim] = D.new(shape[dim], extent=True)
+    order: list[int | None] = [None if i == dim else i for i in range(len(x.dims))]
+    return moved(x, out, [*order, None])
+
+
+@rule("repeat", "tile")
+def repeat(ctx: Context, node: fx.Node, args: Args) -> Value:
+    """Whole dims are tiled; the tiling factor is fixed."""
+    x = args["self"]
+    name = "repeats" if "repeats" in args.nodes else "dims"
+    shape = node.meta["tensor"].shape
+    counts = [1] * (len(shape) - len(args[name])) + list(args[name])
+    offset = len(shape) - len(x.dims)
+    out: list[Dim] = []
+    order: list[int | None] = []
+    for position, size in enumerate(shape):
+        old = x.dims[position - offset] if position >= offset else ()
+        times = size // D.size_of(old)
+        outer = D.new(times, extent=not isinstance(counts[position], int) or not old)
+        D.pin(outer, "tiled")
+        out.append(outer + tuple(old))
+        order.append(position - offset if times == 1 and position >= offset else None)
+    return moved(x, out, order)
+
+
+@rule("repeat_interleave")
+def repeat_interleave(ctx: Context, node: fx.Node, args: Args) -> Value:
+    """Each unit is repeated: the group size of grouped queries."""
+    x, repeats, dim = args["self"], args["repeats"], args["dim"]
+    if not isinstance(repeats, int) or dim is None:
+        ctx.pin(sum(x.dims, ()), "repeated by data")
+        return Value(tuple(D.new(size, extent=True) for size in node.meta["tensor"].shape))
+    dim %= len(x.dims)
+    out = list(x.dims)
+    inner = D.new(repeats)
+    ctx.literal(args.paths["repeats"], inner)
+    out[dim] = out[dim] + inner
+    return Value(tuple(out), constant=x.constant)
+
+
+@rule("roll", "flip", "fliplr", "flipud", "rot90")
+def permute_units(ctx: Context, node: fx.Node, args: Args) -> Value:
+    """Units change places within a dim: fine for positions, not for channels."""
+    x = args["self"]
+    moved_dims = args.get("dims") or range(len(x.dims))
+    for dim in moved_dims:
+        if D.channels(x.dims[dim]):
+            ctx.pin(x.dims[dim], f"{ctx.op} changes the order of units")
+    return Value(x.dims, constant=x.constant)
+
+
+@rule("pad", "constant_pad_nd", "reflection_pad1d", "reflection_pad2d", "replication_pad1d", "replication_pad2d")
+def pad(ctx: Context, node: fx.Node, args: Args) -> Value:
+    """Padding along extents; padded channels would be new units, so they are pinned."""
+    x, shape = args["self"], node.meta["tensor"].shape
+    out = list(x.dims)
+    amounts = next(args[name] for name in ("pad", "padding") if name in args.nodes)
+    for position, size in enumerate(shape):
+        last = 2 * (len(shape) - 1 - position)
+        if D.size_of(out[position]) != size or any(not isinstance(n, int) or n for n in amounts[last : last + 2]):
+            ctx.pin(out[position], f"padded by {ctx.op}")
+            out[position] = D.new(size, extent=True)
+    return Value(tuple(out), constant=x.constant)
+
+
+@rule("pixel_shuffle", "pixel_unshuffle", "channel_shuffle")
+def pixel_shuffle(ctx: Context, node: fx.Node, args: Args) -> Value:
+    """Channels = channels' x r^2 (outermost first)."""
+    x, shape = args["self"], node.meta["tensor"].shape
+    lead, channels = x.dims[:-3], x.dims[-3]
+    if ctx.op == "aten.channel_shuffle":
+        groups = args["groups"]
+        outer, inner = D.reshape([channels], [groups, D.size_of(channels) // groups])
+        ctx.literal(args.paths["groups"], outer)
+        return Value((*lead, inner + outer, *x.dims[-2:]))
+    ctx.pin(D.channels(x.dims[-2] + x.dims[-1]), f"{ctx.op} runs along it")
+    extents = tuple(D.new(size, extent=True) for size in shape[-2:])
+    if ctx.op == "aten.pixel_shuffle":
+        kept, _ = D.reshape([channels], [shape[-3], D.size_of(channels) // shape[-3]])
+        ctx.pin(_, "pixel shuffle")
+        return Value((*lead, kept, *extents))
+    square = D.new(shape[-3] // D.size_of(channels))
+    D.pin(square, "pixel unshuffle")
+    return Value((*lead, channels + square, *extents))
+
+
+@rule("tril", "triu")
+def triangle(ctx: Context, node: fx.Node, args: Args) -> Value:
+    """Masks over positions."""
+    x = args["self"]
+    ctx.pin(x.dims[-1] + x.dims[-2], f"{ctx.op} looks at positions")
+    return Value(x.dims, constant=x.constant)

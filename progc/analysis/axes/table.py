@@ -1,0 +1,249 @@
+"""The table of axes: the walk's findings, resolved and named."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import defaultdict
+from typing import Any
+
+from progc.analysis.axes import dims as D
+from progc.analysis.axes import rules as _rules  # noqa: F401  importing the package registers the rules
+from progc.analysis.axes.dims import Atom, Dim
+from progc.analysis.axes.walk import Context, Event, Literal, Use
+from progc.ir.program import Mode, Program
+
+# What an axis means, most telling first, with the suffix of its name.
+_MEANINGS = {
+    "head dim": "head_dim",
+    "channel multiplier": "multiplier",
+    "norm groups": "norm_groups",
+    "conv groups": "conv_groups",
+    "heads": "heads",
+    "residual": "",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Span:
+    """One tensor dim that an axis runs along. `sides` holds `producer` and/or `consumer`."""
+
+    tensor: str
+    dim: int
+    sides: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Axis:
+    """One axis of the program.
+
+    Attributes:
+        name: the module that first produces it, with a suffix for heads and the like.
+        size: number of units.
+        meaning: residual width, heads, head dim, hidden width, conv channels, norm groups, conv groups,
+            channel multiplier, extent (of tokens, space, batch, input features).
+        growable: True if nothing forbids growth.
+        reason: why not, empty if growable.
+        spans: tensor dims it runs along.
+        conditions: what exact growth asks of it, in words.
+    """
+
+    name: str
+    size: int
+    meaning: str
+    growable: bool
+    reason: str
+    spans: tuple[Span, ...]
+    conditions: tuple[str, ...]
+    atom: Atom
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return {
+            "name": self.name,
+            "size": self.size,
+            "meaning": self.meaning,
+            "growable": self.growable,
+            "reason": self.reason,
+            "conditions": list(self.conditions),
+            "spans": [{"tensor": s.tensor, "dim": s.dim, "sides": list(s.sides)} for s in self.spans],
+        }
+
+
+class AxisTable:
+    """All axes of a program, and what the passes need to grow them.
+
+    Attributes:
+        program: what was analysed.
+        axes: growable and pinned axes that run along at least one parameter, in order of first use.
+        tensor_dims: tensor name to its factored dims (tied names too).
+        events, uses, literals: what the walk recorded, with dims resolved.
+        unknown: ops without a rule that touched channel axes, with counts.
+    """
+
+    def __init__(self, program: Program, context: Context) -> None:
+        self.program = program
+        self.tensor_dims = {name: tuple(D.resolve(dim) for dim in dims) for name, dims in context.tensor_dims.items()}
+        for alias, canonical in program.tied.items():
+            if canonical in self.tensor_dims:
+                self.tensor_dims[alias] = self.tensor_dims[canonical]
+        self.events: list[Event] = context.events
+        self.uses: list[Use] = context.uses
+        self.literals: list[Literal] = context.literals
+        self.unknown = context.unknown
+        self.values: dict[tuple[Mode, str], Any] = context.value_dims
+        self.sides = self._find_sides()
+        self.axes = self._name_axes()
+        self._by_atom = {axis.atom: axis for axis in self.axes}
+
+    def __getitem__(self, name: str) -> Axis:
+        for axis in self.axes:
+            if axis.name == name:
+                return axis
+        raise KeyError(name)
+
+    def axis_of(self, atom: Atom) -> Axis | None:
+        """The axis of a resolved atom, None for those that no parameter has."""
+        return self._by_atom.get(atom)
+
+    @property
+    def growable(self) -> tuple[Axis, ...]:
+        """The axes that may grow."""
+        return tuple(axis for axis in self.axes if axis.growable)
+
+    def coverage(self) -> float:
+        """Share of the parameters that lie on at least one growable axis."""
+        on = {span.tensor for axis in self.growable for span in axis.spans}
+        total = self.program.num_parameters()
+        return sum(tensor.numel() for name, tensor in self.program.parameters() if name in on) / max(total, 1)
+
+    def show(self, dim: Dim) -> str:
+        """A factored dim in words: `3 * blocks.0.attn.qkv.heads * 64`."""
+        parts = []
+        for atom in D.resolve(dim):
+            if atom.segments is not None:
+                parts.append("[" + ", ".join(self.show(segment) for segment in atom.segments) + "]")
+            else:
+                axis = self._by_atom.get(atom)
+                parts.append(axis.name if axis is not None else str(atom.size))
+        return " * ".join(parts) or "1"
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data: axes, ops without a rule, coverage."""
+        return {
+            "axes": [axis.to_json() for axis in self.axes],
+            "unknown_ops": dict(self.unknown),
+            "coverage": self.coverage(),
+        }
+
+    def __str__(self) -> str:
+        rows = [("axis", "size", "meaning", "grows", "tensors", "condition or reason")]
+        for axis in self.axes:
+            note = axis.reason if not axis.growable else "; ".join(axis.conditions)
+            grows = "yes" if axis.growable else "no"
+            rows.append((axis.name, str(axis.size), axis.meaning, grows, str(len(axis.spans)), note))
+        widths = [max(len(row[i]) for row in rows) for i in range(5)]
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, (*widths, 0), strict=True)) for row in rows]
+        lines.append(f"{len(self.growable)} of {len(self.axes)} axes grow; {self.coverage():.1%} of the parameters")
+        return "\n".join(line.rstrip() for line in lines)
+
+    # -- finding ----------------------------------------------------------------------------------------
+
+    def _find_sides(self) -> dict[tuple[str, int], dict[Atom, set[str]]]:
+        """(tensor, dim) to atom to the roles it plays there."""
+        sides: dict[tuple[str, int], dict[Atom, set[str]]] = defaultdict(lambda: defaultdict(set))
+        for use in self.uses:
+            role = "consumer" if use.role == "consume" else "producer"
+            for atom in D.leaves(use.part):
+                if not atom.extent:
+                    sides[use.name, use.dim][atom].add(role)
+        return sides
+
+    def _name_axes(self) -> tuple[Axis, ...]:
+        spans: dict[Atom, dict[tuple[str, int], None]] = defaultdict(dict)
+        parameters: set[Atom] = set()
+        for name, dims in self.tensor_dims.items():
+            if name in self.program.tied:
+                continue
+            for position, dim in enumerate(dims):
+                for atom in D.leaves(dim):
+                    spans[atom].setdefault((name, position))
+                    if self.program.specs[name].kind == "parameter":
+                        parameters.add(atom)
+        kinds: dict[Atom, dict[str, None]] = defaultdict(dict)
+        conditions: dict[Atom, dict[str, None]] = defaultdict(dict)
+        for event in self.events:
+            for atom in D.leaves(event.dim):
+                kinds[atom].setdefault(event.kind)
+                text = _condition(event)
+                if text:
+                    conditions[atom].setdefault(text)
+        producers = self._producers()
+        taken: dict[str, int] = {}
+        axes = []
+        for atom in spans:
+            if atom not in parameters:
+                continue
+            made_by = producers.get(atom, {})
+            if len(made_by) < 2:
+                kinds[atom].pop("residual", None)  # one layer's output added to itself, as in tanh-GELU, is no stream
+            meaning, suffix = _meaning(atom, kinds[atom], [len(self.tensor_dims[t]) for t, _ in spans[atom]])
+            stem = next(iter(made_by), None) or next(iter(spans[atom]))[0]
+            base = stem.rpartition(".")[0] or stem
+            name = base + ("." + suffix if suffix else "")
+            taken[name] = taken.get(name, 0) + 1
+            if taken[name] > 1:
+                name = f"{name}.{taken[name]}"
+            axes.append(
+                Axis(
+                    name=name,
+                    size=atom.size,
+                    meaning=meaning,
+                    growable=not atom.reasons and not atom.extent,
+                    reason="; ".join(atom.reasons)
+                    or ("token, spatial or batch positions, or features of the input" if atom.extent else ""),
+                    spans=tuple(self._span(atom, *where) for where in spans[atom]),
+                    conditions=tuple(conditions[atom]),
+                    atom=atom,
+                )
+            )
+        return tuple(axes)
+
+    def _producers(self) -> dict[Atom, dict[str, None]]:
+        """The matrices and tables that produce each axis; it is named after the first."""
+        found: dict[Atom, dict[str, None]] = defaultdict(dict)
+        for use in self.uses:
+            if use.role != "consume" and len(self.tensor_dims[use.name]) > 1:
+                for atom in D.leaves(use.part):
+                    found[atom].setdefault(use.name)
+        return found
+
+    def _span(self, atom: Atom, tensor: str, dim: int) -> Span:
+        return Span(tensor, dim, tuple(sorted(self.sides.get((tensor, dim), {}).get(atom, set()))))
+
+
+def _meaning(atom: Atom, kinds: dict[str, None], ranks: list[int]) -> tuple[str, str]:
+    if atom.extent:
+        return "extent", "extent"
+    for kind, suffix in _MEANINGS.items():
+        if kind in kinds:
+            return ("residual width" if kind == "residual" else kind), suffix
+    return ("conv channels", "") if any(rank > 2 for rank in ranks) else ("hidden width", "")
+
+
+def _condition(event: Event) -> str:
+    if event.kind == "normalise":
+        return f"whole factors, or padding where that is exact ({event.op} takes statistics over it)"
+    if event.kind == "groups":
+        return f"one whole factor for all parts ({event.op} groups reach across a seam)"
+    if event.kind == "contract":
+        return f"a factor on one operand ({event.op})"
+    if event.kind == "copies":
+        return f"copies only ({event.op})"
+    return ""
+
+
+def analyse(program: Program) -> AxisTable:
+    """Infers the axes of a program from both of its graphs."""
+    context = Context(program)
+    context.run()
+    return AxisTable(program, context)

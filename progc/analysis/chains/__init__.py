@@ -1,0 +1,8 @@
+"""Chains: runs of isomorphic blocks that depth growth inserts into (docs/architecture.md)."""
+
+from __future__ import annotations
+
+from progc.analysis.chains.find import find_chains
+from progc.analysis.chains.table import Block, Chain, ChainTable, Refused
+
+__all__ = ["Block", "Chain", "ChainTable", "Refused", "find_chains"]

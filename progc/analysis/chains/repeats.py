@@ -1,0 +1,116 @@
+"""Repeated stretches in the sequence of a graph's operations.
+
+Every call node gets a label: operation, hard literals, shapes of the tensors it reads and of its value, but not where
+its inputs come from. A region whose labels repeat with some period is where a flat model may hold a chain; wiring and
+names are checked afterwards.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from torch import fx
+
+from progc.analysis.chains.canonical import View, meta_key, op_name
+
+
+@dataclasses.dataclass(frozen=True)
+class Region:
+    """Indices `start .. stop - 1` of a sequence whose labels repeat with `period`, at least twice."""
+
+    start: int
+    stop: int
+    period: int
+
+    @property
+    def length(self) -> int:
+        """Number of operations covered."""
+        return self.stop - self.start
+
+
+def sequence(view: View, covered: set[fx.Node]) -> list[fx.Node | None]:
+    """Operations in graph order without noise and sizes; None stands where covered nodes were."""
+    out: list[fx.Node | None] = []
+    for node in view.nodes:
+        if node.op != "call_function" or node in view.hidden or node in view.alias:
+            continue
+        if node in covered:
+            if out and out[-1] is not None:
+                out.append(None)
+            continue
+        out.append(node)
+    return out
+
+
+def label(view: View, node: fx.Node, both_modes: bool = False) -> Any:
+    """What a node does, without where its inputs come from; with `both_modes` also without train flags."""
+
+    def of(value: Any) -> Any:
+        if isinstance(value, fx.Node):
+            if View.is_size(value):
+                return value.meta["tensor"]
+            if value.op == "get_attr":
+                spec = view.program.specs[str(value.target)]
+                if spec.kind == "constant":
+                    return ("constant", meta_key(value.meta.get("tensor")))
+                return ("own", meta_key(value.meta.get("tensor")))
+            return "value"
+        if isinstance(value, (list, tuple)):
+            return tuple(of(item) for item in value)
+        if isinstance(value, float) or (both_modes and isinstance(value, bool)):
+            return "soft"
+        return value if value is None or isinstance(value, (int, str)) else str(value)
+
+    name = op_name(node)
+    args = [of(arg) for arg in node.args]
+    if name == "roll":
+        args[1] = "soft"
+    kwargs = tuple((key, of(node.kwargs[key])) for key in sorted(node.kwargs))
+    return (str(node.target), tuple(args), kwargs, meta_key(node.meta.get("tensor")))
+
+
+def regions(labels: Sequence[Any]) -> list[Region]:
+    """All maximal regions of every period, largest first, then smallest period.
+
+    Compares the sequence with itself at every distance: n^2 / 2 integer comparisons, vectorised.
+    """
+    table: dict[Any, int] = {}
+    codes = np.array(
+        [-1 - k if one is None else table.setdefault(one, len(table)) for k, one in enumerate(labels)], dtype=np.int64
+    )
+    found: list[Region] = []
+    for period in range(1, len(codes) // 2 + 1):
+        same = codes[period:] == codes[:-period]
+        if int(same.sum()) < period:
+            continue
+        edges = np.flatnonzero(np.diff(np.concatenate(([0], same.view(np.int8), [0]))))
+        for start, stop in edges.reshape(-1, 2):
+            if stop - start >= period:
+                found.append(Region(int(start), int(stop) + period, period))
+    return sorted(found, key=lambda region: (-region.length, region.period, region.start))
+
+
+def live_counts(view: View, nodes: Sequence[fx.Node | None]) -> list[int]:
+    """For each cut before index c: how many values computed in the sequence before c are read at or after c."""
+    index = {node: k for k, node in enumerate(nodes) if node is not None}
+    change = [0] * (len(nodes) + 2)
+    last: dict[fx.Node, int] = {}
+    for k, node in enumerate(nodes):
+        if node is None:
+            continue
+        for arg in node.all_input_nodes:
+            while arg in view.alias:
+                arg = view.alias[arg]
+            if arg in index:
+                last[arg] = k
+    for node, k in last.items():
+        change[index[node] + 1] += 1
+        change[k + 1] -= 1
+    counts, level = [], 0
+    for step in change[: len(nodes) + 1]:
+        level += step
+        counts.append(level)
+    return counts

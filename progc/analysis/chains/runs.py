@@ -1,0 +1,199 @@
+"""Runs of isomorphic blocks: how blocks are wired to one another, and which stretches of them make a chain.
+
+Blocks of a run that are `period` apart have equal canonical forms, each block reads what the one before it produced,
+in the same way, and nothing else of what a block produces is read outside. Shapes at all boundaries then agree by
+construction; only a run of a single period has to be closed by comparing its entry with its exit.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+from torch import fx
+
+from progc.analysis.chains.canonical import Form
+from progc.ir.program import MODES, Mode
+
+MAX_PERIOD = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+    """A candidate block. `kind` is its class name, or empty when blocks come from structure."""
+
+    label: str
+    index: int
+    kind: str
+    tensors: tuple[str, ...]
+    patterns: tuple[str, ...]
+    forms: Mapping[Mode, Form]
+
+    def isomorphic(self, other: Piece) -> bool:
+        """Whether both graphs of the two blocks are the same up to soft literals and noise."""
+        return all(self.forms[mode].key == other.forms[mode].key for mode in MODES)
+
+
+@dataclasses.dataclass(frozen=True)
+class Link:
+    """How block b reads block a in one graph: slot of b to place in a. Other slots of b are shared values."""
+
+    wires: tuple[tuple[int, int], ...]
+
+    @property
+    def carried(self) -> frozenset[int]:
+        """Slots of b that read a."""
+        return frozenset(slot for slot, _ in self.wires)
+
+
+Links = Mapping[Mode, Link]
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """Pieces `start .. stop - 1`, `stop - start` a multiple of `period`.
+
+    `heads[mode][j]` are the slots of block j that carry, `tails[mode]` the places in the last block that do, aligned.
+    """
+
+    start: int
+    stop: int
+    period: int
+    heads: Mapping[Mode, tuple[tuple[int, ...], ...]]
+    tails: Mapping[Mode, tuple[int, ...]]
+
+
+def owner(node: fx.Node) -> str:
+    """The module that a node belongs to, for messages."""
+    if node.op == "output":
+        return "the output of the model"
+    stack = list(node.meta.get("nn_module_stack", {}).values())
+    path = str(stack[-1][0]) if stack else ""
+    return f"`{path}`" if path and not path.startswith("_") else f"`{node.name}` of the outer forward"
+
+
+def link(before: Piece, after: Piece) -> Links | str:
+    """How `after` reads `before` in both graphs, or why it is not the next block."""
+    found: dict[Mode, Link] = {}
+    for mode in MODES:
+        one = _link(before, after, mode)
+        if isinstance(one, str):
+            return one
+        found[mode] = one
+    if len({len(one.wires) for one in found.values()}) > 1:
+        return f"train and eval graphs pass different values from {before.label} to {after.label}"
+    return found
+
+
+def _link(before: Piece, after: Piece, mode: Mode) -> Link | str:
+    exits = dict(before.forms[mode].exits)
+    inside = set(after.forms[mode].nodes)
+    wires: list[tuple[int, int]] = []
+    for slot, node in enumerate(after.forms[mode].slots):
+        if node in exits:
+            place = exits[node]
+            if place is None or place < 0:
+                return f"`{node.name}` of {before.label} reaches {after.label} without being computed there"
+            wires.append((slot, place))
+    own = set(before.forms[mode].nodes)
+    others = [owner(user) for node in exits for user in node.users if user not in inside and user not in own]
+    if others:
+        plain = list(dict.fromkeys(others))
+        readers = [one for one in plain if not any(one.startswith(other[:-1] + ".") for other in plain)]
+        text = ", ".join(readers[:3]) + (f" and {len(readers) - 3} more" if len(readers) > 3 else "")
+        if not wires:
+            return f"the exit of {before.label} is read by {text}, not by {after.label}"
+        return f"the exit of {before.label} is also read by {text}, not only by {after.label}"
+    if not wires:
+        return f"{after.label} does not read {before.label}"
+    return Link(tuple(wires))
+
+
+def find_runs(pieces: Sequence[Piece], links: Sequence[Links | str]) -> list[Run]:
+    """Maximal runs of at least two periods, greedily from the left; a run of one block is `single`'s business.
+
+    `links[j]` is the link between piece j and piece j + 1.
+    """
+    runs: list[Run] = []
+    start = 0
+    while start < len(pieces):
+        best: Run | None = None
+        for period in range(1, MAX_PERIOD + 1):
+            stop = _extent(pieces, links, start, period)
+            if stop - start >= 2 * period and (best is None or stop > best.stop):
+                run = _closed(pieces, links, start, stop, period)
+                if run is not None and (best is None or run.stop > best.stop):
+                    best = run
+        if best is None:
+            start += 1
+        else:
+            runs.append(best)
+            start = best.stop
+    return runs
+
+
+def turned(pieces: Sequence[Piece], links: Sequence[Links | str], run: Run) -> Run:
+    """A run of single layers, moved on until its periods end with one that has no parameters, an activation.
+
+    Found from the left, `conv relu conv relu` behind a wider convolution reads `relu conv, relu conv`. Only a copy
+    that ends in its activation can pass on what an activation made.
+    """
+    for shift in range(run.period):
+        start, stop = run.start + shift, run.stop + shift
+        if stop > len(pieces) or _extent(pieces, links, start, run.period) < stop:
+            break
+        if not pieces[stop - 1].tensors:
+            return _closed(pieces, links, start, stop, run.period) or run
+    return run
+
+
+def _extent(pieces: Sequence[Piece], links: Sequence[Links | str], start: int, period: int) -> int:
+    """End of the longest run of whole periods from `start`."""
+    stop = start + 1
+    while stop < len(pieces):
+        step = links[stop - 1]
+        if isinstance(step, str):
+            break
+        back = stop - period
+        if back >= start:
+            if not pieces[back].isomorphic(pieces[stop]):
+                break
+            if not all(_same_shared(pieces[back], pieces[stop], step[mode], mode) for mode in MODES):
+                break
+            if back > start:
+                earlier = links[back - 1]
+                assert not isinstance(earlier, str)  # the loop came this way
+                if earlier != step:
+                    break
+        stop += 1
+    return start + (stop - start) // period * period
+
+
+def _same_shared(one: Piece, two: Piece, step: Link, mode: Mode) -> bool:
+    slots = zip(one.forms[mode].slots, two.forms[mode].slots, strict=True)
+    return all(a is b for k, (a, b) in enumerate(slots) if k not in step.carried)
+
+
+def _closed(pieces: Sequence[Piece], links: Sequence[Links | str], start: int, stop: int, period: int) -> Run | None:
+    """The run with its boundaries, shortened from the right while the last block has an exit that does not carry."""
+    turn = links[start + period - 1]
+    assert not isinstance(turn, str)
+    while stop - start >= 2 * period:
+        tails = {mode: tuple(place for _, place in turn[mode].wires) for mode in MODES}
+        last = pieces[stop - 1]
+        if all(place in tails[mode] for mode in MODES for _, place in last.forms[mode].exits):
+            break
+        stop -= period
+    else:
+        return None
+    heads: dict[Mode, tuple[tuple[int, ...], ...]] = {}
+    for mode in MODES:
+        rows = [tuple(slot for slot, _ in turn[mode].wires)]
+        for j in range(start, stop - 1):
+            step = links[j]
+            assert not isinstance(step, str)
+            rows.append(tuple(slot for slot, _ in step[mode].wires))
+        if len({len(row) for row in rows}) > 1:
+            return None
+        heads[mode] = tuple(rows)
+    return Run(start, stop, period, heads, tails)

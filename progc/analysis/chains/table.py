@@ -1,0 +1,170 @@
+"""What chain detection answers with: blocks, chains, refusals, and the table that holds them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+from progc.ir.program import Mode
+
+Kind = Literal["residual", "dense"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+    """One block of a chain.
+
+    Attributes:
+        label: name of the block: its module path (`"blocks.3"`), or the pattern of its chain with the number put in.
+        index: the number in its name.
+        tensors: every state name it owns, canonical and alias, also those that no graph reads.
+        patterns: parallel to `tensors`: the name with `#` where the block's number stands, so that
+            `patterns[k].replace("#", str(index)) == tensors[k]`. Tensors of two blocks that have the same
+            pattern play the same part.
+        nodes: per mode, names of its call nodes in graph order. `get_attr` nodes are not among them. Values of these
+            nodes that are read outside are exits (`Chain.carried`); a size (an int) that other blocks read too is not
+            counted as the block's own.
+    """
+
+    label: str
+    index: int
+    tensors: tuple[str, ...]
+    patterns: tuple[str, ...]
+    nodes: Mapping[Mode, tuple[str, ...]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Chain:
+    """A run of isomorphic blocks, each feeding the next: what depth growth inserts into.
+
+    Attributes:
+        name: the container with the block number left out (`"blocks"`, `"encoder.layers.encoder_layer_#"`), or the
+            pattern of a chain that was found by structure. Unique in a table.
+        kind: `"residual"`: the exit of a block is the entry of the next, same shape and dtype. `"dense"`: the exit of a
+            block is one more segment of a concatenation that all later blocks read.
+        period: block i and block i + period are isomorphic; growth goes by whole periods.
+        blocks: in the order of data flow, numbered without gaps.
+        siblings: numbered blocks in the same container, members or not: the depth as users count it.
+        pattern: prefix of the names of the tensors of a block, with one `#` where the number stands (`"blocks.#."`);
+            when the tensors have several prefixes, the first one. `Block.patterns` is exact for each tensor.
+        differences: what differs between blocks, one line each.
+        carried: per mode, per boundary j = 0 .. len(blocks), names of the values that cross it: entry of block j, exit
+            of block j - 1. Position k of a boundary corresponds to position k of every other. For a dense chain: the
+            values that are concatenated at the boundary (one more at each).
+        shared: per mode, names of the values computed outside that every block reads (conditioning, rotary tables,
+            masks, tensors that are no block's own).
+        later: labels of the numbered siblings that come after the last block and are not part of the chain: their
+            number moves when blocks are inserted.
+        cats: dense chains only: per mode, per boundary, the name of the concatenation node that reads the values in
+            `carried` (boundary 0: an empty string when the first block reads the entry as it is).
+        source: what the blocks were found by.
+    """
+
+    name: str
+    kind: Kind
+    period: int
+    blocks: tuple[Block, ...]
+    siblings: int
+    pattern: str
+    differences: tuple[str, ...]
+    carried: Mapping[Mode, tuple[tuple[str, ...], ...]]
+    shared: Mapping[Mode, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    later: tuple[str, ...] = ()
+    cats: Mapping[Mode, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    source: Literal["modules", "structure"] = "modules"
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object; node names are left out, they mean nothing outside the program."""
+        return {
+            "name": self.name,
+            "kind": self.kind,
+            "period": self.period,
+            "blocks": [block.label for block in self.blocks],
+            "siblings": self.siblings,
+            "pattern": self.pattern,
+            "carried": len(self.carried["eval"][0]),
+            "differences": list(self.differences),
+            "later": list(self.later),
+            "source": self.source,
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class Refused:
+    """A container, or some blocks of one, that looks like a chain and is not, with the reason in one line."""
+
+    name: str
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True)
+class ChainTable:
+    """All chains of a program in the order of data flow, and what was refused."""
+
+    chains: tuple[Chain, ...]
+    refused: tuple[Refused, ...] = ()
+
+    def __iter__(self) -> Iterator[Chain]:
+        return iter(self.chains)
+
+    def __len__(self) -> int:
+        return len(self.chains)
+
+    def __getitem__(self, name: str) -> Chain:
+        """The chain of that name.
+
+        Raises:
+            KeyError: no chain has this name.
+        """
+        for chain in self.chains:
+            if chain.name == name:
+                return chain
+        raise KeyError(name)
+
+    def outermost(self, mode: Mode) -> list[Chain]:
+        """Chains that are inside no block of another; of those that share nodes, the one that covers more."""
+        kept: list[tuple[Chain, set[str]]] = []
+        sized = [({name for block in chain.blocks for name in block.nodes[mode]}, chain) for chain in self.chains]
+        for nodes, chain in sorted(sized, key=lambda item: -len(item[0])):
+            if not any(nodes & covered for _, covered in kept):
+                kept.append((chain, nodes))
+        return [chain for chain, _ in kept]
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object with the keys `chains` and `refused`."""
+        return {
+            "chains": [chain.to_json() for chain in self.chains],
+            "refused": [dataclasses.asdict(refused) for refused in self.refused],
+        }
+
+    def __str__(self) -> str:
+        lines: list[str] = []
+        if self.chains:
+            rows: list[tuple[str, ...]] = [("chain", "kind", "period", "blocks", "siblings", "carried", "differences")]
+            for chain in self.chains:
+                numbers = [block.index for block in chain.blocks]
+                span = f"{numbers[0]}-{numbers[-1]}" if len(numbers) > 1 else str(numbers[0])
+                rows.append(
+                    (
+                        chain.name,
+                        chain.kind,
+                        str(chain.period),
+                        span,
+                        str(chain.siblings),
+                        str(len(chain.carried["eval"][0])),
+                        "; ".join(chain.differences) or "none",
+                    )
+                )
+            lines += _aligned(rows)
+        else:
+            lines.append("no chains")
+        if self.refused:
+            lines += ["", "refused"]
+            lines += _aligned([(f"  {refused.name}", refused.reason) for refused in self.refused])
+        return "\n".join(lines)
+
+
+def _aligned(rows: list[tuple[str, ...]]) -> list[str]:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

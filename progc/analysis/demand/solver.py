@@ -1,0 +1,295 @@
+"""The search: backwards from a value to parameters, then forwards to prove the answer in both graphs.
+
+Proposals come from the eval graph, which has no stochastic parts; a proposal counts only if multiplying those
+parameters gives exactly the demanded factor on the value in *both* graphs, and leaves every other result of both
+graphs as it was. The proof follows factors forwards from every use of each scaled parameter, so shared and tied
+parameters are covered by construction.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import heapq
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import fx
+
+from progc.analysis.demand.factors import as_scale, expanded, same
+from progc.analysis.demand.steps import Factor, routes, spread, unknown
+from progc.errors import InputError
+from progc.ir.deferred import values
+from progc.ir.operations import DemandRefused, argument, describe, mutates, op_name, shape_of
+from progc.ir.program import MODES, Mode, Program
+from progc.lift.lift import Scale
+
+_PROPOSALS = 32
+"""Proposals tried for one demand, and combinations tried for demands that only work together."""
+
+_VISITS = 4000
+"""Nodes visited in one search; a demand that needs more has no sensible answer."""
+
+_STEEP = frozenset(("sqrt", "rsqrt", "log", "log2", "log10", "reciprocal", "div"))
+"""Operations whose slope at zero is infinite (for `div`, in the divisor)."""
+
+Scales = dict[str, tuple[Scale, ...]]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Demand:
+    """A value must come out multiplied by `factor` where `mask` is true.
+
+    Attributes:
+        nodes: name of the value's node in each graph.
+        factor: at least 0.
+        mask: bool, the value's shape at the example size; None: everywhere.
+    """
+
+    nodes: Mapping[Mode, str]
+    factor: float
+    mask: torch.Tensor | None = None
+
+
+def solve(program: Program, demands: Sequence[Demand]) -> list[tuple[str, Scale]]:
+    """Which parameters to scale so that every demand is met and nothing else changes.
+
+    Returns:
+        Canonical parameter names with the factors along one dim; a name may occur more than once.
+
+    Raises:
+        DemandRefused: names the operation and the node where no parameter can take the factor.
+    """
+    graphs = {mode: _Graph(program, program.graphs[mode]) for mode in MODES}
+    alone: list[Scales] = []
+    together: list[tuple[Demand, list[Scales], DemandRefused]] = []
+    for demand in demands:
+        proposals = _proposals(program, graphs["eval"], demand)
+        failure: DemandRefused | None = None
+        for proposal in proposals:
+            try:
+                _prove(graphs, [demand], proposal)
+            except DemandRefused as error:
+                failure = failure or error
+            else:
+                alone.append(proposal)
+                break
+        else:
+            assert failure is not None
+            together.append((demand, proposals, failure))
+    answer = _merged(alone, multiply=True)
+    if together:
+        # Demands that share a parameter (tied blocks, one projection for two branches) may only hold jointly.
+        answer = _merged([answer, _jointly(graphs, together)], multiply=True)
+    if len(demands) > 1:
+        _prove(graphs, demands, answer)
+    return [(name, scale) for name, scales in answer.items() for scale in scales]
+
+
+def _jointly(graphs: Mapping[Mode, _Graph], open_: Sequence[tuple[Demand, list[Scales], DemandRefused]]) -> Scales:
+    if len(open_) > 1:
+        for choice in itertools.islice(itertools.product(*(proposals for _, proposals, _ in open_)), _PROPOSALS):
+            merged = _merged(choice, multiply=False)
+            try:
+                _prove(graphs, [demand for demand, _, _ in open_], merged)
+            except DemandRefused:
+                continue
+            return merged
+    raise open_[0][2]
+
+
+def _merged(parts: Sequence[Scales], multiply: bool) -> Scales:
+    merged: Scales = {}
+    for part in parts:
+        for name, scales in part.items():
+            known = merged.get(name, ())
+            if multiply or not known:
+                merged[name] = (*known, *scales)
+            elif known != scales:
+                merged[name] = (*known, *(scale for scale in scales if scale not in known))
+    return merged
+
+
+class _Graph:
+    """One graph with what every search in it needs."""
+
+    def __init__(self, program: Program, graph: fx.Graph) -> None:
+        self.program = program
+        self.nodes = {node.name: node for node in graph.nodes}
+        self.order = {node: position for position, node in enumerate(graph.nodes)}
+        self.uses: dict[str, list[fx.Node]] = {}
+        for node in graph.nodes:
+            if node.op == "get_attr":
+                self.uses.setdefault(str(node.target), []).append(node)
+
+
+def _proposals(program: Program, graph: _Graph, demand: Demand) -> list[Scales]:
+    """Sets of scaled parameters that may meet the demand, best first; at least one.
+
+    A set that is zero already wins: zeroing another side of the same product too would leave both dead.
+    """
+    node = graph.nodes[demand.nodes["eval"]]
+    mask = demand.mask if demand.mask is not None else torch.ones((), dtype=torch.bool).expand(shape_of(node))
+    search = _Search(program, demand.factor)
+    found: list[Scales] = []
+    reasons: list[str] = []
+    for masks in itertools.islice(search.walk(node, mask), _PROPOSALS):
+        try:
+            found.append({name: (_scale(name, own, demand.factor),) for name, own in masks.items()})
+        except DemandRefused as error:
+            reasons.append(str(error))
+    if not found:
+        raise DemandRefused(f"no parameter scales the value of {describe(node)}: {(reasons + search.reasons)[0]}")
+    if demand.factor == 0:
+        found.sort(key=lambda scales: not all(_is_zero(program.tensors[name]) for name in scales))
+    return found
+
+
+def _scale(name: str, mask: torch.Tensor, factor: float) -> Scale:
+    found = as_scale(mask, factor)
+    if found is None:
+        raise DemandRefused(f"parameter {name} would have to be scaled along two dims at once")
+    return Scale(*found)
+
+
+def _is_zero(tensor: torch.Tensor) -> bool:
+    """Whether all is zero; of a program without weights nothing is known to be."""
+    try:
+        return not bool(values(tensor).detach().any())
+    except InputError:
+        return False
+
+
+class _Search:
+    """Depth first, backwards, over the alternatives at every product."""
+
+    def __init__(self, program: Program, factor: float) -> None:
+        self.program, self.factor = program, factor
+        self.reasons: list[str] = []
+        self.visits = 0
+
+    def walk(self, node: fx.Node, mask: torch.Tensor) -> Iterator[dict[str, torch.Tensor]]:
+        """Masks over parameters, by canonical name."""
+        self.visits += 1
+        if self.visits > _VISITS:
+            return
+        if node.op == "get_attr":
+            name = str(node.target)
+            if self.program.specs[name].kind == "parameter":
+                yield {name: mask}
+            else:
+                self.reasons.append(f"{name} is no parameter")
+            return
+        if node.op != "call_function":
+            self.reasons.append(f"{node} is an input of the network")
+            return
+        try:
+            alternatives = routes(self.program, node, mask, self.factor)
+        except DemandRefused as error:
+            self.reasons.append(str(error))
+            return
+        for route in alternatives:
+            yield from self._all_of(route)
+
+    def _all_of(self, route: Sequence[tuple[fx.Node, torch.Tensor]]) -> Iterator[dict[str, torch.Tensor]]:
+        if not route:
+            yield {}
+            return
+        (node, mask), *rest = route
+        for first in self.walk(node, mask):
+            for others in self._all_of(rest):
+                union = dict(first)
+                for name, own in others.items():
+                    union[name] = union[name] | own if name in union else own
+                yield union
+
+
+def _prove(graphs: Mapping[Mode, _Graph], demands: Sequence[Demand], scales: Scales) -> None:
+    """Follows the factors forwards in both graphs.
+
+    Raises:
+        DemandRefused: a demanded value gets another factor, or something else changes.
+    """
+    for mode, graph in graphs.items():
+        wanted = {graph.nodes[demand.nodes[mode]]: demand for demand in demands}
+        factors: dict[fx.Node, Factor] = {}
+        todo: list[tuple[int, fx.Node]] = []
+        for name, parts in scales.items():
+            for node in graph.uses.get(name, ()):
+                first, *others = (expanded(part.dim, part.values, shape_of(node)) for part in parts)
+                factor = first
+                for other in others:
+                    factor = factor * other
+                factors[node] = factor
+                todo.extend((graph.order[user], user) for user in node.users)
+        heapq.heapify(todo)
+        done: set[fx.Node] = set()
+        reason: DemandRefused | None = None
+        while todo:
+            _, node = heapq.heappop(todo)
+            if node in done:
+                continue
+            done.add(node)
+            if node.op == "output":
+                raise reason or DemandRefused("a scaled value is an output of the network")
+            _check_side_effects(graph, node, factors)
+            _check_slope(node, factors)
+            try:
+                result = spread(graph.program, node, factors)
+            except DemandRefused as error:
+                # Some other value: harmless if it meets a zero before it gets anywhere (squeeze and excite).
+                reason, result = reason or error, unknown(node)
+            if node in wanted:
+                _check_result(node, result, wanted.pop(node), reason)
+                result = None
+            if result is not None:
+                factors[node] = result
+                for user in node.users:
+                    heapq.heappush(todo, (graph.order[user], user))
+        for node, demand in wanted.items():
+            _check_result(node, None, demand, reason)
+
+
+def _check_result(node: fx.Node, result: Factor, demand: Demand, reason: DemandRefused | None) -> None:
+    expected = torch.full((), demand.factor, dtype=torch.float64)
+    if demand.mask is not None:
+        expected = torch.where(demand.mask, expected, torch.ones((), dtype=torch.float64))
+    found = result if isinstance(result, torch.Tensor) else torch.ones((), dtype=torch.float64)
+    shape = shape_of(node)
+    if isinstance(result, list) or not same(found.expand(shape), expected.expand(shape)):
+        raise reason or DemandRefused(
+            f"the value of {describe(node)} does not come out multiplied by {demand.factor:g} alone"
+        )
+
+
+def _check_slope(node: fx.Node, factors: Mapping[fx.Node, Factor]) -> None:
+    """A silenced value must not reach the root of a bare zero: the slope there is infinite, and gradients become NaN.
+
+    A constant that is added before (the eps of a norm) keeps the root away from zero.
+    """
+    name = op_name(node)
+    exponent = argument(node, "exponent")
+    small = name == "pow" and not (isinstance(exponent, (int, float)) and exponent >= 1)
+    if name not in _STEEP and not small:
+        return
+    operand = node.args[1 if name == "div" and len(node.args) > 1 else 0]
+    given = factors.get(operand) if isinstance(operand, fx.Node) else None
+    if not isinstance(operand, fx.Node) or not isinstance(given, torch.Tensor):
+        return
+    kept = op_name(operand) in ("add", "clamp_min", "clamp") and isinstance(operand.args[1], float)
+    if not kept and bool(((given == 0) | given.isnan()).any()):
+        raise DemandRefused(f"{describe(node)} would read a silenced value, and its slope at zero is infinite")
+
+
+def _check_side_effects(graph: _Graph, node: fx.Node, factors: Mapping[fx.Node, Factor]) -> None:
+    """A value changed in place must not be read again, and statistics must not be taken of a changed value."""
+    target = node.args[0] if node.args else None
+    if not isinstance(target, fx.Node) or factors.get(target) is None:
+        return
+    if mutates(node) and any(graph.order[user] > graph.order[node] for user in target.users):
+        raise DemandRefused(f"{describe(node)} changes {target} in place, which is read again later")
+    silent = [factors.get(n) for n in (argument(node, "weight"), argument(node, "bias")) if isinstance(n, fx.Node)]
+    if len(silent) == 2 and all(isinstance(own, torch.Tensor) and not own.any() for own in silent):
+        return  # a norm that answers zero, whatever its statistics
+    if op_name(node) in ("batch_norm", "instance_norm") and argument(node, "running_mean") is not None:
+        raise DemandRefused(f"{describe(node)} keeps statistics of a value that would be scaled")

@@ -1,0 +1,349 @@
+"""One step of a demand, backwards (`routes`) and forwards (`spread`).
+
+`routes` answers: which operands have to be scaled where, so that this node comes out scaled on `mask`? Its answer
+is a proposal. `spread` answers: how does this node come out when its operands are scaled so? Its answer is exact,
+or a refusal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import torch
+from torch import fx
+
+from progc.analysis.demand.contractions import Contraction, contraction
+from progc.analysis.demand.factors import carry, reduce_any, same
+from progc.ir.operations import (
+    HOMOGENEOUS,
+    MOVEMENT,
+    PADDING,
+    POINTWISE,
+    SHAPE_ONLY,
+    ZERO_PRESERVING,
+    DemandRefused,
+    argument,
+    describe,
+    distance,
+    is_float,
+    is_product,
+    mutates,
+    op_name,
+    shape_of,
+)
+from progc.ir.program import Program, TensorMeta
+
+Factor = torch.Tensor | list[torch.Tensor | None] | None
+"""How a value is multiplied: None is 1; a list belongs to an operation with several outputs."""
+
+Route = list[tuple[fx.Node, torch.Tensor]]
+
+
+def routes(program: Program, node: fx.Node, mask: torch.Tensor, factor: float) -> list[Route]:
+    """Alternatives, best first; each is a set of operands with the masks on which all of them must be scaled.
+
+    Args:
+        mask: bool, shape of the node at the example size.
+
+    Raises:
+        DemandRefused: no factor passes through this operation.
+    """
+    name = op_name(node)
+    if _pointwise(node) or _passes_activation(node, factor):
+        return [[(_node(node.args[0]), mask)]]
+    if name == "getitem" or moves(node):
+        try:
+            return [_pulled_back(program, node, mask)]
+        except DemandRefused:
+            if not bool(mask.all()):
+                raise
+            # Wherever the data sends them, they are all scaled alike.
+            return [[(n, torch.ones((), dtype=torch.bool).expand(shape_of(n))) for n in _floats(node)]]
+    if name in ("add", "sub"):
+        terms = [term for term in node.args[:2] if isinstance(term, fx.Node)]
+        if len(terms) == 2 or node.args[1] == 0:
+            return [[(term, reduce_any(mask, shape_of(term))) for term in terms]]
+        raise DemandRefused(f"{describe(node)} adds a constant that no parameter scales")
+    if is_product(node):
+        sides = [_node(side) for side in node.args[: 2 if name == "mul" else 1]]
+        sides.sort(key=lambda side: (torch.Size(shape_of(side)).numel(), distance(side)))
+        return [[(side, reduce_any(mask, shape_of(side)))] for side in sides]
+    found = contraction(node)
+    if found is None:
+        raise DemandRefused(f"{describe(node)} is not linear")
+    answer: list[Route] = []
+    for operand in found.operands:
+        own = carry(mask, found.out, operand.labels, shape_of(operand.node))
+        bias = _carried_bias(found, mask)
+        if own is not None and (found.bias is None or bias is not None):
+            answer.append([(operand.node, own)])
+            if found.bias is not None and bias is not None:
+                answer[-1].append((found.bias.node, bias))
+    if not answer:
+        answer = _loose_routes(found, mask)
+    if not found.operands:
+        raise DemandRefused(f"{describe(node)} normalises and has no weight of its own to scale")
+    if not answer:
+        raise DemandRefused(f"{describe(node)} mixes values that the demand treats differently")
+    return answer
+
+
+def _loose_routes(found: Contraction, mask: torch.Tensor) -> list[Route]:
+    """Operands scaled for more values than are asked for: right only together with demands for the others.
+
+    Each step of a scan reads one position of a projection, and its weight serves all positions.
+    """
+    answer: list[Route] = []
+    for operand in found.operands:
+        parts = [operand, found.bias] if found.bias is not None else [operand]
+        lost = [[i for i, label in enumerate(found.out) if label not in part.labels] for part in parts]
+        wide = [mask.any(dim=dims, keepdim=True).expand(mask.shape) if dims else mask for dims in lost]
+        own = [carry(more, found.out, part.labels, shape_of(part.node)) for more, part in zip(wide, parts, strict=True)]
+        if all(carried is not None for carried in own):
+            answer.append([(part.node, carried) for part, carried in zip(parts, own, strict=True)])  # type: ignore[misc]
+    return answer
+
+
+def _carried_bias(found: Contraction, mask: torch.Tensor) -> torch.Tensor | None:
+    if found.bias is None:
+        return None
+    return carry(mask, found.out, found.bias.labels, shape_of(found.bias.node))
+
+
+def spread(program: Program, node: fx.Node, factors: Mapping[fx.Node, Factor]) -> Factor:
+    """The factor on this node's value, given those on its operands (absent: 1, NaN: unknown).
+
+    Raises:
+        DemandRefused: the operation does not turn these factors into one on its result.
+    """
+    name = op_name(node)
+    if name in SHAPE_ONLY or (name == "bernoulli" and getattr(node.target, "_overloadname", "") != "default"):
+        return None
+    if name == "getitem":
+        several = factors.get(_node(node.args[0]))
+        assert isinstance(several, list) and isinstance(node.args[1], int)
+        return several[node.args[1]]
+    if not is_float(node):
+        raise DemandRefused(f"{describe(node)} reads a value that would be scaled")
+    if _pointwise(node):
+        _only(node, factors, [node.args[0]])
+        return _one(factors, node.args[0])
+    if name in ZERO_PRESERVING | HOMOGENEOUS:
+        return _through_activation(node, _one(factors, node.args[0]))
+    if moves(node):
+        given = {n: _full(factors, n) for n in node.all_input_nodes if is_float(n)}
+        if mutates(node):
+            given = {n: value.clone() for n, value in given.items()}
+        if name in PADDING and all(same(value, value.flatten()[:1].expand(value.shape)) for value in given.values()):
+            # What padding puts in is zero, which has any factor.
+            return _plain(next(iter(given.values())).flatten()[0].expand(shape_of(node)))
+        try:
+            return _like(_run(program, node, given))
+        except DemandRefused:
+            alike = _alike(given.values())
+            if alike is None or node.meta["tensor"] is None or isinstance(node.meta["tensor"], tuple):
+                raise
+            return _plain(alike.expand(shape_of(node)))
+    if name in ("add", "sub"):
+        return _through_sum(node, factors)
+    if is_product(node):
+        left, right = (torch.broadcast_to(_full(factors, item), shape_of(node)) for item in node.args[:2])
+        if op_name(node) == "div":
+            if bool((right == 0).any()):
+                raise DemandRefused(f"{describe(node)} would divide by zero")
+            right = 1 / right
+        zero = (left == 0) | (right == 0)  # zero times anything, the unknown included
+        return _plain(torch.where(zero, torch.zeros((), dtype=torch.float64), left * right))
+    return _through_contraction(node, factors)
+
+
+def _floats(node: fx.Node) -> list[fx.Node]:
+    return [operand for operand in node.all_input_nodes if is_float(operand)]
+
+
+def _alike(given: Collection[torch.Tensor]) -> torch.Tensor | None:
+    """The one factor that all entries of all values have; None if they differ."""
+    firsts = [value.flatten()[:1] for value in given]
+    if not firsts or not all(same(v, firsts[0].expand(v.shape)) for v in given):
+        return None
+    return firsts[0].reshape(())
+
+
+def unknown(node: fx.Node) -> Factor:
+    """The factor of a value that changes in no way we follow: NaN, which equals no demanded factor.
+
+    Raises:
+        DemandRefused: the node is no tensor, so what depends on it cannot be followed.
+    """
+    meta = node.meta.get("tensor")
+    several = [item for item in (meta if isinstance(meta, tuple) else (meta,)) if isinstance(item, TensorMeta)]
+    if not several:
+        raise DemandRefused(f"{describe(node)} makes a number of a value that would be scaled")
+    nan = torch.full((), torch.nan, dtype=torch.float64)
+    if isinstance(meta, tuple):
+        return [nan.expand(item.shape) for item in several]
+    return nan.expand(several[0].shape)
+
+
+def _through_activation(node: fx.Node, given: torch.Tensor | None) -> torch.Tensor | None:
+    if given is None:
+        return None
+    name = op_name(node)
+    if name in ZERO_PRESERVING and bool(((given == 0) | (given == 1)).all()):
+        return given
+    if name in HOMOGENEOUS and bool((given > 0).all()):
+        return given
+    raise DemandRefused(f"{describe(node)} does not pass this factor on")
+
+
+def _through_sum(node: fx.Node, factors: Mapping[fx.Node, Factor]) -> torch.Tensor | None:
+    terms = [torch.broadcast_to(_full(factors, item), shape_of(node)) for item in node.args[:2]]
+    if isinstance(node.args[1], (int, float)) and node.args[1] == 0:
+        terms[1] = terms[0]
+    if not same(terms[0], terms[1]):
+        raise DemandRefused(f"{describe(node)} adds a scaled value to one that is not scaled the same way")
+    return _plain(terms[0])
+
+
+def _through_contraction(node: fx.Node, factors: Mapping[fx.Node, Factor]) -> torch.Tensor | None:
+    found = contraction(node)
+    if found is None:
+        raise DemandRefused(f"{describe(node)} is not linear and reads a value that would be scaled")
+    bias = [found.bias.node] if found.bias else []
+    if found.fixed and _silent(found, factors):
+        return torch.zeros((), dtype=torch.float64).expand(shape_of(node))
+    _only(node, factors, [operand.node for operand in found.operands] + bias, fixed=found.fixed)
+    total = torch.ones((), dtype=torch.float64)
+    for operand in found.operands:
+        given = _one(factors, operand.node)
+        if given is not None:
+            moved = carry(given, operand.labels, found.out, shape_of(node))
+            if moved is None:
+                raise DemandRefused(f"{describe(node)} sums values that are scaled differently")
+            total = total * moved if total.dim() else moved
+    if found.bias is not None:
+        moved = carry(_full(factors, found.bias.node), found.bias.labels, found.out, shape_of(node))
+        if moved is None or not same(total.expand(shape_of(node)), moved):
+            raise DemandRefused(f"{describe(node)} adds a bias that is not scaled like its result")
+    return _plain(total.expand(shape_of(node)))
+
+
+def _silent(found: Contraction, factors: Mapping[fx.Node, Factor]) -> bool:
+    """Whether an operand and the bias are zero everywhere, so that nothing else matters."""
+    zeros = [bool((_full(factors, operand.node) == 0).all()) for operand in found.operands]
+    return any(zeros) and (found.bias is None or bool((_full(factors, found.bias.node) == 0).all()))
+
+
+def _pointwise(node: fx.Node) -> bool:
+    name = op_name(node)
+    if name in POINTWISE:
+        return is_float(node) and is_float(node.args[0])
+    if name == "masked_fill":
+        return node.args[2] in (0, 0.0)
+    return is_product(node) and is_float(node.args[0]) and not is_float(node.args[1])
+
+
+def _passes_activation(node: fx.Node, factor: float) -> bool:
+    name = op_name(node)
+    if factor == 0 and name in HOMOGENEOUS - ZERO_PRESERVING:
+        raise DemandRefused(f"{describe(node)} has no slope at zero: a branch silenced before it would never train")
+    return (factor == 0 and name in ZERO_PRESERVING) or (factor > 0 and name in HOMOGENEOUS)
+
+
+def moves(node: fx.Node) -> bool:
+    """True if the output holds nothing but elements of the operands, and zeros."""
+    name = op_name(node)
+    if name in PADDING:
+        mode = argument(node, "mode", "constant")
+        return mode != "constant" or argument(node, "value") in (None, 0, 0.0)
+    return name in MOVEMENT
+
+
+def _pulled_back(program: Program, node: fx.Node, mask: torch.Tensor) -> Route:
+    """Where the elements under `mask` come from: the gradient of the movement with `mask` as weights."""
+    base = _node(node.args[0]) if op_name(node) == "getitem" else node
+    if not moves(base):
+        raise DemandRefused(f"{describe(base)} is not linear")
+    leaves = {
+        operand: torch.zeros(shape_of(operand), requires_grad=True)
+        for operand in base.all_input_nodes
+        if is_float(operand)
+    }
+    with torch.enable_grad():
+        value = _run(program, base, {operand: leaf.clone() for operand, leaf in leaves.items()})
+        if base is not node:
+            value = value[node.args[1]]
+        weights = torch.autograd.grad(value, list(leaves.values()), mask.to(torch.float32), allow_unused=True)
+    found = zip(leaves, weights, strict=True)
+    return [(operand, weight != 0) for operand, weight in found if weight is not None and bool(weight.any())]
+
+
+def _run(program: Program, node: fx.Node, values: Mapping[fx.Node, torch.Tensor]) -> Any:
+    """The movement on other values: sizes are those of the example, index tensors the program's own."""
+
+    def resolve(item: fx.Node) -> Any:
+        if item in values:
+            return values[item]
+        meta = item.meta.get("tensor")
+        if isinstance(meta, int):
+            return meta
+        if item.op == "get_attr" and not is_float(item):
+            return program.tensors[str(item.target)]
+        raise DemandRefused(f"{describe(node)} moves values to places that depend on the input")
+
+    args, kwargs = fx.node.map_arg((node.args, node.kwargs), resolve)
+    # These values lie in memory otherwise than the network's do, so that a view may have to copy.
+    target = torch.ops.aten.reshape.default if op_name(node) == "view" else node.target
+    assert callable(target)
+    return target(*args, **kwargs)
+
+
+def moved(program: Program, node: fx.Node, values: Mapping[fx.Node, torch.Tensor]) -> torch.Tensor:
+    """The movement `node` applied to other values of its operands, of the same shapes.
+
+    Raises:
+        DemandRefused: where it moves things depends on the network's input.
+    """
+    result = _run(program, node, {n: value.clone() if mutates(node) else value for n, value in values.items()})
+    assert isinstance(result, torch.Tensor)
+    return result
+
+
+def _only(
+    node: fx.Node, factors: Mapping[fx.Node, Factor], allowed: list[Any], fixed: tuple[fx.Node, ...] = ()
+) -> None:
+    for operand in node.all_input_nodes:
+        if factors.get(operand) is not None and (operand in fixed or operand not in allowed):
+            raise DemandRefused(f"{describe(node)} depends on {operand} in a way that is not linear")
+
+
+def _node(item: Any) -> fx.Node:
+    if not isinstance(item, fx.Node):
+        raise DemandRefused(f"{item} is a constant, not a value of the network")
+    return item
+
+
+def _one(factors: Mapping[fx.Node, Factor], item: Any) -> torch.Tensor | None:
+    given = factors.get(item) if isinstance(item, fx.Node) else None
+    assert not isinstance(given, list)
+    return given
+
+
+def _full(factors: Mapping[fx.Node, Factor], item: Any) -> torch.Tensor:
+    given = _one(factors, item)
+    if given is not None:
+        return given
+    meta = item.meta.get("tensor") if isinstance(item, fx.Node) else None
+    return torch.ones((), dtype=torch.float64).expand(meta.shape if isinstance(meta, TensorMeta) else ())
+
+
+def _plain(given: torch.Tensor) -> torch.Tensor | None:
+    return None if bool((given == 1).all()) else given
+
+
+def _like(value: Any) -> Factor:
+    if isinstance(value, (tuple, list)):
+        return [_plain(item) for item in value]
+    assert isinstance(value, torch.Tensor)
+    return _plain(value)

@@ -1,0 +1,222 @@
+"""Forwards: the state of every value of a graph, from the tensors on.
+
+What the search left open is chosen here, where it is known what is needed: the gain behind a normalisation takes the
+factor out again, its shift is zero for new units, and a tensor that sums over the axis takes factors out in its
+columns. Everything else is checked. An operation without an entry in the transfer tables (pointwise.py, summing.py,
+norms.py) is a refusal as soon as it meets the axis.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import fx
+
+from progc.analysis.demand.steps import moves
+from progc.analysis.padding.reading import Key, Reading, scalar, stale_reads
+from progc.analysis.padding.states import ALIKE, Differs, PaddingRefused, State, joined
+from progc.ir.operations import SHAPE_ONLY, argument, describe, op_name, shape_of
+from progc.ir.program import TensorMeta
+
+Result = State | tuple[State, ...]
+Rule = Callable[["Forward", fx.Node], Result]
+RULES: dict[str, Rule] = {}
+
+
+def transfer(*names: str) -> Callable[[Rule], Rule]:
+    """Registers the transfer function of one or more operations."""
+
+    def register(function: Rule) -> Rule:
+        for name in names:
+            assert name not in RULES, name
+            RULES[name] = function
+        return function
+
+    return register
+
+
+class Tensors:
+    """States of the tensors' dims along the axis; one state each, whoever asks."""
+
+    def __init__(self, states: Mapping[Key, State] | None = None) -> None:
+        self.states: dict[Key, State] = dict(states or {})
+
+    def give(self, key: Key, state: State) -> None:
+        """Raises:
+        PaddingRefused: it has another state already.
+        """
+        known = self.states.setdefault(key, state)
+        if known != state:
+            raise PaddingRefused(
+                f"{key[0]} would have to be {_words(known)} in one place and {_words(state)} in another"
+            )
+
+
+def _words(state: State) -> str:
+    fill = {"zero": "padded with zeros", "mean": "padded with means", "one": "padded with ones"}.get(
+        state.new, "padded"
+    )
+    return f"{fill} and scaled by s^{state.power}" if state.power else fill
+
+
+class Forward:
+    """The walk over one graph. `want` holds the states that the search asks of values."""
+
+    def __init__(self, reading: Reading, tensors: Tensors, want: Mapping[fx.Node, State]) -> None:
+        self.reading, self.tensors, self.want = reading, tensors, want
+        self.states: dict[fx.Node, Result] = {}
+
+    def run(self) -> None:
+        """Raises:
+        PaddingRefused: an operation that keeps no state, or an output that changes.
+        """
+        for node in self.reading.graph.nodes:
+            if node.op == "output":
+                for value in node.all_input_nodes:
+                    if self.state(value) != ALIKE:
+                        raise PaddingRefused(f"the output {value} would change")
+            elif node.op == "call_function" and self._concerned(node):
+                self._unmixed(node)
+                self.states[node] = self._step(node)
+        for writer, reader in stale_reads(self.reading.graph):
+            if self.reading.carries(writer) or self.states.get(writer, ALIKE) != ALIKE:
+                raise PaddingRefused(f"{describe(writer)} writes in place, and {reader} reads it afterwards")
+
+    def _concerned(self, node: fx.Node) -> bool:
+        if self.reading.is_tensor(node) or isinstance(node.meta.get("tensor"), int):
+            return False  # a moved tensor: its states are those of the tensor
+        reads = any(self.reading.carries(n) or self.states.get(n, ALIKE) != ALIKE for n in node.all_input_nodes)
+        return reads or self.reading.carries(node)
+
+    def _unmixed(self, node: fx.Node) -> None:
+        """One state holds for one dim of a value, and a factor on all of a value reaches all of a dim.
+
+        Raises:
+            PaddingRefused: neither would be true of this node.
+        """
+        inputs = node.all_input_nodes
+        if self.reading.twice(node):
+            raise PaddingRefused(f"{describe(node)} has the axis along two dims")
+        if any(not self.reading.carries(n) and self.states.get(n, ALIKE) != ALIKE for n in inputs):
+            for value in (*inputs, node):
+                if not all(self.reading.product(value, place) for place in self.reading.places(value)):
+                    raise PaddingRefused(f"{describe(node)} puts a factor on more than the axis")
+
+    def _step(self, node: fx.Node) -> Result:
+        name = op_name(node)
+        if name == "getitem":
+            return self._item(node)
+        if name in RULES:
+            return RULES[name](self, node)
+        if name in SHAPE_ONLY:
+            return State(0, "free" if self.reading.carries(node) else "const")
+        if moves(node):
+            return self._moved(node)
+        raise PaddingRefused(f"{describe(node)} has no rule for it")
+
+    # -- states of values ------------------------------------------------------------------------------------
+
+    def state(self, item: Any, place: int | None = None) -> State:
+        """State of a value (or of one dim of a tensor); a tensor that nobody asked anything of gets free units."""
+        if not isinstance(item, fx.Node):
+            return ALIKE
+        if self.reading.is_tensor(item):
+            key = self.key(item, place)
+            return ALIKE if key is None else self.tensors.states.setdefault(key, State(0, "free"))
+        if item.op == "get_attr" and self.reading.carries(item):  # written to in place: nothing is known of new units
+            for at in self.reading.places(item):
+                self.tensors.give((str(item.target), at), State(0, "free"))
+            return State(0, "free")
+        found = self.states.get(item, ALIKE)
+        if isinstance(found, tuple):
+            raise PaddingRefused(f"{describe(item)} has several results")
+        return found
+
+    def key(self, item: fx.Node, place: int | None = None) -> Key | None:
+        """The tensor dim that holds the axis in a moved tensor."""
+        places = self.reading.places(item) if place is None else [place]
+        if len(places) > 1:
+            raise PaddingRefused(f"{item} has the axis along two dims")
+        return self.reading.key(item, places[0]) if places else None
+
+    def open_key(self, item: Any, place: int | None = None) -> Key | None:
+        """The tensor dim behind a value if its state is not chosen yet."""
+        if not isinstance(item, fx.Node) or not self.reading.is_tensor(item):
+            return None
+        key = self.key(item, place)
+        return key if key is not None and key not in self.tensors.states else None
+
+    def wanted(self, node: fx.Node) -> int:
+        """The power that the search asks of a value: 0 if it asks for none."""
+        return self.want[node].power if node in self.want else 0
+
+    def unscaled(self, node: fx.Node, *items: Any) -> list[State]:
+        """States of operands that may have no factor."""
+        states = [self.state(item) for item in items]
+        if any(state.power for state in states):
+            raise PaddingRefused(f"{describe(node)} does not pass a factor on")
+        return states
+
+    def differs(self, node: fx.Node, values: Sequence[Any]) -> PaddingRefused:
+        """The refusal of an operation whose operands have different factors, and who could still get another."""
+        text = f"{describe(node)} meets values of which only some have the factor"
+        powers = [self.state(value).power for value in values]
+        for value, power in zip(values, powers, strict=True):
+            wrong = next((other for other in powers if other != power and other), None)
+            if wrong is not None and self.reading.carries(value) and value not in self.want:
+                return Differs(text, self.reading.mode, value, wrong)
+        return PaddingRefused(text)
+
+    # -- operations that move values -------------------------------------------------------------------------
+
+    def _item(self, node: fx.Node) -> State:
+        base, position = node.args
+        assert isinstance(base, fx.Node) and isinstance(position, int)
+        found = self.states.get(base, ALIKE)
+        if isinstance(found, tuple):
+            return found[position]
+        return found if self.reading.carries(node) or found.new == "const" else ALIKE
+
+    def _moved(self, node: fx.Node) -> State:
+        """Views, slices and concatenations; operands without the axis are put beside those that have it."""
+        # Numbers that are put in (padding) are zero: moves() says so.
+        sources = [n for n in node.all_input_nodes if isinstance(n.meta.get("tensor"), (TensorMeta, tuple))]
+        sources = [
+            n for n in sources if op_name(node) not in ("expand_as", "view_as", "reshape_as") or n is node.args[0]
+        ]
+        carrying = [self.state(n) for n in sources if self.reading.carries(n)]
+        others = [self.state(n) for n in sources if not self.reading.carries(n)]
+        if op_name(node) in ("index", "index_select"):
+            sources, carrying, others = sources[:1], carrying[:1], []
+            if not carrying:
+                carrying = [self.state(node.args[0])]
+        states = carrying or others
+        total = states[0]
+        for state in states[1:]:
+            both = joined(total, state)
+            if both is None:
+                raise self.differs(node, [n for n in sources if self.reading.carries(n)])
+            total = both
+        if carrying and any(state.power for state in others):
+            raise PaddingRefused(f"{describe(node)} puts values with different factors side by side")
+        if total.new != "const" and not self.reading.carries(node):
+            if isinstance(node.meta.get("tensor"), TensorMeta):
+                return ALIKE if not total.power else self._refuse(node)
+        return total
+
+    def _refuse(self, node: fx.Node) -> State:
+        raise PaddingRefused(f"{describe(node)} loses the axis")
+
+
+def is_zero(item: Any) -> bool:
+    """True for the number 0."""
+    return scalar(item) and item == 0
+
+
+def rank(node: Any) -> int:
+    """Number of dims of a value."""
+    return len(shape_of(node))
+
+
+__all__ = ["RULES", "Forward", "Tensors", "argument", "is_zero", "rank", "transfer"]

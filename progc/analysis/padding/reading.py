@@ -1,0 +1,149 @@
+"""One graph as padding reads it: where the axis runs, and which dim of which tensor a value's dim is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import fx
+
+from progc.analysis.axes import dims as D
+from progc.analysis.axes.dims import Atom, Dim
+from progc.analysis.axes.records import Value
+from progc.analysis.padding.states import PaddingRefused
+from progc.ir.aliases import first_alias
+from progc.ir.operations import argument, op_name
+from progc.ir.program import Mode, Program
+
+Key = tuple[str, int]
+"""A tensor, by canonical name, and one of its dims."""
+
+
+class Reading:
+    """A graph seen along one axis."""
+
+    def __init__(self, program: Program, mode: Mode, atom: Atom) -> None:
+        self.program, self.mode, self.atom = program, mode, atom
+        self.graph = program.graphs[mode]
+        self.nodes = {node.name: node for node in self.graph.nodes}
+        self.order = {node: position for position, node in enumerate(self.graph.nodes)}
+        self._carrying: dict[str, bool] = {}
+
+    def value(self, node: Any) -> Any:
+        """Dims of the node's value; a list for several."""
+        return self.program.axes.values.get((self.mode, node.name))
+
+    def carries(self, node: Any) -> bool:
+        """True if the axis runs along any dim of the node's value."""
+        if not isinstance(node, fx.Node):
+            return False
+        if node.name not in self._carrying:
+            values = self.value(node)
+            values = values if isinstance(values, (list, tuple)) else [values]
+            self._carrying[node.name] = any(
+                self.holds(dim) for value in values if isinstance(value, Value) for dim in value.dims
+            )
+        return self._carrying[node.name]
+
+    def holds(self, dim: Dim) -> bool:
+        """True if the axis is in the dim."""
+        return any(atom is self.atom for atom in D.leaves(dim))
+
+    def places(self, node: Any) -> list[int]:
+        """Dims of a value along which the axis runs."""
+        value = self.value(node)
+        return [i for i, dim in enumerate(value.dims) if self.holds(dim)] if isinstance(value, Value) else []
+
+    def twice(self, node: fx.Node) -> bool:
+        """True if the axis runs along two dims of one value, which one state does not describe."""
+        values = self.value(node)
+        values = values if isinstance(values, (list, tuple)) else [values]
+        return any(sum(map(self.holds, value.dims)) > 1 for value in values if isinstance(value, Value))
+
+    def alone(self, node: Any, place: int) -> bool:
+        """True if a dim of a value is the axis and nothing else."""
+        dim = D.resolve(self.value(node).dims[place])
+        return len(dim) == 1 and dim[0] is self.atom
+
+    def product(self, node: Any, place: int) -> bool:
+        """True if the size of a dim of a value is that of the axis times something that does not grow with it."""
+        return self._degree(self.value(node).dims[place]) == 1
+
+    def _degree(self, dim: Dim) -> int:
+        """How often the axis is a factor of the dim's size; -1 if the size is not a multiple of the axis."""
+        total = 0
+        for atom in D.resolve(dim):
+            if atom.segments is None:
+                total += atom is self.atom
+                continue
+            degrees = {self._degree(segment) for segment in atom.segments}
+            if len(degrees) > 1 or -1 in degrees:
+                return -1
+            total += degrees.pop()
+        return total
+
+    def is_tensor(self, node: fx.Node) -> bool:
+        """True for a named tensor, moved about or not."""
+        value = self.value(node)
+        return isinstance(value, Value) and value.source is not None
+
+    def key(self, node: fx.Node, place: int) -> Key | None:
+        """The tensor dim that a dim of a moved tensor is; None if it repeats one entry.
+
+        Raises:
+            PaddingRefused: more than one dim of the tensor is in it.
+        """
+        value = self.value(node)
+        held = [
+            dim for dim in value.source.dims[place] if self.holds(self.program.axes.tensor_dims[value.source.name][dim])
+        ]
+        if len(held) > 1:
+            raise PaddingRefused(f"{value.source.name} is reshaped along the axis")
+        return (value.source.name, held[0]) if held else None
+
+    def is_gain(self, node: Any) -> bool:
+        """True for a tensor that holds one number per unit of the axis and no more."""
+        if not isinstance(node, fx.Node) or not self.is_tensor(node):
+            return False
+        value = self.value(node)
+        dims = self.program.axes.tensor_dims[value.source.name]
+        return all(D.resolve(dim) in ((), (self.atom,)) for dim in dims) and len(self.places(node)) == 1
+
+    def over_axis(self, node: fx.Node) -> bool:
+        """True for a normalisation whose statistics run over the axis."""
+        x = argument(node, "input")
+        shape = argument(node, "normalized_shape")
+        return any(place >= len(self.value(x).dims) - len(shape) for place in self.places(x))
+
+    def uncast(self, node: Any) -> Any:
+        """The value behind casts and copies."""
+        while isinstance(node, fx.Node) and op_name(node) in ("to", "_to_copy", "type_as", "clone", "contiguous"):
+            node = node.args[0]
+        return node
+
+
+def stale_reads(graph: fx.Graph) -> Iterator[tuple[fx.Node, fx.Node]]:
+    """In-place operations with a reader that sees their effect through an older name of the same memory."""
+    order = {node: position for position, node in enumerate(graph.nodes)}
+    family: dict[fx.Node, list[fx.Node]] = {}
+    writes = []
+    for node in graph.nodes:
+        base = first_alias(node, write=False)
+        if base is not None:
+            members = family.setdefault(base, [base])
+            members.append(node)
+            family[node] = members
+        target = first_alias(node, write=True)
+        if target is not None:
+            writes.append((node, target))
+    for node, target in writes:
+        for member in family.get(target, [target]):
+            if order[member] < order[node]:
+                for reader in member.users:
+                    if order[reader] > order[node]:
+                        yield node, reader
+
+
+def scalar(item: Any) -> bool:
+    """True for a plain number."""
+    return isinstance(item, (int, float)) and not isinstance(item, bool)

@@ -1,0 +1,286 @@
+"""Capture: an `nn.Module` becomes a `Program` by torch.export (docs/adr/0001).
+
+One module object is exported twice, in train and in eval mode, so that both graphs share its parameters
+and buffers. Dim 0 of the tensor inputs is dynamic where the model allows it:
+
+- torch.export fixes a batch of 1, so an example batch of 1 is repeated to 2 (`Program.example` then has 2);
+- a model whose Python code asks for the batch size keeps the range of sizes that take the same path as the
+  example (a limit on the placeholder, checked when the program runs);
+- where that range holds no other size than the example's, or export refuses, the batch size is fixed.
+
+A batch of 1 runs the same graph; a model that treats it in a way of its own (`if x.shape[0] == 1`) is beyond this.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import inspect
+import io
+import logging
+import re
+import sys
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from progc.capturing.lowering import Lowering
+from progc.capturing.refusals import definition_of, explain, refusal
+from progc.capturing.state import dataclass_outputs, register_dataclasses, untouched
+from progc.capturing.weightless import without_values
+from progc.errors import CaptureError
+from progc.ir.program import MODES, Mode, Program, Signature, TensorSpec
+
+_Inputs = tuple[tuple[Any, ...], dict[str, Any]]
+_Range = tuple[int, "int | None"]
+
+# Batch sizes tried on the conditions under which torch.export says its graph holds.
+_TRIED_BATCHES = 512
+_NOISY_LOGGERS = ("torch.export", "torch.export._trace", "torch.fx.experimental.symbolic_shapes")
+
+
+def capture(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None) -> Program:
+    """Captures `model` as it behaves on `args` and `kwargs`, in train and in eval mode.
+
+    Args:
+        model: any module; its parameters and buffers are shared with the program, never copied. The module itself
+            is left as it was (training flags, attributes, random states), also when capture fails.
+        args: example positional inputs: tensors, numbers, strings, None, and tuples, lists, dicts and dataclasses of
+            them. Everything that is no tensor becomes part of the program. A model on the meta device gets its
+            inputs moved there.
+        kwargs: example keyword inputs.
+
+    Raises:
+        CaptureError: torch.export cannot follow the model; the message names file, line and construct.
+    """
+    return _capture(model, _inputs(model, args, kwargs), MODES)
+
+
+def capture_shapes(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None) -> Program:
+    """Half the time of `capture`, enough for axes and chains: one export, its eval graph stands for both modes.
+
+    Meant for a target that is looked at and never run, best built under `torch.device("meta")`: `module()` of such
+    a program refuses. `graphs["train"] is graphs["eval"]` tells it from a program that runs.
+
+    Raises:
+        CaptureError: as `capture`.
+    """
+    program = _capture(model, _inputs(model, args, kwargs), ("eval",))
+    return program.replace(
+        graphs=dict.fromkeys(MODES, program.graphs["eval"]),
+        signature=dataclasses.replace(
+            program.signature, out_specs=dict.fromkeys(MODES, program.signature.out_specs["eval"])
+        ),
+    )
+
+
+def capture_deferred(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None) -> Program:
+    """As `capture`, for a model that may be too large for this machine: no weight is read, none needs memory.
+
+    Passes, analysis and costs work on the program; whoever asks for a value (`module()`, weight files) gets an
+    InputError. Build the model with `Source.build_skeleton(allocate=False)`: parameters on the meta device, buffers
+    real.
+
+    Raises:
+        CaptureError: as `capture`.
+    """
+    if not isinstance(model, nn.Module):
+        return capture(model, args, kwargs)  # its message
+    with without_values(model) as deferred:
+        program = _capture(model, _inputs(model, args, kwargs), MODES)
+        tensors = {name: deferred.get(id(tensor), tensor) for name, tensor in program.tensors.items()}
+    return program.replace(tensors=tensors)
+
+
+def _inputs(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None) -> _Inputs:
+    if not isinstance(model, nn.Module):
+        raise CaptureError(f"cannot capture a {type(model).__name__}: a torch.nn.Module instance is wanted")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise refusal(model, None, "is a TorchScript module", "use the plain Python module it was made from")
+    if not isinstance(args, (tuple, list)):
+        raise CaptureError(f"example inputs are a tuple of positional arguments, not a {type(args).__name__}: (x,)")
+    positional, keywords = tuple(args), dict(kwargs or {})
+    register_dataclasses((positional, keywords))
+    signature = inspect.signature(model.forward)
+    try:
+        signature.bind(*positional, **keywords)
+    except TypeError as error:
+        raise refusal(
+            model, definition_of(model), f"does not take the example inputs: {error}", "give what forward wants"
+        ) from error
+    # torch.export takes keyword inputs in the order of forward's signature.
+    order = [name for name in signature.parameters if name in keywords]
+    keywords = {name: keywords[name] for name in (*order, *(k for k in keywords if k not in order))}
+    if any(tensor.is_meta for tensor in model.parameters()):
+        positional, keywords = pytree.tree_map_only(torch.Tensor, lambda t: t.to("meta"), (positional, keywords))
+    return positional, keywords
+
+
+def _capture(model: nn.Module, inputs: _Inputs, modes: tuple[Mode, ...]) -> Program:
+    batch = next((leaf.shape[0] for leaf in pytree.tree_leaves(inputs) if _has_dims(leaf)), None)
+    attempts: list[tuple[_Inputs, bool]] = [(inputs, False)]
+    if batch == 1:
+        attempts.insert(0, (pytree.tree_map(_twice, inputs), True))
+    elif batch is not None:
+        attempts.insert(0, (inputs, True))
+    failure: Exception | None = None
+    for example, dynamic in attempts:
+        exported: dict[Mode, Any] = {}
+        limits: _Range = (1, None)
+        try:
+            with untouched(model), dataclass_outputs(model), _quiet():
+                for mode in modes:
+                    model.train(mode == "train")
+                    exported[mode] = _export(model, example, dynamic)
+        except Exception as error:  # torch.export raises many types; all become one message for the user
+            failure = error
+            continue
+        if dynamic:
+            found = _batch_range(exported.values(), 2 if batch == 1 else int(batch or 0))
+            if found is None:
+                continue
+            limits = found
+        return _assemble(model, exported, example, limits)
+    assert failure is not None
+    raise explain(failure, model) from failure
+
+
+def _export(model: nn.Module, inputs: _Inputs, dynamic: bool) -> Any:
+    shapes = None
+    if dynamic:
+        leaves = [leaf for leaf in pytree.tree_leaves(inputs) if _has_dims(leaf)]
+        shapes = torch.export.ShapesCollection()
+        for leaf in leaves:
+            if leaf.shape[0] == leaves[0].shape[0]:
+                shapes[leaf] = {0: torch.export.Dim.AUTO}
+    return torch.export.export(model, *inputs, dynamic_shapes=shapes, strict=False)
+
+
+def _has_dims(leaf: Any) -> bool:
+    return isinstance(leaf, torch.Tensor) and leaf.dim() > 0
+
+
+def _twice(leaf: Any) -> Any:
+    if _has_dims(leaf) and leaf.shape[0] == 1:
+        return torch.cat((leaf, leaf)).detach()
+    return leaf
+
+
+def _batch_range(exported: Any, example: int) -> _Range | None:
+    """Batch sizes around `example` for which the conditions hold that tracing met; None: no other size does."""
+    conditions: list[str] = []
+    for program in exported:
+        for text in getattr(program, "_guards_code", None) or ():
+            conditions.append(re.sub(r"L\[[^\]]*\](?:\[[^\]]*\]|\.\w+)*?\.size\(\)\[0\]", "batch", text))
+    codes = [compile(text, "<batch condition>", "eval") for text in sorted(set(conditions)) if "batch" in text]
+
+    def holds(batch: int) -> bool:
+        try:  # the conditions come from torch, over sizes only
+            return all(eval(code, {"__builtins__": {}}, {"batch": batch}) for code in codes)
+        except (NameError, ZeroDivisionError, TypeError):
+            return False
+
+    if not codes:
+        return 1, None
+    if not holds(example):
+        return None
+    low = high = example
+    while low > 1 and holds(low - 1):
+        low -= 1
+    while high < _TRIED_BATCHES and holds(high + 1):
+        high += 1
+    if low == high:
+        return None
+    return low, None if high == _TRIED_BATCHES else high
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps torch.export's warnings, logs and partial graphs off the terminal; the user's own prints get through."""
+    loggers = [logging.getLogger(name) for name in _NOISY_LOGGERS]
+    before = [logger.disabled for logger in loggers]
+    said = io.StringIO()
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stderr(said):
+            warnings.simplefilter("ignore")
+            for logger in loggers:
+                logger.disabled = True
+            yield
+        sys.stderr.write(said.getvalue())  # on failure it is torch's dump of the partial graph
+    finally:
+        for logger, disabled in zip(loggers, before, strict=True):
+            logger.disabled = disabled
+
+
+def _fixed(parameter: nn.Parameter) -> bool:
+    return parameter.is_floating_point() and not parameter.requires_grad
+
+
+def _assemble(model: nn.Module, exported: Mapping[Mode, Any], inputs: _Inputs, limits: _Range) -> Program:
+    tensors: dict[str, torch.Tensor] = {}
+    specs: dict[str, TensorSpec] = {}
+    persistent = set(model.state_dict(keep_vars=True))
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        tensors[name], specs[name] = parameter, TensorSpec("parameter", fixed=_fixed(parameter))
+    for name, buffer in model.named_buffers(remove_duplicate=False):
+        tensors[name], specs[name] = buffer, TensorSpec("buffer", name in persistent)
+    first: dict[int, str] = {}
+    tied: dict[str, str] = {}
+    for name, tensor in tensors.items():
+        canonical = first.setdefault(id(tensor), name)
+        if canonical != name:
+            tied[name] = canonical
+
+    lowering = Lowering(model, tensors, specs, tied)
+    graphs = {mode: lowering.graph(program, mode) for mode, program in exported.items()}
+    leaves, in_spec = pytree.tree_flatten(inputs)
+    batched: list[bool] = []
+    arguments = _argument_of_leaves(model, inputs)
+    for graph in graphs.values():
+        placeholders = [node for node in graph.nodes if node.op == "placeholder"]
+        batched = [node.meta.pop("batch_dynamic") for node in placeholders]
+        for node, dynamic, argument in zip(placeholders, batched, arguments, strict=True):
+            node.meta["argument"] = argument
+            if dynamic:
+                node.meta["batch_range"] = limits
+    return Program(
+        graphs=graphs,
+        tensors=tensors,
+        specs=specs,
+        tied=tied,
+        signature=Signature(
+            in_spec=in_spec,
+            out_specs={mode: program.call_spec.out_spec for mode, program in exported.items()},
+            shapes=tuple(tuple(leaf.shape) if isinstance(leaf, torch.Tensor) else None for leaf in leaves),
+            batch_dims=tuple(batched),
+        ),
+        example=inputs,
+        class_name=_class_name(type(model)),
+    )
+
+
+def _argument_of_leaves(model: nn.Module, inputs: _Inputs) -> list[tuple[str, int]]:
+    """Per flat input the parameter of `forward` it belongs to: `(name, position)`; -1: by keyword only."""
+    kinds = inspect.Parameter
+    positions: dict[str, int] = {}
+    for index, parameter in enumerate(inspect.signature(model.forward).parameters.values()):
+        if parameter.kind in (kinds.POSITIONAL_ONLY, kinds.POSITIONAL_OR_KEYWORD):
+            positions[parameter.name] = index
+    names = list(positions)
+    owners: list[tuple[str, int]] = []
+    for index, value in enumerate(inputs[0]):
+        name = names[index] if index < len(names) else ""  # "": in *args, has no name
+        owners += [(name, index)] * len(pytree.tree_leaves(value))
+    for name, value in inputs[1].items():
+        owners += [(name, positions.get(name, -1))] * len(pytree.tree_leaves(value))
+    return owners
+
+
+def _class_name(kind: type) -> str:
+    """The class with its module; a module with a private name (a user's file, loaded by path) tells nobody anything."""
+    hidden = kind.__module__.startswith("_") or kind.__module__ == "builtins"
+    return kind.__qualname__ if hidden else f"{kind.__module__}.{kind.__qualname__}"

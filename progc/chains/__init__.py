@@ -1,8 +1,0 @@
-"""Chains: runs of isomorphic blocks that depth growth inserts into (docs/architecture.md)."""
-
-from __future__ import annotations
-
-from progc.chains.find import find_chains
-from progc.chains.table import Block, Chain, ChainTable, Refused
-
-__all__ = ["Block", "Chain", "ChainTable", "Refused", "find_chains"]

@@ -1,0 +1,105 @@
+"""Micro-batches of one epoch, optimizer step by optimizer step, on one rank.
+
+Which samples a step has, and what random transforms make of them, follows from (seed, epoch, index): not from workers,
+ranks, micro-batches, or what was drawn before.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+from torch.utils.data import DataLoader
+
+from progc.data.order import Batches, Seeded
+from progc.data.task import Task
+from progc.errors import InputError
+
+
+def steps_per_epoch(task: Task, batch: int) -> int:
+    """Optimizer steps of one epoch; an incomplete batch at its end is left out.
+
+    Raises:
+        InputError: there are fewer samples than one batch.
+    """
+    count = len(task.samples) // batch
+    if not count:
+        raise InputError(f"{len(task.samples)} samples are fewer than a batch of {batch}; use a smaller batch")
+    return count
+
+
+def steps(
+    task: Task,
+    *,
+    batch: int,
+    seed: int,
+    epoch: int,
+    start: int = 0,
+    rank: int = 0,
+    world: int = 1,
+    accumulate: int = 1,
+    workers: int = 0,
+    device: torch.device | None = None,
+) -> Iterator[list[Any]]:
+    """One item per optimizer step: this rank's micro-batches, whose sizes differ by one at most.
+
+    Args:
+        batch: samples per step, over all ranks.
+        start: samples of this epoch that were used already.
+        accumulate: micro-batches per step.
+        workers: processes that fetch samples; they end with the iterator.
+
+    Raises:
+        InputError: a batch that the ranks cannot share, or with fewer samples per rank than micro-batches.
+    """
+    share = batch // world
+    if share < accumulate:
+        raise InputError(f"{share} samples per rank cannot make {accumulate} micro-batches; use a larger batch")
+    order = Batches(len(task.samples), batch, seed, epoch, start=start, rank=rank, world=world)
+    if not len(order):
+        return
+    samples: Any = Seeded(task.samples, seed)
+    loader: DataLoader[Any] = DataLoader(
+        samples, batch_sampler=_Parts(order, accumulate), num_workers=workers,
+        collate_fn=task.collate, pin_memory=device is not None and device.type == "cuda",
+        # Fetching must not draw from the generator that dropout uses: the loader takes a seed for its workers from one.
+        generator=torch.Generator().manual_seed(0),
+        worker_init_fn=_deaf if workers else None,
+    )  # fmt: skip
+    parts = iter(loader)
+    for _ in range(len(order)):
+        yield [_moved(next(parts), device) for _ in range(accumulate)]
+
+
+def _deaf(worker: int) -> None:
+    """Signals that reach the whole process group are for the process that trains: it still needs its samples."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+
+
+class _Parts:
+    """A rank's share of every batch, cut into micro-batches."""
+
+    def __init__(self, order: Batches, parts: int) -> None:
+        self.order, self.parts = order, parts
+
+    def __len__(self) -> int:
+        return len(self.order) * self.parts
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for indices in self.order:
+            size, rest = divmod(len(indices), self.parts)
+            begin = 0
+            for part in range(self.parts):
+                end = begin + size + (part < rest)
+                yield indices[begin:end]
+                begin = end
+
+
+def _moved(batch: Any, device: torch.device | None) -> Any:
+    if device is None:
+        return batch
+    return pytree.tree_map_only(torch.Tensor, lambda tensor: tensor.to(device, non_blocking=True), batch)

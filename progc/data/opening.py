@@ -1,0 +1,229 @@
+"""Samples and loss by name: `digits`, `imagefolder:PATH`, `hf:PATH`, or a Python file."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from progc.data.task import Task
+from progc.errors import InputError, TargetError
+from progc.files.suggestions import did_you_mean
+from progc.ir.program import Program
+from progc.schedule.stage import Regularisation
+
+KINDS = ("digits", "imagefolder", "hf")
+_EXPECTED = "expected digits, imagefolder:PATH, hf:PATH, or a Python file with datasets()"
+
+
+def open_data(text: str, program: Program) -> Task:
+    """The task that a text names.
+
+    Args:
+        program: the full network, whose image size and channels samples are made for.
+
+    Raises:
+        InputError: an unknown name, a folder without samples, a missing library.
+    """
+    if text.endswith(".py"):
+        from progc.data.taskfile import load_task
+
+        return load_task(Path(text))
+    kind, colon, place = text.partition(":")
+    if kind not in KINDS or (kind != "digits") != bool(colon and place):
+        raise InputError(f"--data {text}{did_you_mean(kind, KINDS) or f': {_EXPECTED}'}")
+    if kind == "digits":
+        return _digits(program)
+    return _images(*(_folders(Path(place)) if kind == "imagefolder" else _stored(Path(place))), _size(text, program))
+
+
+@dataclasses.dataclass(frozen=True)
+class Transformed:
+    """Pairs (image, class index) of which each image is transformed when it is asked for."""
+
+    samples: Any
+    transform: Callable[[Any], torch.Tensor]
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        try:
+            image, label = self.samples[index]
+        except OSError as error:  # what the image library raises for a file that is none
+            places = getattr(self.samples, "samples", None)
+            where = f"sample {index}" if places is None else str(places[index][0])
+            raise InputError(
+                f"{where} cannot be read as an image: {' '.join(str(error).split())}; remove it"
+            ) from error
+        return self.transform(image), int(label)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Staged:
+    """Makes the task of a stage: its image size, and its strength of augmentation."""
+
+    task: Task
+    train: Any
+    validation: Any
+
+    def __call__(self, regularisation: Regularisation, size: tuple[int, int]) -> Task:
+        from progc.models.augmentation import transforms
+
+        numbers = isinstance(self.train, _Pairs) and self.train.numbers
+        learning, judging = (_Resized(size), _Resized(size)) if numbers else transforms(size, regularisation)
+        held_out = None if self.validation is None else Transformed(self.validation, judging)
+        return dataclasses.replace(self.task, samples=Transformed(self.train, learning), validation=held_out)
+
+
+def _images(train: Any, validation: Any, size: tuple[int, int]) -> Task:
+    empty = Task(train, validation=validation)
+    staged = _Staged(empty, train, validation)
+    made = staged(Regularisation(), size)
+    return dataclasses.replace(made, staged=staged)
+
+
+def _digits(program: Program) -> Task:
+    """scikit-learn's 1,797 handwritten digits, every fifth held out."""
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise InputError("--data digits needs scikit-learn; pip install 'progc[demo]'") from error
+    images, labels = load_digits(return_X_y=True)
+    x = torch.from_numpy(images).float().reshape(-1, 1, 8, 8) / 16
+    channels = _channels(program)
+    x = x.expand(-1, channels, -1, -1)
+    y = torch.from_numpy(labels).long()
+    held_out = torch.arange(len(y)) % 5 == 0
+    size = _size("digits", program)
+    x = (
+        torch.nn.functional.interpolate(x, size=list(size), mode="bilinear", align_corners=False)
+        if size != (8, 8)
+        else x
+    )
+    train, test = ((x[part], y[part]) for part in (~held_out, held_out))
+    return Task(torch.utils.data.TensorDataset(*train), validation=torch.utils.data.TensorDataset(*test))
+
+
+def _folders(root: Path) -> tuple[Any, Any]:
+    """Training and validation samples of folders of classes: `train/` and `val/` below `root`, else `root` itself."""
+    from torchvision.datasets import ImageFolder
+
+    names = {name: root / name for name in ("train", "val", "validation", "test") if (root / name).is_dir()}
+    places = [names.pop("train", root), next(iter(names.values()), None)]
+    found: list[Any] = []
+    for place in places:
+        try:
+            found.append(None if place is None else ImageFolder(str(place)))
+        except (OSError, RuntimeError) as error:
+            reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+            raise InputError(
+                f"--data imagefolder:{root}: {reason}; expected train/CLASS/*.png and val/CLASS/*.png below it"
+            ) from error
+    if found[1] is not None and found[0].classes != found[1].classes:
+        raise InputError(f"--data imagefolder:{root}: training and validation have other classes; mend the folders")
+    return found[0], found[1]
+
+
+class _Pairs:
+    """Rows of a stored data set as pairs: of images, or of numbers that are the network's input as they stand."""
+
+    def __init__(self, rows: Any, image: str, label: str, numbers: bool) -> None:
+        # A data set remembers the format that its author read it in.
+        self.rows, self.image, self.label = rows.with_format("numpy" if numbers else None), image, label
+        self.numbers = numbers
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        row = self.rows[index]
+        value = row[self.image]
+        if not self.numbers:
+            return value.convert("RGB"), int(row[self.label])
+        return torch.as_tensor(value, dtype=torch.float32), int(row[self.label])
+
+
+@dataclasses.dataclass(frozen=True)
+class _Resized:
+    """Float images [channels, height, width] at another size; nothing is random, and values keep their scale."""
+
+    size: tuple[int, int]
+
+    def __call__(self, image: torch.Tensor) -> torch.Tensor:
+        if tuple(image.shape[-2:]) == self.size:
+            return image
+        return torch.nn.functional.interpolate(
+            image[None], size=list(self.size), mode="bilinear", align_corners=False, antialias=True
+        )[0]
+
+
+def _stored(root: Path) -> tuple[Any, Any]:
+    """Splits of a data set that `datasets.Dataset.save_to_disk` wrote."""
+    try:
+        import datasets
+    except ImportError as error:
+        raise InputError(f"--data hf:{root} needs the library datasets; pip install 'progc[hf]'") from error
+    try:
+        found = datasets.load_from_disk(str(root))
+    except Exception as error:  # damaged files fail in many ways inside the library
+        raise InputError(f"--data hf:{root}: {' '.join(str(error).split())}; expected a saved data set") from error
+    splits = found if isinstance(found, dict) else {"train": found}
+    if "train" not in splits:
+        raise InputError(f"--data hf:{root} has the splits {', '.join(splits)}; expected one that is called train")
+    columns = splits["train"].column_names
+    image = next((name for name in ("image", "img", "pixel_values") if name in columns), None)
+    label = next((name for name in ("label", "labels", "fine_label") if name in columns), None)
+    if image is None or label is None:
+        raise InputError(f"--data hf:{root} has the columns {', '.join(columns)}; expected image and label")
+    kinds = splits["train"].features
+    kind = _dtype(kinds[image])
+    numbers = kind.startswith(("float", "int", "uint"))
+    if not numbers and not isinstance(kinds[image], datasets.Image):
+        raise InputError(f"--data hf:{root} has {kind} in the column {image}; expected images, or numbers")
+    if not _dtype(kinds[label]).startswith(("int", "uint")):
+        raise InputError(
+            f"--data hf:{root} has {_dtype(kinds[label])} in the column {label}; expected numbers of classes, as "
+            "datasets.Dataset.class_encode_column makes them"
+        )
+    held_out = next((splits[name] for name in ("validation", "val", "test") if name in splits), None)
+    if held_out is not None and any(held_out.features.get(name) != kinds[name] for name in (image, label)):
+        raise InputError(
+            f"--data hf:{root} has other classes or columns for validation than for training; expected the same "
+            f"{image} and {label} in both"
+        )
+    pairs = []
+    for rows in (splits["train"], held_out):
+        if rows is not None:
+            decoded = rows if numbers else rows.cast_column(image, datasets.Image())
+            pairs.append(_Pairs(decoded, image, label, numbers))
+    if numbers and len(pairs[0]) and pairs[0][0][0].dim() != 3:
+        shape = list(pairs[0][0][0].shape)
+        raise InputError(
+            f"--data hf:{root} has numbers of shape {shape} in the column {image}; expected [channels, height, width]"
+        )
+    return pairs[0], pairs[1] if len(pairs) > 1 else None
+
+
+def _dtype(kind: Any) -> str:
+    """What a column holds, or the lists in it: `float32`, `int64`, `string`."""
+    while hasattr(kind, "feature"):
+        kind = kind.feature
+    return str(getattr(kind, "dtype", kind))
+
+
+def _size(text: str, program: Program) -> tuple[int, int]:
+    from progc.transforms.resolution.images import find_images
+
+    try:
+        return find_images(program)[0].size
+    except TargetError as error:
+        raise InputError(f"--data {text} gives images, and this network takes none: {error}") from error
+
+
+def _channels(program: Program) -> int:
+    leaf = next(leaf for leaf in program.flat_example() if isinstance(leaf, torch.Tensor) and leaf.dim() == 4)
+    return int(leaf.shape[1])

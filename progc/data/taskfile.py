@@ -1,0 +1,216 @@
+"""Data and loss from a user's file: `datasets()`, `loss(outputs, batch)`, `inputs(batch)`, `resize(batch, size)`.
+
+Everything of the user's is called so that an exception in it becomes one line with the place in the file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset, default_collate
+
+from progc.data.task import Task, cross_entropy, first_is_input
+from progc.errors import InputError, ProgcError
+from progc.files.python import load_file, required_arguments, run
+from progc.files.suggestions import did_you_mean
+
+_KINDS = ("train", "validation")
+_EXPECTED = (
+    "expected a map-style dataset (with len() and [index]), tensors of one length, a pair (train, validation) of "
+    'these, or {"train": ..., "validation": ...}'
+)
+
+
+def load_task(path: Path) -> Task:
+    """The task of a Python file.
+
+    `datasets()` returns the training samples, a pair (train, validation), or a mapping of these two. Samples are a
+    map-style dataset, or a tuple of tensors of one length, whose i-th sample is the i-th item of each. `loss(outputs,
+    batch)` may be left out where samples are pairs (input, class index): cross entropy then. `inputs(batch)` (a tuple
+    of positional arguments, a dict of keyword arguments, or both as a pair) and `resize(batch, size)` are optional, see
+    `progc.data.task.Task`.
+
+    Raises:
+        InputError: no such file, a function is missing, fails, or gives something else; names file and function.
+    """
+    module = load_file(path)
+    for name in ("datasets", "loss", "inputs", "resize"):
+        found = getattr(module, name, None)
+        if found is not None and not callable(found):
+            raise InputError(f"{path}: `{name}` is {_kind(found)}; expected a function")
+    datasets = getattr(module, "datasets", None)
+    if datasets is None:
+        raise InputError(
+            f"{path} has no datasets(); write def datasets(): return train, validation, and def loss(outputs, batch): "
+            "the mean loss, a scalar"
+        )
+    _takes(path, "datasets", datasets, 0)
+    train, validation = _parts(path, run(path, datasets, "makes its datasets"))
+    samples = _samples(path, "datasets()", train)
+    held_out = None if validation is None else _samples(path, "validation of datasets()", validation)
+    loss, inputs, resize = (getattr(module, name, None) for name in ("loss", "inputs", "resize"))
+    for name, function, count in (("loss", loss, 2), ("inputs", inputs, 1), ("resize", resize, 2)):
+        if function is not None:
+            _takes(path, name, function, count)
+    if loss is None:
+        _check_default_loss(path, samples)
+    return Task(
+        samples,
+        cross_entropy if loss is None else _Loss(path, loss),
+        first_is_input if inputs is None else _Inputs(path, inputs),
+        validation=held_out,
+        resize=None if resize is None else _Guarded(path, resize, "resizes a batch"),
+    )
+
+
+def has_task(path: Path) -> bool:
+    """Whether a file has `datasets`; the file is imported.
+
+    Raises:
+        InputError: it cannot be imported.
+    """
+    return getattr(load_file(path), "datasets", None) is not None
+
+
+# --- datasets -------------------------------------------------------------------------------------------------------
+
+
+def _parts(path: Path, value: Any) -> tuple[Any, Any]:
+    """Train and validation of what `datasets()` returned; validation may be None."""
+    if value is None:
+        raise InputError(f"{path}: datasets() returned None; {_EXPECTED}")
+    if isinstance(value, Mapping):
+        unknown = [key for key in value if key not in _KINDS]
+        if unknown or "train" not in value:
+            wrong = f"has the key `{unknown[0]}`{did_you_mean(str(unknown[0]), _KINDS)}" if unknown else "lacks `train`"
+            raise InputError(
+                f"{path}: the dict of datasets() {wrong}; its keys are train and, if there is one, validation"
+            )
+        return value["train"], value.get("validation")
+    if isinstance(value, tuple) and not _of_one_length(value):
+        if len(value) == 2:
+            return value[0], value[1]
+        raise InputError(f"{path}: datasets() returned {len(value)} things; {_EXPECTED}")
+    return value, None
+
+
+def _of_one_length(value: Any) -> bool:
+    """Whether these are tensors of one dataset rather than several datasets."""
+    tensors = isinstance(value, tuple) and all(isinstance(item, torch.Tensor) and item.dim() for item in value)
+    return tensors and len({len(item) for item in value}) == 1
+
+
+def _samples(path: Path, what: str, value: Any) -> _Samples:
+    if isinstance(value, DataLoader):
+        raise InputError(
+            f"{path}: {what} is a DataLoader; return its dataset, batches are made from the seed of the plan"
+        )
+    if isinstance(value, tuple) and value and all(isinstance(item, torch.Tensor) for item in value):
+        if not _of_one_length(value):
+            lengths = ", ".join(str(len(item)) if item.dim() else "a scalar" for item in value)
+            raise InputError(f"{path}: the tensors of {what} have lengths {lengths}; expected one length for all")
+        value = TensorDataset(*value)
+    sized = hasattr(value, "__len__") and hasattr(value, "__getitem__")
+    if not sized or isinstance(value, (str, bytes, Mapping, tuple, IterableDataset)):
+        iterates = ", which can only be iterated" if hasattr(value, "__iter__") and not sized else ""
+        raise InputError(f"{path}: {what} is {_kind(value)}{iterates}; {_EXPECTED}")
+    samples = _Samples(path, value)
+    if not len(samples):
+        raise InputError(f"{path}: {what} is empty; expected at least one batch of samples")
+    return samples
+
+
+class _Guarded:
+    """A function of the user's; an exception in it is told as one line with the place in the file."""
+
+    def __init__(self, path: Path, function: Callable[..., Any], when: str) -> None:
+        self._path, self._function, self._when = path, function, when
+
+    def __call__(self, *args: Any) -> Any:
+        try:
+            return self._function(*args)
+        except ProgcError:
+            raise
+        except Exception:  # again with the file's folder importable: an import inside the function then works
+            return run(self._path, lambda: self._function(*args), self._when)
+
+
+class _Samples:
+    """A map-style dataset of the user's."""
+
+    def __init__(self, path: Path, samples: Any) -> None:
+        self._samples = samples
+        self._length = _Guarded(path, lambda: len(samples), "tells the length of its dataset")
+        self._get = _Guarded(path, lambda index: samples[index], "gives a sample")
+
+    def __len__(self) -> int:
+        return int(self._length())
+
+    def __getitem__(self, index: int) -> Any:
+        return self._get(index)
+
+
+class _Loss:
+    """The user's loss; what it returns is checked each time it is called."""
+
+    def __init__(self, path: Path, function: Callable[..., Any]) -> None:
+        self._path, self._call = path, _Guarded(path, function, "computes its loss")
+
+    def __call__(self, outputs: Any, batch: Any) -> torch.Tensor:
+        found = self._call(outputs, batch)
+        if not isinstance(found, torch.Tensor) or found.dim() or not found.is_floating_point():
+            what = f"a tensor {list(found.shape)} of {found.dtype}" if isinstance(found, torch.Tensor) else _kind(found)
+            raise InputError(
+                f"{self._path}: loss(outputs, batch) returned {what}; expected the mean, a floating scalar"
+            )
+        return found
+
+
+class _Inputs:
+    """The user's `inputs`: a batch to positional and keyword arguments."""
+
+    def __init__(self, path: Path, function: Callable[..., Any]) -> None:
+        self._path, self._call = path, _Guarded(path, function, "takes the inputs of a batch")
+
+    def __call__(self, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        found = self._call(batch)
+        if isinstance(found, tuple) and len(found) == 2 and isinstance(found[0], tuple) and isinstance(found[1], dict):
+            return found
+        if isinstance(found, dict):
+            return (), found
+        if isinstance(found, tuple):
+            return found, {}
+        raise InputError(
+            f"{self._path}: inputs(batch) returned {_kind(found)}; expected a tuple of positional arguments, "
+            "`return (x,)`, a dict of keyword arguments, or both"
+        )
+
+
+# --- loss -----------------------------------------------------------------------------------------------------------
+
+
+def _check_default_loss(path: Path, samples: _Samples) -> None:
+    """Raises InputError unless samples are pairs of an input and a class index."""
+    batch = run(path, lambda: default_collate([samples[0]]), "makes a batch of one sample")
+    pair = isinstance(batch, (tuple, list)) and len(batch) == 2
+    labels = batch[1] if pair else None
+    if not isinstance(labels, torch.Tensor) or labels.dim() != 1 or labels.dtype != torch.int64:
+        raise InputError(
+            f"{path} has no loss(outputs, batch), and its samples are not pairs of an input and a class index, which "
+            "cross entropy is for; write def loss(outputs, batch): the mean loss, a scalar"
+        )
+
+
+def _takes(path: Path, name: str, function: Callable[..., Any], count: int) -> None:
+    needed = required_arguments(function)
+    if len(needed) > count:
+        wanted = {"datasets": "", "loss": "outputs, batch", "inputs": "batch", "resize": "batch, size"}[name]
+        raise InputError(f"{path}: `{name}` needs arguments ({', '.join(needed)}); write def {name}({wanted}):")
+
+
+def _kind(value: Any) -> str:
+    name = type(value).__name__
+    return f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"

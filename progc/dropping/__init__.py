@@ -1,7 +1,0 @@
-"""Drop-path and dropout of a train graph: found by analysis, set to other rates, put where a block lacks it."""
-
-from progc.dropping.find import Drop, find_drops
-from progc.dropping.ramp import is_linear
-from progc.dropping.setting import set_drops
-
-__all__ = ["Drop", "find_drops", "is_linear", "set_drops"]

@@ -1,0 +1,324 @@
+"""Why a growth is exact or is not, axis by axis: who makes it, who absorbs it, what each norm and contraction asks.
+
+A reader, not a second judge: every statement is taken from the table of axes (uses, sides, events, pins), from the
+width plan (kinds, obstacles) and from the lift (shares, factors). `progc/growth/explain/text.py` puts it into words.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from torch import fx
+
+from progc.analysis.axes import Axis
+from progc.analysis.axes import dims as D
+from progc.analysis.axes.dims import Atom
+from progc.analysis.axes.records import DECIDING, Event, Use
+from progc.analysis.axes.table import _condition as condition_of
+from progc.capturing.refusals import place_of_trace
+from progc.errors import InputError
+from progc.files.suggestions import did_you_mean
+from progc.growth.explain.factors import Factor, Factors
+from progc.ir.notation import module_path, target_text
+from progc.ir.program import Mode, Program
+from progc.lift.lift import Lift, TensorLift
+from progc.transforms.width.widening import AxisGrowth
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """An operation: its name, its node, the module that calls it, and the user's `file:line` ("" where unknown)."""
+
+    op: str
+    node: str
+    module: str
+    line: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Side:
+    """A tensor dim that makes an axis, goes along with it (`along`), or sums over it, and what growth does there."""
+
+    tensor: str
+    dim: int
+    how: str
+    along: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return {"tensor": self.tensor, "dim": self.dim, "how": self.how}
+
+
+@dataclasses.dataclass(frozen=True)
+class Norm:
+    """An operation that limits how the axis may grow; `holds` is None where nothing grows."""
+
+    place: Place
+    condition: str
+    holds: bool | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return {**dataclasses.asdict(self.place), "condition": self.condition, "holds": self.holds}
+
+
+@dataclasses.dataclass(frozen=True)
+class Pin:
+    """A reason why an axis may not grow, and the operation that gives it."""
+
+    reason: str
+    place: Place | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Explanation:
+    """One axis of a growth.
+
+    Attributes:
+        axis, meaning, old, new: as in the table; `new` equals `old` for an axis that stays.
+        kind: what new units are (`copy`, `free`, `random`, ...), `pinned`, or `stays`.
+        why: why that kind, where there was a choice.
+        producers, consumers: tensor dims on both sides.
+        norms: conditions of the operations that the axis runs through.
+        contractions: where two activations are multiplied and summed over it.
+        factors: what was multiplied so that these sums stay.
+        sizes: number of arguments in the eval graph that hold its size and follow it.
+        pins: why it may not grow.
+        obstacle: why this growth is refused or not exact; None if it is exact.
+        obstacle_at: the operation that the obstacle names, if it names one.
+    """
+
+    axis: str
+    meaning: str
+    old: int
+    new: int
+    kind: str
+    why: str = ""
+    producers: tuple[Side, ...] = ()
+    consumers: tuple[Side, ...] = ()
+    norms: tuple[Norm, ...] = ()
+    contractions: tuple[Norm, ...] = ()
+    factors: tuple[Factor, ...] = ()
+    sizes: int = 0
+    pins: tuple[Pin, ...] = ()
+    obstacle: str | None = None
+    obstacle_at: Place | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data: the entry of `axes` in report.json."""
+        return {
+            "axis": self.axis,
+            "meaning": self.meaning,
+            "old": self.old,
+            "new": self.new,
+            "kind": self.kind,
+            "why": self.why,
+            "producers": [side.to_json() for side in self.producers],
+            "consumers": [side.to_json() for side in self.consumers],
+            "norms": [norm.to_json() for norm in self.norms],
+            "contractions": [norm.to_json() for norm in self.contractions],
+            "factors": [dataclasses.asdict(factor) for factor in self.factors],
+            "sizes": self.sizes,
+            "pins": [{"reason": p.reason, **(dataclasses.asdict(p.place) if p.place else {})} for p in self.pins],
+            "obstacle": self.obstacle,
+        }
+
+
+def explain(
+    program: Program,
+    growths: Sequence[AxisGrowth] = (),
+    lift: Lift | None = None,
+    obstacles: Sequence[str] = (),
+    names: Sequence[str] | None = None,
+) -> tuple[Explanation, ...]:
+    """What the analysis of `program` and a width growth of it say about axes.
+
+    Args:
+        program: the program *before* it is widened.
+        growths, lift, obstacles: of the width plan; none of them to look at the axes alone.
+        names: the axes; all by default.
+    """
+    reader = _Reader(program, growths, lift, obstacles)
+    wanted = None if names is None else set(names)
+    return tuple(reader.axis(axis) for axis in program.axes.axes if wanted is None or axis.name in wanted)
+
+
+def axis_names(program: Program, pattern: str) -> list[str]:
+    """The axes whose name is, or matches, `pattern` (`blocks.*.heads`).
+
+    Raises:
+        InputError: there is none; names the nearest.
+    """
+    names = [axis.name for axis in program.axes.axes]
+    found = [name for name in names if name == pattern or fnmatch.fnmatchcase(name, pattern)]
+    if not found:
+        raise InputError(
+            f"no axis is called `{pattern}`{did_you_mean(pattern, names)}; progc inspect --axes lists them, `all` "
+            "takes every one"
+        )
+    return found
+
+
+class _Reader:
+    def __init__(
+        self, program: Program, growths: Sequence[AxisGrowth], lift: Lift | None, obstacles: Sequence[str]
+    ) -> None:
+        self.program, self.table, self.obstacles = program, program.axes, obstacles
+        self.growths = {growth.axis: growth for growth in growths}
+        self.entries: dict[str, TensorLift] = {entry.name: entry for entry in lift.tensors} if lift is not None else {}
+        self.nodes: dict[tuple[Mode, str], fx.Node] = {
+            (mode, node.name): node for mode, graph in program.graphs.items() for node in graph.nodes
+        }
+        self.factors = Factors(program, self.nodes, lift) if lift is not None else None
+        self.names = {axis.name for axis in self.table.axes}
+        self.events = _by_atom((event, event.dim) for event in self.table.events)
+        self.uses = _by_atom((use, use.part) for use in self.table.uses)
+        self.sizes: dict[Atom, int] = {}
+        for literal in self.table.literals:
+            if literal.mode == "eval":
+                for atom in dict.fromkeys(atom for part in literal.parts for atom in D.leaves(part)):
+                    self.sizes[atom] = self.sizes.get(atom, 0) + 1
+
+    def axis(self, axis: Axis) -> Explanation:
+        growth = self.growths.get(axis.name)
+        pins = tuple(Pin(reason, self._place(place)) for reason, place in axis.atom.reasons.items())
+        if pins:
+            reason = "; ".join(pin.reason for pin in pins)
+            return Explanation(axis.name, axis.meaning, axis.size, axis.size, "pinned", pins=pins, obstacle=reason)
+        obstacle = self._obstacle(axis.name) if growth is not None else None
+        events = self.events.get(axis.atom, ())
+        return Explanation(
+            axis=axis.name,
+            meaning=axis.meaning,
+            old=axis.size,
+            new=growth.new if growth else axis.size,
+            kind=growth.kind if growth else "stays",
+            why=growth.why if growth else "",
+            producers=tuple(self._producers(axis, growth)),
+            consumers=tuple(self._consumers(axis, growth)),
+            norms=self._norms(axis.atom, growth, ("normalise", "groups", "copies")),
+            contractions=self._norms(axis.atom, growth, ("contract",)),
+            factors=self.factors.of(axis.atom, events) if growth and self.factors else (),
+            sizes=self.sizes.get(axis.atom, 0),
+            obstacle=obstacle,
+            obstacle_at=self._named_place(obstacle),
+        )
+
+    # -- tensors ------------------------------------------------------------------------------------------
+
+    def _producers(self, axis: Axis, growth: AxisGrowth | None) -> Iterator[Side]:
+        places = dict.fromkeys((use.name, use.dim) for use in self.uses.get(axis.atom, ()) if use.role == "carry")
+        for tensor, dim in places:
+            yield Side(tensor, dim, self._made(tensor, dim, growth), along=len(self.table.tensor_dims[tensor]) < 2)
+
+    def _made(self, tensor: str, dim: int, growth: AxisGrowth | None) -> str:
+        entry = self.entries.get(tensor)
+        if growth is None or entry is None or not entry.dims:
+            return "" if growth is None else "stays as it is"
+        index_map = entry.dims[dim]
+        if entry.fill is not None:
+            return f"holds {entry.fill:g} everywhere"
+        if growth.kind == "pad":
+            return self._padded(entry, dim)
+        if growth.kind not in ("copy", "free", "random"):
+            return f"new entries as {growth.kind} asks for"
+        if index_map is None or not bool(index_map.fresh().any()):
+            return "new entries repeat old ones"
+        return "new entries are drawn at random" if len(entry.dims) > 1 else "new entries repeat old ones"
+
+    def _padded(self, entry: TensorLift, dim: int) -> str:
+        """What a padded dim of a maker, gain or shift looks like: read from the fills and factors of its lift."""
+        said = {fill.how: fill for fill in entry.fills if fill.dim == dim}
+        texts = {
+            "zero": "new entries are zero",
+            "one": "new entries are one",
+            "mean": "new entries are the mean of old ones",
+        }
+        found = [text for how, text in texts.items() if how in said] or ["new entries repeat old ones"]
+        if any(fill.weights for fill in said.values()):
+            found.append("weighted by " + ", ".join(name for fill in said.values() for name in fill.weights))
+        return "; ".join(found + self._times(entry))
+
+    def _times(self, entry: TensorLift) -> list[str]:
+        factors = {value for scale in entry.scales for value in scale.values if value != 1.0}
+        return [f"old ones times {value:.4g}" for value in sorted(factors)[:2]]
+
+    def _consumers(self, axis: Axis, growth: AxisGrowth | None) -> Iterator[Side]:
+        places = dict.fromkeys((use.name, use.dim) for use in self.uses.get(axis.atom, ()) if use.role == "consume")
+        for tensor, dim in places:
+            yield Side(tensor, dim, self._absorbed(axis.atom, tensor, dim, growth))
+
+    def _absorbed(self, atom: Atom, tensor: str, dim: int, growth: AxisGrowth | None) -> str:
+        entry = self.entries.get(tensor)
+        if growth is None or entry is None:
+            return "sums over it"
+        if entry.init == "random":
+            return "new weights are drawn at random: the sum changes"
+        if growth.kind == "pad":
+            zero = any(fill.dim == dim and fill.how == "zero" for fill in entry.fills)
+            new = "weights of new units are zero" if zero else "new units are zero, their weights are drawn at random"
+            return "; ".join([new, *self._times(entry)])
+        if growth.kind not in ("copy", "free", "random"):
+            return f"absorbs it as {growth.kind} asks for"
+        if not any(split.dim == dim for split in entry.splits):
+            both = len(self.table.sides.get((tensor, dim), {}).get(atom, ())) > 1
+            return "cannot share: it also makes the axis" if both else "takes no share"
+        if growth.kind == "free":
+            return "weights of new units are zero: it ignores them"
+        return "each weight is divided among the copies, and its parts add up to it"
+
+    # -- operations ---------------------------------------------------------------------------------------
+
+    def _norms(self, atom: Atom, growth: AxisGrowth | None, kinds: tuple[str, ...]) -> tuple[Norm, ...]:
+        found: dict[tuple[str, str, str], Norm] = {}
+        events = [event for event in self.events.get(atom, ()) if event.kind in kinds]
+        for event in sorted(events, key=lambda event: event.mode != "eval"):
+            place = self._place((event.mode, event.node))
+            assert place is not None and event.kind in DECIDING
+            if event.mode != "eval" and any(key[:2] == (place.op, place.module) for key in found):
+                continue  # the same operation, seen in the train graph
+            holds = None if growth is None else not any(_names_node(text, event.node) for text in self.obstacles)
+            found.setdefault((place.op, place.module, event.node), Norm(place, condition_of(event), holds))
+        return tuple(found.values())
+
+    def _obstacle(self, name: str) -> str | None:
+        """The first obstacle that begins with this axis's name, or names none."""
+        for text in self.obstacles:
+            head = text.partition(": ")[0].split(", ")
+            if name in head or not any(item in self.names for item in head):
+                return text
+        return None
+
+    def _named_place(self, text: str | None) -> Place | None:
+        """The operation that an obstacle names."""
+        for node in re.findall(r"\bat (\w+)\b", text or ""):
+            for mode in ("eval", "train"):
+                if (mode, node) in self.nodes:
+                    return self._place((mode, node))
+        return None
+
+    def _place(self, place: tuple[Any, str] | None) -> Place | None:
+        node = self.nodes.get(place) if place is not None else None
+        if node is None or node.op == "output":
+            return None
+        line = place_of_trace(node.meta.get("stack_trace"))
+        op = "" if node.op in ("placeholder", "get_attr") else target_text(node.target)
+        where = str(line).rpartition("site-packages/")[2] if line else ""  # a library's file by its own path
+        return Place(op.rpartition(".")[0] or op, node.name, module_path(node), where)
+
+
+def _names_node(text: str, node: str) -> bool:
+    return re.search(rf"\bat {re.escape(node)}\b", text) is not None
+
+
+def _by_atom(items: Iterable[tuple[Any, D.Dim]]) -> Mapping[Atom, list[Any]]:
+    found: dict[Atom, list[Event | Use]] = {}
+    for item, dim in items:
+        for atom in dict.fromkeys(D.leaves(dim)):
+            if not atom.extent:
+                found.setdefault(atom, []).append(item)
+    return found

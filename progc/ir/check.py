@@ -1,0 +1,267 @@
+"""The float64 check: do two programs compute the same function?
+
+Both programs are interpreted node by node in float64 on the same inputs. Memory stays small: a parameter
+is converted when its node is reached and freed after its last use, so no float64 copy of a model ever
+exists. Nothing of either program is written to: in-place operations act on copies.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from progc.errors import CheckError, InputError
+from progc.ir.deferred import values
+from progc.ir.notation import call_text, tensor_text
+from progc.ir.program import Mode, Program
+
+_WIDER = {
+    torch.float16: torch.float64,
+    torch.bfloat16: torch.float64,
+    torch.float32: torch.float64,
+    torch.complex32: torch.complex128,
+    torch.complex64: torch.complex128,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """How far two programs are apart.
+
+    Attributes:
+        max_abs: largest |a - b| over all floating outputs; inf if not finite.
+        max_rel: largest over outputs of max |a - b| / max |a|, where a is the first program (relative to 1 where a
+            is zero everywhere); inf if not finite.
+        finite: False if any output of either program holds NaN or Inf.
+        silent: True if some output of the first program is zero everywhere: it hides what feeds it.
+    """
+
+    max_abs: float
+    max_rel: float
+    finite: bool
+    silent: bool = False
+
+
+def compare(before: Program, after: Program, *, seed: int, batch: int | None = None) -> Difference:
+    """Compares two programs in eval mode, in float64.
+
+    Args:
+        seed: of the inputs: floating inputs are drawn from N(0, 1) in the example's shape, others are the example's.
+        batch: batch size where it is dynamic; by default one sample, or the example's batch if one will not do.
+
+    Raises:
+        CheckError: a program fails to run, or outputs differ in number or shape, or none is floating.
+    """
+    if batch is not None:
+        return _compare(before, after, seed, batch)
+    try:
+        return _compare(before, after, seed, 1)
+    except CheckError:  # some networks cannot take a single sample; the example is known to work
+        return _compare(before, after, seed, None)
+
+
+def _compare(before: Program, after: Program, seed: int, batch: int | None) -> Difference:
+    inputs = example_inputs(before, seed, batch)
+    first, _ = run_float64(before, "eval", inputs, seed)
+    second, _ = run_float64(after, "eval", [*inputs, *_further(after, len(inputs), seed, batch)], seed)
+    return _difference(first, second)
+
+
+def _further(program: Program, known: int, seed: int, batch: int | None) -> list[Any]:
+    """Inputs that a pass appended to those the program had: a stage."""
+    return example_inputs(program, seed, batch)[known:]
+
+
+def compare_train(
+    before: Program,
+    after: Program,
+    *,
+    seed: int,
+    batch: int | None = None,
+    buffers: Mapping[str, str] | None = None,
+) -> Difference:
+    """Compares outputs of the train graphs and what they wrote into buffers (BatchNorm statistics), in float64.
+
+    Args:
+        seed: as in `compare`.
+        batch: batch size where it is dynamic; by default the example's, as BatchNorm may need several samples.
+        buffers: name after to name before of the buffers to compare; by default every name that both programs
+            have, with one shape in both.
+
+    Raises:
+        InputError: a train graph draws random numbers, so that two programs cannot be compared; names the node.
+        CheckError: as in `compare`.
+    """
+    for program in (before, after):
+        for node in stochastic(program.graphs["train"]):
+            raise InputError(
+                f"cannot compare in train mode: node `{node.name}`, {call_text(node)}, draws random numbers; "
+                "build the model without dropout or drop-path"
+            )
+    inputs = example_inputs(before, seed, batch)
+    first, old = run_float64(before, "train", inputs, seed)
+    second, new = run_float64(after, "train", [*inputs, *_further(after, len(inputs), seed, batch)], seed)
+    if buffers is None:
+        buffers = {name: name for name in new if name in old and old[name].shape == new[name].shape}
+    pairs = [(old[source], new[name]) for name, source in buffers.items()]
+    return _difference([*first, *(a for a, _ in pairs)], [*second, *(b for _, b in pairs)])
+
+
+def example_inputs(program: Program, seed: int, batch: int | None = None) -> list[Any]:
+    """Flat inputs for `run_float64`: floating ones f64 from N(0, 1), others as in the example.
+
+    `batch` replaces the size of dim 0 where it is dynamic (a larger one repeats integer samples).
+    """
+    generator = torch.Generator().manual_seed(seed)
+    inputs: list[Any] = []
+    for leaf, dynamic in zip(program.flat_example(), program.signature.batch_dims, strict=True):
+        if not isinstance(leaf, torch.Tensor):
+            inputs.append(leaf)
+            continue
+        size = batch if dynamic and batch is not None else (leaf.shape[0] if leaf.dim() else 0)
+        if leaf.is_floating_point():
+            drawn = torch.randn(leaf.shape and (size, *leaf.shape[1:]), generator=generator, dtype=torch.float64)
+            inputs.append(drawn.to(leaf.device))
+        else:
+            inputs.append(leaf[torch.arange(size, device=leaf.device) % leaf.shape[0]] if size else leaf)
+    return inputs
+
+
+def run_float64(
+    program: Program, mode: Mode, inputs: list[Any], seed: int = 0
+) -> tuple[list[Any], dict[str, torch.Tensor]]:
+    """Runs one graph in float64 without touching the program.
+
+    Args:
+        inputs: flat, in placeholder order.
+        seed: of the global random generator during the run; its state is put back afterwards.
+
+    Returns:
+        The flat outputs, and the buffers that the graph reads as they are afterwards.
+
+    Raises:
+        CheckError: a node fails; names it.
+    """
+    interpreter = _Float64(program, mode)
+    copies = [leaf.clone() if isinstance(leaf, torch.Tensor) else leaf for leaf in inputs]
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), _default_dtype(torch.float64):
+        torch.manual_seed(seed)
+        outputs = interpreter.run(*copies, enable_io_processing=False)
+    return list(outputs) if isinstance(outputs, (list, tuple)) else [outputs], interpreter.buffers
+
+
+class _Float64(fx.Interpreter):
+    """Interprets a program's graph with float64 in place of every smaller floating dtype."""
+
+    def __init__(self, program: Program, mode: Mode) -> None:
+        super().__init__(nn.Module(), garbage_collect_values=True, graph=program.graphs[mode])
+        self.extra_traceback = False
+        self.program = program
+        self.mode = mode
+        self.buffers: dict[str, torch.Tensor] = {}
+
+    def get_attr(self, target: Any, args: Any, kwargs: Any) -> str:
+        return str(target)  # torch.export puts all these nodes first: tensors are converted where they are used
+
+    def fetch_args_kwargs_from_env(self, n: fx.Node) -> Any:
+        return fx.node.map_arg((n.args, n.kwargs), self.fetch)
+
+    def fetch(self, node: fx.Node) -> Any:
+        """Value of an operand; a parameter is converted for this one use."""
+        if node.op != "get_attr":
+            return self.env[node]
+        name = str(node.target)
+        if name in self.buffers:
+            return self.buffers[name]
+        tensor = values(self.program.tensors[name]).detach()
+        value = tensor.to(_WIDER.get(tensor.dtype, tensor.dtype), copy=True)
+        if self.program.specs[name].kind != "parameter":
+            self.buffers[name] = value  # kept: a later use sees what was written
+        return value
+
+    def run_node(self, n: fx.Node) -> Any:
+        try:
+            return super().run_node(n)
+        except Exception as error:  # kernels raise many types
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise CheckError(f"float64 check, {self.mode} graph, node `{n.name}`, {call_text(n)}: {reason}") from error
+
+    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+        if _only_asserts(target):
+            return None
+        args, kwargs = torch.utils._pytree.tree_map(_widen, (tuple(args), dict(kwargs)))
+        return super().call_function(target, args, kwargs)
+
+
+def _only_asserts(target: Any) -> bool:
+    """Operations that check dtypes, or sizes against the captured range: neither holds here."""
+    return str(getattr(target, "__name__", target)).startswith(("_assert", "sym_constrain_range"))
+
+
+def _widen(argument: Any) -> Any:
+    return _WIDER.get(argument, argument) if isinstance(argument, torch.dtype) else argument
+
+
+@contextlib.contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    previous = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(previous)
+
+
+def stochastic(graph: fx.Graph) -> list[fx.Node]:
+    """Nodes that draw random numbers; dropout of probability 0 and out of training do not."""
+    return [node for node in graph.nodes if node.op == "call_function" and _draws(node)]
+
+
+_CERTAIN: Mapping[str, Callable[[Any], bool]] = {
+    "train": lambda value: value is False,
+    "training": lambda value: value is False,
+    "p": lambda value: value in (0.0, 1.0),
+    "dropout": lambda value: value == 0.0,
+    "dropout_p": lambda value: value == 0.0,
+}
+
+
+def _draws(node: fx.Node) -> bool:
+    target = node.target
+    if not isinstance(target, torch._ops.OpOverload) or torch.Tag.nondeterministic_seeded not in target.tags:
+        return False
+    given = dict(node.kwargs)
+    for index, argument in enumerate(target._schema.arguments):
+        if index < len(node.args):
+            given[argument.name] = node.args[index]
+        elif argument.name not in given:
+            given[argument.name] = argument.default_value
+    return not any(name in given and certain(given[name]) for name, certain in _CERTAIN.items())
+
+
+def _difference(first: list[Any], second: list[Any]) -> Difference:
+    if len(first) != len(second):
+        raise CheckError(f"float64 check: expected {len(first)} outputs, found {len(second)}")
+    max_abs = max_rel = 0.0
+    compared, finite, silent = 0, True, False
+    for index, (a, b) in enumerate(zip(first, second, strict=True)):
+        if not (isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor)):
+            continue
+        if a.shape != b.shape:
+            raise CheckError(f"float64 check, output {index}: expected {tensor_text(a)}, found {tensor_text(b)}")
+        if not (a.is_floating_point() or a.is_complex()) or not a.numel():
+            continue
+        compared += 1
+        finite = finite and bool(torch.isfinite(a).all()) and bool(torch.isfinite(b).all())
+        gap, size = (a - b).abs().max().item(), a.abs().max().item()
+        max_abs, silent = max(max_abs, gap), silent or not size
+        max_rel = max(max_rel, gap / (size or 1.0))
+    if not compared:
+        raise CheckError("float64 check: no output is a floating tensor; there is nothing to compare")
+    return Difference(max_abs, max_rel, True, silent) if finite else Difference(math.inf, math.inf, False)

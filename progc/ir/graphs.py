@@ -1,0 +1,176 @@
+"""Small pure tools that every pass needs: copy a graph, recompute its shapes, name its content.
+
+A pass works on `copy_graph(program.graphs[mode])`, edits the copy, builds its new program and calls
+`propagate` on it, so that `node.meta["tensor"]` is right again for the next pass.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import fx
+from torch.utils import _pytree as pytree
+
+from progc.errors import VerifyError
+from progc.ir.layouts import Evaluator, Layout
+from progc.ir.notation import argument_text, call_text, meta_text, module_path, tensor_text
+from progc.ir.program import MODES, Mode, Program, TensorMeta
+
+
+def copy_graph(graph: fx.Graph) -> fx.Graph:
+    """A graph with the same nodes, names and metadata that can be edited without touching `graph`.
+
+    Every node, the output node included, gets its own `meta` dict, and dicts inside it (the module stack)
+    are copied one level deep; tensors are shared, since graphs only name them.
+    """
+    copy = fx.Graph()
+    env: dict[fx.Node, fx.Node] = {}
+    for node in graph.nodes:
+        twin = copy.node_copy(node, lambda n: env[n])
+        assert twin.name == node.name, f"{node.name} became {twin.name}"
+        twin.meta = {key: dict(value) if isinstance(value, dict) else value for key, value in node.meta.items()}
+        env[node] = twin
+    return copy
+
+
+def shape(node: fx.Node) -> tuple[int, ...]:
+    """Shape of a tensor-valued node at the example size; `node.meta["tensor"]` must be a `TensorMeta`."""
+    meta = node.meta["tensor"]
+    assert isinstance(meta, TensorMeta), f"{node.name} is not one tensor: {meta_text(meta)}"
+    return meta.shape
+
+
+def used_names(graph: fx.Graph) -> set[str]:
+    """Canonical names of the program's tensors (parameters, buffers, constants) that the graph reads."""
+    return {str(node.target) for node in graph.nodes if node.op == "get_attr"}
+
+
+def propagate(program: Program, graph: fx.Graph, mode: Mode) -> None:
+    """Recomputes `meta["tensor"]` of every node of `graph` at the example sizes.
+
+    Args:
+        program: gives the tensors (their shapes, strides and dtypes) and the example inputs.
+        graph: edited in place: only `meta["tensor"]` changes; the output node gets a tuple, one per output.
+        mode: "train" or "eval", for messages.
+
+    Raises:
+        VerifyError: a node cannot be computed from its inputs; names the node and their shapes.
+    """
+    for node, meta in infer(program, graph, mode).items():
+        node.meta["tensor"] = meta
+
+
+def infer(program: Program, graph: fx.Graph, mode: Mode, batch_factor: int = 1) -> dict[fx.Node, Any]:
+    """Metadata of every node, found by running `graph` on fake tensors: nothing is allocated or changed.
+
+    Args:
+        batch_factor: inputs whose batch is dynamic get a batch this many times the example's.
+
+    Raises:
+        VerifyError: as `propagate`.
+    """
+    metas: dict[fx.Node, Any] = {}
+    env: dict[fx.Node, Any] = {}
+    with Evaluator() as evaluator:
+        inputs = iter(_inputs(program, evaluator, batch_factor))
+        for node in graph.nodes:
+            if node.op == "output":
+                metas[node] = fx.node.map_arg(node.args[0], lambda n: metas[n])
+            else:
+                env[node] = _evaluate(program, node, env, inputs, mode, evaluator)
+                metas[node] = _meta_of(env[node])
+    return metas
+
+
+def _evaluate(
+    program: Program,
+    node: fx.Node,
+    env: dict[fx.Node, Any],
+    inputs: Iterator[Any],
+    mode: Mode,
+    evaluator: Evaluator,
+) -> Any:
+    if node.op == "placeholder":
+        missing = object()
+        value = next(inputs, missing)
+        if value is missing:
+            raise VerifyError(
+                f"{mode} graph, node `{node.name}`: this program takes {len(program.flat_example())} inputs, "
+                "the graph has more placeholders"
+            )
+        return value
+    if node.op == "get_attr":
+        if node.target not in program.tensors:
+            raise VerifyError(f"{mode} graph, node `{node.name}`: the program has no tensor `{node.target}`")
+        return Layout.of(program.tensors[str(node.target)])
+    args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: env[n])
+    if node.op != "call_function":
+        raise VerifyError(
+            f"{mode} graph, node `{node.name}`: expected placeholder, get_attr, call_function or output, "
+            f"found {node.op}"
+        )
+    try:
+        return evaluator.call(node.target, args, kwargs)
+    except Exception as error:  # kernels raise many types; the node and its operand shapes explain all of them
+        reason = " ".join(str(error).split()) or type(error).__name__
+        where = f" in {module_path(node)}" if module_path(node) else ""
+        operands = ", ".join(f"{argument_text(n)} {meta_text(_meta_of(env[n]))}" for n in node.all_input_nodes)
+        raise VerifyError(
+            f"{mode} graph, node `{node.name}`{where}: {call_text(node)} cannot take {operands or 'these arguments'}: "
+            f"{reason}"
+        ) from error
+
+
+def _inputs(program: Program, evaluator: Evaluator, batch_factor: int) -> list[Any]:
+    values = [Layout.of(leaf) if isinstance(leaf, torch.Tensor) else leaf for leaf in program.flat_example()]
+    for index, dynamic in enumerate(program.signature.batch_dims):
+        if batch_factor != 1 and dynamic:
+            repeats = [batch_factor, *[1] * (len(values[index].shape) - 1)]
+            values[index] = evaluator.call(torch.ops.aten.repeat.default, (values[index], repeats), {})
+    return values
+
+
+def _meta_of(value: Any) -> Any:
+    if isinstance(value, Layout):
+        return TensorMeta(value.shape, value.dtype)
+    if isinstance(value, (tuple, list)):
+        return tuple(_meta_of(item) for item in value)
+    if isinstance(value, (torch.SymInt, int)):
+        return int(value)
+    return None
+
+
+def fingerprint(program: Program) -> str:
+    """sha256 (hex) of what a program is made of, values of weights left out: those alone do not change it.
+
+    Both graphs with names and metadata of their nodes; names, kinds, ties, shapes, dtypes and trainability of tensors;
+    structure, shapes, batch dims and constants of the inputs; structure of the outputs. The same in every process.
+    """
+    digest = hashlib.sha256()
+    for mode in MODES:
+        digest.update(f"{mode}\n".encode())
+        for node in program.graphs[mode].nodes:
+            call = [node.meta.get(key) for key in ("argument", "batch_range")] if node.op == "placeholder" else ""
+            digest.update(
+                f"{node.op} {node.name}: {meta_text(node.meta.get('tensor'))} = {call_text(node)} "
+                f"# {module_path(node)} {call}\n".encode()
+            )
+    for name, tensor in program.tensors.items():
+        spec, learns = program.specs.get(name), "trainable" if tensor.requires_grad else ""
+        digest.update(f"{name} {tensor_text(tensor)} {spec} {program.tied.get(name, '')} {learns}\n".encode())
+    signature = program.signature
+    outputs = [_spec_text(signature.out_specs[mode]) for mode in MODES]
+    constants = [None if isinstance(leaf, torch.Tensor) else repr(leaf) for leaf in program.flat_example()]
+    dynamic = f"{signature.batch_dims} {signature.free_dims}"
+    digest.update(f"{_spec_text(signature.in_spec)} {signature.shapes} {dynamic} {constants}\n".encode())
+    digest.update(f"{outputs}\n".encode())
+    return digest.hexdigest()
+
+
+def _spec_text(spec: pytree.TreeSpec) -> str:
+    """A structure of inputs or outputs as text, without the addresses of what containers keep beside their items."""
+    return " ".join(re.sub(r" at 0x[0-9a-f]+", "", repr(spec)).split())

@@ -1,0 +1,92 @@
+"""How values, operations and arguments are written: `f32[2, 197, 192]`, `linear`, `%add_3`.
+
+One notation for printed graphs, error messages and fingerprints. Nothing here depends on addresses,
+versions or the order of a set, so equal graphs give equal text in every process.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import fx
+
+from progc.ir.program import TensorMeta
+
+_DTYPES: dict[torch.dtype, str] = {
+    torch.float64: "f64",
+    torch.float32: "f32",
+    torch.float16: "f16",
+    torch.bfloat16: "bf16",
+    torch.int64: "i64",
+    torch.int32: "i32",
+    torch.int16: "i16",
+    torch.int8: "i8",
+    torch.uint8: "u8",
+    torch.bool: "bool",
+    torch.complex64: "c64",
+    torch.complex128: "c128",
+}
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """`f32`, `bf16`, `i64`, ...; dtypes without a short name keep torch's (`float8_e4m3fn`)."""
+    return _DTYPES.get(dtype, str(dtype).removeprefix("torch."))
+
+
+def meta_text(meta: Any) -> str:
+    """A value of `node.meta["tensor"]`: `f32[2, 8]`, `(f32[2], i64[2])`, `int 2`, `none`."""
+    if isinstance(meta, TensorMeta):
+        return f"{dtype_name(meta.dtype)}[{', '.join(map(str, meta.shape))}]"
+    if isinstance(meta, (tuple, list)):
+        return f"({', '.join(meta_text(item) for item in meta)})"
+    if meta is None:
+        return "none"
+    return f"{type(meta).__name__} {meta}"
+
+
+def tensor_text(tensor: torch.Tensor) -> str:
+    """Dtype and shape of a tensor in the same notation."""
+    return meta_text(TensorMeta(tuple(tensor.shape), tensor.dtype))
+
+
+def target_text(target: Any, full: bool = True) -> str:
+    """Name of a node's target: `aten.linear.default`, in short form `linear`; `operator.getitem`, `getitem`."""
+    if isinstance(target, str):
+        return target
+    if isinstance(target, torch._ops.OpOverload):
+        return str(target) if full else target._schema.name.split("::")[-1]
+    name = getattr(target, "__name__", type(target).__name__)
+    module = getattr(target, "__module__", "").lstrip("_")
+    return f"{module}.{name}" if full and module else name
+
+
+def argument_text(argument: Any) -> str:
+    """An argument of a node; tensors of the program appear under their own dotted names."""
+    if isinstance(argument, fx.Node):
+        return str(argument.target) if argument.op == "get_attr" else f"%{argument.name}"
+    if isinstance(argument, (list, tuple)):
+        inner = ", ".join(argument_text(item) for item in argument)
+        return f"[{inner}]" if isinstance(argument, list) or len(argument) != 1 else f"[{inner},]"
+    if isinstance(argument, slice):
+        return f"{argument_text(argument.start)}:{argument_text(argument.stop)}:{argument_text(argument.step)}"
+    if isinstance(argument, dict):
+        return "{" + ", ".join(f"{key}: {argument_text(item)}" for key, item in argument.items()) + "}"
+    if isinstance(argument, torch.dtype):
+        return dtype_name(argument)
+    return repr(argument)
+
+
+def call_text(node: fx.Node, full: bool = True) -> str:
+    """`linear(%x, fc.weight, fc.bias)`: operation and arguments of a call node."""
+    arguments = [argument_text(argument) for argument in node.args]
+    arguments += [f"{key}={argument_text(value)}" for key, value in node.kwargs.items()]
+    return f"{target_text(node.target, full)}({', '.join(arguments)})"
+
+
+def module_path(node: fx.Node) -> str:
+    """Dotted path of the innermost user module that made this node; empty at the top level."""
+    stack = node.meta.get("nn_module_stack")
+    if not stack:
+        return ""
+    return str(list(stack.values())[-1][0])

@@ -1,0 +1,177 @@
+"""The program: a captured network as two torch.fx graphs over one set of parameters and buffers.
+
+A program is a value. Passes never change one; they build another that may share tensors with it.
+Graphs hold user inputs as `placeholder` nodes (flat, in pytree order), parameters, buffers and lifted
+constants as `get_attr` nodes under the user's own dotted names, and ATen calls. `node.meta` carries:
+
+- `"tensor"`: `TensorMeta` of the node's value at the example size (a tuple of them for multi-output ops,
+  a plain int for a size, None for nothing);
+- `"nn_module_stack"`: `{key: (module path, class name)}` from torch.export, outermost first;
+- `"stack_trace"`: the user's source line.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import fx, nn
+from torch.utils import _pytree as pytree
+
+from progc.ir.deferred import all_deferred, all_values, is_deferred
+
+if TYPE_CHECKING:
+    from progc.analysis.axes import AxisTable
+    from progc.analysis.chains import ChainTable
+    from progc.ir.identifier import StageIdentifier
+    from progc.ir.module import ProgramModule
+    from progc.lift.averages import Average
+
+Mode = Literal["train", "eval"]
+MODES: tuple[Mode, ...] = ("train", "eval")
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorMeta:
+    """Shape (ints at the example size) and dtype of one value."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorSpec:
+    """What a named tensor is.
+
+    `persistent` is False for buffers and constants outside the state dict; `fixed` is True for a parameter that did not
+    train when the program was captured (a table of positions that is computed, say).
+    """
+
+    kind: Literal["parameter", "buffer", "constant"]
+    persistent: bool = True
+    fixed: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class PassRecord:
+    """One entry of a program's history: canonical pass text and what it changed."""
+
+    text: str
+    changed: bool
+    before: str
+    after: str
+    counts: Mapping[str, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Signature:
+    """How user inputs and outputs are laid out.
+
+    `batch_dims[i]` says that dim 0 of flat input i is dynamic; `shapes[i]` is None for a non-tensor input.
+    `free_dims[i]` are dims of input i that may have any size (none if empty).
+    """
+
+    in_spec: pytree.TreeSpec
+    out_specs: Mapping[Mode, pytree.TreeSpec]
+    shapes: tuple[tuple[int, ...] | None, ...]
+    batch_dims: tuple[bool, ...]
+    free_dims: tuple[tuple[int, ...], ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Program:
+    """A captured network (docs/architecture.md).
+
+    Attributes:
+        graphs: `{"train": Graph, "eval": Graph}`; never edited in place.
+        tensors: every state name to its tensor; tied names map to the same object. Parameters may be deferred
+            (progc/ir/deferred.py) while a network grows.
+        specs: every name in `tensors` to what it is.
+        tied: alias name to canonical name; graphs mention canonical names only.
+        signature: input and output structure.
+        example: `(args, kwargs)`, real tensors used for analysis and checks.
+        class_name: qualified class of the user's module, for messages.
+        history: passes applied so far, oldest first.
+        sid: the stage identifier, None if there is none.
+        averages: averaged copies of `tensors` (EMA), which every pass moves along (progc/lift/averages.py).
+    """
+
+    graphs: Mapping[Mode, fx.Graph]
+    tensors: Mapping[str, torch.Tensor]
+    specs: Mapping[str, TensorSpec]
+    tied: Mapping[str, str]
+    signature: Signature
+    example: tuple[tuple[Any, ...], dict[str, Any]]
+    class_name: str
+    history: tuple[PassRecord, ...] = ()
+    sid: StageIdentifier | None = None
+    averages: tuple[Average, ...] = ()
+
+    @cached_property
+    def axes(self) -> AxisTable:
+        """Table of axes: what can be widened, and why the rest cannot."""
+        from progc.analysis.axes import analyse
+
+        return analyse(self)
+
+    @cached_property
+    def chains(self) -> ChainTable:
+        """Table of chains: runs of isomorphic blocks that depth growth inserts into."""
+        from progc.analysis.chains import find_chains
+
+        return find_chains(self)
+
+    def parameters(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Canonical parameter names and tensors; a tied parameter appears once."""
+        for name, tensor in self.tensors.items():
+            if self.specs[name].kind == "parameter" and name not in self.tied:
+                yield name, tensor
+
+    def num_parameters(self) -> int:
+        """Number of scalar parameters, tied ones counted once."""
+        return sum(tensor.numel() for _, tensor in self.parameters())
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """Persistent tensors under the user's names, aliases included, as `nn.Module.state_dict` gives them."""
+        return {name: tensor.detach() for name, tensor in all_values(self.persistent()).items()}
+
+    def persistent(self) -> dict[str, torch.Tensor]:
+        """What `state_dict` holds, as it is: parameters, and deferred tensors that are not made yet."""
+        return {name: tensor for name, tensor in self.tensors.items() if self.specs[name].persistent}
+
+    @cached_property
+    def deferred(self) -> Program:
+        """This program with deferred parameters (progc/ir/deferred.py): passes make shapes of it, values come later.
+
+        Buffers and constants, which are small and some of which analysis reads, stay as they are.
+        """
+        parameters = {name: tensor for name, tensor in self.tensors.items() if isinstance(tensor, nn.Parameter)}
+        averages = tuple(average.deferred for average in self.averages)
+        twin = self.replace(tensors={**self.tensors, **all_deferred(parameters)}, averages=averages)
+        twin.__dict__.update({name: self.__dict__[name] for name in ("axes", "chains") if name in self.__dict__})
+        return twin
+
+    def complete(self) -> Program:
+        """This program with the values of all its tensors in memory."""
+        held = [self.tensors, *(average.tensors for average in self.averages)]
+        if not any(is_deferred(tensor) for tensors in held for tensor in tensors.values()):
+            return self
+        averages = tuple(average.complete for average in self.averages)
+        return self.replace(tensors=all_values(self.tensors), averages=averages)
+
+    def replace(self, **changes: Any) -> Program:
+        """A new program with some fields replaced; analysis results are not carried over."""
+        return dataclasses.replace(self, **changes)
+
+    def flat_example(self) -> list[Any]:
+        """The example inputs in placeholder order."""
+        return pytree.tree_leaves(self.example)
+
+    def module(self) -> ProgramModule:
+        """An `nn.Module` over this program's tensors; `.train()` and `.eval()` choose the graph."""
+        from progc.ir.module import ProgramModule
+
+        return ProgramModule(self)

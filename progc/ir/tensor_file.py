@@ -1,0 +1,176 @@
+"""Safetensors files, one tensor at a time: neither writing nor reading needs a second copy of what the file holds.
+
+The library writes a dict that is complete in memory, and its memory-mapped tensors count as resident memory until the
+whole file is closed. Names, shapes and dtypes are known before any value is, so the header comes first and each tensor
+goes to its place when it is made. The file is byte for byte the one that the library would have written.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+
+from progc.errors import InputError
+from progc.files.small import open_regular
+from progc.ir.deferred import defer, values
+
+DTYPES = {
+    torch.bool: "BOOL",
+    torch.uint8: "U8",
+    torch.int8: "I8",
+    torch.float8_e5m2: "F8_E5M2",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.int16: "I16",
+    torch.uint16: "U16",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int32: "I32",
+    torch.uint32: "U32",
+    torch.float32: "F32",
+    torch.complex64: "C64",
+    torch.float64: "F64",
+    torch.int64: "I64",
+    torch.uint64: "U64",
+}
+_RANK = {dtype: rank for rank, dtype in enumerate(DTYPES)}
+_LENGTH = struct.Struct("<Q")
+_DAMAGE = (OSError, ArithmeticError, LookupError, ValueError, TypeError, AttributeError, RuntimeError)
+_MAX_HEADER = 100_000_000  # as in the safetensors library
+_METADATA = {"format": "pt"}
+
+
+def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Writes safetensors: every name, each with its own contiguous data. Deferred tensors are made one by one.
+
+    The format refuses names that share storage, so tied tensors are written once per name: a strict
+    `load_state_dict` finds all it expects, and ties them again by itself.
+
+    Raises:
+        InputError: the disk refuses, or the format does not know a dtype.
+    """
+    order, text = header_of(tensors, path.name)
+    places: dict[int, list[int]] = {}
+    end = 0
+    for name in order:
+        places.setdefault(id(tensors[name]), []).append(end)
+        end += tensors[name].numel() * tensors[name].element_size()
+    try:
+        with path.open("wb", buffering=0) as file:
+            _write(file, text)
+            for name in order:
+                starts = places.pop(id(tensors[name]), [])  # a tied tensor is made once and written to all its places
+                data = data_of(values(tensors[name])) if starts else None
+                for start in starts:
+                    file.seek(len(text) + start)
+                    _write(file, data)
+    except OSError as error:
+        raise InputError(f"{path.name} cannot be written: {error.strerror or error}; choose another place") from error
+
+
+def header_of(
+    tensors: Mapping[str, torch.Tensor], file: str, metadata: Mapping[str, str] | None = None
+) -> tuple[list[str], bytes]:
+    """Names in the order in which the data of the tensors follow one another, and all bytes that come before the data.
+
+    Args:
+        file: its name, for the message.
+        metadata: further text in the header.
+
+    Raises:
+        InputError: the format does not know a dtype.
+    """
+    for name, tensor in tensors.items():
+        if tensor.dtype not in DTYPES:
+            raise InputError(f"{file} cannot be written: safetensors knows no {tensor.dtype} ({name})")
+    order = sorted(tensors, key=lambda name: (-_RANK[tensors[name].dtype], name))
+    header: dict[str, Any] = {"__metadata__": {**_METADATA, **(metadata or {})}}
+    end = 0
+    for name in order:
+        tensor, start = tensors[name], end
+        end += tensor.numel() * tensor.element_size()
+        header[name] = {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % _LENGTH.size)
+    return order, _LENGTH.pack(len(text)) + text
+
+
+def _write(file: BinaryIO | Any, data: Any) -> None:
+    view = memoryview(data)
+    while view:  # one call writes at most 2 GiB
+        view = view[file.write(view) :]
+
+
+def data_of(tensor: torch.Tensor) -> Any:
+    """The bytes of a tensor as a safetensors file holds them: a flat buffer, shared with the tensor where it can be."""
+    flat = tensor.detach().cpu().resolve_conj().contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy() if flat.numel() else b""
+
+
+def read_deferred(path: Path, like: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors of a file written by `write_tensors`, deferred: each is read when its values are asked for.
+
+    Args:
+        like: the tensors that the file was written from; gives what is a parameter, and which names are one tensor.
+    """
+    with path.open("rb") as file:
+        (length,) = _LENGTH.unpack(file.read(_LENGTH.size))
+        header = json.loads(file.read(length))
+    made: dict[int, torch.Tensor] = {}
+    for name, tensor in like.items():
+        if id(tensor) not in made:
+            made[id(tensor)] = defer(_reader(path, _LENGTH.size + length, header[name], tensor), tensor)
+    return {name: made[id(tensor)] for name, tensor in like.items()}
+
+
+def open_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of any safetensors file, deferred: names, shapes and dtypes now, values when they are asked for.
+
+    Raises:
+        InputError: the file cannot be read, is damaged, or holds a dtype that torch does not have.
+    """
+    dtypes = {text: dtype for dtype, text in DTYPES.items()}
+    try:
+        with open_regular(path) as file:
+            (length,) = _LENGTH.unpack(file.read(_LENGTH.size))
+            if length > _MAX_HEADER:
+                raise ValueError(f"a header of {length} bytes")
+            room = path.stat().st_size - _LENGTH.size - length
+            if room < 0:
+                raise ValueError("it ends in its header")
+            header = json.loads(file.read(length))
+        found = {}
+        for name, entry in header.items():
+            if name == "__metadata__":
+                continue
+            like = torch.empty([int(size) for size in entry["shape"]], dtype=dtypes[entry["dtype"]], device="meta")
+            start, end = entry["data_offsets"]
+            if not 0 <= start <= end <= room or end - start != like.numel() * like.element_size():
+                raise ValueError(f"{name} does not lie in it")
+            found[name] = defer(_reader(path, _LENGTH.size + length, entry, like), like)
+        return found
+    except (*_DAMAGE, struct.error) as error:
+        raise InputError(f"{path} is not a readable safetensors file ({error}); write the folder again") from error
+
+
+def _reader(path: Path, base: int, entry: Mapping[str, Any], like: torch.Tensor) -> Callable[[], torch.Tensor]:
+    dtype, shape, (start, end) = like.dtype, tuple(entry["shape"]), entry["data_offsets"]
+
+    def read() -> torch.Tensor:
+        data = torch.empty(end - start, dtype=torch.uint8)
+        array: Any = data.numpy()
+        view = memoryview(array)
+        with path.open("rb", buffering=0) as file:
+            file.seek(base + start)
+            while view:
+                count = file.readinto(view)
+                if not count:
+                    raise InputError(f"{path.name} ends too early: it was changed while it was being read")
+                view = view[count:]
+        return data.view(dtype).reshape(shape)
+
+    return read

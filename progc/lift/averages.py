@@ -1,0 +1,301 @@
+"""Averaged copies of the weights (EMA), which growth carries along.
+
+`Averages` follows a network in training: one copy for each decay, as timm's ModelEmaV2 does it (average = decay *
+average + (1 - decay) * value, floating buffers too, others copied). An `Average` is one such copy as a value; those
+that a program carries (`Program.averages`) are moved by every pass through the lift that moves the weights, so that
+they stay in step with it. They are never trained, and need no gradient.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from progc.errors import InputError, VerifyError
+from progc.ir.deferred import all_deferred, all_values
+
+if TYPE_CHECKING:
+    from progc.ir.program import Program
+    from progc.lift.lift import Lift
+
+DECAYS = (0.998, 0.9986, 0.999, 0.9996)
+"""The four that AutoProg keeps (Li et al., CVPR 2022)."""
+
+_PREFIXES = ("module.", "_orig_mod.")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Average:
+    """One averaged copy of a program's tensors.
+
+    Attributes:
+        tensors: every name of the program to its average; no parameters. Floating tensors of 16 bits are kept in
+            float32, in which small changes still count.
+        decay: share of the old average in the new one; None if nobody knows, as for a file.
+    """
+
+    tensors: Mapping[str, torch.Tensor]
+    decay: float | None = None
+
+    @property
+    def deferred(self) -> Average:
+        """The same with deferred tensors (progc/ir/deferred.py)."""
+        return dataclasses.replace(self, tensors=all_deferred(self.tensors))
+
+    @property
+    def complete(self) -> Average:
+        """The same with the values of all its tensors in memory."""
+        return dataclasses.replace(self, tensors=all_values(self.tensors))
+
+
+class Averages:
+    """Averaged copies of a network in training; `progc.EMA`.
+
+        ema = progc.EMA(module)              # once, and again for nothing: growth re-points it
+        ema.update(module)                   # after every optimizer step
+        bigger = progc.grow(program, to=..., optimizer=optimizer, ema=ema)
+
+    Attributes:
+        decays: one for each copy.
+        num_updates: how often `update` was called.
+    """
+
+    def __init__(
+        self,
+        source: nn.Module | Program | Mapping[str, torch.Tensor],
+        decays: Sequence[float] = DECAYS,
+        *,
+        warmup: bool = False,
+        warmup_gamma: float = 1.0,
+        warmup_power: float = 2 / 3,
+    ) -> None:
+        """Starts at the present values.
+
+        Args:
+            source: the network: a module (wrapped by torch's DistributedDataParallel or torch.compile, too), a
+                program, or tensors by name.
+            decays: one for each copy, at least 0 and below 1, all different.
+            warmup: the decay grows as 1 - (1 + step / warmup_gamma) ** -warmup_power up to its value, with the
+                counting of timm's ModelEmaV3: the first update copies.
+
+        Raises:
+            InputError: a decay out of range or given twice.
+        """
+        self.decays = tuple(float(decay) for decay in decays)
+        if not self.decays or len(set(self.decays)) < len(self.decays) or not all(0 <= d < 1 for d in self.decays):
+            raise InputError(f"decays {list(decays)}: expected different numbers of at least 0 and below 1")
+        self.warmup, self.warmup_gamma, self.warmup_power = warmup, warmup_gamma, warmup_power
+        self.num_updates = 0
+        named = _named(source)
+        self._copies = {decay: _copied(named) for decay in self.decays}
+
+    @property
+    def tensors(self) -> dict[float, dict[str, torch.Tensor]]:
+        """The averages by decay, then by name; tied names are one tensor."""
+        return {decay: dict(copy) for decay, copy in self._copies.items()}
+
+    def decay_at(self, decay: float, update: int) -> float:
+        """The decay that update number `update` (the first is 1) uses."""
+        step = update - 1
+        if not self.warmup:
+            return decay
+        if step <= 0:
+            return 0.0
+        return max(min(1 - (1 + step / self.warmup_gamma) ** -self.warmup_power, decay), 0.0)
+
+    @torch.no_grad()
+    def update(self, source: nn.Module | Program | Mapping[str, torch.Tensor]) -> None:
+        """Takes the present values in.
+
+        Raises:
+            InputError: names or shapes are not those that are tracked; nothing is changed.
+        """
+        named = _named(source)
+        pairs = {}
+        for decay, copy in self._copies.items():
+            _check(copy, named)
+            first = {id(tensor): name for name, tensor in reversed(copy.items())}
+            pairs[decay] = [(copy[name], named[name].detach()) for name in first.values()]
+        self.num_updates += 1
+        for decay, found in pairs.items():
+            weight = 1.0 - self.decay_at(decay, self.num_updates)
+            floating = [(average, value) for average, value in found if average.is_floating_point()]
+            by_place: dict[object, list[tuple[torch.Tensor, torch.Tensor]]] = {}
+            for average, value in floating:
+                value = value.to(average.device, average.dtype)  # the same tensor where both are the same
+                by_place.setdefault((average.device, average.dtype, type(average)), []).append((average, value))
+            for group in by_place.values():
+                averages, values = [list(side) for side in zip(*group, strict=True)]
+                torch._foreach_mul_(averages, 1.0 - weight)
+                torch._foreach_add_(averages, values, alpha=weight)
+            for average, value in found:
+                if not average.is_floating_point():
+                    average.copy_(value)
+
+    def values(self) -> tuple[Average, ...]:
+        """The averages as values that share memory with these, one for each decay."""
+        return tuple(Average(dict(copy), decay) for decay, copy in self._copies.items())
+
+    def repoint(self, averages: Iterable[Average]) -> None:
+        """Goes on from grown averages, one for each decay; the count of updates stays."""
+        grown = {average.decay: dict(average.complete.tensors) for average in averages}
+        assert grown.keys() == self._copies.keys(), "averages of other decays"
+        self._copies = {decay: grown[decay] for decay in self.decays}
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """Flat, by `DECAY/NAME`, with `num_updates`: as safetensors takes it; a tied tensor is there once."""
+        state = {"num_updates": torch.tensor(self.num_updates)}
+        for decay, copy in self._copies.items():
+            first = {id(tensor): name for name, tensor in reversed(copy.items())}
+            state.update({f"{decay!r}/{name}": copy[name].contiguous() for name in sorted(first.values())})
+        return state
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Copies in what `state_dict` gave.
+
+        Raises:
+            InputError: other decays, names or shapes; nothing is changed.
+        """
+        own = self.state_dict()
+        missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+        odd = sorted(name for name in own.keys() & state.keys() if own[name].shape != state[name].shape)
+        if missing or unknown or odd:
+            first = (missing or unknown or odd)[0]
+            what = "is missing" if missing else "is unknown" if unknown else "has another shape"
+            raise InputError(
+                f"averages: {first} {what}; expected decays {list(self.decays)} of the network at its present size"
+            )
+        for name, tensor in own.items():
+            tensor.copy_(state[name])
+        self.num_updates = int(state["num_updates"])
+
+
+EmaLike = Averages | Average | Mapping[str, torch.Tensor] | nn.Module
+"""What `ema=` takes: averages in training, a value, tensors by name, or a module that holds them."""
+
+
+def _named(source: Any) -> dict[str, torch.Tensor]:
+    """What a state dict holds, by name, aliases included; names of wrappers are taken off."""
+    if isinstance(source, nn.Module):
+        held = source.state_dict(keep_vars=True)
+        named = {name: tensor for name, tensor in held.items() if isinstance(tensor, torch.Tensor)}
+    else:
+        named = dict(source.persistent() if hasattr(source, "persistent") else source)
+    for prefix in _PREFIXES:
+        if named and all(name.startswith(prefix) for name in named):
+            named = {name.removeprefix(prefix): tensor for name, tensor in named.items()}
+    return named
+
+
+def _copied(named: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    made: dict[int, torch.Tensor] = {}
+    for tensor in named.values():
+        if id(tensor) not in made:
+            low = tensor.is_floating_point() and tensor.dtype.itemsize < 4
+            made[id(tensor)] = tensor.detach().to(torch.float32 if low else tensor.dtype, copy=True)
+    return {name: made[id(tensor)] for name, tensor in named.items()}
+
+
+def _check(copy: Mapping[str, torch.Tensor], named: Mapping[str, torch.Tensor]) -> None:
+    odd = [name for name in copy if name not in named or named[name].shape != copy[name].shape]
+    odd += [name for name in named if name not in copy]
+    if odd:
+        raise InputError(
+            f"averages: {odd[0]} is not as it was when tracking began (of {len(odd)} tensors); "
+            "give the averages to the growth as ema=..., or start new ones"
+        )
+
+
+def attached(program: Program, ema: EmaLike | Sequence[EmaLike]) -> Program:
+    """`program` with these averages in place of its own.
+
+    A tensor that an average does not hold is the program's own, which is right for buffers and constants.
+
+    Raises:
+        InputError: a parameter is missing, a name is unknown, or a shape is another.
+    """
+    return program.replace(averages=tuple(_fitted(program, item) for item in _values(ema)))
+
+
+def handed_over(ema: EmaLike | Sequence[EmaLike], program: Program) -> None:
+    """Re-points the `Averages` among `ema` to what the grown `program` carries for them."""
+    averages = iter(program.averages)
+    for item in _listed(ema):
+        if isinstance(item, Averages):
+            own = [next(averages) for _ in item.decays]
+            item.repoint(
+                Average({n: t for n, t in average.tensors.items() if program.specs[n].persistent}, average.decay)
+                for average in own
+            )
+        else:
+            next(averages)
+
+
+def _listed(ema: EmaLike | Sequence[EmaLike]) -> list[EmaLike]:
+    return list(ema) if isinstance(ema, (list, tuple)) else [ema]  # type: ignore[list-item]
+
+
+def _values(ema: EmaLike | Sequence[EmaLike]) -> list[Average]:
+    found: list[Average] = []
+    for item in _listed(ema):
+        if isinstance(item, Averages):
+            found += item.values()
+        elif isinstance(item, Average):
+            found.append(item)
+        elif isinstance(item, (nn.Module, Mapping)):
+            found.append(Average({name: tensor.detach() for name, tensor in _named(item).items()}))
+        else:
+            raise InputError(f"ema: expected progc.EMA, a module or tensors by name, found {type(item).__name__}")
+    return found
+
+
+def _fitted(program: Program, average: Average) -> Average:
+    tensors = program.tensors
+    given = dict(average.tensors)
+    for alias, name in program.tied.items():  # a tied tensor may be given under either name
+        known = given.get(name, given.get(alias))
+        if known is not None:
+            given[alias] = given[name] = known
+    missing = [n for n in tensors if n not in given and program.specs[n].kind == "parameter"]
+    unknown = [name for name in given if name not in tensors]
+    odd = [name for name in given if name in tensors and given[name].shape != tensors[name].shape]
+    label = program.class_name.rpartition(".")[2]
+    for what, names in (("misses", missing), ("has no use for", unknown), ("holds another shape of", odd)):
+        if names:
+            raise InputError(
+                f"ema: the average {what} {names[0]} ({len(names)} tensors); expected those of {label}, under its names"
+            )
+    # Copies, since an average may be written to in place.
+    return Average(
+        {name: given[name] if name in given else tensor.detach().clone() for name, tensor in tensors.items()},
+        average.decay,
+    )
+
+
+def moved(averages: Sequence[Average], lift: Lift | None, after: Program, step: str) -> tuple[Average, ...]:
+    """The averages behind a step that made `after`, moved by its lift.
+
+    Raises:
+        VerifyError: the lift does not give the tensors of `after`; names the step.
+    """
+    return tuple(_moved(average, lift, after, step) for average in averages)
+
+
+def _moved(average: Average, lift: Lift | None, after: Program, step: str) -> Average:
+    grown = dict(average.tensors) if lift is None else lift.apply(average.tensors)
+    tensors = {}
+    for name, tensor in after.tensors.items():
+        found = grown.get(name)
+        if found is None and after.specs[name].kind != "parameter":
+            found = tensor.detach().clone()  # a constant that the step brought along
+        if found is None or found.shape != tensor.shape:
+            raise VerifyError(f"after {step}: averaged copies cannot follow, since no lift makes `{name}`")
+        if isinstance(found, nn.Parameter):  # made anew by the lift, as in the program
+            found = found.detach()
+        tensors[name] = found
+    return dataclasses.replace(average, tensors=tensors)

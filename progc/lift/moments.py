@@ -1,0 +1,288 @@
+"""Optimizer moments through the lift.
+
+Growth that keeps the function fixes how gradients change: with g the gradient of an old entry, every copy of it
+has g' = b * g. A producer's rows are consumed downstream in equal shares, so b is one over the number of copies;
+a dim that contracts copies is neutral, whatever its own shares; an entry that was multiplied by s has b = 1/s
+(docs/growth.md 3.1). First moments follow g, second moments its square, step counts stay. Noisy shares are taken at
+their mean: the error is in the transient only. A tensor that shrinks takes the moments of the units that stay.
+
+Entries without a past start at m = 0, and at the mean of the mapped v: with v = 0 under an old step count Adam's
+first updates would overshoot several times (docs/growth.md 3.2).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from progc.errors import InputError
+
+if TYPE_CHECKING:
+    from progc.lift.lift import Lift, TensorLift
+    from progc.lift.resampling import Resample
+
+State = Mapping[str, Mapping[str, Any]]
+"""Optimizer state by parameter name: `{"head.weight": {"step": ..., "exp_avg": ..., "exp_avg_sq": ...}}`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Moment:
+    """How an entry of the state follows the gradient: g ** power; `size` entries are never negative."""
+
+    power: int
+    size: bool
+
+
+_MOMENTS = {
+    "exp_avg": _Moment(1, False),  # Adam, AdamW, NAdam, RAdam, Adamax, Lion
+    "exp_avg_sq": _Moment(2, True),
+    "max_exp_avg_sq": _Moment(2, True),  # amsgrad
+    "exp_inf": _Moment(1, True),  # Adamax
+    "momentum_buffer": _Moment(1, False),  # SGD, Muon
+    "square_avg": _Moment(2, True),  # RMSprop, Adadelta
+    "grad_avg": _Moment(1, False),  # centred RMSprop
+    "sum": _Moment(2, True),  # Adagrad
+    "variance": _Moment(2, True),  # Adafactor, of vectors
+    "exp_avg_var": _Moment(2, True),  # AdaBelief
+    "max_exp_avg_var": _Moment(2, True),
+    "exp_avg_diff": _Moment(1, False),  # Adan
+    "neg_pre_grad": _Moment(1, False),
+}
+
+_ROWS, _COLUMNS = "row_var", "col_var"
+"""Adafactor's second moment of a matrix: means over the last dim and over the one before it, which are of size 1."""
+
+_NORMALISED = _Moment(0, False)
+"""RMSprop's momentum is of g / sqrt(v), which growth leaves alone."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DimLaw:
+    """What a lift does along one dim of a tensor; vectors over the grown dim.
+
+    Attributes:
+        index: int64, the old unit of each new one; None if the dim does not grow.
+        weight: float64, an entry is this times its source (the mean share, and scales); the weight of a tensor
+            entry is the product over its dims.
+        gradient: float64, its gradient is this times that of its source; product over dims likewise. 1 where
+            `reset` is set.
+        reset: bool, the gradient has no past: fresh units, and units that were multiplied by 0.
+    """
+
+    index: torch.Tensor | None
+    weight: torch.Tensor
+    gradient: torch.Tensor
+    reset: torch.Tensor
+
+
+def dim_laws(entry: TensorLift) -> dict[int, DimLaw]:
+    """The law of one tensor, by dim; dims that are missing are left alone."""
+    scaled = {scale.dim for scale in entry.scales if not entry.storage}
+    grown = {dim for dim, index_map in enumerate(entry.dims) if index_map is not None and not index_map.unchanged}
+    return {dim: _dim_law(entry, dim, dim in grown) for dim in sorted(scaled | grown)}
+
+
+def _dim_law(entry: TensorLift, dim: int, grows: bool) -> DimLaw:
+    index = reset = None
+    size = next((len(scale.values) for scale in entry.scales if scale.dim == dim), 0)
+    copies = torch.ones(size, dtype=torch.float64)
+    weight = torch.ones(size, dtype=torch.float64)
+    if grows:
+        index_map = entry.dims[dim]
+        assert index_map is not None
+        index, reset, copies = index_map.index(), index_map.fresh(), index_map.counts().double()
+        weight = torch.ones(len(index), dtype=torch.float64)
+        for split in entry.splits:
+            over = split.over if split.over is not None else index_map
+            if split.dim == dim:
+                shared = ~over.fresh()
+                if split.where is not None:
+                    shared &= torch.tensor(split.where)[index]
+                weight = torch.where(shared, weight / over.counts().double(), weight)
+    # Summed over its copies, weight times gradient is the old gradient: the chain rule.
+    gradient = 1.0 / (copies * weight)
+    reset = torch.zeros(len(copies), dtype=torch.bool) if reset is None else reset
+    for scale in () if entry.storage else entry.scales:  # a sub-network is not the same function: nothing to follow
+        if scale.dim == dim:
+            values = torch.tensor(scale.values, dtype=torch.float64)
+            values = values if index is None else values[index]
+            weight, gradient, reset = weight * values, gradient / values, reset | (values == 0)
+    return DimLaw(index, weight, torch.where(reset, 1.0, gradient), reset)
+
+
+def grow_moments(lift: Lift, state: State) -> dict[str, dict[str, Any]]:
+    """Optimizer state of the grown program; `Lift.moments` calls this.
+
+    Args:
+        state: by parameter name before growth. Parameters without state (frozen ones) may be missing.
+
+    Returns:
+        By parameter name after growth, nothing shared with `state`. Moments of inserted blocks are m = 0 and v of
+        the tensor they are copied from. Entries that are no tensor of the parameter's shape are carried as they are.
+
+    Raises:
+        InputError: a parameter that changes has a state of its shape that is no known moment.
+    """
+    entries = {entry.name: entry for entry in lift.tensors}
+    grown = {
+        name: {key: _copy(value) for key, value in own.items()}
+        for name, own in state.items()
+        if name not in entries and name not in lift.removed
+    }
+    for name, entry in entries.items():
+        if entry.source in state:
+            own = state[entry.source]
+            for step in entry.steps:
+                own = _grown_state(step, own)
+            grown[name] = dict(own)
+    return grown
+
+
+def _grown_state(entry: TensorLift, own: Mapping[str, Any]) -> dict[str, Any]:
+    anew = entry.fresh or entry.fill is not None or (entry.init == "random" and not any(entry.dims))
+    laws = dim_laws(entry)
+    if laws:
+        refuse_lists(entry.source, own)
+    known = [value.shape for key, value in own.items() if key in _MOMENTS and isinstance(value, torch.Tensor)]
+    grown: dict[str, Any] = {}
+    for key, value in own.items():
+        if key in (_ROWS, _COLUMNS) and {_ROWS, _COLUMNS} <= own.keys():
+            continue
+        moment = _MOMENTS.get(key)
+        if key == "momentum_buffer" and "square_avg" in own:
+            moment = _NORMALISED
+        if key == "step" or not isinstance(value, torch.Tensor) or not (anew or laws or entry.resample):
+            grown[key] = _copy(value)
+        elif moment is not None and entry.resample is not None:
+            grown[key] = _resampled_moment(value, entry.resample, moment)
+        elif moment is not None:
+            grown[key] = _grown_moment(value, laws, moment, anew)
+        elif value.dim() and (value.shape == known[0] if known else _fits(value, laws)):
+            raise InputError(
+                f"optimizer state `{key}` of {entry.source}: expected one of {', '.join(sorted(_MOMENTS))}; leave it "
+                "out, or start the optimizer afresh"
+            )
+        else:
+            grown[key] = _copy(value)
+    if {_ROWS, _COLUMNS} <= own.keys():
+        grown.update(_grown_factors(own[_ROWS], own[_COLUMNS], laws, anew))
+    return grown
+
+
+def refuse_lists(name: str, own: Mapping[str, Any]) -> None:
+    """Raises: InputError, for a state that holds lists of tensors: nobody knows how they lie along the parameter."""
+    for key, value in own.items():
+        if isinstance(value, (list, tuple)) and any(isinstance(item, torch.Tensor) for item in value):
+            raise InputError(
+                f"optimizer state `{key}` of {name} is a list of tensors, which growth cannot map; clear "
+                "optimizer.state and start it afresh"
+            )
+
+
+def _grown_factors(
+    rows: torch.Tensor, columns: torch.Tensor, laws: Mapping[int, DimLaw], anew: bool
+) -> dict[str, torch.Tensor]:
+    """Adafactor's factors, through the second moment that they stand for: its rank is one, so is that of the grown."""
+    if not laws:
+        return {_ROWS: _copy(rows), _COLUMNS: _copy(columns)}
+    mean = rows.mean(-2, keepdim=True)
+    whole = torch.where(mean > 0, rows * columns / mean, 0.0)
+    grown = _grown_moment(whole, laws, _Moment(2, True), anew)
+    return {_ROWS: grown.mean(-1, keepdim=True), _COLUMNS: grown.mean(-2, keepdim=True)}
+
+
+def _grown_moment(value: torch.Tensor, laws: Mapping[int, DimLaw], moment: _Moment, anew: bool) -> torch.Tensor:
+    shape = value.shape
+    dtype = value.dtype if value.dtype.itemsize >= 4 else torch.float32  # b ** 2 would be too small for f16
+    result = value.detach().to(dtype, copy=True).reshape(shape or (1,))
+    reset = torch.full((1,) * result.dim(), anew, dtype=torch.bool, device=value.device)
+    for dim, law in laws.items():
+        along = [1] * result.dim()
+        along[dim] = -1
+        if law.index is not None:
+            result = result.index_select(dim, law.index.to(value.device))
+        if not anew:  # nothing says how the gradient of a new tensor relates to its source's
+            result = result * (law.gradient**moment.power).to(value.device, dtype).reshape(along)
+            reset = reset | law.reset.to(value.device).reshape(along)
+    if not moment.size:
+        result = torch.where(reset, 0.0, result)
+    elif not anew and bool(reset.any()):
+        reset = reset.expand(result.shape)
+        past = result if bool(reset.all()) else result[~reset]
+        result = torch.where(reset, past.mean(), result)
+    return result.reshape(result.shape if shape else ()).to(value.dtype)
+
+
+def _resampled_moment(value: torch.Tensor, resample: Resample, moment: _Moment) -> torch.Tensor:
+    """Follows the values by the same linear map; sizes stay as large as the smallest one was.
+
+    A table that is computed anew has no past: 0, and the mean of the sizes.
+    """
+    if not resample.linear:
+        start = value.double().mean().to(value.dtype) if moment.size else value.new_zeros(())
+        return start.expand(resample.shape).clone()
+    mapped = resample.apply(value)
+    return mapped.clamp_min(value.min()) if moment.size else mapped  # bicubic weights may be negative
+
+
+def _fits(value: torch.Tensor, laws: Mapping[int, DimLaw]) -> bool:
+    """Whether a state of unknown kind can have the parameter's shape: enough entries along every dim that grows."""
+    return all(
+        dim < value.dim() and (law.index is None or int(law.index.max()) < value.shape[dim])
+        for dim, law in laws.items()
+    )
+
+
+def _copy(value: Any) -> Any:
+    return value.detach().clone() if isinstance(value, torch.Tensor) else value
+
+
+def optimizer_state_by_name(
+    optimizer: torch.optim.Optimizer, named_parameters: Iterable[tuple[str, torch.Tensor]]
+) -> dict[str, dict[str, Any]]:
+    """The state of a torch optimizer, by parameter name; tensors are the optimizer's own.
+
+    Args:
+        named_parameters: `module.named_parameters()`; those without state are left out.
+    """
+    state = optimizer.state
+    return {name: dict(state[tensor]) for name, tensor in named_parameters if tensor in state}
+
+
+def load_state_by_name(
+    optimizer: torch.optim.Optimizer, named_parameters: Iterable[tuple[str, torch.Tensor]], state: State
+) -> None:
+    """Puts state by parameter name into an optimizer over those parameters; tensors are copied.
+
+    Args:
+        named_parameters: of the module that the optimizer trains; with `remove_duplicate=False` if `state` names
+            aliases of tied parameters too.
+        state: what `optimizer_state_by_name` or `Lift.moments` gives.
+
+    Raises:
+        InputError: a name that is no parameter of the optimizer, or a moment that has another shape than its parameter.
+    """
+    named = dict(named_parameters)
+    trained = {id(tensor) for group in optimizer.param_groups for tensor in group["params"]}
+    for name, own in state.items():
+        parameter = named.get(name)
+        if parameter is None or id(parameter) not in trained:
+            raise InputError(
+                f"optimizer state for {name}: expected a parameter that the optimizer trains; leave it out"
+            )
+        for key, value in own.items():
+            if key in _MOMENTS and isinstance(value, torch.Tensor) and value.shape != parameter.shape:
+                raise InputError(
+                    f"optimizer state `{key}` of {name}: expected shape {list(parameter.shape)}, found "
+                    f"{list(value.shape)}; map it with `plan.moments`"
+                )
+    for name, own in state.items():
+        device = named[name].device
+        optimizer.state[named[name]] = {
+            # Step counts stay where they are: torch keeps them on the CPU unless told otherwise.
+            key: _copy(value.to(device) if key in _MOMENTS and isinstance(value, torch.Tensor) else value)
+            for key, value in own.items()
+        }

@@ -1,0 +1,144 @@
+"""Optimizer surgery: after growth an optimizer trains the grown program's parameters, with everything it knew.
+
+Parameters are matched by identity, so any way of grouping them is kept: a grown tensor takes its predecessor's place
+in its group, a tensor of an inserted block joins the group of the tensor it was made from, one that is gone leaves.
+Moments go through the lifts (progc/lift/moments.py). Everything is checked before anything is changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch.optim import Optimizer
+
+from progc.errors import InputError
+from progc.ir.program import Program
+from progc.lift.lift import Lift
+from progc.lift.moments import refuse_lists
+from progc.lift.optimizers.correcting import split
+from progc.lift.optimizers.holdings import Holdings, Optimizers, commit, holdings, in_order, listed, settled
+from progc.lift.rates import corrections
+
+_BY_SIZE = "min_dim_size_to_factor"
+
+
+def repoint(
+    optimizers: Optimizers,
+    before: Program,
+    after: Program,
+    lifts: Sequence[Lift],
+    *,
+    correct_rates: bool = False,
+    made: tuple[int, int] = (0, 0),
+) -> None:
+    """Makes optimizers of `before` train `after`, in place.
+
+    Groups stay, with all options, in number and order (a learning-rate schedule goes on); a group may become empty.
+    Parameters that are frozen in `after` leave; their state is parked and comes back when they train again.
+    Gradients that were not applied yet are not carried over: grow after a step.
+
+    Args:
+        optimizers: one or several, over some or all parameters of `before`, the very objects (those of
+            `before.module()` are).
+        lifts: of every step from `before` to `after` that changed tensors, in order.
+        correct_rates: multiply learning rates, decay and eps as `progc.lift.rates.corrections` says, in groups of their
+            own; a learning-rate schedule then has to be made anew.
+        made: optimizer and group for parameters that have no predecessor.
+
+    Raises:
+        InputError: an optimizer holds parameters that `before` does not have, or state that cannot be mapped; nothing
+            is changed then.
+    """
+    found = listed(optimizers)
+    old = [holdings(item, before) for item in found]
+    _check_made(old, made)
+    new = []
+    for index, (item, held) in enumerate(zip(found, old, strict=True)):
+        own = made[1] if index == made[0] else None
+        moved = settled(_moved(item, held, before, after, lifts, own), after)
+        new.append(split(item, moved, corrections(lifts)) if correct_rates else moved)
+    for item, held in zip(found, new, strict=True):
+        commit(item, after, held)
+
+
+def _check_made(old: Sequence[Holdings], made: tuple[int, int]) -> None:
+    optimizer, group = made
+    if not 0 <= optimizer < len(old) or not 0 <= group < len(old[optimizer].groups):
+        raise InputError(f"made={made}: expected the number of an optimizer and of one of its groups, from 0")
+
+
+def _moved(
+    optimizer: Optimizer, held: Holdings, before: Program, after: Program, lifts: Sequence[Lift], made: int | None
+) -> Holdings:
+    """What the optimizer holds, by names of `after`; not settled yet.
+
+    Args:
+        made: the group for parameters without a predecessor; None if another optimizer takes them.
+    """
+    homes, state = held.homes, held.state
+    for alias, name in before.tied.items():
+        if name in homes:
+            homes[alias] = homes[name]
+    known = set(before.tensors)
+    for lift in lifts:
+        entries = {entry.name: entry for entry in lift.tensors}
+        _check_state(optimizer, held, state, lift)
+        moments = lift.moments({entry.source: state[entry.source] for entry in lift.tensors if entry.source in state})
+        state = _kept(state, entries, lift)
+        state.update({name: moments[name] for name in entries if name in moments})
+        earlier, homes = homes, _kept(homes, entries, lift)
+        homes.update({n: earlier[entry.source] for n, entry in entries.items() if entry.source in earlier})
+        homes.update({item.name: made for item in lift.made if made is not None})
+        known = (known - lift.removed) | set(entries) | {item.name for item in lift.made}
+    for alias, name in after.tied.items():
+        if alias in homes:
+            homes.setdefault(name, homes[alias])
+    names = [name for name, _ in after.parameters()]
+    lost = [name for name in names if name not in known]
+    if lost:
+        raise InputError(f"the optimizer cannot take over {lost[0]}: no lift says what it was made from")
+    # Frozen ones are in a group here as well; `settled` parks them.
+    groups = _ordered(held, before, names, {name: homes[name] for name in names if name in homes}, lifts)
+    chosen = {name: own for name, own in state.items() if name in homes and name in set(names)}
+    return Holdings(held.options, groups, {}, chosen)
+
+
+def _kept(items: dict[str, Any], entries: dict[str, Any], lift: Lift) -> dict[str, Any]:
+    return {name: item for name, item in items.items() if name not in entries and name not in lift.removed}
+
+
+def _ordered(
+    held: Holdings, before: Program, names: Sequence[str], homes: dict[str, int], lifts: Sequence[Lift]
+) -> list[list[str]]:
+    """Names by group: in the order of the program where the group had it, else next to their predecessors."""
+    order = {name: index for index, (name, _) in enumerate(before.parameters())}
+    origin = {name: name for name in order}
+    for lift in lifts:
+        entries = {entry.name: origin.get(entry.source, "") for entry in lift.tensors}
+        origin = _kept(origin, entries, lift) | entries
+    groups: list[list[str]] = []
+    for index, old in enumerate(held.groups):
+        own = [name for name in names if homes.get(name) == index]
+        if not in_order(old, order):
+            place = {name: position for position, name in enumerate(old)}
+            own.sort(key=lambda name: place.get(origin.get(name, ""), len(place)))
+        groups.append(own)
+    return groups
+
+
+def _check_state(optimizer: Optimizer, held: Holdings, state: dict[str, dict[str, Any]], lift: Lift) -> None:
+    """Refuses state that says more than what lies beside each parameter.
+
+    Some optimizers keep one state for all parameters; some choose by a tensor's size which state it has, so that
+    growth would leave them with the wrong one.
+    """
+    for name, own in state.items() if lift.tensors else ():
+        refuse_lists(name, own)
+    if any(_BY_SIZE in options for options in held.options):
+        for entry in lift.tensors:
+            if any(entry.dims) and entry.source in state:
+                raise InputError(
+                    f"{type(optimizer).__name__} chooses by size ({_BY_SIZE}) which state {entry.source} has, so "
+                    "growth cannot map it; use torch.optim.Adafactor, or clear optimizer.state"
+                )

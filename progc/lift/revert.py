@@ -1,0 +1,166 @@
+"""Growth undone: the tensors of the small network from those of the grown one.
+
+Right after growth this gives the old tensors back, up to the rounding of factors such as 1/sqrt(2). Of tensors that
+were trained further it gives a small network that is as near as the lift allows: of each group of copies the first
+one's row is kept, the columns by which consumers read the copies are added up, factors are divided out, and inserted
+blocks and new units are dropped. Copies that have parted do not compute one function, so that this is a start for
+more training and not an equivalent network.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+import torch
+
+from progc.errors import InputError
+from progc.ir.deferred import identity
+from progc.lift.index_map import IndexMap
+from progc.lift.lift import Lift, Split, TensorLift, _keep_type
+from progc.lift.shares import _group_sum, along
+
+# What is done to new units alone (`fills`) needs no undoing: they are dropped.
+_FIELDS = frozenset({"name", "source", "dims", "splits", "scales", "fresh", "init", "fill", "eye", "fills", "average"})
+_KINDS = frozenset({"copy", "free"})
+_INITS = frozenset({"copy", "zero", "random"})
+
+
+def revert(lift: Lift, grown: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors before one growth step from those after it.
+
+    Args:
+        grown: every name after growth: `lift.apply(tensors)`, or those tensors after more training. Names that share
+            one tensor's memory stay tied.
+
+    Returns:
+        Every name before growth; tensors that the growth left alone are the same objects.
+
+    Raises:
+        InputError: a tensor is missing or has another shape than growth gave it, the growth replaced its values, or
+            it was made in a way that this function does not know how to undo; names the tensor.
+    """
+    _check_grown(lift)
+    for entry in lift.tensors:
+        _check_known(entry)
+    entries = {entry.name for entry in lift.tensors} | {made.name for made in lift.made}
+    old = {name: tensor for name, tensor in grown.items() if name not in entries}
+    made: dict[tuple[object, TensorLift], torch.Tensor] = {}
+    for source, entry in _best(lift).items():
+        if source in old and source not in lift.removed:
+            continue  # an inserted block was made from a tensor that is still there
+        if entry.name not in grown:
+            raise InputError(f"revert: tensor {entry.name} is missing; give every tensor of the grown network")
+        tensor = grown[entry.name]
+        key = (identity(tensor), dataclasses.replace(entry, name="", source="", fresh=False))
+        if key not in made:
+            made[key] = _shrunk(tensor, entry)
+        old[source] = made[key]
+    return old
+
+
+def _best(lift: Lift) -> dict[str, TensorLift]:
+    """For every source the tensor that holds its values: its own successor, or one that took them over."""
+    found: dict[str, TensorLift] = {}
+    for entry in lift.tensors:
+        known = found.get(entry.source)
+        if known is None or _rank(entry) < _rank(known):
+            found[entry.source] = entry
+    return found
+
+
+def _rank(entry: TensorLift) -> tuple[bool, bool]:
+    """Tensors whose values are gone come last, then those of inserted blocks."""
+    silent = any(value == 0 for scale in entry.scales for value in scale.values)
+    gone = entry.fill is not None or entry.eye is not None or entry.average or silent
+    return gone or (entry.init == "random" and not any(entry.dims)), entry.fresh
+
+
+def _check_grown(lift: Lift) -> None:
+    """Raises: InputError, for a step that shrank: what it left out is not in the tensors it gave."""
+    folded = {add.table for entry in lift.tensors for add in entry.adds}  # these are refused for what they are
+    lost = lift.removed - {entry.source for entry in lift.tensors} - folded
+    lost |= {entry.source for entry in lift.tensors if entry.storage}
+    if lost:
+        raise InputError(
+            f"revert: {min(lost)} was left out or cut down by `shrink`, and the small network does not hold the rest; "
+            "put its tensors back into the full ones with progc.transforms.shrinking.written_back"
+        )
+
+
+def _check_known(entry: TensorLift) -> None:
+    """Raises: InputError, for growth of a kind that was added to lifts and not here."""
+    for field in dataclasses.fields(entry):
+        value = getattr(entry, field.name)
+        if field.name not in _FIELDS and value != field.default and value:
+            raise InputError(f"revert: {entry.name} was grown with {field.name}, which cannot be undone yet")
+    kinds = {kind for index_map in entry.dims if index_map is not None for kind in _kinds(index_map)}
+    unknown = sorted((kinds - _KINDS) | ({entry.init} - _INITS))
+    if unknown:
+        raise InputError(f"revert: {entry.name} was grown by `{unknown[0]}`, which cannot be undone yet")
+
+
+def _kinds(index_map: IndexMap) -> set[str]:
+    if index_map.kind == "leaf":
+        return {index_map.how}
+    return set().union(*(_kinds(part) for part in index_map.parts))
+
+
+def _shrunk(tensor: torch.Tensor, entry: TensorLift) -> torch.Tensor:
+    _check_undoable(tensor, entry)
+    if not entry.scales and not any(entry.dims):
+        return tensor
+    value = tensor.detach()
+    value = value.double() if value.is_floating_point() else value  # sums of copies lose nothing
+    contracted = {split.dim for split in entry.splits}
+    for dim, index_map in sorted(enumerate(entry.dims), key=lambda item: item[0] not in contracted):
+        if index_map is not None and not index_map.unchanged:
+            for split in entry.splits:
+                if split.dim == dim and value.is_floating_point():
+                    value = _gathered(value, index_map, split)
+            value = value.index_select(dim, _first(index_map).to(value.device))
+    for scale in entry.scales:
+        factor = torch.tensor(scale.values, dtype=torch.float64, device=value.device)
+        value = value / along(factor, scale.dim, value)
+    return _keep_type(tensor, value.to(tensor.dtype))
+
+
+def _check_undoable(tensor: torch.Tensor, entry: TensorLift) -> None:
+    if _rank(entry)[0]:
+        raise InputError(f"revert: growth replaced the values of {entry.source}, and no tensor holds them any more")
+    for dim, index_map in enumerate(entry.dims):
+        if index_map is not None and (dim >= tensor.dim() or tensor.shape[dim] != index_map.new):
+            found = list(tensor.shape)
+            raise InputError(f"revert: {entry.name} has {found}; growth gave dim {dim} the size {index_map.new}")
+
+
+def _gathered(value: torch.Tensor, index_map: IndexMap, split: Split) -> torch.Tensor:
+    """Every copy along `split.dim` replaced by the sum of all copies of its unit (undoes `shares.divide`)."""
+    over = split.over if split.over is not None else index_map
+    index, old = over.index(), kept(over)
+    shared = (over.counts() > 1) & old
+    if split.where is not None:
+        shared &= torch.tensor(split.where)[index_map.index()]
+    own = torch.where(along(old.to(value.device), split.dim, value), value, torch.zeros_like(value))
+    total = _group_sum(own, split.dim, index.to(value.device))
+    return torch.where(along(shared.to(value.device), split.dim, value), total, value)
+
+
+def _first(index_map: IndexMap) -> torch.Tensor:
+    """int64 `[old]`: the first unit of the grown dim that stands for each old unit."""
+    places = torch.arange(index_map.new)
+    own = kept(index_map)
+    first = torch.full((index_map.old,), index_map.new, dtype=torch.int64)
+    return first.scatter_reduce(0, index_map.index()[own], places[own], "amin")
+
+
+def kept(index_map: IndexMap) -> torch.Tensor:
+    """bool `[new]`: units that stand for an old one; not new units, nor the parts of an inserted block."""
+    if index_map.kind == "leaf":
+        return torch.zeros(index_map.new, dtype=torch.bool) if index_map.old == 0 else ~index_map.fresh()
+    if index_map.kind == "concat":
+        return torch.cat([kept(part) for part in index_map.parts])
+    total = torch.ones(1, dtype=torch.bool)
+    for part in index_map.parts:
+        total = (total[:, None] & kept(part)[None, :]).reshape(-1)
+    return total

@@ -1,0 +1,150 @@
+"""The arithmetic of a lift: shares that add up to the bit, and what fresh units start with."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import TYPE_CHECKING
+
+import torch
+
+from progc.lift.index_map import IndexMap
+
+if TYPE_CHECKING:
+    from progc.lift.lift import Split, TensorLift
+
+_PIECE = 1 << 20
+"""Elements that are worked on at a time."""
+
+_MANTISSA = {torch.float64: 53, torch.float32: 24, torch.float16: 11, torch.bfloat16: 8}
+
+
+def divide(
+    value: torch.Tensor, index_map: IndexMap, split: Split, noise: float, generator: torch.Generator
+) -> torch.Tensor:
+    """Divides `value` (already gathered) among copies along `split.dim`; exact in `value`'s dtype."""
+    over = split.over if split.over is not None else index_map
+    if over.unchanged:
+        return value
+    index, counts, fresh = over.index(), over.counts(), over.fresh()
+    active = (counts > 1) & ~fresh
+    if split.where is not None:
+        active &= torch.tensor(split.where)[index_map.index()]
+    if not bool(active.any()):
+        return value
+    old = ~fresh if bool(fresh.any()) else None
+    groups = _Groups(split.dim, index, active, 1.0 / counts.double(), _is_last(index, active), old)
+    zero_size = spread_of(value)
+    # In pieces: a large tensor never has several float64 copies at a time.
+    across = (value.dim() - 1 if split.dim == 0 else 0) if value.dim() > 1 else None
+    if across is None:
+        return _share(value, groups, noise, zero_size, generator)
+    step = max(1, _PIECE * value.shape[across] // max(value.numel(), 1))
+    pieces = [_share(piece, groups, noise, zero_size, generator) for piece in value.split(step, across)]
+    return torch.cat(pieces, across)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Groups:
+    """Which units along `dim` are copies of one another: vectors over the grown dim."""
+
+    dim: int
+    index: torch.Tensor
+    active: torch.Tensor
+    share: torch.Tensor
+    last: torch.Tensor
+    old: torch.Tensor | None
+
+
+def _share(
+    value: torch.Tensor, groups: _Groups, noise: float, zero_size: float, generator: torch.Generator
+) -> torch.Tensor:
+    dim, index = groups.dim, groups.index
+    share, on = along(groups.share, dim, value), along(groups.active, dim, value)
+    spread = torch.randn(value.shape, generator=generator, dtype=torch.float32).clamp_(-2, 2).mul_(noise)
+    spread = spread.clamp_(-1, 1).double()  # beyond, a share could exceed 1, and its last bit would be lost
+    spread -= _group_sum(spread if groups.old is None else spread * along(groups.old, dim, value), dim, index) * share
+    # A weight that is zero (a silenced branch) still gets shares around zero, else its copies would never part.
+    wide = value.double()
+    size = torch.where(wide == 0, zero_size, wide)
+    # Counted in its own last bit a weight is a whole number, and so are its parts: int64 adds them exactly.
+    least = torch.finfo(value.dtype).smallest_normal * 2.0 ** (1 - _MANTISSA[value.dtype])
+    unit = torch.ldexp(torch.ones_like(wide), torch.frexp(size).exponent - _MANTISSA[value.dtype]).clamp_(min=least)
+    wide = wide / unit
+    parts = spread.mul_(size.div_(unit)).add_(wide).mul_(share).round_().long()
+    # What rounding left over goes to the last copy of each source, so that the sum is the source to the bit.
+    rest = wide.long() - _group_sum(torch.where(on, parts, 0), dim, index)
+    parts += torch.where(along(groups.last, dim, value), rest, 0)
+    return torch.where(on & value.isfinite(), unit.mul_(parts).to(value.dtype), value)
+
+
+def _group_sum(value: torch.Tensor, dim: int, index: torch.Tensor) -> torch.Tensor:
+    """Sum over all units with the same old unit, given back to each of them."""
+    shape = list(value.shape)
+    shape[dim] = int(index.max()) + 1
+    total = torch.zeros(shape, dtype=value.dtype).index_add_(dim, index, value)
+    return total.index_select(dim, index)
+
+
+def _is_last(index: torch.Tensor, active: torch.Tensor) -> torch.Tensor:
+    last: dict[int, int] = {}
+    for position, (source, on) in enumerate(zip(index.tolist(), active.tolist(), strict=True)):
+        if on:
+            last[source] = position
+    flags = torch.zeros(len(index), dtype=torch.bool)
+    flags[list(last.values())] = True
+    return flags
+
+
+def fill_fresh(
+    value: torch.Tensor, source: torch.Tensor, entry: TensorLift, generator: torch.Generator
+) -> torch.Tensor:
+    """Random rows for fresh units; zero columns where an old row would read a fresh unit."""
+    rows = columns = None
+    contracted = {split.dim: split.over or entry.dims[split.dim] for split in entry.splits if split.where is None}
+    gain = 1.0
+    for dim, index_map in enumerate(entry.dims):
+        if index_map is None or not bool(index_map.fresh().any()):
+            continue
+        fresh, over = index_map.fresh(), contracted.get(dim)
+        if over is not None:
+            columns = _either(columns, along(over.fresh(), dim, value))
+            gain *= (over.old / over.new) ** 0.5
+            fresh = fresh & ~over.fresh()
+        if bool(fresh.any()):
+            rows = _either(rows, along(fresh, dim, value))
+    if rows is None and columns is None:
+        return value
+    if columns is not None and entry.init != "random":
+        value = torch.where(columns, torch.zeros((), dtype=value.dtype), value)
+    drawn = rows if entry.init != "random" else _either(rows, columns)
+    if drawn is not None and value.dim() > 1:
+        noise = normal(value.shape, value, generator) * (spread_of(source) * gain)
+        value = torch.where(drawn, noise, value)
+    return value
+
+
+def _either(a: torch.Tensor | None, b: torch.Tensor | None) -> torch.Tensor | None:
+    if a is None or b is None:
+        return a if b is None else b
+    return a | b
+
+
+def spread_of(source: torch.Tensor) -> float:
+    spread = float(source.detach().float().std()) if source.numel() > 1 else 0.0
+    if not math.isfinite(spread):  # squares, or values, beyond the range of f32
+        wide = source.detach().double()
+        largest = float(wide.abs().max())
+        spread = float((wide / largest).std()) * largest
+    return spread if 0 < spread < math.inf else 0.02
+
+
+def normal(shape: torch.Size, like: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    return torch.randn(shape, generator=generator, dtype=torch.float32).to(like.dtype)
+
+
+def along(vector: torch.Tensor, dim: int, like: torch.Tensor) -> torch.Tensor:
+    shape = [1] * like.dim()
+    if shape:  # a scalar parameter (a residual gate) counts as one unit
+        shape[dim] = -1
+    return vector.reshape(shape)

@@ -1,0 +1,187 @@
+"""What a pass is: a pure function from a program to a program, with options as a frozen dataclass.
+
+    @dataclass(frozen=True)
+    class GrowDepth(Pass):
+        \"\"\"One sentence, then the idea with its source, what is preserved, what it needs.\"\"\"
+
+        name: ClassVar[str] = "grow-depth"
+        to: int | None = option(None, help="blocks per chain after growth, at least as many as before")
+
+        def run(self, program: Program) -> PassResult: ...
+
+The fields are the only source for pipeline text, `progc passes`, the command line and the docs. Their types
+are int, float, str, bool, `tuple[str, ...]`, or one of these `| None`; every field has a default.
+Importing this module does not import torch.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import inspect
+import math
+import types
+import typing
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from progc.errors import PassOptionError
+
+if TYPE_CHECKING:
+    from progc.ir.program import Program
+    from progc.lift.lift import Lift
+
+_KINDS = (int, float, str, bool, tuple)
+
+
+@dataclasses.dataclass(frozen=True)
+class PassResult:
+    """What a pass returns.
+
+    Attributes:
+        program: the new program; the very input where nothing changed.
+        changed: whether anything did.
+        counts: numbers worth a line in the history, such as `{"blocks inserted": 6}`.
+        lift: how tensors of the input became tensors of the output; None if they are the same objects.
+        notes: sentences for the user: what was chosen, what was left alone and why.
+        lossless: by analysis: True if the function computed is exactly preserved; None if not applicable.
+        eval_only: why a lossless result is exact in eval mode alone; empty if in train mode too.
+    """
+
+    program: Program
+    changed: bool
+    counts: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    lift: Lift | None = None
+    notes: tuple[str, ...] = ()
+    lossless: bool | None = None
+    eval_only: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Option:
+    """One option of a pass, as seen by parser, printer, help and docs.
+
+    `kind` is int, float, str, bool or tuple (of str); `field` is the Python name, `name` the pipeline's.
+    """
+
+    field: str
+    kind: type
+    optional: bool
+    default: Any
+    help: str
+    choices: tuple[Any, ...]
+
+    @property
+    def name(self) -> str:
+        """Name in pipeline text: `-` for `_`."""
+        return self.field.replace("_", "-")
+
+    @property
+    def expected(self) -> str:
+        """What a value must look like, for messages and help."""
+        if self.choices:
+            return "one of " + ", ".join(map(str, self.choices))
+        words = {int: "an integer", float: "a number", str: "text", bool: "true or false", tuple: "values a,b,..."}
+        return words[self.kind] + (" or none" if self.optional else "")
+
+
+def option(default: Any, *, help: str, choices: tuple[Any, ...] = ()) -> Any:
+    """Declares a field of a pass.
+
+    Args:
+        default: value when the text does not mention the option.
+        help: one line with meaning, unit and range.
+        choices: the allowed values, where they are few.
+    """
+    return dataclasses.field(default=default, metadata={"help": help, "choices": tuple(choices)})
+
+
+@dataclasses.dataclass(frozen=True)
+class Pass(abc.ABC):
+    """Base of all passes; see the module's docstring for how to write one."""
+
+    name: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        """Rejects values that are not of the declared type or choice; subclasses call super() first.
+
+        Raises:
+            PassOptionError: names the pass, the option, the value and what is allowed.
+        """
+        for spec in self.options():
+            value = checked(self.name, spec, getattr(self, spec.field))
+            object.__setattr__(self, spec.field, value)
+
+    @abc.abstractmethod
+    def run(self, program: Program) -> PassResult:
+        """Applies the pass. Pure: the input program, its graphs and its tensors stay as they are."""
+
+    @classmethod
+    def options(cls) -> tuple[Option, ...]:
+        """The options in order of declaration."""
+        hints = typing.get_type_hints(cls)
+        found = []
+        for field in dataclasses.fields(cls):
+            kind, optional = _kind(hints[field.name])
+            assert kind in _KINDS, f"{cls.__name__}.{field.name} has type {hints[field.name]}"
+            assert "help" in field.metadata, f"{cls.__name__}.{field.name} is not declared with option()"
+            found.append(
+                Option(field.name, kind, optional, field.default, field.metadata["help"], field.metadata["choices"])
+            )
+        return tuple(found)
+
+    @classmethod
+    def doc(cls) -> str:
+        """Docstring and options as plain text: what `progc passes NAME` prints."""
+        lines = [cls.name, "", inspect.cleandoc(cls.__doc__ or ""), ""]
+        if not cls.options():
+            lines.append("No options.")
+        else:
+            lines.append("Options:")
+            for spec in cls.options():
+                shown = "none" if spec.default is None else value_text(spec.default) or "empty"
+                lines.append(f"  {spec.name}: {spec.expected}; default {shown}")
+                lines.append(f"      {spec.help}")
+        return "\n".join(lines) + "\n"
+
+    def __str__(self) -> str:
+        from progc.pipeline.text import to_text
+
+        return to_text([self])
+
+
+def _kind(hint: Any) -> tuple[Any, bool]:
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        parts = [part for part in typing.get_args(hint) if part is not type(None)]
+        assert len(parts) == 1, f"an option has one type, not {hint}"
+        return _kind(parts[0])[0], True
+    return (tuple if typing.get_origin(hint) is tuple else hint), False
+
+
+def checked(pass_name: str, spec: Option, value: Any) -> Any:
+    """`value` as the option stores it (an int for a float option becomes a float, a list a tuple).
+
+    Raises:
+        PassOptionError: wrong type or not among the choices.
+    """
+    if value is None and spec.optional:
+        return None
+    if spec.kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if spec.kind is tuple and isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value):
+        value = tuple(value)
+    good = isinstance(value, spec.kind) and not (spec.kind is int and isinstance(value, bool))
+    if isinstance(value, tuple):
+        good = good and all(isinstance(item, str) for item in value)
+    if isinstance(value, float):
+        good = good and math.isfinite(value)  # neither NaN nor infinity has a pipeline text
+    if not good or (spec.choices and value not in spec.choices):
+        raise PassOptionError(f"{pass_name}: option {spec.name} is {spec.expected}, not {value!r}")
+    return value
+
+
+def value_text(value: Any) -> str:
+    """A value as `progc passes` shows it."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return ",".join(value) if isinstance(value, tuple) else str(value)

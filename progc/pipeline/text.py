@@ -1,0 +1,197 @@
+"""Pipelines as text: `grow-depth{to=12 init=copy},grow-width{to=*2}`.
+
+    pipeline = [ pass { "," pass } ]
+    pass     = word [ "{" { option } "}" ]
+    option   = word "=" value { "," value }
+    value    = word | string                          (tokens: progc.pipeline.lexer)
+
+Commas stand between passes and between the values of one option; options are separated by spaces. Globs,
+dots and relative sizes need no quotes (`layers.*`, `*1.5`). What a value means is decided by the option's
+type: `12`, `1e-3`, `.5`, `true`, `none`; an empty list of values is `[]`, and text that would read as
+`none` or `[]` is quoted. Parsing, printing and parsing again gives equal passes; printing skips defaults.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from progc.errors import InputError, PassOptionError, PipelineSyntaxError
+from progc.files.suggestions import did_you_mean
+from progc.passes import load_pass
+from progc.pipeline.base import Option, Pass, checked
+from progc.pipeline.lexer import Token, quoted, tokens
+
+Loader = Callable[[str], type[Pass]]
+
+_INTEGER = re.compile(r"[+-]?[0-9]+", re.ASCII)
+_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?", re.ASCII)
+_EMPTY = "[]"
+_NONE = "none"
+
+
+def parse(text: str, load: Loader = load_pass) -> list[Pass]:
+    """The passes that `text` names, in order; an empty text is an empty list.
+
+    Args:
+        load: pass class by name; raises InputError for a name that it does not know.
+
+    Raises:
+        PipelineSyntaxError: with the text and the position of the mistake (see `pointer`).
+    """
+    return _Parser(text, load).pipeline()
+
+
+def to_text(passes: Iterable[Pass]) -> str:
+    """Canonical text of `passes`: options in order of declaration, defaults left out."""
+    return ",".join(_pass_text(item) for item in passes)
+
+
+def pointer(error: PipelineSyntaxError) -> str:
+    """The line of text with the mistake and a caret under its place: two lines for a terminal."""
+    start = error.text.rfind("\n", 0, error.position) + 1
+    end = error.text.find("\n", error.position)
+    line = error.text[start : end if end >= 0 else len(error.text)]
+    return f"{line}\n{' ' * (error.position - start)}^"
+
+
+def _pass_text(item: Pass) -> str:
+    texts = []
+    for spec in item.options():
+        value = getattr(item, spec.field)
+        if value != spec.default:
+            texts.append(f"{spec.name}={_value_text(spec, value)}")
+    return item.name + (f"{{{' '.join(texts)}}}" if texts else "")
+
+
+def _value_text(spec: Option, value: Any) -> str:
+    if value is None:
+        return _NONE
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, (int, float)):
+        return repr(value)
+    if isinstance(value, tuple):
+        return ",".join(_text(spec, item, len(value) == 1) for item in value) or _EMPTY
+    return _text(spec, value, True)
+
+
+def _text(spec: Option, value: str, alone: bool) -> str:
+    reserved = alone and ((value == _EMPTY and spec.kind is tuple) or (value == _NONE and spec.optional))
+    return quoted(value, always=reserved)
+
+
+class _Parser:
+    def __init__(self, text: str, load: Loader) -> None:
+        self.text = text
+        self.load = load
+        self.tokens = tokens(text)
+        self.index = 0
+
+    def peek(self) -> Token:
+        return self.tokens[self.index]
+
+    def take(self) -> Token:
+        token = self.peek()
+        self.index += 1
+        return token
+
+    def fail(self, message: str, at: Token) -> PipelineSyntaxError:
+        return PipelineSyntaxError(message, self.text, at.start)
+
+    def pipeline(self) -> list[Pass]:
+        passes: list[Pass] = []
+        if self.peek().kind == "end":
+            return passes
+        while True:
+            passes.append(self.one_pass())
+            if self.peek().kind == "end":
+                return passes
+            if self.peek().kind != ",":
+                raise self.fail(f"expected a comma between passes, found {self.peek()}", self.peek())
+            self.take()
+
+    def one_pass(self) -> Pass:
+        name = self.take()
+        if name.kind != "word":
+            raise self.fail(f"expected the name of a pass, found {name}", name)
+        try:
+            kind = self.load(name.text)
+        except InputError as error:
+            raise self.fail(str(error), name) from error
+        values: dict[str, Any] = {}
+        if self.peek().kind == "{":
+            opening = self.take()
+            while self.peek().kind != "}":
+                self.option(kind, values, opening)
+            self.take()
+        try:
+            return kind(**values)
+        except PassOptionError as error:
+            raise self.fail(str(error), name) from error
+
+    def option(self, kind: type[Pass], values: dict[str, Any], opening: Token) -> None:
+        name = self.take()
+        if name.kind == "end":
+            raise self.fail(f"the options of {kind.name} do not end; add `}}`", opening)
+        if name.kind == ",":
+            raise self.fail("options are separated by spaces, not commas", name)
+        if name.kind != "word":
+            raise self.fail(f"expected the name of an option of {kind.name}, found {name}", name)
+        if self.peek().kind != "=":
+            hint = "; several values of one option are separated by commas" if values else ""
+            raise self.fail(f"expected `=` after option {name}, found {self.peek()}{hint}", self.peek())
+        spec = self.find(kind, name)
+        if spec.field in values:
+            raise self.fail(f"{kind.name}: option {spec.name} is given twice", name)
+        self.take()
+        values[spec.field] = self.values(kind, spec)
+
+    def find(self, kind: type[Pass], name: Token) -> Option:
+        wanted = name.text.replace("_", "-")
+        names = [spec.name for spec in kind.options()]
+        for spec in kind.options():
+            if spec.name == wanted:
+                return spec
+        known = f"; it has {', '.join(names)}" if names else "; it has no options"
+        raise self.fail(f"{kind.name} has no option {name}{did_you_mean(wanted, names) or known}", name)
+
+    def values(self, kind: type[Pass], spec: Option) -> Any:
+        given = [self.value(spec)]
+        commas = []
+        while self.peek().kind == ",":
+            if self.tokens[self.index + 1].kind == "word" and self.tokens[self.index + 2].kind == "=":
+                raise self.fail("options are separated by spaces, not commas", self.peek())
+            commas.append(self.take())
+            given.append(self.value(spec))
+        if spec.kind is not tuple and commas:
+            raise self.fail(f"{kind.name}: option {spec.name} takes one value", commas[0])
+        try:
+            return checked(kind.name, spec, _convert(spec, given))
+        except PassOptionError as error:
+            raise self.fail(str(error), given[0]) from error
+
+    def value(self, spec: Option) -> Token:
+        token = self.take()
+        if token.kind not in ("word", "string"):
+            raise self.fail(f"expected a value for option {spec.name} ({spec.expected}), found {token}", token)
+        return token
+
+
+def _convert(spec: Option, given: Sequence[Token]) -> Any:
+    """Python value of an option; a word that does not fit stays text, for `checked` to reject."""
+    first = given[0]
+    if len(given) == 1 and first.kind == "word":
+        word = first.text
+        if spec.optional and word == _NONE:
+            return None
+        if spec.kind is tuple and word == _EMPTY:
+            return ()
+        if spec.kind is bool and word in ("true", "false"):
+            return word == "true"
+        if spec.kind is int and _INTEGER.fullmatch(word):
+            return int(word)
+        if spec.kind is float and _NUMBER.fullmatch(word):
+            return float(word)
+    return tuple(token.text for token in given) if spec.kind is tuple else first.text

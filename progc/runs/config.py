@@ -1,0 +1,270 @@
+"""The configuration of a run, as a file, flags and `--set` give it: every key with its type, in sections.
+
+The keys of `[train]` are the fields of `progc.train.settings.Settings`, made of them, so that each default stands once.
+What every key means is in docs/training.md.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal, TypeAlias
+
+import pydantic
+
+from progc.errors import InputError
+from progc.files.suggestions import did_you_mean
+from progc.pipeline.inits import parse_inits
+from progc.train.settings import Settings
+
+Levels: TypeAlias = str | int | float | list[Any] | dict[str, Any] | None
+
+
+class Section(pydantic.BaseModel):
+    """A table of keys; nothing else may stand in it, and a number is not a text."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class PlanSection(Section):
+    """Either `file`, or how the stages are planned (the options of `progc plan`)."""
+
+    file: str | None = None
+    strategy: Literal["linear", "one-shot", "zero-shot"] = "linear"
+    stages: int = 4
+    mode: Literal["default", "reference"] = "default"
+    depths: Levels = None
+    widths: Levels = None
+    resolutions: Levels = None
+    unfreeze: Levels = None
+    regularise: str | None = None
+    sid: bool = False
+    batch: int | None = None
+    settings: dict[str, Any] = {}
+
+
+class OptimizerSection(Section):
+    """Which optimizer; its learning rate is `train.lr`."""
+
+    name: str = "adamw"
+    weight_decay: float = 0.05
+    decay_vectors: bool = False
+    options: dict[str, Any] = {}
+
+
+class TrackersSection(Section):
+    """Where metrics go besides `metrics.jsonl`."""
+
+    tensorboard: bool = False
+    wandb: dict[str, Any] | None = None
+
+
+_HINTS = typing.get_type_hints(Settings)
+_FIELDS: dict[str, Any] = {
+    field.name: (_HINTS[field.name], field.default) for field in dataclasses.fields(Settings) if field.name != "total"
+}
+TrainSection: type[Section] = pydantic.create_model("TrainSection", __base__=Section, **_FIELDS)
+
+
+class Config(Section):
+    """A whole run."""
+
+    source: str
+    to: str | None = None
+    weights: str | None = None
+    init: str | None = None
+    data: str | None = None
+    out: str | None = None
+    epochs: int | None = None
+    steps: int | None = None
+    plan: PlanSection = PlanSection()
+    optimizer: OptimizerSection = OptimizerSection()
+    train: TrainSection = TrainSection()  # type: ignore[valid-type]
+    trackers: TrackersSection = TrackersSection()
+
+    @property
+    def settings(self) -> Settings:
+        """What the trainer takes; `total` is `epochs` or `steps`."""
+        total = self.epochs if self.epochs is not None else self.steps
+        return Settings(total=total, **self.train.model_dump())  # type: ignore[attr-defined]
+
+    def to_json(self) -> dict[str, Any]:
+        """All keys with their values, defaults too: a JSON object."""
+        return self.model_dump(mode="json")
+
+
+MAY_CHANGE = (
+    "out", "trackers", "train.accumulate", "train.ahead", "train.compile", "train.device", "train.keep",
+    "train.log_every", "train.max_skipped", "train.parallel", "train.recompute", "train.save_every",
+    "train.save_in_background", "train.validate_every", "train.workers",
+)  # fmt: skip
+"""Keys, and sections, with which a run may go on although they are others than it began with."""
+
+
+def checked(data: Mapping[str, Any], origin: Mapping[str, str] | None = None, where: str = "config") -> Config:
+    """The configuration that nested values make.
+
+    Args:
+        data: sections and keys.
+        origin: dotted keys to where their value comes from, such as `--batch`; the others come from `where`.
+
+    Raises:
+        InputError: an unknown key (with the nearest), or a value that is none; names where it stands, and the key.
+    """
+    import json
+
+    given = _without_none(data)
+
+    def told(key: str, text: str) -> InputError:
+        return InputError(f"{(origin or {}).get(key, where)}: {text}")
+
+    try:
+        # As JSON: there a list is a tuple's and a whole number a float's form, and still no text is a number.
+        config = Config.model_validate_json(json.dumps(given))
+    except (TypeError, ValueError, RecursionError) as error:
+        if not isinstance(error, pydantic.ValidationError):
+            raise InputError(f"{where}: a value is no text, number, list or table ({error}); mend it") from error
+        first = error.errors()[0]
+        key = _key(first["loc"])
+        raise told(key, _complaint(key, first)) from error
+    for key in ("epochs", "steps"):
+        value = getattr(config, key)
+        if value is not None and value < 1:
+            raise told(key, f"`{key}` is a whole number from 1 on, not {value}")
+    try:
+        _ = config.settings
+    except InputError as error:
+        key = f"train.{str(error).partition(' ')[0]}"
+        raise told(key, f"train.{error}") from error
+    if config.epochs is not None and config.steps is not None:
+        raise told("steps", "`epochs` and `steps` are both given; the length of a run is one of them")
+    if config.plan.file is not None and (more := sorted(config.plan.model_fields_set - {"file"})):
+        raise told(f"plan.{more[0]}", f"`plan.file` is a finished plan; leave `plan.{more[0]}` out, or plan without it")
+    if config.init is not None:
+        try:
+            parse_inits(config.init)
+        except InputError as error:
+            raise told("init", f"`init`: {error}") from error
+    return config
+
+
+def keys(model: type[pydantic.BaseModel] = Config, prefix: str = "") -> dict[str, Any]:
+    """Every key, dotted, to its type."""
+    found: dict[str, Any] = {}
+    for name, field in model.model_fields.items():
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, pydantic.BaseModel):
+            found.update(keys(inner, f"{prefix}{name}."))
+        else:
+            found[prefix + name] = inner
+    return found
+
+
+def unknown(key: str) -> str:
+    """What is wrong with a key that does not exist, and which one may be meant."""
+    known = keys()
+    last = key.rpartition(".")[2]
+    meant = did_you_mean(key, [*known, *Config.model_fields])
+    if key in Config.model_fields:
+        inner = ", ".join(name for name in known if name.startswith(f"{key}."))
+        return f"`{key}` is a table; set one of its keys, {inner}"
+    same = [name for name in known if name.rpartition(".")[2] == last]
+    if not same and not meant:
+        near = difflib.get_close_matches(last, {name.rpartition(".")[2] for name in known}, 1, cutoff=0.7)
+        same = [name for name in known if near and name.rpartition(".")[2] == near[0]]
+    if same:
+        meant = f"; did you mean {', '.join(same)}?"
+    section = key.rpartition(".")[0]
+    inside = [name.rpartition(".")[2] for name in known if name.rpartition(".")[0] == section]
+    return f"there is no key `{key}`{meant or '; keys there are ' + ', '.join(inside or Config.model_fields)}"
+
+
+def difference(before: Mapping[str, Any], now: Config) -> str | None:
+    """The first key in which a run that goes on differs from how it began, where it must not, with both values.
+
+    Args:
+        before: what `to_json` gave then; a key that it lacks had its default.
+    """
+    old, new = dict(flat(before)), dict(flat(now.to_json()))
+    default = dict(flat(Config(source="").to_json()))
+    for key in [*new, *(key for key in old if key not in new)]:
+        if any(key == name or key.startswith(f"{name}.") for name in MAY_CHANGE):
+            continue
+        was, will = old.get(key, default.get(key)), new.get(key, default.get(key))
+        if was != will:
+            return f"`{key}` was {_shown(was)} and is {_shown(will)} now"
+    return None
+
+
+def flat(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and values of nested tables; tables that are values stay whole."""
+    known = keys()
+    for name, value in data.items():
+        key = f"{prefix}{name}"
+        if isinstance(value, Mapping) and key not in known:
+            yield from flat(value, f"{key}.")
+        else:
+            yield key, value
+
+
+def _key(loc: tuple[int | str, ...]) -> str:
+    """The key that an error is about: what follows it, a place in a list or a form of the value, left out."""
+    known = keys()
+    parts = [str(part) for part in loc]
+    for end in range(1, len(parts) + 1):
+        if ".".join(parts[:end]) in known:
+            return ".".join(parts[:end])
+    return ".".join(parts)
+
+
+def _complaint(key: str, error: Any) -> str:
+    if error["type"] == "extra_forbidden":
+        return unknown(key)
+    if error["type"] == "missing":
+        return f"`{key}` is missing; say what is to be trained, such as source = 'model.py:Net'"
+    known = keys()
+    if key not in known:
+        return f"`{key}` is a table of keys, not {_shown(error['input'])}"
+    return f"`{key}` is {expected(known[key])}, not {_shown(error['input'])}"
+
+
+def expected(annotation: Any) -> str:
+    """What values of a type are, in words."""
+    origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin in (typing.Union, types.UnionType):
+        words = [expected(item) for item in inner if item is not type(None)]
+        return " or ".join(dict.fromkeys([*words, *(["left out"] if type(None) in inner else [])]))
+    if origin is Literal:
+        return f"{', '.join(map(str, inner[:-1]))} or {inner[-1]}"
+    if origin in (list, tuple):
+        return "a list of numbers" if float in inner else "a list"
+    plain = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
+    return plain.get(annotation, "a table")
+
+
+def nullable(annotation: Any) -> bool:
+    """Whether a key may be left empty, and `none` is no text of its own there."""
+    inner = typing.get_args(annotation)
+    return type(None) in inner and str not in inner
+
+
+def _without_none(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The word `none` is the empty value where that is one: TOML has no other."""
+    known = keys()
+    made: dict[str, Any] = {}
+    for name, value in data.items():
+        key = f"{prefix}{name}"
+        if isinstance(value, Mapping) and key not in known:
+            value = _without_none(value, f"{key}.")
+        elif isinstance(value, str) and value.lower() == "none" and key in known and nullable(known[key]):
+            value = None
+        made[str(name)] = value
+    return made
+
+
+def _shown(value: Any) -> str:
+    text = str(value).lower() if isinstance(value, bool) else "none" if value is None else repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -1,0 +1,216 @@
+"""From what a user gives, a file or a source, flags and `--set`, to a `Config`."""
+
+from __future__ import annotations
+
+import ast
+import sys
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from progc.errors import InputError
+from progc.files.small import read_text
+from progc.runs.config import Config, checked, keys, unknown
+
+SUFFIXES = (".toml", ".yaml", ".yml", ".json")
+MAX_BYTES = 1 << 20
+"""A configuration is small; a larger file is another one."""
+MAX_DEPTH = 64
+MAX_TOKENS = 100_000
+MAX_POINTS = 1000
+"""On one line: tables in tables take time that grows with the square of their depth."""
+
+
+def configured(given: str, flags: Mapping[str, tuple[str, Any]], sets: Sequence[str] = ()) -> Config:
+    """The configuration of a run: the file's, over which flags go, over which `--set` goes.
+
+    Args:
+        given: a file (`SUFFIXES`), else a source, all of whose settings are flags and defaults.
+        flags: dotted keys to the flag and its value; None where it was not given.
+        sets: texts `key=value`.
+
+    Raises:
+        InputError: see `checked`; a file that cannot be read, or a text without `=`.
+    """
+    file = given.lower().endswith(SUFFIXES)
+    data: dict[str, Any] = read(Path(given)) if file else {"source": given}
+    origin: dict[str, str] = {}
+
+    def put(key: str, value: Any, label: str) -> None:
+        for one, other in (("epochs", "steps"), ("steps", "epochs")):
+            if key == one and other not in origin:
+                data.pop(other, None)  # a length on the command line replaces the file's
+        table = data
+        *path, last = key.split(".")
+        for name in path:
+            inner = table.setdefault(name, {})
+            if not isinstance(inner, dict):
+                raise InputError(f"{label}: `{name}` of {given} is not a table, so `{key}` cannot be set")
+            table = inner
+        table[last] = value
+        origin[key] = label
+
+    for key, (flag, value) in flags.items():
+        if value is not None:
+            if key == "plan.file":
+                data["plan"] = {}
+            put(key, str(value) if isinstance(value, Path) else value, flag)
+    seen: set[str] = set()
+    for text in sets:
+        key, value = override(text)
+        if key in seen:
+            raise InputError(f"--set gives `{key}` twice; give it once")
+        seen.add(key)
+        put(key, value, f"--set {text}")
+    return checked(data, origin, given if file else "command line")
+
+
+def override(text: str) -> tuple[str, Any]:
+    """Key and value of a `--set`; numbers, true, false and lists are such where the key's type is not text.
+
+    Raises:
+        InputError: no `=`, or an unknown key.
+    """
+    key, equals, value = text.partition("=")
+    key, value = key.strip(), value.strip()
+    if not equals or not key:
+        raise InputError(f"--set {text}: expected key=value, such as --set train.lr=0.001")
+    known = keys()
+    annotation = known.get(key)
+    if annotation is None:
+        table, dot, inner = key.rpartition(".")
+        if not (dot and _is_table(known.get(table)) and inner):
+            raise InputError(f"--set {text}: {unknown(key)}")
+    kinds = set(typing.get_args(annotation)) or {annotation}
+    return key, value if kinds <= {str, type(None)} else _literal(value)
+
+
+def _is_table(annotation: Any) -> bool:
+    kinds = (annotation, *typing.get_args(annotation))
+    return any(typing.get_origin(kind) is dict for kind in kinds)
+
+
+def _literal(text: str) -> Any:
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return text
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The nested values of a file.
+
+    Raises:
+        InputError: it cannot be read, is too large, or is no TOML, YAML or JSON; names file and line.
+    """
+    try:
+        if not path.is_file():
+            raise InputError(f"there is no file {path}; give a config file ({', '.join(SUFFIXES)}) or a source")
+        if path.stat().st_size > MAX_BYTES:
+            raise InputError(f"{path} has more than {MAX_BYTES >> 20} MiB; expected a config file")
+        text = read_text(path, MAX_BYTES)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read: {error}; expected a config file in UTF-8") from error
+    kind = "TOML" if path.suffix.lower() == ".toml" else "YAML" if path.suffix.lower() != ".json" else "JSON"
+    try:
+        data = {"TOML": _toml, "YAML": _yaml, "JSON": _json}[kind](text)
+        _check_values(data)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is no {kind}: {error}") from error
+    if not isinstance(data, dict):
+        raise InputError(f"{path} holds a {type(data).__name__}; expected keys such as source and [train]")
+    return data
+
+
+def _toml(text: str) -> Any:
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+    if any(line.count(".") > MAX_POINTS for line in text.splitlines()):
+        raise InputError(f"a line has more than {MAX_POINTS} points; expected a config file")
+    return tomllib.loads(text)
+
+
+def _json(text: str) -> Any:
+    import json
+
+    return json.loads(text)
+
+
+def _yaml(text: str) -> Any:
+    """YAML without aliases (which can make a small file huge), keys that are given twice, and objects."""
+    import yaml
+
+    try:
+        _check_tokens(yaml.scan(text))
+        tree = yaml.compose(text, Loader=yaml.SafeLoader)
+        _check_keys(tree)
+        return _numbers(yaml.safe_load(text))
+    except yaml.YAMLError as error:
+        raise ValueError(" ".join(str(error).split())) from error
+
+
+def _check_values(data: Any) -> None:
+    """Refuses what no message could show: very deep values, and numbers of thousands of digits."""
+    level = [data]
+    for _ in range(MAX_DEPTH):
+        inner: list[Any] = []
+        for value in level:
+            if isinstance(value, (dict, list)):
+                inner += [*value, *value.values()] if isinstance(value, dict) else value
+            elif isinstance(value, int) and abs(value) >= 2**63:
+                raise InputError("a number has more than 63 bits; expected a smaller one")
+        level = inner
+    if level:
+        raise InputError(f"values are nested too deeply; expected at most {MAX_DEPTH} levels")
+
+
+def _check_tokens(tokens: Iterable[Any]) -> None:
+    """Stops before a text that was made to take for ever has done so."""
+    import yaml
+
+    opening = (yaml.FlowSequenceStartToken, yaml.FlowMappingStartToken, yaml.BlockSequenceStartToken)
+    closing = (yaml.FlowSequenceEndToken, yaml.FlowMappingEndToken, yaml.BlockEndToken)
+    depth = 0
+    for count, token in enumerate(tokens):
+        if isinstance(token, yaml.AliasToken):
+            raise InputError("YAML aliases (*name) are not read; write the value out")
+        depth += isinstance(token, (*opening, yaml.BlockMappingStartToken)) - isinstance(token, closing)
+        if depth > MAX_DEPTH or count > MAX_TOKENS:
+            raise InputError(f"expected at most {MAX_DEPTH} levels and {MAX_TOKENS:,} parts in a config file")
+
+
+def _check_keys(node: Any) -> None:
+    import yaml
+
+    if isinstance(node, yaml.MappingNode):
+        names: set[str] = set()
+        for key, value in node.value:
+            if isinstance(key.value, str):
+                if key.value in names:
+                    raise InputError(f"`{key.value}` is given twice; keep one of them")
+                names.add(key.value)
+            _check_keys(value)
+    elif isinstance(node, yaml.SequenceNode):
+        for value in node.value:
+            _check_keys(value)
+
+
+def _numbers(value: Any) -> Any:
+    """YAML 1.1 reads 1e-3 as a text, for want of a point; nobody means that."""
+    if isinstance(value, dict):
+        return {str(key): _numbers(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_numbers(item) for item in value]
+    if isinstance(value, str) and "e" in value.lower() and value[:1] in "+-.0123456789":
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value

@@ -1,0 +1,141 @@
+"""What a run will be, before it begins: for each stage its steps, size, cost, memory, checkpoint and compiles."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from progc.ir.program import Program
+from progc.runs.opening import Opened
+from progc.runs.optimizer_choice import slots
+
+
+def described(run: Opened) -> dict[str, Any]:
+    """The stages of a run as JSON.
+
+    A step's operations are for the whole batch of the run, its memory for a micro-batch (`accumulate`) of one process,
+    with blocks recomputed where the settings say so; None where a stage's graph does not run on shapes alone.
+
+    Raises:
+        InputError: fewer samples than a batch.
+        TargetError, NotLosslessError: the network cannot grow from a stage to the next.
+    """
+    from progc.data.loading import steps_per_epoch
+    from progc.runs.recomputing import kept
+    from progc.schedule.running import outlines
+
+    settings, schedule = run.settings, run.schedule
+    per_epoch = steps_per_epoch(run.task, settings.batch)
+    unit = per_epoch if schedule.unit == "epochs" else 1
+    starts = [*schedule.starts(settings.total), settings.total or 0]
+    moments = slots(run.optimizer)
+    programs = outlines(run.program, schedule, source=run.source, inits=run.inits)
+    stages = []
+    for stage, program, begin, end in zip(schedule.stages, programs, starts, starts[1:], strict=False):
+        trainable = sum(tensor.numel() for _, tensor in program.parameters() if tensor.requires_grad)
+        cost = stage.cost
+        memory = None
+        if cost is not None:
+            fixed = cost.parameter_bytes + cost.gradient_bytes + moments * 4 * trainable
+            again = settings.recompute and settings.compile != "whole"  # one graph has no blocks to compute again
+            activations = kept(program, cost.batch).total if again else cost.activation_bytes
+            memory = fixed + activations // settings.accumulate
+        stages.append(
+            {
+                "stage": stage.index,
+                "begin": begin * unit,
+                "steps": (end - begin) * unit,
+                "resolution": list(stage.point.resolution) if stage.point.resolution is not None else None,
+                "parameters": program.num_parameters(),
+                "trainable": trainable,
+                "flops": None if cost is None else cost.flops,
+                "memory": memory,
+                "checkpoint": checkpoint_bytes(program, len(settings.ema), moments, trainable),
+                "compiles": compiles(program, settings.compile),
+            }
+        )
+    return {
+        "stages": stages,
+        "unit": schedule.unit,
+        "total": settings.total,
+        "steps_per_epoch": per_epoch,
+        "steps": sum(stage["steps"] for stage in stages),
+        "speedup": schedule.speedup,
+        "samples": len(run.task.samples),
+        "settings": {**dataclasses.asdict(settings), "ema": list(settings.ema)},
+        "notes": list(run.notes),
+    }
+
+
+def checkpoint_bytes(program: Program, averages: int, kept: int, trainable: int) -> int:
+    """Of weights, averaged copies (16 bits kept in 32) and the optimizer's state; headers left out."""
+    held = list(program.persistent().values())
+    weights = sum(tensor.numel() * tensor.element_size() for tensor in held)
+    average = sum(t.numel() * (max(4, t.element_size()) if t.is_floating_point() else t.element_size()) for t in held)
+    return weights + averages * average + kept * 4 * trainable
+
+
+def compiles(program: Program, how: str) -> int:
+    """How many functions the train graph of a stage compiles, from its shapes."""
+    from progc.emit.pieces import cut
+    from progc.emit.region import Regions
+    from progc.emit.stage_module import learning
+
+    if how != "regions":
+        return int(how == "whole")
+    regions = Regions(program, "train", lift_rates=True)
+    learns = learning(program, "train")
+    calls = [regions.call(piece, learns) for piece in cut(program, "train")]
+    return len({call.region.key for call in calls if call.region.computes})
+
+
+def text(found: dict[str, Any]) -> str:
+    """The table for people."""
+    head = ("stage", "steps", "size", "parameters", "trainable", "FLOPs/step", "memory", "checkpoint", "compiles")
+    rows = [head]
+    for stage in found["stages"]:
+        size = "x".join(map(str, stage["resolution"])) if stage["resolution"] else "-"
+        share = f"{stage['trainable'] / stage['parameters']:.0%}"
+        flops = "?" if stage["flops"] is None else _short(stage["flops"], 1000, ("", "k", "M", "G", "T", "P"))
+        memory = "?" if stage["memory"] is None else size_text(stage["memory"])
+        rows.append(
+            (
+                str(stage["stage"]),
+                f"{stage['steps']:,}",
+                size,
+                f"{stage['parameters']:,}",
+                share,
+                flops,
+                memory,
+                size_text(stage["checkpoint"]),
+                str(stage["compiles"]),
+            )  # fmt: skip
+        )
+    widths = [max(len(row[place]) for row in rows) for place in range(len(head))]
+    lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+    settings = found["settings"]
+    length = f"{found['steps']:,} steps"
+    if found["unit"] == "epochs":
+        length = f"{found['total']} epochs of {found['steps_per_epoch']:,} steps, {length}"
+    lines += ["", f"{length}; {found['samples']:,} samples, batch {settings['batch']}"]
+    if found["speedup"]:
+        lines.append(f"{found['speedup']:.2f} times less work than training the full network throughout")
+    kept = settings["keep"]
+    lines.append(
+        f"checkpoints: {'all stay' if kept is None else f'the last {kept} and the best stay'}, up to "
+        f"{size_text(((kept or 0) + 1) * max(stage['checkpoint'] for stage in found['stages']))}"
+        + (" and more" if kept is None else "")
+    )
+    return "\n".join(lines)
+
+
+def size_text(count: int) -> str:
+    """Bytes for people: `3.4 MiB`."""
+    return _short(count, 1024, (" B", " KiB", " MiB", " GiB", " TiB"))
+
+
+def _short(count: float, base: int, units: tuple[str, ...]) -> str:
+    place = 0
+    while count >= base and place < len(units) - 1:
+        count, place = count / base, place + 1
+    return f"{count:.0f}{units[place]}" if place == 0 or count >= 100 else f"{count:.1f}{units[place]}"

@@ -1,0 +1,229 @@
+"""From a configuration to what the trainer takes: networks, samples, a schedule, an optimizer."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from progc.errors import InputError
+from progc.models.opening import Source, open_source, open_target, resolve_target
+from progc.models.sizes import Sizes
+from progc.pipeline.inits import parse_inits
+from progc.ranks.gathering import agreed, rank, told
+from progc.runs.config import Config
+from progc.schedule.schedule import Schedule
+from progc.schedule.stage import Regularisation
+from progc.train.settings import Settings
+
+if TYPE_CHECKING:
+    from progc.data.task import Task
+    from progc.ir.program import Program
+    from progc.runs.optimizer_choice import Maker
+
+PLAN = "plan.json"
+"""The schedule of a run, in its folder: a run that goes on does not plan again."""
+
+Phase = Callable[[str], contextlib.AbstractContextManager[None]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Opened:
+    """All that a run is made of.
+
+    Attributes:
+        program: the full network.
+        schedule: its stages, with costs for the run's batch where they can be counted, and the run's length.
+        task: samples and loss.
+        source: the smaller network that training begins with, None where it begins with a part of the full one.
+        optimizer: makes the optimizer of a module.
+        inits: how new weights are made.
+        settings: `total` is in the schedule's unit.
+        notes: sentences for the user.
+    """
+
+    program: Program
+    schedule: Schedule
+    task: Task
+    source: Program | None
+    optimizer: Maker
+    inits: dict[str, str]
+    settings: Settings
+    notes: tuple[str, ...] = ()
+
+
+def opened(config: Config, *, run: Path | None = None, weights: bool = True, phase: Phase | None = None) -> Opened:
+    """Opens everything that a configuration names; what is cheap to check is checked first.
+
+    Where several processes train together, rank 0 plans and the others take its schedule.
+
+    Args:
+        run: the run's folder; a schedule that is there already is the run's.
+        weights: False: the networks have shapes only (unless a search needs more), for a look ahead.
+        phase: told what is being done.
+
+    Raises:
+        InputError: a source, target, plan or data that is none, or values that do not go together.
+        CaptureError, TargetError: the network cannot be captured, or not grown to `to`.
+    """
+    during = phase or (lambda name: contextlib.nullcontext())
+    settings = config.settings
+    from progc.runs.optimizer_choice import chosen
+
+    maker = chosen(config.optimizer, settings.lr)
+    source = open_source(config.source)
+    given = _given(config, run)
+    to = config.to if config.to is not None or given is None else given.model.target
+    target = open_target(to) if to is not None else None
+    _check_data(config, source)
+    searching = given is None and config.plan.strategy != "linear" and config.plan.stages > 1
+    notes: list[str] = []
+    start = _captured(source, config, settings.seed, weights or searching, during, notes)
+    inits = parse_inits(config.init) if config.init is not None else {}
+    full = start if target is None else _grown(start, to or "", target, settings.seed, searching, during, notes)
+    with during("data"):
+        task = _task(config, source, full)
+    with during("plan"):
+        schedule = _agreed(lambda: given or _planned(config, full, start, task, to))
+        schedule = _with_length(schedule, config)
+        schedule.check(full)
+        schedule.starts()
+        schedule, told_of = _counted(full, schedule, settings.batch)
+    settings = dataclasses.replace(settings, total=schedule.total)
+    smaller = None if target is None else start
+    return Opened(full, schedule, task, smaller, maker, inits, settings, (*notes, *told_of))
+
+
+def _given(config: Config, run: Path | None) -> Schedule | None:
+    """The schedule that is there already: the run's own, else the plan file's."""
+    if run is not None and (run / PLAN).exists():
+        return Schedule.read(run / PLAN)
+    return Schedule.read(config.plan.file) if config.plan.file is not None else None
+
+
+def _check_data(config: Config, source: Source) -> None:
+    """Raises InputError where no samples are named; before anything is captured."""
+    from progc.data.taskfile import has_task
+
+    if config.data is not None or (source.file is not None and has_task(source.file)):
+        return
+    where = f"write def datasets(): return train, validation in {source.file}, or " if source.file is not None else ""
+    raise InputError(
+        f"training {config.source} needs samples; {where}give data (--data): digits, imagefolder:PATH, hf:PATH or "
+        "FILE.py with datasets() and loss(outputs, batch)"
+    )
+
+
+def _task(config: Config, source: Source, full: Program) -> Task:
+    """Samples and loss: from `data`, else from the source's own file."""
+    if config.data is not None:
+        from progc.data.opening import open_data
+
+        return open_data(config.data, full)
+    from progc.data.taskfile import load_task
+
+    assert source.file is not None
+    return load_task(source.file)
+
+
+def _captured(
+    source: Source, config: Config, seed: int, weights: bool, during: Phase, notes: list[str]
+) -> Program:  # fmt: skip
+    from progc.capturing.capture import capture, capture_deferred
+
+    with during("build"):
+        model = source.build(seed) if weights else source.build_skeleton(seed, allocate=False)
+        example = source.example(model)
+        if weights and config.weights is not None:
+            from progc.files.weights import load_weights
+
+            load_weights(model, Path(config.weights))
+    if weights and config.weights is None:
+        origin = source.trained or f"none given (weights): as {type(model).__name__} initialises them, seed {seed}"
+        notes.append(f"weights of {source.text}: {origin}")
+    with during("capture"):
+        return (capture if weights else capture_deferred)(model, *example)
+
+
+def _grown(
+    start: Program, to: str, target: Sizes | Source, seed: int, real: bool, during: Phase, notes: list[str]
+) -> Program:
+    """The full network; its weights are needed for a search only, a run grows its own."""
+    from progc.growth.grow import grow_with_report
+
+    with during("target"):
+        aim: Any = target if isinstance(target, Sizes) else resolve_target(to, source=start, seed=seed, notes=notes)
+    with during("grow"):
+        return grow_with_report(start, aim, seed=seed, check=real).program
+
+
+def _agreed(make: Callable[[], Schedule]) -> Schedule:
+    """What rank 0 makes, on every rank."""
+    made: Schedule | None = None
+    failure: Exception | None = None
+    try:
+        made = make() if rank() == 0 else None
+    except Exception as error:
+        failure = error
+    agreed(failure)
+    data = told(made.to_json() if made is not None else None)
+    return made if made is not None else Schedule.from_json(data)
+
+
+def _planned(config: Config, full: Program, start: Program, task: Task, to: str | None) -> Schedule:
+    from progc.search.plan import plan
+
+    section = config.plan
+    total, unit = (config.steps, "steps") if config.steps is not None else (config.epochs, "epochs")
+    strengths: bool | Regularisation = True
+    if section.regularise is not None:
+        text = section.regularise.strip()
+        strengths = False if text.lower() == "none" else Regularisation.parse(text)
+    return plan(
+        full,
+        strategy=section.strategy,
+        stages=section.stages,
+        mode=section.mode,
+        depths=section.depths,
+        widths=section.widths,
+        resolutions=section.resolutions,
+        unfreeze=section.unfreeze,
+        task=task,
+        batch=section.batch,
+        seed=config.settings.seed,
+        total=total,
+        unit=unit,
+        count=False,  # for the run's batch below
+        regularise=strengths,
+        source=config.source,
+        target=to,
+        start=start if to is not None else None,
+        settings={**section.settings, **({"sid": True} if section.sid else {})},
+    )
+
+
+def _with_length(schedule: Schedule, config: Config) -> Schedule:
+    """The schedule with the run's length, where one is given."""
+    total, unit = (config.steps, "steps") if config.steps is not None else (config.epochs, "epochs")
+    if total is None:
+        if schedule.total is None:
+            raise InputError("the length of the run is not known; give epochs or steps (--epochs N, --steps N)")
+        return schedule
+    if schedule.rules and unit != schedule.unit:
+        raise InputError(f"the plan's rules count {schedule.unit}; give the length in {schedule.unit}, not in {unit}")
+    return dataclasses.replace(schedule, total=total, unit=unit)
+
+
+def _counted(full: Program, schedule: Schedule, batch: int) -> tuple[Schedule, tuple[str, ...]]:
+    """The schedule with costs for the run's batch; without any where the graph does not run on shapes alone."""
+    if all(stage.cost is not None and stage.cost.batch == batch for stage in schedule.stages):
+        return schedule, ()
+    from progc.analysis.costs.counting import NotCounted
+    from progc.schedule.costing import counted_stages
+
+    try:
+        return dataclasses.replace(schedule, stages=counted_stages(full, schedule.stages, batch=batch)), ()
+    except NotCounted as error:
+        return schedule, (f"costs of the stages are not known: {error}",)

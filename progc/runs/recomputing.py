@@ -1,0 +1,94 @@
+"""Activations that a training step keeps where blocks are computed again in the backward, found on shapes alone."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import fx
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils import _pytree as pytree
+
+from progc.analysis.costs.counting import empty
+from progc.emit.pieces import cut
+from progc.emit.stage_module import blocks_of
+from progc.ir.program import Program
+from progc.ir.running import GraphRun
+
+
+@dataclasses.dataclass(frozen=True)
+class Kept:
+    """Bytes of distinct storages, parameters and buffers not counted.
+
+    Attributes:
+        forward: kept from the forward on: what goes into blocks, and what is saved between them.
+        block: what the block that saves most adds while its backward runs.
+    """
+
+    forward: int
+    block: int
+
+    @property
+    def total(self) -> int:
+        """The most that is there at one time."""
+        return self.forward + self.block
+
+
+def kept(program: Program, batch: int) -> Kept:
+    """What a step of `batch` samples keeps.
+
+    Args:
+        program: parameters may be deferred. Its graph has to run without values: `progc.analysis.costs.counting.count`
+        tells.
+    """
+    pieces = cut(program, "train")
+    blocks = set(blocks_of(program, pieces))
+    label = {node: piece.label for piece in pieces if piece.label in blocks for node in piece.nodes}
+    with FakeTensorMode():
+        tensors, inputs = empty(program, batch)
+        own = {tensor.untyped_storage()._cdata for tensor in tensors.values()}
+        run = _Run(program.graphs["train"], tensors, label, own)
+        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(run.pack, lambda tensor: tensor):
+            run.run(*inputs, enable_io_processing=False)
+        for node, block in label.items():
+            if block in run.saved:  # in front of all that trains nothing is computed again
+                for source in node.all_input_nodes:
+                    if label.get(source) != block:
+                        run.keep(None, run.env[source])
+        saved = run.saved
+        forward = saved.pop(None, {})
+        sizes = [
+            sum(storage.nbytes() for key, storage in found.items() if key not in forward) for found in saved.values()
+        ]
+        return Kept(sum(storage.nbytes() for storage in forward.values()), max(sizes, default=0))
+
+
+class _Run(GraphRun):
+    """Notes in which block each tensor is saved; None stands for what is between blocks."""
+
+    def __init__(
+        self, graph: fx.Graph, tensors: dict[str, torch.Tensor], label: Mapping[fx.Node, str | None], own: set[int]
+    ) -> None:
+        super().__init__(graph, tensors, keep=True)
+        self._label, self._own = label, own
+        self._now: str | None = None
+        self.saved: dict[str | None, dict[int, torch.UntypedStorage]] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        """As the interpreter does it."""
+        self._now = self._label.get(n)
+        return super().run_node(n)
+
+    def pack(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Called by autograd for what it saves."""
+        self.keep(self._now, tensor)
+        return tensor
+
+    def keep(self, block: str | None, value: Any) -> None:
+        """Notes the storages of a value; holding one keeps its address from being used again."""
+        for leaf in pytree.tree_leaves(value):
+            if isinstance(leaf, torch.Tensor) and leaf.untyped_storage()._cdata not in self._own:
+                storage = leaf.untyped_storage()
+                self.saved.setdefault(block, {})[storage._cdata] = storage

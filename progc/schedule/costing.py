@@ -1,0 +1,117 @@
+"""Costs of the stages of a schedule."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from progc.analysis.costs.counting import Step, cost_of, step_of
+from progc.analysis.costs.machine import Machine, default_machine
+from progc.ir.deferred import device_of
+from progc.ir.program import Program
+from progc.schedule.building import network, stage_program, with_trainable_set
+from progc.schedule.point import Point
+from progc.schedule.stage import Stage, StageCost
+from progc.schedule.timing import step_times
+from progc.transforms.freezing.setting import trainable
+
+if TYPE_CHECKING:
+    from progc.data.task import Task
+
+
+def counted_stages(
+    full: Program,
+    stages: Sequence[Stage],
+    *,
+    batch: int | None = None,
+    measure: Task | None = None,
+    seed: int = 0,
+    device: str | torch.device | None = None,
+    machine: Machine | None = None,
+) -> tuple[Stage, ...]:
+    """The stages with their costs, counted on shapes alone; equal networks and trainable sets are counted once.
+
+    Args:
+        full: the full program; its parameters may be deferred unless something is measured.
+        batch: samples per step; None: those of the example.
+        measure: steps are measured too, on this task, a step of each stage in turns; its batch is `batch`.
+        seed: for measuring.
+        device: where to measure; None: where the program's tensors are.
+        machine: for predicted seconds; None: usual constants of the program's device.
+
+    Raises:
+        NotCounted: a stage's graph does not run without values.
+        TargetError, PassOptionError: the network cannot have a stage's sizes or trainable set.
+    """
+    machine = machine or default_machine(_device(full))
+    networks: dict[Point, Program] = {}
+    counted: dict[tuple[Point, frozenset[str]], StageCost] = {}
+    keys: list[tuple[Point, frozenset[str]]] = []
+    for stage in stages:
+        point = stage.point.network
+        if point not in networks:
+            networks[point] = network(full.deferred, point)[0]
+        program = with_trainable_set(networks[point], stage.point)
+        key = point, frozenset(trainable(program))
+        if key not in counted:
+            step = step_of(program, batch)
+            cost = cost_of(program, step)
+            counted[key] = dataclasses.replace(cost, predicted_seconds=machine.seconds(step))
+        keys.append(key)
+    if measure is not None:
+        counted = _measured(full, stages, keys, counted, measure, seed, device)
+    return tuple(dataclasses.replace(stage, cost=counted[key]) for stage, key in zip(stages, keys, strict=True))
+
+
+def _measured(
+    full: Program,
+    stages: Sequence[Stage],
+    keys: Sequence[tuple[Point, frozenset[str]]],
+    counted: Mapping[tuple[Point, frozenset[str]], StageCost],
+    task: Task,
+    seed: int,
+    device: str | torch.device | None,
+) -> dict[tuple[Point, frozenset[str]], StageCost]:
+    first = {key: stage for stage, key in reversed(list(zip(stages, keys, strict=True)))}
+    programs = [stage_program(full, stage.point) for stage in first.values()]
+    batch = next(iter(counted.values())).batch
+    rows = [stage.sid for stage in first.values()]
+    seconds = step_times(programs, task, batch=batch, seed=seed, device=device, stages=rows)
+    return {key: dataclasses.replace(counted[key], seconds=found) for key, found in zip(first, seconds, strict=True)}
+
+
+def predicted_seconds(
+    program: Program | Step, *, batch: int | None = None, machine: Machine | None = None, learning: bool = True
+) -> float:
+    """Seconds of one training step of a program with its present trainable set, from its graph alone.
+
+    With the usual constants only ratios mean something; `calibrate()` gives those of the present machine.
+
+    Raises:
+        NotCounted, InputError: as `count`.
+    """
+    if isinstance(program, Step):
+        return (machine or default_machine()).seconds(program, learning=learning)
+    return (machine or default_machine(_device(program))).seconds(step_of(program, batch), learning=learning)
+
+
+def token_linear(points: Sequence[tuple[float, float, float]]) -> float:
+    """Speed-up of equal stages in a model that is linear in tokens and blocks, over the last one throughout.
+
+    A stage costs tokens x depth x (2 + d) / 3 of the full network's step, where d is the share of the blocks that
+    trains: a third of a step is for gradients of weights. The bounds of published schedules are computed so.
+
+    Args:
+        points: per stage image side, depth (in any units), and d.
+    """
+    side, depth, _ = points[-1]
+    costs = [(s / side) ** 2 * (blocks / depth) * (2 + d) / 3 for s, blocks, d in points]
+    return float(costs[-1] * len(costs) / math.fsum(costs))
+
+
+def _device(program: Program) -> str:
+    return next((device_of(tensor).type for _, tensor in program.parameters()), "cpu")

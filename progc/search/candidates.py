@@ -1,0 +1,180 @@
+"""Which points a search looks at in a stage, and which blocks the published one-shot search takes them to be.
+
+Published (`reference`): the one-shot search (AutoProg, Li et al., CVPR 2022) starts from first, middle and last level
+of resolution and depth; later the resolution stays or goes one level up, the depth goes at least one level up. The
+zero-shot search (AutoProg-Zero, Li et al. 2024) starts from the first level and the one before the middle in
+resolution and trainable share; later each stays or goes one level up. The last stage is never searched.
+
+By default no candidate occurs twice, every dimension may stay, width is a dimension like the others, and all shapes of
+the trainable set are looked at, of the present share of blocks or the next larger one.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Sequence
+
+from progc.errors import InputError
+from progc.schedule.space import Index, Space
+from progc.transforms.depth.places import interpolated
+
+ONE_SHOT_DEPTHS = 3
+"""How many depths a later stage of the one-shot search looks at, at most."""
+
+
+def one_shot_candidates(
+    space: Space, current: Index | None, stage: int, stages: int, mode: str = "default"
+) -> list[Index]:
+    """Candidates of the one-shot search, resolution by resolution; everything trains in all of them.
+
+    Args:
+        current: what the stage before trained; None at stage 0, where it does not count.
+        stage, stages: which stage of how many.
+        mode: `reference` or `default`.
+
+    Returns:
+        At least one; one alone is not to be searched: the full network of the last stage, or what cannot grow further.
+
+    Raises:
+        InputError: in `reference`, a depth of more than twice the smallest, which the published procedure cannot grow.
+    """
+    sizes, reference = space.shape, mode == "reference"
+    if stage >= stages - 1:
+        return [space.last]
+    if stage == 0 or current is None:
+        per_dim = [_unique((0, size // 2, size - 1)) for size in sizes[:3]]
+    else:
+        resolutions = _up(current.resolution, sizes.resolution, 1)
+        depths = _up(current.depth, sizes.depth, ONE_SHOT_DEPTHS if reference else ONE_SHOT_DEPTHS - 1)
+        if reference and len(depths) > 1:
+            depths = depths[1:]
+        per_dim = [resolutions, depths, _up(current.width, sizes.width, 1)]
+    if reference:
+        per_dim[2] = [space.last.width]
+        _check_double(space, per_dim[1])
+    return [
+        Index(resolution, depth, width, space.last.unfreeze) for resolution, depth, width in itertools.product(*per_dim)
+    ]
+
+
+def zero_shot_candidates(
+    space: Space, current: Index | None, stage: int, stages: int, mode: str = "default"
+) -> list[Index]:
+    """Candidates of the zero-shot search, resolution outermost.
+
+    In `reference` a dimension without levels counts as one with equal levels, as it does in the published code (a scale
+    of 1): its candidates occur twice and are measured twice. Only the first shape of the trainable set is looked at.
+
+    Args:
+        current: what the stage before trained; None at stage 0, where it does not count.
+        stage, stages: which stage of how many.
+        mode: `reference` or `default`.
+
+    Returns:
+        At least one; one alone is not to be searched.
+    """
+    if stage >= stages - 1:
+        return [space.last]
+    first = stage == 0 or current is None
+    before = Index() if current is None else current
+    if mode == "reference":
+        sizes = space.shape._replace(unfreeze=_first_shape(space))
+        levels = [
+            ([0, size // 2 - 1 if size > 1 else 0] if first else _up(at, size, 1) if size > 1 else [0, 0])
+            for at, size in zip(before, sizes, strict=True)
+        ]
+        for place in (1, 2):  # depth and width are no dimensions of the published search: nothing is measured twice
+            levels[place] = _unique(levels[place])
+        return [Index(*place) for place in itertools.product(*levels)]
+    levels = [
+        _unique((0, max(size // 2 - 1, min(1, size - 1)))) if first else _up(at, size, 1)
+        for at, size in zip(before[:3], space.shape[:3], strict=True)
+    ]
+    return [Index(*place) for place in itertools.product(*levels, _trainable(space, before.unfreeze, first))]
+
+
+def supernet(candidates: Iterable[Index]) -> Index:
+    """The smallest place that holds all candidates: the network whose weights they share."""
+    return Index(*(max(levels) for levels in zip(*candidates, strict=True)))
+
+
+# -- the published nesting of layers -------------------------------------------------------------------------------
+
+
+def reference_nested(base: int, depth: int, full: int) -> list[int]:
+    """Positions of the layers that the published search evaluates as a sub-network of a supernet.
+
+    The layers of the smallest candidate, spread as growth spreads them, and the last `depth - base` of those that
+    growth adds to them.
+
+    Args:
+        base, depth, full: layers of the smallest candidate, of the one in question, and of the supernet.
+    """
+    if not 0 < base <= depth <= full:
+        raise InputError(f"nested layers: expected 0 < base <= depth <= full, not {base}, {depth}, {full}")
+    sources = interpolated(base, full)
+    new = [place for place in range(full) if place and sources[place] == sources[place - 1]]
+    left_out = set(new[: full - depth])
+    return [place for place in range(full) if place not in left_out]
+
+
+def reference_recycled(before: int, depth: int, full: int) -> list[int]:
+    """Positions of the layers that the published search keeps of its winner: nested from the stage before.
+
+    In later stages this is another sub-network than the one that was evaluated, unless it is the supernet itself.
+
+    Args:
+        before, depth, full: layers of the network of the stage before, of the winner, and of the supernet.
+    """
+    return reference_nested(before, depth, full)
+
+
+# -- levels ---------------------------------------------------------------------------------------------------------
+
+
+def _up(current: int, size: int, steps: int) -> list[int]:
+    return list(range(current, min(current + steps, size - 1) + 1))
+
+
+def _unique(levels: Iterable[int]) -> list[int]:
+    return list(dict.fromkeys(levels))
+
+
+def _first_shape(space: Space) -> int:
+    """Levels of the first shape, which come first."""
+    if not space.unfreeze:
+        return 1
+    return sum(level.shape == space.unfreeze[0].shape for level in space.unfreeze)
+
+
+def _trainable(space: Space, current: int, first: bool) -> list[int]:
+    """Levels of every shape with the present share of trainable blocks or the next larger one; full ones are one.
+
+    At the first stage: the smallest share of each shape and the one before its middle.
+    """
+    levels, last = space.unfreeze, space.last.unfreeze
+    if not levels:
+        return [0]
+    shapes = dict.fromkeys(level.shape for level in levels)
+    found: list[int] = []
+    for shape in shapes:
+        own = [place for place, level in enumerate(levels) if level.shape == shape]
+        if first:
+            chosen: Sequence[int] = [own[0], own[max(len(own) // 2 - 1, min(1, len(own) - 1))]]
+        else:
+            share = levels[current].share
+            here = [place for place in own if levels[place].share == share]
+            chosen = here + [place for place in own if levels[place].share > share][:1]
+        found += [last if levels[place].full else place for place in chosen]
+    return _unique(found) or [last]
+
+
+def _check_double(space: Space, levels: Sequence[int]) -> None:
+    if not space.depths or not levels:
+        return
+    small, large = (sum(space.depths[level].values()) for level in (min(levels), max(levels)))
+    if large > 2 * small:
+        raise InputError(
+            f"one-shot reference: a candidate of depth {large} is more than twice as deep as one of {small}; give "
+            "depths that are closer together, or use mode default"
+        )

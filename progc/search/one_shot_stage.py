@@ -1,0 +1,299 @@
+"""One stage of a one-shot search, step by step: grow, cut out, train, evaluate, choose, read out."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch.optim import AdamW, Optimizer
+
+from progc.data.task import Task
+from progc.errors import InputError, NotLosslessError
+from progc.ir.program import Program
+from progc.lift.averages import Averages
+from progc.passes.grow_depth import GrowDepth
+from progc.pipeline.base import Pass
+from progc.pipeline.manager import apply, hand_over, run
+from progc.ranks.agreeing import agreed
+from progc.schedule.decision import Candidate, Decision
+from progc.schedule.point import Point
+from progc.schedule.space import Index, Space
+from progc.schedule.stage import Regularisation
+from progc.search.candidates import supernet
+from progc.search.elastic import check_finite, draws, losses, on_device, timed_losses, train_step
+from progc.search.nesting import Nesting
+from progc.search.one_shot_settings import Settings
+from progc.search.power_law import Choice, chosen, exchange_rate, published
+from progc.search.supernet import SubNetwork, Supernet
+
+Progress = Callable[[str], None]
+"""Takes one line about how far a search is."""
+
+BeforeStep = Callable[[int], None]
+"""Takes the number of a training step."""
+
+FAST = 0.998
+"""Decay of the average that is evaluated."""
+
+
+@dataclasses.dataclass
+class StageSearch:
+    """One stage's search; its methods are called in their order.
+
+    Attributes:
+        steps: training steps so far.
+        training, training_cpu: seconds that they took, on the clock and of the processor.
+        optimizer, ema: what trains and follows the network.
+        growth: how new blocks were made.
+        marks: steps at which candidates are evaluated.
+        losses: by evaluation, by candidate, by batch.
+        times: of a step, by candidate.
+    """
+
+    space: Space
+    task: Task
+    stage: int
+    batch: int
+    seed: int
+    mode: str
+    given: Settings
+    done: int
+    before_step: BeforeStep | None
+    progress: Progress | None
+    steps: int = 0
+    training: float = 0.0
+    training_cpu: float = 0.0
+    optimizer: Optimizer | None = None
+    ema: Averages | None = None
+    growth: str = "none"
+    marks: tuple[int, ...] = ()
+    losses: list[list[list[float]]] = dataclasses.field(default_factory=list)
+    times: list[float] = dataclasses.field(default_factory=list)
+
+    def begin(
+        self,
+        program: Program,
+        current: Index | None,
+        places: Sequence[Index],
+        optimizer: Optimizer | None,
+        ema: Averages | None,
+        regularisation: Regularisation | None,
+    ) -> None:
+        """Grows to the largest candidate and cuts the candidates out."""
+        samples = self.task.validation if self.given.validation else self.task.samples
+        self.own = self.given.filled(self.mode, len(samples or ()) // self.batch)
+        self.places = places
+        self.times_by_backward: list[float] = []
+        program = program.complete()
+        trained = [tensor for _, tensor in program.parameters() if tensor.requires_grad]
+        self.optimizer = optimizer or AdamW(trained, lr=self.own.lr, weight_decay=self.own.weight_decay)
+        self.ema = Averages(program) if ema is None and self.reference else ema
+        if current is not None:
+            program = self._grown(program, self.space.point(supernet(places)), self.space.point(current))
+        if regularisation is not None:
+            from progc.schedule.regularising import passes_for
+
+            program = run(program, passes_for(regularisation, program), verify=False)[0]
+        base = None if current is None or self.reference else self.space.point(current).depths
+        nesting: Nesting = "deepest" if self.reference else "grown"
+        points = [self.space.point(place) for place in places]
+        self.supernet = Supernet(program, points, base=base, nesting=nesting, own_statistics=not self.reference)
+
+    @property
+    def reference(self) -> bool:
+        """Whether to do as published."""
+        return self.mode == "reference"
+
+    def _grown(self, program: Program, largest: Point, before: Point) -> Program:
+        # By default tables over positions stay at the present size, from which those of every candidate are resampled:
+        # a candidate that keeps the size computes what the network did.
+        target = largest if self.reference else dataclasses.replace(largest, resolution=None)
+        init = self.own.growth or "identity"
+        passes = target.growing(before, {"depth": init})
+        if not passes:
+            return program
+        try:
+            grown, self.growth = self._apply(program, passes), init
+        except NotLosslessError:
+            if self.given.growth is not None:
+                raise
+            grown = self._apply(program, target.growing(before, {"depth": "interpolate"}))
+            self.growth = "interpolate, since new blocks cannot be exact identities here"
+        return grown
+
+    def _apply(self, program: Program, passes: Sequence[Pass]) -> Program:
+        if self.reference:  # every tensor from the slow average, not only those of new blocks
+            passes = [
+                dataclasses.replace(item, source="all")
+                if isinstance(item, GrowDepth) and item.init == "mogrow"
+                else item
+                for item in passes
+            ]
+        grown = apply(program, passes, optimizer=self.optimizer, ema=self.ema)
+        self._forget()
+        return grown
+
+    def _forget(self) -> None:
+        """As published: moments do not survive a change of the network."""
+        if self.reference and self.optimizer is not None:
+            self.optimizer.state.clear()
+
+    # -- training and evaluation ---------------------------------------------------------------------------------------
+
+    def train(self) -> None:
+        """Trains the supernet for S epochs, and evaluates all candidates now and then."""
+        assert self.own.batches is not None and self.optimizer is not None
+        per_epoch = len(self.task.samples) // self.batch
+        total, marks = self.own.marks(max(per_epoch, 1))
+        self.marks = marks
+        source = self.task.batches(
+            self.batch, seed=self.seed + 7_919, epoch=self.stage, count=self.own.batches, validation=self.own.validation
+        )
+        self.evaluated = [on_device(item, self.supernet) for item in source]
+        averages = [self.ema] if self.ema is not None else []
+        self.average = self._average(averages, total)
+        for step, (member, item) in enumerate(self._steps(total, per_epoch)):
+            if step in marks:
+                self._evaluate()
+            start, start_cpu = time.perf_counter(), time.process_time()
+            if self.before_step is not None:
+                self.before_step(self.done + step)
+            where = f"stage {self.stage}, candidate {member.point}, step {step}"
+            train_step(
+                self.supernet, member, self.task, item, self.optimizer,
+                averages=averages, clip=self.own.clip, where=where, stage=self._row,
+            )  # fmt: skip
+            self.training += time.perf_counter() - start
+            self.training_cpu += time.process_time() - start_cpu
+            self.steps += 1
+        if total in marks:
+            self._evaluate()
+
+    def _steps(self, total: int, per_epoch: int) -> Iterator[tuple[SubNetwork, Any]]:
+        step = 0
+        while step < total:
+            epoch = self.done // max(per_epoch, 1) + step // max(per_epoch, 1)
+            count = min(per_epoch, total - step) if per_epoch else None
+            order = draws(self.seed, epoch, count or 0, len(self.supernet.members))
+            batches = self.task.batches(self.batch, seed=self.seed, epoch=epoch, count=count)
+            for number, item in zip(order, batches, strict=True):
+                yield self.supernet.members[number], item
+                step += 1
+
+    @property
+    def _row(self) -> int | None:
+        sid = self.supernet.program.sid
+        return None if sid is None else min(self.stage, sid.stages - 1)
+
+    def _average(self, averages: list[Averages], steps: int) -> tuple[Averages, float]:
+        """The averages, and the decay among them, that candidates are evaluated on."""
+        if self.reference and self.ema is not None:
+            return self.ema, self.own.decay or min(self.ema.decays)
+        # An average over more steps than there are would still hold the weights from before the search.
+        decay = self.own.decay if self.own.decay is not None else min(FAST, max(0.0, 1 - 8 / max(steps, 1)))
+        if self.ema is not None and decay in self.ema.decays:
+            return self.ema, decay
+        averages.append(Averages(self.supernet.program, [decay]))
+        return averages[-1], decay
+
+    def _evaluate(self) -> None:
+        average, decay = self.average
+        if decay not in average.decays:
+            raise InputError(f"one-shot search: decay {decay} is not tracked; the averages have {list(average.decays)}")
+        source = {**self.supernet.program.tensors, **average.tensors[decay]}
+        backward = self.reference and self.own.time == "measured" and not self.times_by_backward
+        found = []
+        for member in self.supernet.members:
+            tensors = member.values(source)
+            if backward:
+                own, seconds = timed_losses(member, self.task, self.evaluated, tensors, stage=self._row)
+                self.times_by_backward.append(seconds)
+            else:
+                own = losses(
+                    member, self.task, self.evaluated, tensors, train=self.reference, stage=self._row
+                )  # fmt: skip
+            where = f"stage {self.stage}, candidate {member.point}, evaluation at step {self.steps}"
+            check_finite(statistics.fmean(own), where, "lower the learning rate, or look at the data")
+            found.append(own)
+        self.losses.append(found)
+        if self.progress is not None:
+            self.progress(f"stage {self.stage}: step {self.steps}, lowest loss {min(map(statistics.fmean, found)):.4g}")
+
+    def choose(self) -> Choice:
+        """The winner, the same on all ranks: losses and times are those of rank 0."""
+        told = agreed(f"the network of stage {self.stage}", lambda: {"losses": self.losses, "times": self._seconds()})
+        self.losses, self.times = told["losses"], told["times"]
+        per_member = list(zip(*self.losses, strict=True))  # [member][evaluation][batch]
+        if self.reference:
+            return published([statistics.fmean(map(statistics.fmean, own)) for own in per_member], self.times)
+        over_time = [[statistics.fmean(batches) for batches in zip(*own, strict=True)] for own in per_member]
+        course = [statistics.fmean(map(statistics.fmean, found)) for found in self.losses]
+        usable = min(course) > 0
+        rate = exchange_rate(course, [self.done + mark for mark in self.marks]) if usable else None
+        return chosen(over_time, self.times, rate)
+
+    def _seconds(self) -> list[float]:
+        from progc.analysis.costs import predicted_seconds, step_times
+
+        if self.own.time == "predicted":
+            return [predicted_seconds(member.program, batch=self.batch) for member in self.supernet.members]
+        if self.times_by_backward:
+            return self.times_by_backward
+        programs = [member.program for member in self.supernet.members]
+        return step_times(programs, self.task, batch=self.batch, seed=self.seed, stages=[self._row] * len(programs))
+
+    # -- the winner ----------------------------------------------------------------------------------------------------
+
+    def finish(self, place: Index, point: Point, current: Index | None) -> Program:
+        """The winner's network; optimizer and averages go on with it."""
+        member = self.supernet.members[self.places.index(place)]
+        if self.reference and self.losses and place == supernet(self.places):
+            self._from_slow_average()
+        elif self.reference and current is not None:
+            # Published: which layers stay is counted from the network before, not from the smallest candidate.
+            member = self.supernet.sub_network(point, base=self.space.point(current).depths)
+        after = self.supernet.recycled(member, self.ema)
+        before, trained = self.supernet.program, {"optimizer": self.optimizer, "ema": self.ema}
+        hand_over(before, after, [member.lift], **trained, correct_rates=False)  # type: ignore[arg-type]
+        self._forget()
+        return after
+
+    @torch.no_grad()
+    def _from_slow_average(self) -> None:
+        """As published: a winner that is the supernet goes on from its slowest average."""
+        assert self.ema is not None
+        for name, value in self.ema.tensors[max(self.ema.decays)].items():
+            self.supernet.program.tensors[name].copy_(value)
+
+    def decision(self, points: Sequence[Point], choice: Choice, seconds: float) -> Decision:
+        """What was seen, as data."""
+        means = [[statistics.fmean(own) for own in found] for found in self.losses]
+        columns = list(zip(*means, strict=True)) or [()] * len(points)
+        overall = [statistics.fmean(own) if own else float("nan") for own in columns]
+        candidates = []
+        for number, point in enumerate(points):
+            scores: dict[str, float] = {}
+            if self.losses:
+                scores = {"loss": overall[number], "time": self.times[number], "noise": choice.noise[number]}
+                scores |= {f"loss at step {mark}": own for mark, own in zip(self.marks, columns[number], strict=True)}
+            ranks = {
+                name: 1.0 + sum(other < own for other in column)
+                for name, column in (("loss", overall), ("time", self.times))
+                for own in column[number : number + 1]
+                if self.losses
+            }
+            candidates.append(Candidate(point, scores, ranks, choice.totals[number]))
+        settings = {
+            **dataclasses.asdict(self.own),
+            "steps": self.steps,
+            "alpha": choice.alpha,
+            "growth": self.growth,
+        }
+        if self.losses:
+            settings["decay"] = self.average[1]
+        reason = f"{points[choice.winner]}: {choice.reason}"
+        return Decision(self.stage, tuple(candidates), choice.winner, reason, settings, seconds)

@@ -1,0 +1,208 @@
+"""What a zero-shot search measures of one candidate: is its loss a number, its proxies, the time of a step."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+from progc.data.task import Task
+from progc.errors import CheckError, InputError
+from progc.ir.deferred import device_of, is_deferred
+from progc.ir.program import Program
+
+if TYPE_CHECKING:
+    from progc.search.proxies.base import Proxy
+
+TIMED = 6
+"""Batches over which the published procedure averages the time of a step; those before them are for the proxies."""
+
+PER_PROXY = 2
+"""Batches that the published procedure gives to a proxy."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Batches:
+    """The batches of a search, on the device of the network, at the full image size.
+
+    Attributes:
+        proxies: by name of the proxy.
+        timed: for the published time of a step; none where it is not measured so.
+    """
+
+    proxies: Mapping[str, Sequence[Any]]
+    timed: Sequence[Any] = ()
+
+    def __iter__(self) -> Iterator[Any]:
+        """Each batch once, in the order in which it was drawn."""
+        seen: dict[int, Any] = {id(batch): batch for own in self.proxies.values() for batch in own}
+        yield from ({**seen, **{id(batch): batch for batch in self.timed}}).values()
+
+
+def draw(
+    task: Task, full: Program, names: Sequence[str], *, mode: str, samples: int, count: int, seed: int, timed: bool
+) -> Batches:
+    """Draws the batches of a search.
+
+    By default all proxies see the same shuffled batches. In `reference` they are the first ones of the data, in its
+    own order: two for each proxy, then six for the time.
+
+    Args:
+        samples: per batch; a network with a fixed batch gets that instead, and as many more batches as it takes.
+        count: batches, where they are shuffled.
+        timed: whether the published procedure measures time.
+
+    Raises:
+        InputError: there are fewer samples.
+    """
+    if not any(full.signature.batch_dims):
+        own = next((shape[0] for shape in full.signature.shapes if shape), samples)
+        count, samples = -(-count * samples // own), own
+    device = next((device_of(tensor) for _, tensor in full.parameters()), torch.device("cpu"))
+
+    def there(batch: Any) -> Any:
+        return pytree.tree_map_only(torch.Tensor, lambda leaf: leaf.to(device), batch)
+
+    if mode != "reference":
+        shuffled = [there(batch) for batch in task.batches(samples, seed=seed, count=count)]
+        return Batches(dict.fromkeys(names, shuffled))
+    in_order = dataclasses.replace(task, validation=task.samples)
+    wanted = PER_PROXY * len(names) + (TIMED if timed else 0)
+    found = [there(batch) for batch in in_order.batches(samples, seed=seed, count=wanted, validation=True)]
+    own_batches = {name: found[PER_PROXY * place : PER_PROXY * (place + 1)] for place, name in enumerate(names)}
+    return Batches(own_batches, found[PER_PROXY * len(names) :])
+
+
+def proxies_of(names: Sequence[str], mode: str) -> dict[str, Proxy]:
+    """The proxies of these names in a mode; one of another package may know no modes.
+
+    Raises:
+        InputError: no such proxy.
+    """
+    from progc.search.proxies import load_proxy
+
+    found: dict[str, Proxy] = {}
+    for name in names:
+        kind: Any = load_proxy(name)
+        known = {field.name for field in dataclasses.fields(kind)} if dataclasses.is_dataclass(kind) else set()
+        found[name] = kind(mode=mode) if "mode" in known else kind()
+    return found
+
+
+def scores(
+    program: Program,
+    proxies: Mapping[str, Proxy],
+    batches: Batches,
+    task: Task,
+    *,
+    seed: int,
+    stage: int | None,
+    where: str,
+) -> dict[str, float]:
+    """Scores by name, higher is better; NaN where a proxy could not be computed.
+
+    Args:
+        stage: row of the stage identifier that the network trains in this stage.
+        where: names stage and candidate in errors.
+
+    Raises:
+        CheckError: the loss is NaN or infinite.
+    """
+    check_losses(program, list(batches), task, seed=seed, stage=stage, where=where)
+    found: dict[str, float] = {}
+    for name, proxy in proxies.items():
+        score = float(proxy.score(program, batches.proxies[name], task, seed=seed, stage=stage))
+        found[name] = score if proxy.higher_is_better else -score
+    return found
+
+
+def check_losses(
+    program: Program, batches: Sequence[Any], task: Task, *, seed: int, stage: int | None, where: str
+) -> None:
+    """One forward per batch.
+
+    Raises:
+        CheckError: a loss is NaN or infinite; names the batch.
+        InputError: the loss is no scalar.
+    """
+    loss_of = losses(program, task, stage)
+    torch.default_generator.manual_seed(seed)
+    for number, batch in enumerate(batches, 1):
+        with torch.no_grad():
+            loss = loss_of(batch)
+        if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
+            raise InputError(f"{where}: the loss is a scalar tensor, not {_what(loss)}; mend loss()")
+        if not math.isfinite(float(loss)):
+            raise CheckError(
+                f"{where}: the loss is {float(loss):g} on batch {number} of {len(batches)}; "
+                "check the weights and these samples"
+            )
+
+
+def losses(program: Program, task: Task, stage: int | None) -> Callable[[Any], torch.Tensor]:
+    """The loss of a program in training as a function of a batch; the program's buffers stay as they are."""
+    own = {
+        name: tensor.clone() if program.specs[name].kind == "buffer" else tensor
+        for name, tensor in program.tensors.items()
+    }
+    module = program.replace(tensors=own, averages=()).module().train()
+
+    def loss_of(batch: Any) -> torch.Tensor:
+        fitted = task.fitted(batch, program)
+        return task.loss(task.run(module, fitted, **_stage_input(program, task, fitted, stage)), fitted)
+
+    return loss_of
+
+
+def published_time(
+    program: Program, batches: Sequence[Any], task: Task, stage: int | None, clock: Callable[[], float] | None = None
+) -> float:
+    """Mean seconds of forward, loss and backward as the published code takes them: no warm-up, no optimizer step, no
+    waiting for the device.
+
+    Args:
+        clock: seconds; by default the wall clock.
+    """
+    clock = clock or time.perf_counter
+    loss_of = losses(program, task, stage)
+    training = [tensor for _, tensor in program.parameters() if tensor.requires_grad]
+    seconds: list[float] = []
+    for batch in batches:
+        fitted = task.fitted(batch, program)
+        start = clock()
+        torch.autograd.grad(loss_of(fitted), training, allow_unused=True)
+        seconds.append(clock() - start)
+    return statistics.fmean(seconds)
+
+
+def check_weights(full: Program) -> None:
+    """Refuses a program whose weights are not in memory.
+
+    Raises:
+        InputError: there are shapes only.
+    """
+    if any(tensor.is_meta and not is_deferred(tensor) for tensor in full.tensors.values()):
+        raise InputError(
+            "zero-shot search scores the weights and this network has none in memory; load it with its weights, or "
+            "use strategy linear"
+        )
+
+
+def _stage_input(program: Program, task: Task, batch: Any, stage: int | None) -> dict[str, torch.Tensor]:
+    """The stage `[samples]` for a network that takes it as an input, unless the task gives it."""
+    sid = program.sid
+    args, kwargs = task.inputs(batch)
+    if sid is None or sid.input is None or sid.input in kwargs:
+        return {}
+    first = next(leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor))
+    return {sid.input: torch.full(first.shape[:1], sid.null if stage is None else stage, device=first.device)}
+
+
+def _what(loss: Any) -> str:
+    return f"a tensor {list(loss.shape)}" if isinstance(loss, torch.Tensor) else type(loss).__name__

@@ -1,0 +1,56 @@
+"""Zero-shot proxies by name: scores of a network before it is trained. The table is explicit and lazy.
+
+Packages outside add proxies through the entry point group `progc.proxies` (`name = "module:Class"`). A proxy is a class
+whose instances meet `progc.search.proxies.base.Proxy`; its options are fields with defaults. docs/proxies.md says what
+each one measures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from progc.errors import InputError
+from progc.pipeline.registry import NamedClasses
+
+if TYPE_CHECKING:
+    from progc.search.proxies.base import Proxy
+
+PROXIES: Mapping[str, str] = {
+    "ntk": "progc.search.proxies.ntk:NTK",
+    "zico": "progc.search.proxies.zico:ZiCo",
+    "synflow": "progc.search.proxies.synflow:SynFlow",
+    "gradnorm": "progc.search.proxies.gradnorm:GradNorm",
+    "jacobian-covariance": "progc.search.proxies.jacobian_covariance:JacobianCovariance",
+    "naswot": "progc.search.proxies.naswot:NASWOT",
+}
+
+ENTRY_POINTS = "progc.proxies"
+_CLASSES = NamedClasses("proxy", "proxies", PROXIES, ENTRY_POINTS)
+
+
+def names() -> list[str]:
+    """Names of all proxies, ours first, then those of installed packages.
+
+    Raises:
+        InputError: two proxies have the same name.
+    """
+    return list(_CLASSES.table)
+
+
+def load_proxy(name: str) -> type[Proxy]:
+    """The proxy class called `name`; imports its module. Every option of it has a default.
+
+    Raises:
+        InputError: no such proxy (with a suggestion), a duplicate name, or a proxy that cannot be imported.
+    """
+    found: Any = _CLASSES.load(name)
+    lacking = [part for part in ("name", "higher_is_better", "score") if not hasattr(found, part)]
+    if not isinstance(found, type) or lacking:
+        raise InputError(
+            f"proxy `{name}` loads {_CLASSES.table[name]}, which lacks {', '.join(lacking) or 'a class'}; "
+            "see progc.search.proxies.base.Proxy"
+        )
+    proxy: Any = found
+    _CLASSES.check_name(name, proxy.name)
+    return proxy

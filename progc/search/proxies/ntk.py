@@ -1,0 +1,115 @@
+"""`ntk`: condition number of the empirical neural tangent kernel (TE-NAS; Chen, Gong & Wang, ICLR 2021)."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from progc.data.task import Task
+from progc.errors import InputError
+from progc.ir.program import Program
+from progc.search.proxies import samples
+from progc.search.proxies.base import TwoModes, check_at_least
+from progc.search.proxies.objective import OBJECTIVES
+from progc.search.proxies.per_sample import kernel
+from progc.search.proxies.running import Network
+
+
+@dataclasses.dataclass(frozen=True)
+class NTK(TwoModes):
+    """Largest over smallest eigenvalue of the kernel K_ij = <J_i, J_j> of the gradients J_i of samples.
+
+    Default: J_i is the gradient of the loss of sample i by all parameters that train, norms and biases included; the
+    score is -log10 of the condition number, averaged over `kernels` kernels of `samples` samples each. A smallest
+    eigenvalue within the rounding of the gradients counts as this rounding, so that a singular kernel is the worst and
+    not the best. Reference (AutoProg-Zero): J_i is the gradient of the sum of all output elements by the parameters
+    that train and have `weight` in their name; the score is minus the condition number, averaged over the batches,
+    with NaN as zero and a negative smallest eigenvalue taken as it is.
+
+    Attributes:
+        mode: `default` or `reference`.
+        samples: per kernel (default mode), at least 2.
+        kernels: at most so many, as far as there are samples (default mode).
+        of: `loss` or `outputs` (default mode).
+
+    Raises:
+        InputError: an option out of range.
+    """
+
+    name: ClassVar[str] = "ntk"
+    ranks_unfreezing: ClassVar[bool] = True
+
+    samples: int = 8
+    kernels: int = 2
+    of: str = "loss"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_at_least(self.name, "samples", self.samples, 2)
+        check_at_least(self.name, "kernels", self.kernels, 1)
+        if self.of not in OBJECTIVES:
+            raise InputError(f"proxy ntk: of is {' or '.join(OBJECTIVES)}, not `{self.of}`")
+
+    def score(
+        self, program: Program, batches: Sequence[Any], task: Task, *, seed: int, stage: int | None = None
+    ) -> float:
+        """See `progc.search.proxies.base.Proxy.score`; never NaN in reference mode."""
+        found = self.matrices(program, batches, task, seed=seed, stage=stage)
+        if self.mode == "reference":
+            return -sum(published_condition(matrix) for matrix in found) / len(found)
+        rounding = max(torch.finfo(t.dtype).eps for _, t in program.parameters() if t.is_floating_point())
+        return -sum(log_condition(matrix, rounding) for matrix in found) / len(found)
+
+    def matrices(
+        self, program: Program, batches: Sequence[Any], task: Task, *, seed: int, stage: int | None = None
+    ) -> list[Tensor]:
+        """The kernels, `[samples, samples]` in float64; one per batch in reference mode.
+
+        Raises:
+            InputError: too few samples, or nothing trains.
+        """
+        network = Network(program, task, stage)
+        given = network.fitted(batches)
+        wanted = set(network.trainable)
+        if self.mode == "reference":
+            pieces, of, wanted = given, "outputs", {name for name in wanted if "weight" in name}
+        else:
+            pieces, of = samples.regrouped(given, self.samples, self.kernels), self.of
+        if not pieces:
+            there = sum(map(samples.size, given))
+            raise InputError(f"proxy ntk needs {self.samples} samples and gets {there}; give more or larger batches")
+        if not wanted:
+            raise InputError(f"proxy ntk: nothing that it measures trains in {program.class_name}; unfreeze a part")
+        return [
+            kernel(network, piece, of=of, wanted=wanted, seed=seed + place).matrix for place, piece in enumerate(pieces)
+        ]
+
+
+def log_condition(matrix: Tensor, rounding: float) -> float:
+    """log10 of the condition number of a symmetric matrix; at most that of a matrix singular up to rounding.
+
+    Args:
+        rounding: relative error of the gradients; eigenvalues below `n * rounding` of the largest are noise.
+
+    Returns:
+        NaN if an element is not finite, infinity for a matrix of zeros.
+    """
+    if not bool(torch.isfinite(matrix).all()):
+        return math.nan
+    values = torch.linalg.eigvalsh(matrix)
+    largest, smallest = float(values[-1]), float(values[0])
+    if largest <= 0:
+        return math.inf
+    return math.log10(largest / max(smallest, len(matrix) * rounding * largest))
+
+
+def published_condition(matrix: Tensor) -> float:
+    """Largest over smallest eigenvalue as the published code takes it: NaN as zero, no guard against a sign."""
+    values = torch.linalg.eigvalsh(torch.nan_to_num(matrix))
+    ratio = torch.nan_to_num(values[-1] / values[0])
+    return float(ratio)

@@ -1,0 +1,220 @@
+"""The elastic supernet: one program whose parameters train several sub-networks in turns (AutoProg, CVPR 2022).
+
+A sub-network is its program and one lift from the supernet's tensors. The lift is used twice, and this is the only
+definition there is: `values` makes the sub-network's tensors, for evaluation and for the network that a search goes on
+with; `leaves` makes the same tensors inside autograd, so that gradients land in the supernet's parameters, and nowhere
+else of them: a tensor that is the supernet's own is used as it is, units are a slice of it, a table over positions is
+resampled from it in every step.
+
+Buffers are what a step writes. With `own_statistics` every sub-network has its own (as switchable normalisation, Yu et
+al., ICLR 2019), since running statistics of a shallow and a deep network do not agree; else they are the supernet's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from progc.data.task import Task
+from progc.errors import TargetError
+from progc.ir.module import ProgramModule
+from progc.ir.program import Program
+from progc.lift.averages import EmaLike, attached, moved
+from progc.lift.compose import composed
+from progc.lift.lift import Lift, TensorLift
+from progc.lift.selection import strides
+from progc.pipeline.manager import run
+from progc.schedule.building import network
+from progc.schedule.point import Point, size_text
+from progc.search.nesting import Nesting, kept_blocks
+from progc.transforms.resolution.images import find_images
+from progc.transforms.shrinking.shrink import shrunk
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class SubNetwork:
+    """One candidate.
+
+    Attributes:
+        point: where it is in the growth space.
+        program: its graphs; the tensors in it are views or stale copies, ask `values` for them.
+        lift: from the supernet's tensors to its own.
+        module: runs `program`'s graphs on tensors that are put in.
+        size: height and width of its images, None without images.
+        statistics: buffers of its own by name; empty where they are shared.
+    """
+
+    point: Point
+    program: Program
+    lift: Lift
+    module: ProgramModule
+    size: tuple[int, int] | None
+    statistics: Mapping[str, torch.Tensor]
+
+    def values(self, source: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Its tensors, made of the supernet's or of an averaged copy of these: every name of its program.
+
+        What is not narrowed or resampled is the very tensor of `source`; the rest has memory of its own.
+        """
+        made = self.lift.apply(source)
+        tensors = {name: made.get(name, tensor) for name, tensor in self.program.tensors.items()}
+        return tensors | dict(self.statistics)
+
+    def leaves(self, source: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Its tensors that are not the supernet's own objects, made inside autograd, by canonical name."""
+        entries = {entry.name: entry for entry in self.lift.tensors}
+        made: dict[str, torch.Tensor] = {}
+        for name, held in self.program.tensors.items():
+            entry = entries.get(name, TensorLift(name, name))
+            if name in self.program.tied or entry.source not in source:
+                continue
+            tensor = source[entry.source]
+            value = self.statistics[name] if name in self.statistics else _inside(tensor, entry)
+            if self.program.specs[name].kind == "parameter" and not held.requires_grad:
+                value = value.detach()
+            if value is not held:
+                made[name] = value
+        return made
+
+    def loss(
+        self, task: Task, batch: Any, tensors: Mapping[str, torch.Tensor], stage: int | None = None
+    ) -> torch.Tensor:
+        """Its loss on a batch of images of any size, with these tensors in place of its own.
+
+        Args:
+            stage: for a network with a stage input, unless the task gives it; None: the null row.
+        """
+        fitted = batch if self.size is None else task.at_size(batch, self.size)
+        args, kwargs = task.inputs(fitted)
+        sid = self.program.sid
+        if sid is not None and sid.input is not None and sid.input not in kwargs:
+            first = next(leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor))
+            row = sid.null if stage is None else stage
+            kwargs = {**kwargs, sid.input: torch.full((first.shape[0],), row, device=first.device)}
+        if not tensors:
+            return task.loss(self.module(*args, **kwargs), fitted)
+        return task.loss(torch.func.functional_call(self.module, dict(tensors), args, kwargs), fitted)
+
+
+def _inside(tensor: torch.Tensor, entry: TensorLift) -> torch.Tensor:
+    """What the lift's entry makes of a tensor, with gradients; the very tensor where nothing is done."""
+    if entry.plain:
+        return tensor
+    if any(entry.dims):
+        steps = strides(entry.dims)
+        for dim, index_map in enumerate(entry.dims):
+            step = None if steps is None else steps[dim]
+            if step is not None:
+                tensor = tensor[(slice(None),) * dim + (step,)]
+            elif steps is None and index_map is not None and not index_map.unchanged:
+                tensor = tensor.index_select(dim, index_map.index().to(tensor.device))
+    return tensor if entry.resample is None else entry.resample.mapped(tensor)
+
+
+class Supernet:
+    """A program and the sub-networks that train on its parameters.
+
+    Attributes:
+        program: its tensors are the ones an optimizer trains.
+        members: the sub-networks, in the order of the points.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        points: Sequence[Point],
+        *,
+        base: Mapping[str, int] | None = None,
+        nesting: Nesting = "grown",
+        own_statistics: bool = True,
+    ) -> None:
+        """Cuts the sub-networks out.
+
+        Args:
+            program: the largest network in depth and width; its image may be smaller than a point's.
+            points: one per sub-network.
+            base: depths that are part of every sub-network; None: the smallest of the points.
+            nesting: which other blocks a sub-network has, see progc/search/nesting.py.
+            own_statistics: whether each sub-network has buffers of its own.
+
+        Raises:
+            InputError, TargetError: a point that cannot be had.
+        """
+        self.program = program.complete()
+        least = {name: min(point.depths[name] for point in points) for name in points[0].depths} if points else {}
+        self._base = {**least, **(base or {})}
+        self._nesting, self._own = nesting, own_statistics
+        self.members = tuple(self.sub_network(point) for point in points)
+
+    def sub_network(self, point: Point, base: Mapping[str, int] | None = None) -> SubNetwork:
+        """The sub-network of a point; `base` as for the class."""
+        kept = kept_blocks(self.program, point.depths, self._base if base is None else base, self._nesting)
+        small, lift = self.program, Lift(())
+        if kept:
+            cut = shrunk(self.program, kept, {}, units="spread", storage="share")
+            moves = tuple(dataclasses.replace(entry, storage="") for entry in cut.lift.tensors)  # nothing is narrowed
+            small, lift = cut.program, dataclasses.replace(cut.lift, tensors=moves)
+        narrow, further = network(small, dataclasses.replace(point, depths={}, resolution=None))
+        lift = lift if further is None else composed(lift, further)
+        small, more = _at_resolution(narrow, point)
+        lift = lift if more is None else composed(lift, more)
+        # Views of the supernet would keep all of it in memory, and strided weights compute with other kernels.
+        owned = tuple(dataclasses.replace(e, storage="copy") if any(e.dims) else e for e in lift.tensors)
+        lift = dataclasses.replace(lift, tensors=owned)
+        small = run(small, point.freezing(small), verify=False)[0].replace(averages=())
+        made = lift.apply(self.program.tensors)
+        buffers = [n for n in small.tensors if small.specs[n].kind == "buffer" and n in made]
+        statistics = {n: made[n].detach().clone() for n in buffers if n not in small.tied} if self._own else {}
+        return SubNetwork(point, small, lift, small.module(), _image_size(small), statistics)
+
+    def recycled(self, member: SubNetwork, ema: EmaLike | None = None) -> Program:
+        """The network of a sub-network with the weights it has now: what training goes on with.
+
+        Tensors of unchanged shape are the supernet's objects; the others have memory of their own.
+
+        Args:
+            ema: averaged copies of the supernet's weights, which become the result's `averages`. Statistics of the
+                sub-network's own are theirs too.
+        """
+        tensors = member.values(self.program.tensors)
+        made = {name: _as_parameter(tensors[name], held) for name, held in member.program.tensors.items()}
+        made |= {alias: made[name] for alias, name in member.program.tied.items()}
+        after = member.program.replace(tensors=made, history=self.program.history)
+        held = self.program if ema is None else attached(self.program, ema)
+        averages = tuple(
+            dataclasses.replace(own, tensors={**own.tensors, **{n: b.clone() for n, b in member.statistics.items()}})
+            for own in moved(held.averages, member.lift, after, "one-shot")
+        )
+        return after.replace(averages=averages)
+
+
+def _as_parameter(value: torch.Tensor, held: torch.Tensor) -> torch.Tensor:
+    if not isinstance(held, nn.Parameter) or (isinstance(value, nn.Parameter) and _alike(value, held)):
+        return value
+    return nn.Parameter(value.detach(), requires_grad=held.requires_grad)
+
+
+def _alike(value: torch.Tensor, held: torch.Tensor) -> bool:
+    return value.requires_grad is held.requires_grad
+
+
+def _at_resolution(program: Program, point: Point) -> tuple[Program, Lift | None]:
+    """The program at a point's image size, larger or smaller."""
+    from progc.passes.grow_resolution import GrowResolution
+
+    if point.resolution is None:
+        return program, None
+    after, (result,) = run(program, [GrowResolution(to=(size_text(point.resolution),))], verify=False)
+    return after, result.lift
+
+
+def _image_size(program: Program) -> tuple[int, int] | None:
+    try:
+        return find_images(program)[0].size
+    except TargetError:
+        return None

@@ -1,0 +1,336 @@
+"""The zero-shot search: at each stage, proxies and time of the candidates, and a vote (AutoProg-Zero, Li et al. 2024).
+
+`reference` follows the published procedure: the first samples in their own order, two batches for each proxy and six
+for the measured time of a step, a vote of ranks that ties to the fastest, duplicates measured twice. `default` draws
+shuffled samples, predicts time from the graph up to the end of training, and votes by `progc.search.vote.worth`
+(docs/zero-shot.md). Candidates are looked at one after the other; nothing is trained.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import gc
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from progc.data.task import Task
+from progc.errors import CheckError, InputError, PassOptionError, TargetError
+from progc.ir.program import Program
+from progc.ir.untouched import untouched
+from progc.passes.freeze import Freeze
+from progc.pipeline.manager import run
+from progc.ranks.agreeing import agreed
+from progc.schedule.building import stage_program
+from progc.schedule.decision import Candidate, Decision
+from progc.schedule.point import Point
+from progc.schedule.space import Index, Space
+from progc.search import probing, vote
+from progc.search.zero_shot_options import Options
+from progc.transforms.sid.edit import with_stage
+
+Progress = Callable[[str], None]
+
+
+def search(
+    full: Program,
+    space: Space,
+    task: Task | None,
+    *,
+    stages: int,
+    batch: int | None = None,
+    seed: int = 0,
+    mode: str = "default",
+    settings: Any = None,
+    progress: Progress | None = None,
+) -> tuple[list[Index], list[Decision]]:
+    """Decides all stages in a row, with the weights as they are now; the last stage is the full network.
+
+    While a network trains its scores change: `decide` at the start of each stage sees the weights of that moment. Here
+    every stage is decided on the given ones, so a later stage differs in its candidates alone (and in the stage that a
+    stage identifier is given).
+
+    Args:
+        full: the full network.
+        space: what is chosen from.
+        task: samples and loss.
+        stages: how many.
+        batch: samples per training step, for the predicted or measured time; None: as in the example.
+        seed: of the samples, and of masks that the network draws.
+        mode: `default` or `reference`.
+        settings: see `Options`.
+        progress: told what is going on, in a few words.
+
+    Returns:
+        The place of every stage, and a decision for each but the last.
+
+    Raises:
+        InputError: nothing to choose from, no task, unknown settings, too few samples, no weights.
+        CheckError: a loss is NaN or infinite, every score is NaN, or weights were changed.
+        TargetError: the network cannot have a candidate's sizes.
+    """
+    if stages > 1 and space.empty:
+        raise InputError("zero-shot search: the space has one point, so there is nothing to choose; give more levels")
+    searching = _Search(full, task, stages, batch, seed, Options.of(settings, mode), progress, remember=True)
+    chosen: list[Index] = []
+    decisions: list[Decision] = []
+    for stage in range(stages - 1):
+        index, decision = searching.decide(space, chosen[-1] if chosen else None, stage)
+        chosen.append(index)
+        decisions.append(decision)
+    return [*chosen, space.last], decisions
+
+
+def decide(
+    full: Program,
+    space: Space,
+    current: Index | None,
+    task: Task | None,
+    *,
+    stage: int,
+    stages: int,
+    batch: int | None = None,
+    seed: int = 0,
+    mode: str = "default",
+    settings: Any = None,
+    progress: Progress | None = None,
+) -> tuple[Index, Decision]:
+    """Decides one stage, with the weights as they are now. On several ranks rank 0 decides for all.
+
+    Args:
+        full: the full network.
+        current: the place of the stage before; None at stage 0.
+        stage: which one, from 0 on. The last one is the full network, without a search.
+
+    Others are those of `search`, and so is what it raises.
+    """
+    searching = _Search(full, task, stages, batch, seed, Options.of(settings, mode), progress, remember=False)
+    return searching.decide(space, current, stage)
+
+
+class _Search:
+    """A search over one network; remembers scores from stage to stage where these cannot differ."""
+
+    def __init__(
+        self,
+        full: Program,
+        task: Task | None,
+        stages: int,
+        batch: int | None,
+        seed: int,
+        options: Options,
+        progress: Progress | None,
+        *,
+        remember: bool,
+    ) -> None:
+        self.full, self.task, self.stages, self.batch, self.seed = full, task, stages, batch, seed
+        self.options = options
+        self._progress = progress or (lambda text: None)
+        self._batches: probing.Batches | None = None
+        self._proxies = probing.proxies_of(options.proxies, options.mode)
+        self._remember = remember and not options.reference and full.sid is None
+        self._known: dict[Point, dict[str, float]] = {}
+        self._full_time: float | None = None
+        self._online = not remember
+
+    def decide(self, space: Space, current: Index | None, stage: int) -> tuple[Index, Decision]:
+        """One stage: rank 0 searches, all get its answer."""
+
+        def answer() -> dict[str, Any]:
+            index, decision = self._decide(space, current, stage)
+            return {"index": list(index), "decision": decision.to_json()}
+
+        asked = json.dumps([space.to_json(), self.options.to_json(), self.seed], sort_keys=True)
+        about = hashlib.sha256(asked.encode()).hexdigest()[:8]  # of space and options, which may be long
+        found = agreed(f"stage {stage} of {self.stages} from {list(current or ())} in {about}", answer)
+        return Index(*found["index"]), Decision.from_json(found["decision"])
+
+    def _decide(self, space: Space, current: Index | None, stage: int) -> tuple[Index, Decision]:
+        from progc.search.candidates import zero_shot_candidates
+
+        start = time.perf_counter()
+        if not 0 <= stage < self.stages:
+            raise InputError(f"stage {stage} does not exist: there are {self.stages}, numbered from 0")
+        if not self._remember:
+            self._known.clear()
+        if stage == self.stages - 1:
+            only = Candidate(space.point(space.last), {})
+            return space.last, Decision(stage, (only,), 0, "the last stage is the full network")
+        places = zero_shot_candidates(space, current, stage, self.stages, self.options.mode)
+        times: dict[Index, int] = {place: places.count(place) for place in places}
+        if not times:
+            raise InputError(f"stage {stage}: there is no candidate; give the space more levels")
+        if len(times) == 1:
+            (place,) = times
+            only = Candidate(space.point(place), {})
+            return place, Decision(stage, (only,), 0, f"{only.point} is the only candidate", self._settings())
+        points = {place: space.point(place) for place in times}
+        self._check_proxies(stage, list(points.values()))
+        probing.check_weights(self.full)
+        self.full = self.full.complete()
+        with untouched(self.full), _collecting():
+            found = [self._scores(points[place], stage, times[place]) for place in times]
+            if not self.options.reference:
+                whole = self._time_of_full(space)
+                for scores in found:
+                    scores["end_to_end"] = (1 + scores["time"] / whole) / 2
+        decision = self._vote(stage, list(points.values()), found, time.perf_counter() - start)
+        return list(times)[decision.winner], decision
+
+    # -- measuring -------------------------------------------------------------------------------------------------
+
+    def _scores(self, point: Point, stage: int, times: int) -> dict[str, float]:
+        """Scores and time of a point; measured as often as it occurs in `reference`, and the mean of that."""
+        if point not in self._known:
+            where = f"stage {stage}, candidate `{point}`"
+            self._progress(f"score {where}")
+            self._known[point] = self._measured(point, stage, times if self.options.reference else 1, where)
+        return dict(self._known[point])
+
+    def _measured(self, point: Point, stage: int, times: int, where: str) -> dict[str, float]:
+        task, batches = self._drawn()
+        row = self._row(stage)
+        program = self._built(point, row, where)
+        runs = [
+            {
+                **probing.scores(program, self._proxies, batches, task, seed=self.seed + again, stage=row, where=where),
+                "time": self._time(program, task, batches, row),
+            }
+            for again in range(times)
+        ]
+        del program
+        gc.collect()  # graphs and nodes point to each other; this frees them before the next candidate is built
+        return {name: math.fsum(run[name] for run in runs) / times for name in runs[0]}
+
+    def _row(self, stage: int) -> int | None:
+        """The row of the stage identifier that trains in a stage, None without an identifier."""
+        return None if self.full.sid is None else min(stage, self.full.sid.stages - 1)
+
+    def _built(self, point: Point, row: int | None, where: str) -> Program:
+        try:
+            return self._at_row(stage_program(self.full, point), row)
+        except (TargetError, PassOptionError) as error:
+            raise TargetError(f"{where}: {error}") from error
+
+    def _at_row(self, program: Program, row: int | None) -> Program:
+        """The program in the stage of that row, where its graphs fix one."""
+        if program.sid is None or program.sid.input is not None:
+            return program
+        return with_stage(program, dataclasses.replace(program.sid, stage=row))
+
+    def _time(self, program: Program, task: Task, batches: probing.Batches, row: int | None) -> float:
+        """Seconds of a step of a program."""
+        from progc.analysis.costs import predicted_seconds, step_time
+
+        reference = self.options.reference
+        if self.options.time == "predicted":
+            size = self.options.samples if reference else self.batch
+            return float(predicted_seconds(program, batch=size, learning=not reference))
+        if reference:
+            return probing.published_time(program, batches.timed, task, row)
+        own = next((shape[0] for shape in self.full.signature.shapes if shape), 1)
+        return float(step_time(program, task, batch=self.batch or own, seed=self.seed, stage=row))
+
+    def _time_of_full(self, space: Space) -> float:
+        """Seconds of a step of the full network, everything trainable."""
+        if self._full_time is None:
+            point = space.point(space.last)
+            if point in self._known:
+                self._full_time = self._known[point]["time"]
+            else:
+                task, batches = self._drawn()
+                row = self._row(self.stages - 1)
+                everything = run(self.full, [Freeze(measure=False)], verify=False)[0]
+                self._full_time = self._time(self._at_row(everything, row), task, batches, row)
+        return self._full_time
+
+    def _drawn(self) -> tuple[Task, probing.Batches]:
+        if self.task is None:
+            raise InputError("zero-shot search needs samples and a loss; give a task (--data FILE with datasets())")
+        if self._batches is None:
+            options = self.options
+            timed = options.reference and options.time == "measured"
+            self._batches = probing.draw(
+                self.task, self.full, options.proxies, mode=options.mode, samples=options.samples,
+                count=options.count, seed=self.seed, timed=timed,
+            )  # fmt: skip
+        return self.task, self._batches
+
+    def _check_proxies(self, stage: int, points: list[Point]) -> None:
+        """Refuses proxies of which none can tell the candidates apart."""
+        if len({point.network for point in points}) > 1:
+            return
+        if not any(getattr(proxy, "ranks_unfreezing", True) for proxy in self._proxies.values()):
+            raise InputError(
+                f"stage {stage}: {', '.join(self._proxies)} give the same score whatever trains, and the candidates "
+                "differ in that alone; add ntk, zico or gradnorm"
+            )
+
+    # -- deciding --------------------------------------------------------------------------------------------------
+
+    def _vote(self, stage: int, points: list[Point], found: list[dict[str, float]], seconds: float) -> Decision:
+        options = self.options
+        by_name = {name: [scores[name] for scores in found] for name in options.proxies}
+        missing = [
+            f"{name} of {point}"
+            for name, values in by_name.items()
+            for point, value in zip(points, values, strict=True)
+            if math.isnan(value)
+        ]
+        if len(missing) == len(by_name) * len(points):
+            raise CheckError(
+                f"stage {stage}: {', '.join(by_name)} are NaN for every candidate; check the weights and the samples, "
+                "or choose other proxies"
+            )
+        if options.reference:
+            outcome = vote.published([scores["time"] for scores in found], by_name, options.weights)
+        else:
+            times = [scores["end_to_end"] for scores in found]
+            outcome = vote.worth(times, by_name, options.weights, options.price)
+        candidates = tuple(
+            Candidate(
+                point,
+                scores,
+                {name: float(own[place]) for name, own in outcome.ranks.items()},
+                outcome.totals[place],
+            )
+            for place, (point, scores) in enumerate(zip(points, found, strict=True))
+        )
+        reason = _reason(candidates, outcome, options.proxies)
+        if missing:
+            reason += f"; {', '.join(missing)} could not be computed and ranks last"
+        return Decision(stage, candidates, outcome.winner, reason, self._settings(outcome.price), seconds)
+
+    def _settings(self, price: float | None = None) -> dict[str, Any]:
+        settings = {**self.options.to_json(), "seed": self.seed, "batch": self.batch, "online": self._online}
+        return settings if price is None else {**settings, "price": price}
+
+
+@contextlib.contextmanager
+def _collecting() -> Iterator[None]:
+    """Collections look at what is made meanwhile only: what libraries hold takes longer to look at than a candidate."""
+    if gc.get_freeze_count():  # somebody uses this already
+        yield
+        return
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
+def _reason(candidates: tuple[Candidate, ...], outcome: vote.Vote, names: tuple[str, ...]) -> str:
+    """One sentence: what the winner has and what the next best has not."""
+    winner = candidates[outcome.winner]
+    rank = ", ".join(f"{name} {winner.ranks[name]:.0f}" for name in (*names, "time"))
+    text = f"{winner.point} has the smallest total, {winner.total:.4g} (ranks: {rank})"
+    if outcome.tied:
+        rule = "the fastest of these" if outcome.price is None else "the better proxies, then the shorter time, decide"
+        return f"{text}, as has {', '.join(str(candidates[place].point) for place in outcome.tied)}: {rule}"
+    others = [candidate for place, candidate in enumerate(candidates) if place != outcome.winner]
+    second = min(others, key=lambda candidate: candidate.total)
+    return f"{text}; next is {second.point} with {second.total:.4g}"

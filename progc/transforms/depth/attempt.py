@@ -1,0 +1,181 @@
+"""Which chains grow: those that can do it exactly; a chain that nobody named may be left alone.
+
+A depth for all chains is for those that can take it. Others keep theirs, each with a note that says why. A chain that
+is named is refused instead, and so is the depth if no chain can take it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Literal
+
+from progc.analysis.chains import Chain
+from progc.errors import LOSSY, NotLosslessError, ProgcError
+from progc.ir.program import Program
+from progc.lift.lift import TensorLift
+from progc.transforms.depth.grow import CannotGrow, GrownChains
+from progc.transforms.depth.identity import Identity, identity, lossy_reason
+from progc.transforms.depth.insertion import Inserted, joined, units
+from progc.transforms.depth.places import Place, arranged
+from progc.transforms.depth.targets import Choice, Size, choose
+
+Growing = Sequence[tuple[Chain, Sequence[Place]]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What the user asked for: as the options of `grow-depth`."""
+
+    sizes: Sequence[Size]
+    names: Sequence[str]
+    init: Literal["identity", "interpolate", "stack", "random"]
+    lossy: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Deeper:
+    """Grown chains, not finished yet.
+
+    Attributes:
+        grown: the draft; None if nothing grows.
+        growing: the chains and their places.
+        reasons: why the growth is not exact, which the user accepts.
+        notes: what was left alone, and what the user should know of the new blocks.
+        eval_only: which new blocks are the identity in eval mode alone.
+    """
+
+    grown: GrownChains | None
+    growing: Growing
+    reasons: tuple[str, ...]
+    notes: tuple[str, ...]
+    eval_only: tuple[str, ...] = ()
+
+
+def deepened(program: Program, options: Options) -> Deeper:
+    """Grows all chains that are meant and can.
+
+    Raises:
+        PassOptionError, TargetError: as `choose`; a chain that cannot take more blocks.
+        NotLosslessError: with init `identity` and without `lossy`: a named chain, or every chain, cannot grow exactly.
+    """
+    return _Attempts(program, options).run()
+
+
+class _Attempts:
+    """The growth again without each chain that turns out not to grow; what was found for the others is kept."""
+
+    def __init__(self, program: Program, options: Options) -> None:
+        self.program, self.options = program, options
+        self.left: dict[str, str] = {}
+        self.first: ProgcError | None = None
+        self.known: dict[tuple[str, int, int], tuple[dict[str, TensorLift], Identity]] = {}
+
+    def run(self) -> Deeper:
+        while True:
+            choice = choose(self.program.chains, self.options.sizes, self.options.names, self.left)
+            growing = [
+                (chain, arranged(len(chain.blocks), blocks, chain.period, self._init(chain)))
+                for chain, blocks in choice.blocks
+                if blocks > len(chain.blocks)
+            ]
+            if not growing:
+                if self.first is not None:
+                    raise self.first
+                return Deeper(None, (), (), choice.notes)
+            done = self._attempt(choice, growing)
+            if done is not None:
+                return done
+
+    def _init(self, chain: Chain) -> Literal["identity", "interpolate", "stack", "random"]:
+        return "random" if chain.kind == "dense" else self.options.init
+
+    def _attempt(self, choice: Choice, growing: Growing) -> Deeper | None:
+        """The growth of these chains; None if one has to be left alone, which is then in `left`."""
+        try:
+            grown = GrownChains(self.program, growing, random=self.options.init == "random")
+        except CannotGrow as error:
+            self._leave(choice, error.chain, error, str(error))
+            return None
+        if self.options.init != "identity":
+            return Deeper(grown, growing, (), choice.notes)
+        reasons: list[str] = []
+        made: dict[str, list[Identity]] = {}
+        for unit in units(grown.inserted):
+            block = unit[0]
+            if block.chain.name in self.left:
+                continue
+            try:
+                made.setdefault(block.chain.name, []).extend(self._identities(grown, unit))
+            except NotLosslessError as error:
+                label = block.chain.blocks[block.source].label
+                reason = f"a copy of {label} cannot be the identity: {error}"
+                if not self.options.lossy:
+                    advice = f"; use init=interpolate, or {LOSSY} (plain copies)"
+                    self._leave(choice, block.chain, NotLosslessError(reason + advice), reason)
+                reasons.append(reason)
+        for chain, _ in growing:
+            reason_ = lossy_reason(made.get(chain.name, ()))
+            if reason_ and not self.options.lossy and chain.name not in self.left:
+                refusal = NotLosslessError(f"{reason_}; {LOSSY}, or use init=interpolate")
+                self._leave(choice, chain, refusal, reason_)
+            reasons += [reason_] if reason_ else []
+        self._leave_plain(choice, growing, made)
+        if any(chain.name in self.left for chain, _ in growing):
+            return None
+        notes = [*choice.notes, *(f"{name} keeps its depth: {reason}" for name, reason in self.left.items())]
+        return Deeper(grown, growing, tuple(dict.fromkeys(reasons)), tuple(notes), tuple(_eval_only(made)))
+
+    def _leave(self, choice: Choice, chain: Chain, error: ProgcError, reason: str) -> None:
+        if chain.name not in choice.unnamed:
+            raise error
+        self.first = self.first or error
+        self.left[chain.name] = reason
+
+    def _leave_plain(self, choice: Choice, growing: Growing, made: dict[str, list[Identity]]) -> None:
+        """Layers without a skip path are the blocks of a plain network, and stems and transitions of any other."""
+        plain = {name: next((one.plain for one in found if one.plain), None) for name, found in made.items()}
+        residual = [
+            chain
+            for chain, _ in growing
+            if chain.name not in self.left and not plain.get(chain.name) and len(chain.blocks)
+        ]
+        for name, layer in plain.items():
+            if layer and residual and name in choice.unnamed and name not in self.left:
+                self.left[name] = (
+                    f"{layer} stands on its only path, and {residual[0].name} has a skip path; name it to grow it"
+                )
+
+    def _identities(self, grown: GrownChains, unit: Sequence[Inserted]) -> list[Identity]:
+        """Identities of the blocks of one period, or of the period as a whole where a block alone is none."""
+        try:
+            before = dict(grown.lifts)
+            return [self._identity(grown, block) for block in unit]
+        except NotLosslessError:
+            if len(unit) == 1:
+                raise
+            grown.lifts.update(before)
+            return [self._identity(grown, joined(unit))]
+
+    def _identity(self, grown: GrownChains, block: Inserted) -> Identity:
+        """The block's identity, its lifts put in place; taken over from an earlier attempt where nothing changed."""
+        key = (block.chain.name, block.place, len(block.nodes["eval"]))
+        if key in self.known:
+            before, found = self.known[key]
+            if all(lift.fresh and grown.lifts.get(name) == lift for name, lift in before.items()):
+                grown.lifts.update(found.lifts)
+                return found
+        found = identity(grown.draft, block, grown.lifts)
+        self.known[key] = ({name: grown.lifts[name] for name in found.lifts}, found)
+        grown.lifts.update(found.lifts)
+        return found
+
+
+def _eval_only(made: dict[str, list[Identity]]) -> list[str]:
+    """Which blocks are the identity in eval mode alone."""
+    norms = {name: next((one.eval_only for one in found if one.eval_only), None) for name, found in made.items()}
+    return [
+        f"new blocks of {name} are the identity in eval mode; in train mode {norm} normalises by the batch"
+        for name, norm in norms.items()
+        if norm
+    ]

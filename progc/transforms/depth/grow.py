@@ -1,0 +1,121 @@
+"""A program whose chains are being made longer: graphs with copied blocks, names, ties and one lift per tensor."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from progc.analysis.chains import Chain
+from progc.errors import TargetError
+from progc.ir.graphs import propagate
+from progc.ir.program import Program, TensorSpec
+from progc.lift.averages import Average
+from progc.lift.lift import Lift, TensorLift
+from progc.transforms.depth.averaged import averaged_lifts
+from progc.transforms.depth.dense import insert_dense
+from progc.transforms.depth.insertion import Editor, Inserted
+from progc.transforms.depth.naming import Naming, in_order, name_places
+from progc.transforms.depth.places import Place
+
+
+class CannotGrow(TargetError):
+    """A chain that cannot take more blocks, whatever they compute."""
+
+    def __init__(self, chain: Chain, reason: str) -> None:
+        super().__init__(reason)
+        self.chain = chain
+
+
+class GrownChains:
+    """The draft of a deeper program.
+
+    Attributes:
+        inserted: inserted blocks in the order of data flow.
+        lifts: tensor lifts by name after growth; callers refine those of inserted blocks, then call `finish`.
+        draft: the grown program with old tensors under new names: right in graphs, names, ties and shapes, not in
+            values.
+    """
+
+    def __init__(self, program: Program, growing: Sequence[tuple[Chain, Sequence[Place]]], random: bool) -> None:
+        self._program = program
+        self.lifts: dict[str, TensorLift] = {}
+        self.inserted: list[Inserted] = []
+        self._init = "random" if random else "copy"
+        self._order: dict[str, tuple[int, int, int]] = {}
+        self._renamed: dict[str, str] = {}
+        self._tied: dict[str, str] = {}
+        self._resized = False
+        editor = Editor(program)
+        namings = [name_places(program, chain, places) for chain, places in growing]
+        for naming in namings:
+            editor.rename(naming.tensors, naming.labels)
+            self._renamed.update(naming.tensors)
+            self._order.update(naming.order)
+        self.lifts.update({new: TensorLift(new, old) for old, new in self._renamed.items()})
+        for old, canonical in program.tied.items():
+            self._tied[self._renamed.get(old, old)] = self._renamed.get(canonical, canonical)
+        for (chain, places), naming in zip(growing, namings, strict=True):
+            self._lift(editor, chain, places, naming)
+            if chain.kind == "dense":
+                try:
+                    insert_dense(editor, chain, places, naming, self.lifts, random)
+                except TargetError as error:
+                    raise CannotGrow(chain, str(error)) from error
+                self._resized = True
+            else:
+                self.inserted += editor.insert(chain, places, naming)
+        self.draft = dataclasses.replace(
+            program,
+            graphs=editor.finish(),
+            tensors={name: program.tensors[source] for name, source in self._origins().items()},
+            specs=self._specs(),
+            tied=self._tied,
+        )
+
+    def finish(self, seed: int, average: Average | None = None, everything: bool = False) -> tuple[Program, Lift]:
+        """The grown program and the lift that made its tensors.
+
+        Args:
+            average: what inserted tensors take their values from instead of the program's own.
+            everything: all tensors do.
+        """
+        for alias, canonical in self._tied.items():
+            if alias in self.lifts and self.lifts[alias].fresh:
+                self.lifts[alias] = dataclasses.replace(self.lifts[canonical], name=alias)
+        if average is not None:
+            self.lifts.update(averaged_lifts(self._origins(), self.lifts, everything))
+        names = set(self.draft.tensors)
+        removed = frozenset(name for name in self._renamed if name not in names)
+        lift = Lift(tuple(self.lifts.values()), seed=seed, removed=removed)
+        made = lift.apply(self._program.tensors, None if average is None else average.tensors)
+        tensors = {name: made[self._tied.get(name, name)] for name in self.draft.tensors}
+        program = dataclasses.replace(self.draft, tensors=tensors)
+        if self._resized:
+            for mode, graph in program.graphs.items():
+                propagate(program, graph, mode)
+        return program, lift
+
+    def _lift(self, editor: Editor, chain: Chain, places: Sequence[Place], naming: Naming) -> None:
+        """Lifts of inserted blocks: own tensors are new, those tied to a tensor outside the block stay tied."""
+        program = self._program
+        for place, names in zip(places, naming.copies, strict=True):
+            owned = editor.owned(chain, place.source)
+            for old, new in names.items():
+                canonical = program.tied.get(old, old)
+                if canonical in owned:
+                    self.lifts[new] = TensorLift(new, old, fresh=True, init=self._init)
+                    if canonical != old:
+                        self._tied[new] = names[canonical]
+                else:
+                    self.lifts[new] = TensorLift(new, canonical)
+                    self._tied[new] = self._renamed.get(canonical, canonical)
+
+    def _origins(self) -> dict[str, str]:
+        """Every new name, in the order of the user's class, with the old name it is made from."""
+        origin = {self._renamed.get(old, old): old for old in self._program.tensors}
+        origin.update({new: entry.source for new, entry in self.lifts.items()})
+        ordered = in_order(list(self._program.tensors), origin, self._order)
+        return {name: origin[name] for name in ordered}
+
+    def _specs(self) -> dict[str, TensorSpec]:
+        return {name: self._program.specs[source] for name, source in self._origins().items()}

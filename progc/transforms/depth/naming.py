@@ -1,0 +1,140 @@
+"""Names after depth growth: blocks are numbered by position, as the user's own class of that depth would."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from progc.analysis.chains import Chain
+from progc.ir.program import Program
+from progc.transforms.depth.places import Place
+
+
+@dataclasses.dataclass(frozen=True)
+class Naming:
+    """All names that one chain's growth changes.
+
+    Attributes:
+        numbers: number of each place, in order.
+        tensors: old to new state name, for tensors that stay (blocks of the chain and siblings behind it).
+        copies: per place, old to new state name for the tensors of an inserted block; empty for old blocks.
+        labels: old to new module path of blocks that stay.
+        copy_labels: per place, old and new module path of its block.
+        order: for every new name, what to sort by so that blocks come in the order of their numbers.
+    """
+
+    numbers: tuple[int, ...]
+    tensors: Mapping[str, str]
+    copies: tuple[Mapping[str, str], ...]
+    labels: Mapping[str, str]
+    copy_labels: tuple[tuple[str, str], ...]
+    order: Mapping[str, tuple[int, int, int]]
+
+
+def name_places(program: Program, chain: Chain, places: Sequence[Place]) -> Naming:
+    """Numbers the places of `chain` from the number of its first block on and renames what has to move."""
+    first = chain.blocks[0].index
+    numbers = tuple(range(first, first + len(places)))
+    tensors: dict[str, str] = {}
+    labels: dict[str, str] = {}
+    order: dict[str, tuple[int, int, int]] = {}
+    begin = _begin(program, chain)
+    copies: list[dict[str, str]] = []
+    copy_labels: list[tuple[str, str]] = []
+    for number, place in zip(numbers, places, strict=True):
+        block = chain.blocks[place.source]
+        renamed = {
+            old: pattern.replace("#", str(number)) for old, pattern in zip(block.tensors, block.patterns, strict=True)
+        }
+        order.update({new: (begin[program.specs[old].kind], number, k) for k, (old, new) in enumerate(renamed.items())})
+        label = _label(chain, block.label, block.index, number)
+        copies.append(renamed if place.copy else {})
+        copy_labels.append((block.label, label))
+        if not place.copy:
+            tensors.update(renamed)
+            labels[block.label] = label
+    _move_later(program, chain, len(places) - len(chain.blocks), tensors, labels, order, begin)
+    return Naming(numbers, tensors, tuple(copies), labels, tuple(copy_labels), order)
+
+
+def _begin(program: Program, chain: Chain) -> dict[str, int]:
+    """Where the container starts among the parameters, the buffers and the constants of the program."""
+    members = {name for block in chain.blocks for name in block.tensors}
+    begin: dict[str, int] = {spec.kind: len(program.tensors) for spec in program.specs.values()}
+    for position, name in enumerate(program.tensors):
+        if name in members:
+            begin[program.specs[name].kind] = min(begin[program.specs[name].kind], position)
+    return begin
+
+
+def _move_later(
+    program: Program,
+    chain: Chain,
+    shift: int,
+    tensors: dict[str, str],
+    labels: dict[str, str],
+    order: dict[str, tuple[int, int, int]],
+    begin: Mapping[str, int],
+) -> None:
+    """Siblings behind the chain that are no part of it move up by `shift`."""
+    head, _, tail = chain.pattern.partition("#")
+    for old_label in chain.later:
+        number = _number(old_label, head)
+        if number is None:
+            continue
+        labels[old_label] = _label(chain, old_label, number, number + shift)
+        old_prefix, new_prefix = f"{head}{number}{tail}", f"{head}{number + shift}{tail}"
+        for position, name in enumerate(program.tensors):
+            if name.startswith(old_prefix):
+                tensors[name] = new_prefix + name.removeprefix(old_prefix)
+                order[tensors[name]] = (begin[program.specs[name].kind], number + shift, position)
+
+
+def _number(label: str, head: str) -> int | None:
+    digits = ""
+    for letter in label.removeprefix(head):
+        if not letter.isdigit():
+            break
+        digits += letter
+    return int(digits) if label.startswith(head) and digits else None
+
+
+def _label(chain: Chain, label: str, old: int, new: int) -> str:
+    """A block's module path with another number; the number stands where the chain's pattern has it."""
+    head = chain.pattern.partition("#")[0]
+    old_prefix = f"{head}{old}"
+    return f"{head}{new}{label.removeprefix(old_prefix)}" if label.startswith(old_prefix) else label
+
+
+def renamed_stack(stack: Any, labels: Mapping[str, str]) -> Any:
+    """A node's `nn_module_stack` with module paths of renumbered blocks, keys included."""
+    if not isinstance(stack, Mapping):
+        return stack
+    renamed = {}
+    for key, (path, kind) in stack.items():
+        new = renamed_path(path, labels)
+        renamed[key.removesuffix(path) + new if path and key.endswith(path) else key] = (new, kind)
+    return renamed
+
+
+def renamed_path(path: str, labels: Mapping[str, str]) -> str:
+    """A module path whose leading part is a renumbered block."""
+    parts = path.split(".")
+    for end in range(len(parts), 0, -1):
+        prefix = ".".join(parts[:end])
+        if prefix in labels:
+            return ".".join([labels[prefix], *parts[end:]])
+    return path
+
+
+def in_order(names: Sequence[str], origin: Mapping[str, str], order: Mapping[str, tuple[int, int, int]]) -> list[str]:
+    """New state names in the order of the user's class: containers stay where they were, blocks by number.
+
+    Args:
+        names: old names, in order.
+        origin: new name to the old name it is made from.
+        order: `Naming.order` of all chains that grew.
+    """
+    position = {name: index for index, name in enumerate(names)}
+    return sorted(origin, key=lambda name: order.get(name, (position[origin[name]], 0, 0)))

@@ -1,0 +1,257 @@
+"""The skip path of a residual block: from its exit back to its entry, and the branches added on the way.
+
+With every branch silent the block computes what stands on this path. It is the identity if the movements on the
+path cancel, literal factors multiply to one, an activation is applied to what it already was applied to
+(relu(relu(x)) = relu(x)), and a norm to what it has normalised already. A block without such a path may have one that
+leads through its layers, which then have to be set to the identity (`progc/transforms/depth/layers.py`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+import torch
+from torch import fx
+
+from progc.analysis.demand.steps import moved, moves
+from progc.errors import NotLosslessError
+from progc.ir.operations import PADDING, POINTWISE, DemandRefused, describe, is_float, is_product, op_name, shape_of
+from progc.ir.program import Program, TensorMeta
+from progc.transforms.depth.layers import Layer, layers_at, passed_on
+
+IDEMPOTENT = {"relu", "relu6", "hardtanh", "clamp", "clamp_min", "abs"}
+NORMS = {"layer_norm", "rms_norm"}
+_RELU = ("relu", "{}")
+_KEEP_ZERO = frozenset([_RELU, ("relu6", "{}"), ("abs", "{}")])
+_SELECTING = {f"{kind}max_pool{dim}d" for kind in ("", "adaptive_") for dim in (1, 2, 3)} | {
+    "clone", "contiguous", "alias", "detach"
+}  # fmt: skip
+_SCALING = {f"{kind}avg_pool{dim}d" for kind in ("", "adaptive_") for dim in (1, 2, 3)} | {"mean", "sum", "dropout"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """One operation on the skip path, the values it takes from there, and for a sum the branch that is added.
+
+    `layer` says how a layer with parameters is set to the identity.
+    """
+
+    kind: Literal["add", "move", "factor", "idempotent", "norm", "same", "layer"]
+    node: fx.Node
+    sources: tuple[fx.Node, ...]
+    branch: fx.Node | None = None
+    layer: Layer | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Skip:
+    """A skip path as steps, entry first; it may part and join again (a class token that is updated alone)."""
+
+    entry: fx.Node
+    exit: fx.Node
+    steps: tuple[Step, ...]
+    others: tuple[fx.Node, ...] = ()
+    """Further entries of the block, which may join the path (image and text tokens in one sequence) and part again."""
+
+    @property
+    def branches(self) -> tuple[fx.Node, ...]:
+        """What has to be silent."""
+        return tuple(step.branch for step in self.steps if step.branch is not None)
+
+    @property
+    def norms(self) -> tuple[fx.Node, ...]:
+        """Normalisations on the path, in order."""
+        return tuple(step.node for step in self.steps if step.kind == "norm")
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """Layers on the path that have to become the identity, in order."""
+        return tuple(step.layer for step in self.steps if step.layer is not None)
+
+
+def skips(
+    entry: fx.Node, exit_: fx.Node, through_layers: bool = False, limit: int = 64, others: Sequence[fx.Node] = ()
+) -> Iterator[Skip]:
+    """All paths from entry to exit that may be a skip, at most `limit` operations long.
+
+    Args:
+        others: the block's other entries.
+        through_layers: linear layers and BatchNorm may stand on the path.
+    """
+    beside = tuple(other for other in dict.fromkeys(others) if other is not entry)
+    found = _Paths(entry, through_layers, beside)
+    for steps in found.to(exit_, limit):
+        yield Skip(entry, exit_, steps, beside)
+
+
+class _Paths:
+    """The search for paths that start at one entry."""
+
+    def __init__(self, entry: fx.Node, through_layers: bool, others: tuple[fx.Node, ...]) -> None:
+        self.entry, self.through_layers, self.others = entry, through_layers, others
+        self.behind = {entry}  # what depends on the entry; a path leads through nothing else
+        todo = [entry]
+        while todo:
+            for user in todo.pop().users:
+                if user not in self.behind:
+                    self.behind.add(user)
+                    todo.append(user)
+
+    def to(self, goal: fx.Node, limit: int) -> Iterator[tuple[Step, ...]]:
+        """Steps from the entry to `goal`."""
+        if goal is self.entry or goal in self.others:
+            yield ()
+            return
+        if limit == 0 or goal.op != "call_function" or goal not in self.behind:
+            return
+        for step in _steps_back(goal, self.through_layers):
+            for parts in self._to_all(step.sources, limit - 1):
+                known: dict[fx.Node, Step] = {}
+                if all(known.setdefault(one.node, one) == one for part in parts for one in part):
+                    yield (*known.values(), step)
+
+    def _to_all(self, sources: Sequence[fx.Node], limit: int) -> Iterator[tuple[tuple[Step, ...], ...]]:
+        """A path to each of the sources, in all combinations."""
+        if not sources:
+            yield ()
+            return
+        for first in self.to(sources[0], limit):
+            for rest in self._to_all(sources[1:], limit):
+                yield (first, *rest)
+
+
+def _steps_back(node: fx.Node, through_layers: bool) -> Iterator[Step]:
+    name = op_name(node)
+    if name in ("add", "sub") and all(is_float(item) for item in node.args[:2]):
+        left, right = node.args[:2]
+        assert isinstance(left, fx.Node) and isinstance(right, fx.Node)
+        if shape_of(left) == shape_of(node):
+            yield Step("add", node, (left,), right)
+        if name == "add" and shape_of(right) == shape_of(node) and node.kwargs.get("alpha", 1) == 1:
+            yield Step("add", node, (right,), left)
+        return
+    operands = tuple(operand for operand in node.all_input_nodes if is_float(operand))
+    if not operands or not isinstance(node.meta.get("tensor"), TensorMeta):
+        return
+    first = node.args[0] if isinstance(node.args[0], fx.Node) else operands[0]
+    if is_product(node) and isinstance(node.args[1], (int, float)):
+        yield Step("factor", node, (first,))
+    elif name in IDEMPOTENT:
+        yield Step("idempotent", node, (first,))
+    elif name in NORMS:
+        yield Step("norm", node, (first,))
+    elif name in POINTWISE and name != "neg":
+        yield Step("same", node, (first,))
+    elif moves(node) and name != "getitem":
+        yield Step("move", node, operands)
+    elif through_layers:
+        layer = None
+        for layer in layers_at(node):
+            yield Step("layer", node, (layer.source,), layer=layer)
+        if layer is None and len(operands) == 1 and shape_of(first) == shape_of(node):
+            yield Step("idempotent", node, (first,))  # any other activation: what is judged names it
+
+
+@dataclasses.dataclass(frozen=True)
+class _State:
+    """What is known of a value on the path: where each element of the entry went, times what, after which phi."""
+
+    ticket: torch.Tensor
+    factor: float
+    applied: frozenset[tuple[object, ...]]
+
+
+def check_identity(program: Program, skip: Skip) -> None:
+    """Whether the path computes the identity once its branches are silent; norms are not judged here.
+
+    Raises:
+        NotLosslessError: names the operation that changes the value.
+    """
+    shape = shape_of(skip.entry)
+    # From 1 on: 0 is what padding puts in.
+    ticket = torch.arange(1, torch.Size(shape).numel() + 1, dtype=torch.float64).reshape(shape)
+    start = _State(ticket, 1.0, _applied(skip.entry))
+    states = {skip.entry: start}
+    for position, other in enumerate(skip.others):
+        # Below zero and of its own: no element of another entry is taken for one of this.
+        own = -1.0 - torch.arange(torch.Size(shape_of(other)).numel(), dtype=torch.float64) - position * 2.0**40
+        states[other] = _State(own.reshape(shape_of(other)), 1.0, _applied(other))
+    for step in skip.steps:
+        states[step.node] = _after(program, step, [states[source] for source in step.sources], ticket)
+        if torch.promote_types(_dtype(skip.entry), _dtype(step.node)) != _dtype(step.node):
+            raise NotLosslessError(f"{describe(step.node)} rounds the value that a silent block should pass on")
+    end = states[skip.exit]
+    if end.factor != 1.0:
+        raise NotLosslessError(
+            f"the skip path of the block is multiplied by {end.factor:.6g}, so a silent block is not the identity"
+        )
+    if not _equal(end.ticket, ticket):
+        raise NotLosslessError("the skip path of the block rearranges its value, so a silent block is not the identity")
+
+
+def _after(program: Program, step: Step, before: Sequence[_State], ticket: torch.Tensor) -> _State:
+    state, node = before[0], step.node
+    if step.kind == "move":
+        if len({one.factor for one in before}) > 1:
+            raise NotLosslessError(f"{describe(node)} joins values that were multiplied by different factors")
+        value = moved(program, node, {source: one.ticket for source, one in zip(step.sources, before, strict=True)})
+        return _State(value, state.factor, frozenset.intersection(*(one.applied for one in before)))
+    if step.kind == "factor":
+        literal = node.args[1]
+        assert isinstance(literal, (int, float))
+        factor = state.factor * literal if op_name(node) == "mul" else state.factor / literal
+        return dataclasses.replace(state, factor=factor)
+    if step.layer is not None:
+        return dataclasses.replace(state, ticket=passed_on(step.layer, state.ticket))
+    if step.kind == "idempotent" and _application(node) not in state.applied:
+        raise NotLosslessError(f"{describe(node)} changes the value that a silent block should pass on")
+    if step.kind == "norm":
+        if not _equal(state.ticket, ticket):
+            raise NotLosslessError(f"{describe(node)} normalises over other dims than the block's entry has")
+        return dataclasses.replace(state, applied=frozenset())
+    return state
+
+
+def _equal(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return a.shape == b.shape and torch.equal(a, b)
+
+
+def _application(node: fx.Node) -> tuple[object, ...]:
+    return (op_name(node), *(repr(item) for item in node.args[1:]), repr(dict(node.kwargs)))
+
+
+_Known = dict[fx.Node, frozenset[tuple[object, ...]]]
+
+
+def _applied(node: fx.Node, known: _Known | None = None) -> frozenset[tuple[object, ...]]:
+    """Idempotent activations whose values these are, so that applying one again changes nothing."""
+    known = {} if known is None else known
+    if node not in known:
+        known[node] = frozenset()
+        known[node] = _applied_by(node, known) if node.op == "call_function" else frozenset()
+    return known[node]
+
+
+def _applied_by(node: fx.Node, known: _Known) -> frozenset[tuple[object, ...]]:
+    name = op_name(node)
+    if name in IDEMPOTENT:
+        return frozenset([_application(node)])
+    operands = [n for n in node.all_input_nodes if is_float(n)]
+    joins = moves(node) or (name in ("add", "mul") and len(operands) == 2)
+    if not (joins or name in _SELECTING or name in _SCALING) or not operands:
+        return frozenset()
+    common = _applied(operands[0], known)
+    for operand in operands[1:] if joins else ():
+        common = common & _applied(operand, known) if common else common
+    if name in _SELECTING or (moves(node) and name not in PADDING):
+        return common
+    return common & (_KEEP_ZERO if name in PADDING else {_RELU})  # of the rest, only the sign is known
+
+
+def _dtype(node: fx.Node) -> torch.dtype:
+    meta = node.meta["tensor"]
+    if not isinstance(meta, TensorMeta):
+        raise DemandRefused(f"{describe(node)} is not one tensor")
+    return meta.dtype

@@ -1,0 +1,160 @@
+"""Writes other rates into the drops of a program's train graph."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import fx
+
+from progc.errors import PassOptionError
+from progc.ir.graphs import copy_graph, propagate
+from progc.ir.operations import argument, op_name
+from progc.ir.program import Program
+from progc.transforms.dropping.find import DRAWING, MEMORY, Drop, Kind, Share, find_drops
+from progc.transforms.dropping.insert import insert
+from progc.transforms.dropping.ramp import Ramp, Step, ramp, steps
+
+_aten = torch.ops.aten
+_STILL = {
+    _aten.bernoulli_.float: _aten.fill_.Scalar,
+    _aten.bernoulli.p: _aten.full_like.default,
+    _aten.add.Tensor: _aten.full_like.default,
+    _aten.add_.Tensor: _aten.fill_.Scalar,
+    _aten.rand.default: _aten.empty.memory_format,
+    _aten.rand_like.default: _aten.empty_like.default,
+}
+"""What draws, or makes a mask of what was drawn, to what fills with the same number and draws nothing.
+
+Adding is among them since a sum of 1 and the largest float below 1 rounds to 2, which `floor` would leave as it is.
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Dropped:
+    """What `set_drops` did: the program (the very input where nothing changed), counts, and sentences for people."""
+
+    program: Program
+    counts: dict[str, int]
+    notes: tuple[str, ...] = ()
+
+
+def set_drops(program: Program, *, path: float | None, dropout: float | None, shape: Ramp) -> Dropped:
+    """The program whose largest rates of drop-path and dropout are these; None leaves a kind as it is.
+
+    Args:
+        shape: `keep`: every rate keeps its proportion to the largest; `linear`: rates of drop-path rise linearly over
+            the blocks in order of execution, those of dropout keep their proportions; `uniform`: all are alike.
+
+    Raises:
+        PassOptionError: a rate above 0 and no place in the graph that it could be set at.
+    """
+    graphs = {mode: copy_graph(graph) for mode, graph in program.graphs.items()}
+    graph = graphs["train"]
+    result = program.replace(graphs=graphs)
+    drops = find_drops(graph)
+    counts: dict[str, int] = {}
+    notes: list[str] = []
+    inserted = changed = 0
+    wanted: list[tuple[Kind, float | None, str]] = [("path", path, "drop-paths"), ("dropout", dropout, "dropouts")]
+    for kind, rate, unit in wanted:
+        if rate is None:
+            continue
+        own = [drop for drop in drops if drop.kind == kind]
+        if not own:
+            if rate > 0:
+                raise PassOptionError(_missing(kind, rate))
+            continue
+        placed = steps(program, graph, own) if kind == "path" and shape != "keep" else []
+        if placed:
+            placed, more = _completed(program, graph, placed, rate, shape)
+            inserted += len(more)
+            notes += [f"drop-path put into {label}, which had none" for label in more]
+            own = [drop for step in placed for drop in step.drops]
+        new = ramp(own, rate, shape if kind == "path" or shape == "uniform" else "keep", placed)
+        altered = sum(_write(drop, share, value) for drop, share, value in new)
+        changed += altered
+        counts[f"{unit} set"] = altered
+        if altered:
+            values = [value for _, _, value in new]
+            low, high = f"{min(values):.4g}", f"{max(values):.4g}"
+            notes.append(f"{unit}: {len(new)} at " + (f"rate {low}" if low == high else f"rates {low} to {high}"))
+    if not changed and not inserted:
+        return Dropped(program, {})
+    if inserted:
+        counts["blocks given drop-path"] = inserted
+    propagate(result, graph, "train")
+    return Dropped(result, counts, tuple(notes))
+
+
+def _completed(
+    program: Program, graph: fx.Graph, placed: list[Step], rate: float, shape: Ramp
+) -> tuple[list[Step], list[str]]:
+    """The steps, of which those that lack a drop and need one have got those of another block of their chain."""
+    put: dict[str, str] = {}
+    chains = {block.label: chain for chain in program.chains for block in chain.blocks}
+    for number, step in enumerate(placed):
+        wanted = rate > 0 and (shape == "uniform" or number > 0)
+        if not wanted or step.drops or step.like is None:
+            continue
+        new = insert(program, graph, chains[step.label], step.like, step.label)
+        if not new:
+            raise PassOptionError(
+                f"set-drop: path={rate:g}: {step.label} has no drop-path in the train graph (its rate was 0 at "
+                "capture) and differs from the other blocks; capture the model with a rate above 0 there"
+            )
+        put.update({node.name: step.label for node in new})
+    if not put:
+        return placed, []
+    own = [drop for drop in find_drops(graph) if drop.kind == "path"]
+    return steps(program, graph, own, put), list(dict.fromkeys(put.values()))
+
+
+def _missing(kind: Kind, rate: float) -> str:
+    option, word = ("path", "drop-path") if kind == "path" else ("dropout", "dropout")
+    return (
+        f"set-drop: {option}={rate:g}: the train graph has no {word} (its rate was 0 when the model was captured); "
+        "build the model with a rate above 0 and capture it again"
+    )
+
+
+def _write(drop: Drop, share: Share, rate: float) -> bool:
+    """Sets the rate of one drop, in place; whether anything changed."""
+    changed = False
+    for number in drop.numbers:
+        changed |= _argument(number.node, number.argument, 1 - rate if number.keeps else rate)
+    for node in drop.nodes if drop.kind == "path" else ():
+        changed |= _draw(node, rate > 0, drop.nodes)
+    drop.node.meta[MEMORY] = share
+    return changed
+
+
+def _draw(node: fx.Node, draws: bool, nodes: Sequence[fx.Node]) -> bool:
+    """Lets one node of a mask draw, or fill with ones; whether it did otherwise before."""
+    if draws:
+        if DRAWING not in node.meta:
+            return False
+        node.target = node.meta.pop(DRAWING)
+        return True
+    target: Any = node.target
+    if DRAWING in node.meta or target not in _STILL or not node.kwargs.keys().isdisjoint(("generator", "alpha")):
+        return False
+    # Numbers that are compared, not added to, have to be numbers: they are drawn, and all are below one.
+    if op_name(node) in ("rand", "rand_like") and not any(op_name(item) in ("add", "full_like") for item in nodes):
+        return False
+    node.meta[DRAWING] = target
+    node.target = _STILL[target]
+    return True
+
+
+def _argument(node: fx.Node, name: str, value: float) -> bool:
+    names = [item.name for item in node.target._schema.arguments]  # type: ignore[union-attr]
+    position, same = names.index(name), argument(node, name) == value
+    if position <= len(node.args):  # a default that was left out is written, too
+        node.args = (*node.args[:position], value, *node.args[position + 1 :])
+        node.kwargs = {key: item for key, item in node.kwargs.items() if key != name}
+    else:
+        node.kwargs = {**node.kwargs, name: value}
+    return not same

@@ -1,0 +1,9 @@
+"""The trainable set of a program: which parameters train, and a program of which they do.
+
+The trainable set *is* `requires_grad` of the parameters, nothing else (docs/adr/0011-freeze.md).
+"""
+
+from progc.transforms.freezing.select import Selection, freeze, select
+from progc.transforms.freezing.setting import set_trainable, trainable
+
+__all__ = ["Selection", "freeze", "select", "set_trainable", "trainable"]

@@ -1,0 +1,113 @@
+"""Operations over the image's own dims: strides that divide, patches taken out and put back, given output sizes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import fx
+
+from progc.lift.extents import Dim, Leaf, cuts_of, fixed, grows, new_size, old_size, sized
+from progc.transforms.resolution.choices import scaled_shift
+from progc.transforms.resolution.facts import Clash, Indivisible
+from progc.transforms.resolution.values import Args, Value
+from progc.transforms.resolution.walk import Walk, rule
+
+
+@rule("conv1d", "conv2d", "conv3d", "convolution")
+def convolution(walk: Walk, node: fx.Node, args: Args) -> Any:
+    """Patches that do not overlap have to cover the image, where they did before."""
+    value, weight = args["input"], args["weight"]
+    rank = len(weight.dims) - 2
+    walk.weighed(value.dims[-rank - 1])
+    stride, padding = args["stride"], args["padding"]
+    if args.get("transposed") or isinstance(padding, str):
+        return None
+    for place in range(-rank, 0):
+        step, pad = (item[place] if len(item) == rank else item[0] for item in (stride, padding))
+        dim, kernel = value.dims[place], old_size(weight.dims[place])
+        if grows(dim) and step == kernel > 1 and not pad and old_size(dim) % step == 0 and new_size(dim) % step:
+            raise Indivisible(f"{new_size(dim)} positions are no multiple of patches of {step}")
+    return None
+
+
+@rule("roll")
+def roll(walk: Walk, node: fx.Node, args: Args) -> Any:
+    """A roll over windows that scale goes as far into them as before; one before the cut is told at the cut."""
+    value = args.first()
+    for place, dim in enumerate(args["dims"]):
+        part = value.dims[dim][-1:] if len(value.dims[dim]) > 1 else ()
+        if part and isinstance(part[0], Leaf) and part[0].old != part[0].new:
+            shift = args["shifts"][place]
+            walk.edit((*args.paths["shifts"], place), shift, scaled_shift(shift, part[0].old, part[0].new))
+    return value.dims
+
+
+@rule("im2col")
+def im2col(walk: Walk, node: fx.Node, args: Args) -> Any:
+    """Patches become one dim: rows of patches, then columns."""
+    value, kernel = args.first(), args["kernel_size"]
+    channels = value.dims[-3]
+    area = 1
+    for size in kernel:
+        area *= size
+    counts: Dim = ()
+    for place in range(2):
+        own = value.dims[place - 2]
+        old, new = (_blocks(size, args, place) for size in (old_size(own), new_size(own)))
+        counts += sized(old, new, cuts_of([own]))
+    return [*value.dims[:-3], channels + fixed(area), counts]
+
+
+def _blocks(size: int, args: Args, place: int) -> int:
+    kernel, dilation, padding, stride = (args[name][place] for name in ("kernel_size", "dilation", "padding", "stride"))
+    return int((size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1)
+
+
+@rule("col2im")
+def col2im(walk: Walk, node: fx.Node, args: Args) -> Any:
+    """Patches put back: the output size is a literal."""
+    value: Value = args.first()
+    given, counts = args["output_size"], value.dims[-1]
+    outs: list[Dim] = []
+    blocks = [_blocks(size, args, place) for place, size in enumerate(given)]
+    if len(counts) == 2 and [part.old for part in counts] == blocks:
+        for place, part in enumerate(counts):
+            stride = args["stride"][place]
+            left = given[place] - stride * part.old  # what borders and rounding take or leave
+            known = walk.literal(place, given[place])
+            new = new_size(known) if grows(known) else stride * part.new + left
+            outs.append(sized(given[place], new, part.cuts if hasattr(part, "cuts") else frozenset()))
+    elif grows(counts):
+        raise Clash("rows and columns of patches cannot be told apart", cuts_of([counts]), walk.where())
+    else:
+        outs = [fixed(size) for size in given]
+    for place, dim in enumerate(outs):
+        walk.edit((*args.paths["output_size"], place), given[place], new_size(dim))
+    return [*value.dims[:-2], fixed(node.meta["tensor"].shape[-3]), *outs]
+
+
+@rule("upsample_nearest2d", "upsample_nearest1d", "upsample_nearest3d", "_upsample_nearest_exact2d",
+      "upsample_bilinear2d", "upsample_bicubic2d", "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa",
+      "upsample_linear1d", "upsample_trilinear3d")  # fmt: skip
+def upsample(walk: Walk, node: fx.Node, args: Args) -> Any:
+    """A given output size follows what it is made from, or what it meets."""
+    value, given = args.first(), args.get("output_size")
+    if given is None:
+        return None
+    rank = len(given)
+    dims: list[Dim] = []
+    for place, size in enumerate(given):
+        own = value.dims[place - rank]
+        known = walk.literal(place, size)
+        if grows(own) and not grows(known):
+            if new_size(own) * size % old_size(own):
+                raise Indivisible(
+                    f"{old_size(own)} positions become {size}, which {new_size(own)} cannot in proportion"
+                )
+            known = sized(size, new_size(own) * size // old_size(own), cuts_of([own]))
+        dims.append(known)
+        walk.edit((*args.paths["output_size"], place), size, new_size(known))
+    for name in ("scales_h", "scales_w", "scales"):
+        if args.get(name) is not None and any(map(grows, dims)):
+            return None  # both a size and a factor: the operation takes the size
+    return [*value.dims[:-rank], *dims]

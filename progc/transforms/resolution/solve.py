@@ -1,0 +1,102 @@
+"""Finds the facts under which both graphs can be walked at the new size without a contradiction."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from progc.errors import TargetError
+from progc.ir.program import MODES, Mode, Program
+from progc.lift.extents import Key
+from progc.transforms.resolution.facts import Clash, Facts, Indivisible
+from progc.transforms.resolution.walk import Walk
+
+_TRIES = 2000
+"""Walks before giving up; every choice is turned twice at most, so that only a very large network comes near."""
+
+Inputs = Callable[[Facts], Sequence[Any]]
+"""Values of the inputs under some facts."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Solution:
+    """Facts without contradiction, and the walks under them, by graph."""
+
+    facts: Facts
+    walks: dict[Mode, Walk]
+
+    @property
+    def open(self) -> list[Key]:
+        """Choices that nothing in the graphs speaks for or against."""
+        found: list[Key] = []
+        for walk in self.walks.values():
+            decided = walk.turned | self.facts.settled | walk.confirmed
+            cuts = [key for key, (outer, _, inner, _) in walk.windows.items() if outer > 1 and inner > 1]
+            found += [key for key in cuts if key not in decided]
+        return found
+
+
+def solve(program: Program, inputs: Inputs, start: Facts) -> Solution:
+    """Walks until nothing changes.
+
+    Args:
+        start: choices to begin with; left as it is.
+
+    Raises:
+        Clash: no choice avoids a contradiction.
+        Indivisible: the choices that fit do not come out whole at this size.
+    """
+    facts = Facts(start.scale, set(start.turned), set(start.alike), set(start.settled))
+    first: Clash | None = None
+    for _ in range(_TRIES):
+        walks: dict[Mode, Walk] = {}
+        walk: Walk | None = None
+        try:
+            for mode in MODES:
+                walk = walks[mode] = Walk(program, mode, facts, inputs(facts))
+                walk.run()
+        except Clash as clash:
+            first = first or clash
+            assert walk is not None
+            if not _turn(facts, walk, clash):
+                raise first from clash
+            continue
+        if not any(walk.changed for walk in walks.values()):
+            return Solution(facts, walks)
+    raise TargetError(f"no consistent sizes after {_TRIES} tries")
+
+
+def _turn(facts: Facts, walk: Walk, clash: Clash) -> bool:
+    """Another choice among those that the clash depends on, the latest first; False if all were tried."""
+    order = {key: place for place, key in enumerate(walk.cuts)}
+    keys = sorted((key for key in clash.cuts if key in order), key=order.__getitem__, reverse=True)
+    tried = walk.turned | facts.settled
+    for key in keys:
+        if key not in tried and key not in walk.confirmed:
+            facts.turned.add(key)
+            facts.alike.add(walk.likeness[key])
+            facts.assigned.clear()
+            return True
+    for key in keys:
+        if key in walk.turned and key not in walk.confirmed:
+            facts.turned.discard(key)
+            facts.settled.add(key)
+            facts.assigned.clear()
+            return True
+    return False
+
+
+def structure(program: Program, inputs_at: Callable[[int], Inputs], scale: bool) -> tuple[Facts, list[Key]]:
+    """Choices that do not depend on the size, found at multiples of the captured size, where windows come out whole.
+
+    Returns:
+        The facts, and the choices that nothing speaks for; neither if the network takes no such multiple.
+    """
+    for factor in (2, 3, 4):
+        try:
+            found = solve(program, inputs_at(factor), Facts(scale))
+        except (Clash, Indivisible):
+            continue
+        return found.facts, found.open
+    return Facts(scale), []

@@ -1,0 +1,104 @@
+"""What a step trains on follows from seed, epoch and index: not from workers, ranks or micro-batches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from progc.data.loading import steps, steps_per_epoch
+from progc.data.task import Task
+from progc.data.validating import validate
+from progc.errors import InputError
+
+
+class Noisy(Dataset[tuple[Tensor, int]]):
+    """Each sample is its index and a number drawn from torch's global generator."""
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return torch.cat([torch.tensor([float(index)]), torch.rand(1)]), index % 3
+
+
+def flat(found: list[list[Any]]) -> list[Tensor]:
+    """The inputs of every step."""
+    return [torch.cat([micro[0] for micro in step]) for step in found]
+
+
+def served(**options: Any) -> list[Tensor]:
+    return flat(list(steps(Task(Noisy(26)), batch=8, seed=3, epoch=1, **options)))
+
+
+def test_workers_and_micro_batches_change_nothing() -> None:
+    expected = served()
+    assert len(expected) == 3 == steps_per_epoch(Task(Noisy(26)), 8)
+    for options in ({"accumulate": 3}, {"workers": 2}, {"workers": 1, "accumulate": 2}):
+        assert all(torch.equal(a, b) for a, b in zip(expected, served(**options), strict=True)), options
+
+
+def test_ranks_share_each_batch() -> None:
+    parts = [served(rank=rank, world=2) for rank in range(2)]
+    together = [torch.cat(pair) for pair in zip(*parts, strict=True)]
+    assert all(torch.equal(a, b) for a, b in zip(served(), together, strict=True))
+
+
+def test_an_epoch_goes_on_where_it_was() -> None:
+    assert all(torch.equal(a, b) for a, b in zip(served()[1:], served(start=8), strict=True))
+    assert served(start=24) == []
+
+
+def test_the_global_generator_is_left_alone() -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    served()
+    served(workers=1)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_the_naive_way_depends_on_what_was_drawn_before() -> None:
+    """A loader without it: after a resume, order and noise are others."""
+    drawn = []
+    for before in (0, 7):
+        torch.manual_seed(0)
+        torch.rand(before)
+        loader = torch.utils.data.DataLoader(Noisy(26), 8, shuffle=True)
+        drawn.append(next(iter(loader))[0])
+    assert not torch.equal(*drawn)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"world": 3}, "expected a multiple of the ranks"),
+        ({"world": 4, "accumulate": 3}, "cannot make 3 micro-batches"),
+    ],
+)
+def test_what_cannot_be_shared_is_refused(options: dict[str, int], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        served(**options)
+    with pytest.raises(InputError, match="fewer than a batch"):
+        steps_per_epoch(Task(Noisy(3)), 4)
+
+
+def test_validation_counts_an_incomplete_batch_and_every_rank_once() -> None:
+    task = Task(Noisy(26), validation=Noisy(7))
+
+    def call(batch: Any) -> Tensor:
+        return torch.nn.functional.one_hot(batch[0][:, 0].long() % 4, 6).float() * 4
+
+    whole = validate(call, task, batch=4)
+    assert whole["top1"] == pytest.approx(sum(i % 4 == i % 3 for i in range(7)) / 7)
+    assert whole["loss"] == pytest.approx(validate(call, task, batch=7)["loss"])
+    sums = [validate(call, task, batch=4, rank=rank, world=2, mean=lambda value: value) for rank in range(2)]
+    weights = [4 / 7, 3 / 7]
+    for name, value in whole.items():
+        assert value == pytest.approx(sum(w * own[name] for w, own in zip(weights, sums, strict=True)))

@@ -1,0 +1,256 @@
+"""Configurations: files of three kinds, flags, `--set`, messages, and that the page of keys is the models' keys."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import nn
+
+from progc.errors import InputError
+from progc.runs.config import MAY_CHANGE, Config, difference, flat, keys
+from progc.runs.config import OptimizerSection as Section
+from progc.runs.config_file import configured, override, read
+from progc.runs.optimizer_choice import chosen, slots
+from progc.train.settings import Settings
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = ROOT / "docs/training.md"
+TOML = """
+source = "net.py"
+epochs = 3
+[plan]
+stages = 2
+depths = [2, 4]
+[optimizer.options]
+betas = [0.8, 0.9]
+[train]
+lr = 1
+ema = [0.9]
+keep = "none"
+amp = "none"
+"""
+YAML = """
+source: net.py
+epochs: 3
+plan: {stages: 2, depths: [2, 4]}
+optimizer:
+  options: {betas: [0.8, 0.9]}
+train:
+  lr: 1e+0
+  ema: [9e-1]
+  keep: null
+  amp: none
+"""
+
+
+def write(folder: Path, text: str, name: str = "run.toml") -> str:
+    path = folder / name
+    path.write_text(text)
+    return str(path)
+
+
+def test_toml_yaml_and_json_are_the_same(tmp_path: Path) -> None:
+    toml = configured(write(tmp_path, TOML), {})
+    yaml = configured(write(tmp_path, YAML, "run.yaml"), {})
+    as_json = configured(write(tmp_path, json.dumps(toml.to_json()), "run.json"), {})
+    assert toml.to_json() == yaml.to_json() == as_json.to_json()
+    settings = toml.settings
+    assert (settings.total, settings.lr, settings.ema, settings.keep, settings.amp) == (3, 1.0, (0.9,), None, "none")
+    assert settings == dataclasses.replace(Settings(), total=3, lr=1.0, ema=(0.9,), keep=None)
+    assert isinstance(settings.lr, float)
+
+
+def test_a_source_is_a_config_with_all_defaults() -> None:
+    config = configured("timm:resnet18", {"epochs": ("--epochs", 2), "train.batch": ("--batch", None)})
+    assert config.settings == Settings(total=2) and config.source == "timm:resnet18"
+
+
+def test_flags_go_over_the_file_and_set_over_both(tmp_path: Path) -> None:
+    file = write(tmp_path, TOML)
+    flags: dict[str, tuple[str, Any]] = {"plan.stages": ("--stages", 3), "steps": ("--steps", 50)}
+    config = configured(file, flags, ["plan.stages=5", "train.lr=1e-4", "train.ema=[0.5,0.75]", "train.keep=none"])
+    assert (config.plan.stages, config.epochs, config.steps) == (5, None, 50)
+    assert (config.settings.lr, config.settings.ema, config.settings.keep) == (1e-4, (0.5, 0.75), None)
+    assert configured(file, {"plan.file": ("--plan", Path("p.json"))}).plan.model_fields_set == {"file"}
+    more = configured(
+        file, {}, ["trackers.wandb.project=x", "plan.settings.batches=4", "out=5", "train.recompute=True"]
+    )
+    assert more.trackers.wandb == {"project": "x"} and more.plan.settings == {"batches": 4}
+    assert more.out == "5" and more.settings.recompute is True
+
+
+@pytest.mark.parametrize(
+    ("sets", "message"),
+    [
+        (["train.btach=3"], r"^--set train.btach=3: there is no key `train.btach`; did you mean train.batch"),
+        (["lr=3"], r"there is no key `lr`; did you mean train.lr\?"),
+        (["warmpu=3"], r"there is no key `warmpu`; did you mean train.warmup\?"),
+        (["train=3"], r"`train` is a table; set one of its keys, train.batch, "),
+        (["train.batch=x"], r"^--set train.batch=x: `train.batch` is a whole number, not 'x'$"),
+        (["train.batch=2.5"], r"`train.batch` is a whole number, not 2.5$"),
+        (["train.batch=true"], r"`train.batch` is a whole number, not true$"),
+        (["train.batch=0"], r"^--set train.batch=0: train.batch is a whole number from 1 on, not 0$"),
+        (["train.batch=none"], r"`train.batch` is a whole number, not 'none'$"),
+        (["train.amp=fp8"], r"`train.amp` is none, bf16 or fp16, not 'fp8'$"),
+        (["train.lr_schedule=cosin"], r"train.lr_schedule is constant, linear or cosine, not 'cosin'$"),
+        (["train.ema=0.5"], r"`train.ema` is a list of numbers, not 0.5$"),
+        (["train.ema=['a']"], r"`train.ema` is a list of numbers, not 'a'$"),
+        (["train.clip=-1"], r"train.clip is a number above 0, not -1.0$"),
+        (["epochs=0"], r"^--set epochs=0: `epochs` is a whole number from 1 on, not 0$"),
+        (["epochs=1", "steps=4"], r"`epochs` and `steps` are both given; the length of a run is one of them$"),
+        (["plan.file=p.json"], r"run.toml: `plan.file` is a finished plan; leave `plan.depths` out"),
+        (["init=wide"], r"^--set init=wide: `init`: unknown init `wide`"),
+        (["train.lr"], r"^--set train.lr: expected key=value, such as --set train.lr=0.001$"),
+        (["train.lr=1", "train.lr=2"], r"^--set gives `train.lr` twice; give it once$"),
+        (["source.x=1"], r"there is no key `source.x`"),
+        (["optimizer.name.x=1"], r"there is no key `optimizer.name.x`"),
+    ],
+)
+def test_what_is_wrong_is_told_in_one_line(tmp_path: Path, sets: list[str], message: str) -> None:
+    with pytest.raises(InputError) as raised:
+        configured(write(tmp_path, TOML), {}, sets)
+    assert re.search(message, str(raised.value)), raised.value
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        (
+            "a.toml",
+            "source = 'x'\n[train]\nbtach = 3",
+            r"a.toml: there is no key `train.btach`; did you mean train.batch",
+        ),
+        ("a.toml", "[train]", r"a.toml: `source` is missing"),
+        ("a.toml", "source = 'x'\ntrain = 3", r"a.toml: `train` is a table of keys, not 3"),
+        ("a.toml", "source = 3", r"a.toml: `source` is a text, not 3"),
+        ("a.toml", "source = 1979-05-27", r"a.toml: a value is no text, number, list or table"),
+        ("a.toml", "source = ]", r"a.toml is no TOML: .*line 1"),
+        ("a.toml", "source = 'a'\nsource = 'b'", r"a.toml is no TOML"),
+        ("a.toml", "source = 'x'\n[train]\nlr = nan", r"a.toml: train.lr is a number above 0, not nan"),
+        ("a.yaml", "source: [", r"a.yaml is no YAML: .*line 1"),
+        ("a.yaml", "source: a\nsource: b", r"a.yaml: `source` is given twice"),
+        ("a.yaml", "a: &x [1]\nb: [*x, *x]", r"a.yaml: YAML aliases"),
+        ("a.yaml", "source: !!python/object/apply:os.system ['true']", r"a.yaml is no YAML"),
+        ("a.yaml", "- 1", r"a.yaml holds a list; expected keys"),
+        ("a.yaml", "", r"a.yaml holds a NoneType; expected keys"),
+        ("a.yaml", "1: 2\nsource: x", r"there is no key `1`"),
+        ("a.yaml", "source: x\ntrain: {amp: no}", r"`train.amp` is none, bf16 or fp16, not false"),
+        ("a.json", "{", r"a.json is no JSON"),
+        ("a.json", "[" * 5000 + "]" * 5000, r"a.json (is no JSON|holds a list)"),
+        ("a.yml", "\udcff", r"a.yml cannot be read: .*UTF-8"),
+        ("a.toml", "#" * (1 << 21), r"a.toml has more than 1 MiB"),
+    ],
+)
+def test_files_that_are_none(tmp_path: Path, name: str, text: str, message: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(InputError) as raised:
+        configured(str(path), {})
+    assert re.search(message, str(raised.value)), raised.value
+    assert "\n" not in str(raised.value)
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="there is no file .*none.toml; give a config file"):
+        read(tmp_path / "none.toml")
+
+
+def test_texts_stay_texts_in_set() -> None:
+    assert override("out=007") == ("out", "007")
+    assert override("plan.depths=0.5:1:4") == ("plan.depths", "0.5:1:4")
+    assert override("train.compile=eager") == ("train.compile", "eager")
+    assert override("trackers.tensorboard=TRUE") == ("trackers.tensorboard", True)
+
+
+# --- going on -------------------------------------------------------------------------------------------------------
+
+
+def test_only_keys_that_say_how_may_change(tmp_path: Path) -> None:
+    file = write(tmp_path, TOML)
+    before = configured(file, {}).to_json()
+    same = ["out=b", "train.workers=2", "train.log_every=1", "trackers.tensorboard=true", "train.parallel=ddp"]
+    assert difference(before, configured(file, {}, same)) is None
+    changed = configured(file, {}, ["train.lr=0.5"])
+    assert difference(before, changed) == "`train.lr` was 1.0 and is 0.5 now"
+    assert difference(before, configured(file, {}, ["plan.depths=1,2"])) is not None
+    options = configured(file, {}, ["optimizer.options.eps=1e-3"])
+    assert str(difference(before, options)).startswith("`optimizer.options` was {'betas'")
+    del before["optimizer"], before["train"]["warmup"]
+    assert difference(before, configured(file, {}, ["optimizer.options={}"])) is None  # an older run had defaults there
+    assert difference({**before, "gone": 1}, configured(file, {})) is not None
+
+
+def test_what_may_change_exists() -> None:
+    assert {name for name in MAY_CHANGE if name not in keys() and name not in Config.model_fields} == set()
+    fields = {f"train.{field.name}" for field in dataclasses.fields(Settings)} - {"train.total"}
+    assert fields == {key for key in keys() if key.startswith("train.")}
+
+
+# --- the page -------------------------------------------------------------------------------------------------------
+
+
+def test_the_page_names_every_key_with_its_default() -> None:
+    default = dict(flat(Config(source="").to_json()))
+    rows = re.findall(r"^\| `([a-z_.]+)` \|([^|]*)\|.*\|$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+    found = {key: value.strip() for key, value in rows if not key.endswith((".json", ".jsonl"))}
+    assert found.keys() == default.keys()
+    for key, value in found.items():
+        wanted = default[key]
+        text = "none" if wanted is None else str(wanted).lower() if isinstance(wanted, bool) else str(wanted)
+        assert value == text, key
+
+
+def test_the_page_names_what_may_change_and_the_example_is_a_config() -> None:
+    text = PAGE.read_text(encoding="utf-8").partition("## Going on")[2].partition("\n## ")[0]
+    assert all(f"`{name.rpartition('.')[2]}`" in text for name in MAY_CHANGE)
+    config = configured(str(ROOT / "examples" / "train.toml"), {})
+    assert (ROOT / config.source).is_file() and config.settings.total is not None
+
+
+# --- the optimizer --------------------------------------------------------------------------------------------------
+
+
+def test_vectors_are_not_decayed_unless_asked() -> None:
+    module = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4))
+    first, second = chosen(Section(weight_decay=0.1), 0.01)(module).param_groups
+    assert [p.dim() for p in first["params"]] == [2] and [p.dim() for p in second["params"]] == [1, 1, 1]
+    assert (first["weight_decay"], second["weight_decay"], first["lr"], second["lr"]) == (0.1, 0.0, 0.01, 0.01)
+    (only,) = chosen(Section(decay_vectors=True), 0.01)(module).param_groups
+    assert len(only["params"]) == 4
+
+
+def test_optimizers_by_name() -> None:
+    made = chosen(Section(name="sgd", options={"nesterov": True}), 0.1)(nn.Linear(2, 2))
+    assert type(made).__name__ == "SGD" and made.param_groups[0]["momentum"] == 0.9
+    made = chosen(Section(name="AdamW", options={"betas": [0.5, 0.6]}), 0.1)(nn.Linear(2, 2))
+    assert made.param_groups[1]["betas"] == (0.5, 0.6)
+    made = chosen(Section(name="lamb"), 0.1)(nn.Linear(2, 2))
+    assert type(made).__module__.startswith("timm.optim") and made.param_groups[1]["weight_decay"] == 0.0
+    assert [slots(chosen(Section(name=name), 0.1)) for name in ("adamw", "sgd", "lion", "lamb")] == [2, 1, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        (Section(name="adamx"), "there is no optimizer `adamx`; did you mean .*adam"),
+        (Section(name="zzz"), "there is no optimizer `zzz`; expected adamw, sgd or one of timm.optim"),
+        (Section(options={"beta": 1}), "optimizer adamw cannot be made: .*beta.*; mend .optimizer. in the config"),
+        (Section(options={"betas": [2, 3]}), "optimizer adamw cannot be made: Invalid beta"),
+    ],
+)
+def test_an_optimizer_that_is_none(section: Section, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        chosen(section, 0.1)
+
+
+def test_without_timm_two_are_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "progc.models.optimizers", None)
+    with pytest.raises(InputError, match="there is no optimizer `lamb`; expected adamw, sgd$"):
+        chosen(Section(name="lamb"), 0.1)
