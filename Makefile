@@ -9,26 +9,30 @@ WORKERS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); [ $$n -lt 4 ] && echo $$n 
 PYTEST_ARGS ?=
 PACKAGING := pyproject.toml setup.py
 
-.PHONY: demo test lint format types pytest clean
+.PHONY: demo test lint format tree types pytest clean
 
 demo: .venv/.demo
 	$(BIN)/python examples/progressive_demo.py
 
 test: lint types pytest
 
-lint: .venv/.dev
+# Style, then the walls between packages (the contracts stand in pyproject.toml).
+lint: .venv/.dev tree
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	cd build/tree && PYTHONPATH=. $(BIN)/lint-imports ../../pyproject.toml --no-logo
 
 format: .venv/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# The checker sees the tree as it is installed: passes/ and models/ inside progc.
-types: .venv/.dev
-	@rm -rf build/types && mkdir -p build/types/progc
-	@ln -s $(CURDIR)/progc/* $(CURDIR)/passes $(CURDIR)/models build/types/progc/
-	cd build/types && $(BIN)/mypy --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache -p progc
+# Checkers see the tree as it is installed: passes/ and models/ inside progc.
+tree:
+	@rm -rf build/tree && mkdir -p build/tree/progc
+	@ln -s $(CURDIR)/progc/* $(CURDIR)/passes $(CURDIR)/models build/tree/progc/
+
+types: .venv/.dev tree
+	cd build/tree && $(BIN)/mypy --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache -p progc
 
 pytest: .venv/.dev
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import math
 import resource
 import sys
 import tempfile
@@ -27,6 +26,7 @@ from typing import Any
 if __name__ == "__main__":  # started as a file: bench/ is on the path, the root is not
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from bench.cost_report import PHASES
 from bench.common import child, known, write_json
 
 # Name in the tables: series, timm name, options, growth. Growth is to twice the width (four times the parameters) while
@@ -47,7 +47,6 @@ MODELS: dict[str, tuple[str, str, dict[str, Any], str]] = {
     "wide_resnet101": ("resnet", "wide_resnet101_2", {}, "width*2"),
     "wide_resnet101_x4": ("resnet", "resnet101", {"base_width": 256}, "depth*2"),
 }
-PHASES = ("capture", "axes", "chains", "plan", "write", "check")
 
 
 def measure(name: str) -> dict[str, Any]:
@@ -58,6 +57,8 @@ def measure(name: str) -> dict[str, Any]:
     import progc
     import progc.passes.grow_depth
     import progc.passes.grow_width
+    from progc.analysis.axes import axes_of
+    from progc.analysis.chains import chains_of
     from progc.growth.grow import grow_with_report
     from progc.ir.program import Program
     from progc.ir.tensor_file import read_deferred, write_tensors
@@ -83,7 +84,7 @@ def measure(name: str) -> dict[str, Any]:
     for phase in ("axes", "chains"):  # milliseconds: the median of three, as a garbage collection counts more
         spent = [_spent(lambda: getattr(program.replace(), phase)) for _ in range(3)]  # noqa: B023
         seconds[phase] = round(sorted(spent)[1], 3)
-    program.axes, program.chains  # noqa: B018
+    axes_of(program), chains_of(program)
     nodes = len(program.graphs["eval"].nodes)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.safetensors"
@@ -126,15 +127,6 @@ def _spent(run: Callable[[], Any]) -> float:
 def _peak() -> int:
     """Largest resident size of this process so far, in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def slope(rows: list[dict[str, Any]], x: str, phases: tuple[str, ...]) -> float | None:
-    """Exponent k of seconds ~ x^k by least squares on logarithms; None for fewer than three sizes."""
-    points = [(math.log(row[x]), math.log(sum(row["seconds"][phase] for phase in phases))) for row in rows]
-    if len({a for a, _ in points}) < 3:
-        return None
-    mx, my = (sum(values) / len(points) for values in zip(*points, strict=True))
-    return sum((a - mx) * (b - my) for a, b in points) / sum((a - mx) ** 2 for a, _ in points)
 
 
 def run(name: str, limit: float) -> dict[str, Any]:

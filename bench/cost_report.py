@@ -7,8 +7,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from bench.cost import PHASES, slope
-
 ROOT = Path(__file__).resolve().parent.parent
 _COLORS = {"vit": "#1f77b4", "resnet": "#d62728"}
 # What is drawn: title, unit of x, x of a row, y of a row.
@@ -180,3 +178,15 @@ def _short(value: float) -> str:
         if value >= size:
             return f"{value / size:g}{letter}"
     return f"{value:g}"
+
+
+PHASES = ("capture", "axes", "chains", "plan", "write", "check")
+
+
+def slope(rows: list[dict[str, Any]], x: str, phases: tuple[str, ...]) -> float | None:
+    """Exponent k of seconds ~ x^k by least squares on logarithms; None for fewer than three sizes."""
+    points = [(math.log(row[x]), math.log(sum(row["seconds"][phase] for phase in phases))) for row in rows]
+    if len({a for a, _ in points}) < 3:
+        return None
+    mx, my = (sum(values) / len(points) for values in zip(*points, strict=True))
+    return sum((a - mx) * (b - my) for a, b in points) / sum((a - mx) ** 2 for a, _ in points)

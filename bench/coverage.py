@@ -24,6 +24,9 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from progc.analysis.axes import axes_of
+from progc.analysis.chains import chains_of
+
 if __name__ == "__main__":  # started as a file: bench/ is on the path, the root is not
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -73,7 +76,7 @@ def measure(key: str) -> dict[str, Any]:
         return row
     row["captured"] = True
     with clock("analyse"):
-        table, chains = program.axes, program.chains
+        table, chains = axes_of(program), chains_of(program)
     row["operations"] = sum(node.op == "call_function" for node in program.graphs["eval"].nodes)
     row["share"] = table.coverage()
     row["pinned"] = _pinned(program)
@@ -144,7 +147,7 @@ def _proved(program: Any, target: str, most: int, clock: _Clock) -> dict[str, An
     from progc.pipeline.manager import run
 
     steps: list[Any] = [GrowDepth(to=("*2",))] if "depth" in target else []
-    if "depth*2" in target and not len(program.chains):
+    if "depth*2" in target and not len(chains_of(program)):
         return {"outcome": "refused", "reason": "this network has no chain of blocks"}
     if "width" in target:
         steps.append(GrowWidth(width=f"*{target.partition(',')[0].partition('*')[2]}"))
@@ -158,7 +161,7 @@ def _proved(program: Any, target: str, most: int, clock: _Clock) -> dict[str, An
 
 def _pinned(program: Any) -> list[list[Any]]:
     """Why the parameters off every growable axis stay: `[parameters, reason]`, most first."""
-    table = program.axes
+    table = axes_of(program)
     grows = {span.tensor for axis in table.growable for span in axis.spans}
     found: dict[str, int] = {}
     for name, tensor in program.parameters():

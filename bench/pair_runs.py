@@ -27,8 +27,9 @@ from progc.growth import grow as growing
 from progc.growth.grow import Growth, grow_with_report
 from progc.ir.check import Difference
 from progc.ir.program import Program
-from progc.models.opening import derive_example, open_source
+from progc.models.opening import open_source
 from progc.models.skeleton import build_skeleton
+from progc.models.source import derive_example
 from tests.grown import gap, outputs
 from tests.zoo import perturb
 

@@ -34,13 +34,16 @@ import torch
 
 from bench.common import RESULTS, child, write_json
 from bench.plan_models import SOURCES, candidates, classifier, denoiser, plans
-from progc.analysis.costs import calibrate, count, counted_stages, default_machine, step_of, step_times, token_linear
+from progc.analysis.costs import count, default_machine, step_of
 from progc.data.task import Task
 from progc.ir.program import Program
 from progc.models.opening import open_source
 from progc.schedule import Point, Stage
 from progc.schedule.building import stage_program
+from progc.schedule.calibration import calibrate
+from progc.schedule.costing import counted_stages, token_linear
 from progc.schedule.shares import COUNTED, speedups
+from progc.schedule.timing import step_times
 
 BATCH = 8
 _SEEN = candidates("blocks", (3, 6, 9, 12), (32, 48, 64), 20)

@@ -29,11 +29,11 @@ from torch import Tensor
 import progc
 from bench.common import write_json
 from examples.digits_vit import DigitsViT, load_digits
-from progc.analysis.costs import predicted_seconds
 from progc.data.task import Task
 from progc.ir.program import Program
 from progc.schedule import Index, Space, Unfreeze
 from progc.schedule.building import stage_program
+from progc.schedule.costing import predicted_seconds
 from progc.search.zero_shot import decide
 
 STAGES, BATCH = 4, 32

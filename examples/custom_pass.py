@@ -24,7 +24,8 @@ import progc
 from progc.errors import PassOptionError
 from progc.ir.check import compare
 from progc.ir.program import MODES, Program
-from progc.lift.lift import Lift, Scale, TensorLift
+from progc.lift.entry import Scale, TensorLift
+from progc.lift.lift import Lift
 from progc.pipeline.base import Pass, PassResult, option
 from progc.pipeline.manager import run
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from progc.errors import InputError
 from progc.files.python import load_file, required_arguments, run
 from progc.files.suggestions import did_you_mean
-from progc.models.opening import Example, Source, derive_example
+from progc.models.source import Example, Source, derive_example
 
 if TYPE_CHECKING:
     from torch import nn

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import ClassVar
 
+import torch
+
+from progc.errors import PassOptionError
 from progc.ir import norms as norm_statistics
 from progc.ir.program import Program
 from progc.pipeline.base import Pass, PassResult, option
-from progc.transforms.freezing import Selection, select, set_trainable, trainable
+from progc.transforms.freezing import Selection, set_trainable, trainable
+from progc.transforms.freezing import select as select_parameters
 from progc.transforms.freezing.blocks import Blocks
 from progc.transforms.freezing.report import report, still_written
+from progc.transforms.freezing.setting import can_train
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +77,7 @@ class Freeze(Pass):
             PassOptionError: a number out of range, a selector or kind that matches nothing, or nothing left to train.
         """
         blocks = Blocks(program)
-        selected = select(program, self.selection, blocks)
+        selected = select_parameters(program, self.selection, blocks)
         result = set_trainable(program, selected.names)
         if result is program:
             return PassResult(program, False, lossless=True, notes=selected.notes)
@@ -90,3 +96,20 @@ class Freeze(Pass):
         saved = report(result, blocks, measure=self.measure)
         notes = (*selected.notes, *eval_only, *still_written(result), *saved.notes)
         return PassResult(result, True, {**counts, **saved.counts}, None, notes, lossless=True, eval_only=eval_only)
+
+
+def freeze(program: Program, select: Callable[[str, torch.Tensor], bool]) -> Program:
+    """The program of which exactly the parameters train for which `select(name, tensor)` is true.
+
+    Args:
+        select: gets the canonical name of each floating parameter, and the parameter (deferred while a network grows).
+
+    Raises:
+        PassOptionError: it is true for none.
+    """
+    from progc.pipeline.manager import apply
+
+    chosen = tuple(name for name, tensor in program.parameters() if can_train(tensor) and select(name, tensor))
+    if not chosen:
+        raise PassOptionError("freeze: the function selects no parameter; it has to be true for one at least")
+    return apply(program, [Freeze(train=chosen, measure=False)])

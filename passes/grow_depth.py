@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import ClassVar
 
+from progc.analysis.chains import chains_of
 from progc.errors import PassOptionError
 from progc.ir.program import Program
 from progc.pipeline.base import Pass, PassResult, option
@@ -76,7 +77,7 @@ class GrowDepth(Pass):
         )
         notes = [*deeper.notes, *deeper.eval_only, *deeper.reasons]
         grown, growing = deeper.grown, deeper.growing
-        if not len(program.chains):
+        if not len(chains_of(program)):
             notes.append("the program has no chains, nothing to deepen")
         if grown is None:
             return PassResult(program, changed=False, notes=tuple(notes))

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from progc.analysis.axes import dims as D
+from progc.analysis.axes import axes_of
 from progc.errors import LOSSY, NotLosslessError, PassOptionError, TargetError, VerifyError
 from progc.files.suggestions import did_you_mean
-from progc.ir.graphs import copy_graph, propagate
-from progc.ir.literals import drop_unread_sizes, set_literal
-from progc.ir.program import MODES, Program
+from progc.ir.program import Program
 from progc.lift.lift import NOISE
 from progc.models.sizes import parse_sizes
 from progc.pipeline.base import Pass, PassResult, option
 from progc.transforms.width.plan import plan_widths
+from progc.transforms.width.rewriting import rewrite
 from progc.transforms.width.sizes import axis_sizes
 from progc.transforms.width.widening import INITS, Widening
 
@@ -61,7 +60,7 @@ class GrowWidth(Pass):
             raise NotLosslessError(f"grow-width cannot be exact: {plan.obstacles[0]}{more}; {LOSSY}")
         sizes = {growth.axis: growth.new for growth in plan.growths}
         try:
-            grown = rewrite(program, Widening(program.axes, sizes, self.init), plan.lift.apply(program.tensors))
+            grown = rewrite(program, Widening(axes_of(program), sizes, self.init), plan.lift.apply(program.tensors))
         except VerifyError as error:
             if not plan.lossless:  # a group count that divides the old sizes only, for example
                 raise TargetError(f"grow-width: the network does not run at these sizes: {error}") from error
@@ -79,7 +78,7 @@ class GrowWidth(Pass):
         ]
         if keys:
             sizes.update(axis_sizes(program, parse_sizes(",".join(keys))))
-        names = [axis.name for axis in program.axes.axes]
+        names = [axis.name for axis in axes_of(program).axes]
         for entry in self.axes:
             name, colon, size = entry.rpartition(":")
             if not colon or not size.isdigit():
@@ -90,28 +89,3 @@ class GrowWidth(Pass):
                 )
             sizes[name] = int(size)
         return sizes
-
-
-def rewrite(program: Program, widening: Widening, tensors: dict[str, Any]) -> Program:
-    """The program with new tensors and the sizes in its graphs brought into line."""
-    graphs = {}
-    for mode in MODES:
-        graph = copy_graph(program.graphs[mode])
-        nodes = {node.name: node for node in graph.nodes}
-        for literal in widening.table.literals:
-            there = literal.mode == mode and literal.node in nodes  # not in a block that `shrink` left out
-            if there and any(widening.grows(part) for part in literal.parts):
-                new = sum(widening.size(part) for part in literal.parts)
-                old = sum(D.size_of(part) for part in literal.parts)
-                if literal.value is not None:
-                    share = literal.value * new / old
-                    set_literal(nodes[literal.node], literal.path, old, int(share) if share.is_integer() else share)
-                    continue
-                set_literal(nodes[literal.node], literal.path, old, new)
-        drop_unread_sizes(graph)
-        graphs[mode] = graph
-    ordered = {name: tensors[name] for name in program.tensors}
-    grown = program.replace(graphs=graphs, tensors=ordered)
-    for mode in MODES:
-        propagate(grown, grown.graphs[mode], mode)
-    return grown

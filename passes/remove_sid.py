@@ -7,7 +7,8 @@ from typing import ClassVar
 
 from progc.errors import NotLosslessError, TargetError
 from progc.ir.program import Program
-from progc.lift.lift import Add, Lift, TensorLift
+from progc.lift.entry import Add, TensorLift
+from progc.lift.lift import Lift
 from progc.pipeline.base import Pass, PassResult, option
 from progc.transforms.sid.edit import without_sid
 from progc.transforms.sid.folding import find_fold, targets_of

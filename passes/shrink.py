@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import ClassVar, cast
 
+from progc.analysis.chains import chains_of
 from progc.errors import TargetError
 from progc.ir.program import Program
 from progc.lift.compose import composed
@@ -90,7 +91,7 @@ class Shrink(Pass):
             TargetError: a depth or size that is larger than the present one or that the network cannot have.
         """
         kept, notes = choose(
-            program.chains, [parse_depth(text) for text in self.depth], self.chains, cast(Rule, self.rule)
+            chains_of(program), [parse_depth(text) for text in self.depth], self.chains, cast(Rule, self.rule)
         )
         sizes, rounded = smaller_sizes(program, self.width, self.heads, self.mlp, self.axes)
         notes += rounded

@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from progc.ir import facade
+from progc.version import __version__
 
 if TYPE_CHECKING:
     from progc.analysis.axes import custom as rules
@@ -66,3 +67,25 @@ def __getattr__(name: str) -> Any:
         globals()[name] = value
         return value
     raise AttributeError(f"module 'progc' has no attribute {name!r}")
+
+
+def _axes(program: Any) -> Any:
+    from progc.analysis.axes import axes_of
+
+    return axes_of(program)
+
+
+def _chains(program: Any) -> Any:
+    from progc.analysis.chains import chains_of
+
+    return chains_of(program)
+
+
+def _module(program: Any) -> Any:
+    from progc.ir.module import ProgramModule
+
+    return ProgramModule(program)
+
+
+# `Program` stands below the analyses, and offers them all the same: set here, above everything.
+facade.AXES, facade.CHAINS, facade.MODULE = _axes, _chains, _module

@@ -1,7 +1,7 @@
 """One row per pass: options that make it do something to a network, and options that leave the network alone.
 
-The generic tests of tests/pipeline/test_passes.py run every pass of `progc.passes.PASSES` through this table; a pass
-without a row is a failing test.
+The generic tests of tests/pipeline/test_passes.py run every pass of `PASSES` through this table; a pass without a
+row is a failing test.
 """
 
 from __future__ import annotations

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 import progc.analysis.axes.registry
-from progc.passes import PASSES, load_pass
 from progc.pipeline.base import Pass
+from progc.pipeline.registry import PASSES, load_pass
 from progc.schedule import Regularisation
 from tests.schedule import made
 

@@ -17,7 +17,7 @@ from progc.data.order import DataPosition
 from progc.errors import InputError
 from progc.files.encoding import encode
 from progc.ir.program import Program
-from progc.lift.averages import Averages, _named
+from progc.lift.averages import Averages, named_tensors
 from progc.lift.optimizers.files import optimizer_as_data
 from progc.ranks.gathering import gathered, rank, world
 
@@ -89,7 +89,7 @@ class NamedTensors:
             odd = [name for name, value in model.state_dict(keep_vars=True).items() if not _is_tensor(value)]
             if odd:
                 raise InputError(f"the model holds state that is no tensor ({odd[0]}); save it as a controller")
-            self.tensors = self.persistent = _named(model)
+            self.tensors = self.persistent = named_tensors(model)
         first: dict[int, str] = {}
         self.tied: dict[str, str] = {}
         for name, tensor in self.persistent.items():

@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 
-from progc import __version__
 from progc.checkpoints.manifest import NAME, FileEntry, Manifest, folder_name, sealed
 from progc.checkpoints.searching import verify
 from progc.checkpoints.sharded import Others
@@ -25,6 +24,7 @@ from progc.checkpoints.state import Snapshot
 from progc.errors import InputError
 from progc.files.writing import sync
 from progc.ir.tensor_file import data_of, header_of
+from progc.version import __version__
 
 SAVING, REMOVING = ".saving-", ".removing-"
 _OLD = 24 * 3600.0  # seconds after which what another machine left behind counts as abandoned

@@ -45,7 +45,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on std
 
 def _version(wanted: bool) -> None:
     if wanted:
-        from progc import __version__
+        from progc.version import __version__
 
         print(f"progc {__version__}")
         raise typer.Exit()

@@ -34,7 +34,8 @@ def run_apply(
     Raises:
         ProgcError: see the exit codes of `progc.cli`; a pipeline that does not parse fails before any work.
     """
-    from progc.pipeline.text import parse, to_text
+    from progc.pipeline.base import to_text
+    from progc.pipeline.text import parse
 
     terminal = Terminal()
     passes = parse(pipeline)

@@ -9,7 +9,7 @@ from progc.cli.terminal import Terminal
 
 if TYPE_CHECKING:
     from progc.ir.program import Program
-    from progc.models.opening import Source
+    from progc.models.source import Source
 
 
 def captured(terminal: Terminal, source: Source, weights: Path | None, seed: int) -> Program:
@@ -39,7 +39,7 @@ def versions() -> dict[str, Any]:
     """What a report states about the software that made it."""
     import torch
 
-    from progc import __version__
+    from progc.version import __version__
 
     return {"progc": __version__, "torch": torch.__version__}
 

@@ -23,7 +23,8 @@ def run_diff(
     Raises:
         ProgcError: see the exit codes of `progc.cli`; wrong use is found before any work.
     """
-    from progc.pipeline.text import parse, to_text
+    from progc.pipeline.base import to_text
+    from progc.pipeline.text import parse
 
     if b is None and pipeline is None:
         raise InputError("diff compares two; give a second model or folder, or --pipeline for the first one after it")

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from progc.analysis.axes import axes_of
 from progc.errors import ProgcError
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ class Explainer:
         try:
             plan = plan_widths(self._program, self._sizes, init=self._init)
         except ProgcError:  # an axis that may not grow at all: its own line says why
-            asked = [name for name in self._sizes if not self._program.axes[name].growable]
+            asked = [name for name in self._sizes if not axes_of(self._program)[name].growable]
             return Chain(explain(self._program, names=asked if self._pattern == ALL else self._names()))
         return Chain(explain(self._program, plan.growths, plan.lift, plan.obstacles, self._names(plan.growths)))
 

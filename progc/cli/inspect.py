@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from progc.analysis.axes import axes_of
+from progc.analysis.chains import chains_of
 from progc.checkpoints.searching import is_checkpoint
 from progc.cli.checkpoint import print_checkpoint
 from progc.cli.common import millions
@@ -57,9 +59,9 @@ def run_inspect(
         everything = not (axes or chains or graph or explain is not None)
         with terminal.phase("analyse"):
             if axes or everything:
-                parts["axes"] = program.axes
+                parts["axes"] = axes_of(program)
             if chains or everything:
-                parts["chains"] = program.chains
+                parts["chains"] = chains_of(program)
             if explain is not None:
                 parts["explain"] = Chain.of(program, explain)
         if graph:
@@ -87,8 +89,8 @@ def _facts(program: Program) -> dict[str, Any]:
 
 def _print_summary(terminal: Terminal, program: Program) -> None:
     facts = _facts(program)
-    growable = sum(axis.growable for axis in program.axes.axes)
-    chains = [f"{chain.name} ({len(chain.blocks)} blocks)" for chain in program.chains]
+    growable = sum(axis.growable for axis in axes_of(program).axes)
+    chains = [f"{chain.name} ({len(chain.blocks)} blocks)" for chain in chains_of(program)]
     terminal.table(
         [
             ("class", facts["class"]),
@@ -96,7 +98,7 @@ def _print_summary(terminal: Terminal, program: Program) -> None:
             ("inputs", ", ".join("not a tensor" if shape is None else str(shape) for shape in facts["inputs"])),
             ("batch size", "free" if facts["dynamic_batch"] else "fixed, as in the example inputs"),
             ("graph nodes", ", ".join(f"{mode} {count}" for mode, count in facts["nodes"].items())),
-            ("axes", f"{growable} growable, {len(program.axes.axes) - growable} pinned (--axes)"),
+            ("axes", f"{growable} growable, {len(axes_of(program).axes) - growable} pinned (--axes)"),
             ("chains", ", ".join(chains) + " (--chains)" if chains else "none (--chains)"),
         ]
     )

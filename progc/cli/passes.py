@@ -15,7 +15,7 @@ def run_passes(name: str | None) -> None:
     Raises:
         InputError: there is no such pass.
     """
-    from progc.passes import PASSES, load_pass, names
+    from progc.pipeline.registry import PASSES, load_pass, names
 
     terminal = Terminal()
     if name is not None:

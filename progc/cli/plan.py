@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 from progc.cli.common import captured, versions
 from progc.cli.terminal import Terminal
+from progc.data.regularisation import Regularisation
 from progc.errors import InputError
 from progc.files.suggestions import did_you_mean
 from progc.files.writing import check_file, json_text
-from progc.models.opening import Source, open_source, open_target, resolve_target
+from progc.models.opening import open_source, open_target, resolve_target
 from progc.models.sizes import Sizes
+from progc.models.source import Source
 from progc.schedule.schedule import MODES, STRATEGIES, Schedule
 from progc.schedule.shares import time_shares
-from progc.schedule.stage import Regularisation
 from progc.schedule.text import schedule_text
 
 if TYPE_CHECKING:

@@ -127,7 +127,7 @@ def _dry_run(terminal: Terminal, config: Config, run: Path | None, as_json: bool
 
         made = opened(config, run=run, weights=False, phase=terminal.phase)
         told = never_told(made.task, made.schedule, made.settings)  # a trainer tells these itself
-        notes = (*made.notes, *not_set(made.task, made.schedule, made.program), *told)
+        notes = (*made.notes, *not_set(made.task, made.schedule.regularisations, made.program), *told)
         made = dataclasses.replace(made, notes=notes)
         with terminal.phase("stages"):
             found = described(made)

@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
+from progc.data.regularisation import Regularisation
 from progc.data.task import Task
 from progc.errors import InputError, TargetError
 from progc.files.suggestions import did_you_mean
 from progc.ir.program import Program
-from progc.schedule.stage import Regularisation
 
 KINDS = ("digits", "imagefolder", "hf")
 _EXPECTED = "expected digits, imagefolder:PATH, hf:PATH, or a Python file with datasets()"
@@ -71,12 +71,17 @@ class _Staged:
     validation: Any
 
     def __call__(self, regularisation: Regularisation, size: tuple[int, int]) -> Task:
-        from progc.models.augmentation import transforms
-
         numbers = isinstance(self.train, _Pairs) and self.train.numbers
-        learning, judging = (_Resized(size), _Resized(size)) if numbers else transforms(size, regularisation)
+        learning, judging = (_Resized(size), _Resized(size)) if numbers else _transforms(size, regularisation)
         held_out = None if self.validation is None else Transformed(self.validation, judging)
         return dataclasses.replace(self.task, samples=Transformed(self.train, learning), validation=held_out)
+
+
+def _transforms(size: tuple[int, int], strengths: Regularisation) -> tuple[Any, Any]:
+    """Transforms of images for training and for validation."""
+    from progc.models.augmentation import transforms
+
+    return transforms(size, rand_augment=strengths.rand_augment, random_erasing=strengths.random_erasing)
 
 
 def _images(train: Any, validation: Any, size: tuple[int, int]) -> Task:

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from progc.data import order as data_order
 from progc.data.mixing import Mixed, classes_of
+from progc.data.regularisation import Regularisation
 from progc.data.task import Call, Task
 from progc.errors import TargetError
 from progc.ir.program import Program
-from progc.schedule.schedule import Schedule
-from progc.schedule.stage import Stage
 
 
-def for_stage(task: Task, stage: Stage, program: Program) -> Task:
+def for_stage(task: Task, regularisation: Regularisation, program: Program) -> Task:
     """The task with images at the size of the stage's program, and with the stage's regularisation of samples.
 
     Args:
+        regularisation: that of the stage.
         program: of the stage; no values are read.
 
     Raises:
@@ -26,23 +26,23 @@ def for_stage(task: Task, stage: Stage, program: Program) -> Task:
     """
     size = _image_size(program)
     if task.staged is not None and size is not None:
-        task = task.staged(stage.regularisation, size)
-    alpha = stage.regularisation.mixup
+        task = task.staged(regularisation, size)
+    alpha = regularisation.mixup
     if alpha:
         task = dataclasses.replace(task, samples=Mixed(task.samples, alpha, classes_of(program)))
     return task if size is None else dataclasses.replace(task, inputs=_Resized(task, size))
 
 
-def not_set(task: Task, schedule: Schedule, program: Program) -> tuple[str, ...]:
+def not_set(task: Task, wanted: Sequence[Regularisation], program: Program) -> tuple[str, ...]:
     """What a schedule asks of samples and these cannot have, for people. Known before anything is trained.
 
     Args:
+        wanted: the regularisation of each stage.
         program: the full one.
 
     Raises:
         InputError: a stage asks for mixup, and the network is no classifier or samples are no pairs for it.
     """
-    wanted = [stage.regularisation for stage in schedule.stages]
     if any(each.mixup for each in wanted):
         data_order.fetch(Mixed(task.samples, 1.0, classes_of(program)), [0], 0, 0)
     if task.staged is not None and _image_size(program) is not None:

@@ -8,6 +8,8 @@ import hashlib
 from collections.abc import Mapping
 from typing import Any
 
+from progc.analysis.axes import axes_of
+from progc.analysis.chains import chains_of
 from progc.errors import InputError
 from progc.ir.notation import dtype_name, target_text
 from progc.ir.printer import print_graph
@@ -108,8 +110,8 @@ def describe_program(program: Program) -> Facts:
         frozen=tuple(name for name, tensor in program.parameters() if not tensor.requires_grad),
         inputs=tuple(_port_of(node.name, node) for node in graph.nodes if node.op == "placeholder"),
         outputs=tuple(_port_of(str(number), leaf) for number, leaf in enumerate(leaves)),
-        chains={chain.name: chain.siblings for chain in program.chains},
-        axes={axis.name: axis.size for axis in program.axes.axes},
+        chains={chain.name: chain.siblings for chain in chains_of(program)},
+        axes={axis.name: axis.size for axis in axes_of(program).axes},
         tied=dict(program.tied),
         operations={
             mode: dict(

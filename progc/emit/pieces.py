@@ -13,6 +13,7 @@ import dataclasses
 import torch
 from torch import fx
 
+from progc.analysis.chains import chains_of
 from progc.ir.program import Mode, Program
 
 
@@ -35,7 +36,7 @@ def cut(program: Program, mode: Mode) -> list[Piece]:
     place = {node: index for index, node in enumerate(calls)}
     by_name = {node.name: node for node in calls}
     spans = []
-    for chain in program.chains.outermost(mode):
+    for chain in chains_of(program).outermost(mode):
         for block in chain.blocks:
             own = [place[by_name[name]] for name in block.nodes[mode] if name in by_name]
             if own:

@@ -19,7 +19,7 @@ from progc.emit.pieces import Piece, cut
 from progc.emit.region import Call, Region, Regions, as_function
 from progc.errors import InputError
 from progc.ir.binding import InputBinding
-from progc.ir.module import _register_all
+from progc.ir.module import register_all
 from progc.ir.program import MODES, Mode, Program
 
 How = Literal["regions", "whole", "eager"]
@@ -118,7 +118,7 @@ class StageModule(nn.Module):
         super().__init__()
         program = program if hollow else program.complete()
         pieces = {mode: cut(program, mode) if how != "whole" else [_whole(program, mode)] for mode in MODES}
-        _register_all(self, program.tensors, program.specs)
+        register_all(self, program.tensors, program.specs)
         self._units = tuple(blocks_of(program, pieces["train"]))
         blocks: dict[str, Block] = {}
         for path in self._units:

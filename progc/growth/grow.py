@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import fx
 
+from progc.analysis.axes import axes_of
+from progc.analysis.chains import chains_of
 from progc.errors import CheckError, TargetError
 from progc.growth.explain.reasons import Explanation, explain
 from progc.growth.plan import ChainGrowth, GrowthPlan
@@ -30,9 +32,8 @@ from progc.lift.averages import EmaLike, attached, moved
 from progc.lift.lift import NOISE
 from progc.lift.proof import measure, tolerance
 from progc.models.sizes import Size, Sizes
-from progc.pipeline.base import Pass, PassResult
+from progc.pipeline.base import Pass, PassResult, to_text
 from progc.pipeline.manager import hand_over, run
-from progc.pipeline.text import to_text
 from progc.transforms.width.sizes import fitted_sizes
 from progc.transforms.width.widening import AxisGrowth, Widening
 
@@ -177,7 +178,7 @@ def grow_with_report(
     explained: tuple[Explanation, ...] = ()
     if width is not None:
         with clock("widen"):
-            axes = tuple(Widening(narrow.axes, sizes, chosen["width"]).growths)
+            axes = tuple(Widening(axes_of(narrow), sizes, chosen["width"]).growths)
             grown = _apply(narrow, width, passes, results)
             explained = _explained(narrow, axes, results[-1])
     if isinstance(target, Program):
@@ -233,7 +234,7 @@ def _depth_pass(program: Program, target: Sizes | Program, init: str, lossy: boo
     if isinstance(target, Program):
         to = tuple(f"{name}:{depth}" for name, depth in target_depths(program, target).items())
     else:
-        chains = {chain.name for chain in program.chains}
+        chains = {chain.name for chain in chains_of(program)}
         to = tuple(
             (f"{key}:" if key in chains else "") + (f"*{size.value}" if size.relative else str(size.value))
             for key, size in target.entries.items()
@@ -285,10 +286,10 @@ def _plan(
     seed: int,
     notes: list[str],
 ) -> GrowthPlan:
-    deeper = {chain.name: chain.siblings for chain in after.chains} if len(results) else {}
+    deeper = {chain.name: chain.siblings for chain in chains_of(after)} if len(results) else {}
     chains = tuple(
         ChainGrowth(chain.name, chain.siblings, deeper[chain.name])
-        for chain in before.chains
+        for chain in chains_of(before)
         if deeper.get(chain.name, chain.siblings) != chain.siblings
     )
     lossless = all(result.lossless is not False for result in results)
@@ -319,10 +320,10 @@ def _notes(before: Program, narrow: Program, after: Program, target: Sizes | Pro
         return []
     notes = []
     if "width" in target.entries:
-        stays = [axis for axis in before.axes.axes if axis.meaning == "residual width" and not axis.growable]
+        stays = [axis for axis in axes_of(before).axes if axis.meaning == "residual width" and not axis.growable]
         notes += [f"{axis.name} (residual width {axis.size}) stays: {axis.reason}" for axis in stays]
     nodes = {node.name: node for node in after.graphs["eval"].nodes}
-    for literal in narrow.axes.literals:
+    for literal in axes_of(narrow).literals:
         if literal.mode == "eval" and literal.value is not None:
             found = _argument(nodes[literal.node], literal.path)
             if found != literal.value:

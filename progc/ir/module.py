@@ -37,7 +37,7 @@ class ProgramModule(nn.Module):
                 f"{program.class_name} was captured for its shapes only; use progc.capture for a program that runs"
             )
         program = program.complete()
-        _register_all(self, program.tensors, program.specs)
+        register_all(self, program.tensors, program.specs)
         self._anchor = _anchor(program)
         home = program.tensors[self._anchor].device if self._anchor else None
         self._binding = InputBinding(program)
@@ -68,7 +68,7 @@ class ProgramModule(nn.Module):
         return pytree.tree_unflatten(self._functions[mode](self, *leaves), self._out_specs[mode])
 
 
-def _register_all(root: nn.Module, tensors: Mapping[str, torch.Tensor], specs: Mapping[str, TensorSpec]) -> None:
+def register_all(root: nn.Module, tensors: Mapping[str, torch.Tensor], specs: Mapping[str, TensorSpec]) -> None:
     made: dict[int, nn.Parameter] = {}  # a lift gives plain tensors; tied names stay one parameter
     for name, tensor in tensors.items():
         module, leaf = _owner(root, name)

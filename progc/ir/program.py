@@ -13,7 +13,7 @@ constants as `get_attr` nodes under the user's own dotted names, and ATen calls.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -21,14 +21,12 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
+from progc.ir import facade
 from progc.ir.deferred import all_deferred, all_values, is_deferred
 
 if TYPE_CHECKING:
-    from progc.analysis.axes import AxisTable
-    from progc.analysis.chains import ChainTable
+    from progc.ir.average import Average
     from progc.ir.identifier import StageIdentifier
-    from progc.ir.module import ProgramModule
-    from progc.lift.averages import Average
 
 Mode = Literal["train", "eval"]
 MODES: tuple[Mode, ...] = ("train", "eval")
@@ -109,20 +107,32 @@ class Program:
     history: tuple[PassRecord, ...] = ()
     sid: StageIdentifier | None = None
     averages: tuple[Average, ...] = ()
+    _memo: dict[str, Any] = dataclasses.field(default_factory=dict, init=False, repr=False)
 
-    @cached_property
-    def axes(self) -> AxisTable:
-        """Table of axes: what can be widened, and why the rest cannot."""
-        from progc.analysis.axes import analyse
+    @property
+    def axes(self) -> Any:
+        """Table of axes (`AxisTable`): what can be widened, and why the rest cannot."""
+        return facade.AXES(self)
 
-        return analyse(self)
+    @property
+    def chains(self) -> Any:
+        """Table of chains (`ChainTable`): runs of isomorphic blocks that depth growth inserts into."""
+        return facade.CHAINS(self)
 
-    @cached_property
-    def chains(self) -> ChainTable:
-        """Table of chains: runs of isomorphic blocks that depth growth inserts into."""
-        from progc.analysis.chains import find_chains
+    def module(self) -> Any:
+        """An `nn.Module` over this program's tensors (`ProgramModule`); `.train()` and `.eval()` choose the graph."""
+        return facade.MODULE(self)
 
-        return find_chains(self)
+    def memo(self, key: str, make: Callable[[Program], Any]) -> Any:
+        """What `make` works out of the graphs, once for each program; deferred twins share it.
+
+        Args:
+            key: of the result; one for each function.
+            make: reads graphs, shapes and constants only, which a deferred twin has in common with its program.
+        """
+        if key not in self._memo:
+            self._memo[key] = make(self)
+        return self._memo[key]
 
     def parameters(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Canonical parameter names and tensors; a tied parameter appears once."""
@@ -151,7 +161,7 @@ class Program:
         parameters = {name: tensor for name, tensor in self.tensors.items() if isinstance(tensor, nn.Parameter)}
         averages = tuple(average.deferred for average in self.averages)
         twin = self.replace(tensors={**self.tensors, **all_deferred(parameters)}, averages=averages)
-        twin.__dict__.update({name: self.__dict__[name] for name in ("axes", "chains") if name in self.__dict__})
+        twin._memo.update(self._memo)
         return twin
 
     def complete(self) -> Program:
@@ -169,9 +179,3 @@ class Program:
     def flat_example(self) -> list[Any]:
         """The example inputs in placeholder order."""
         return pytree.tree_leaves(self.example)
-
-    def module(self) -> ProgramModule:
-        """An `nn.Module` over this program's tensors; `.train()` and `.eval()` choose the graph."""
-        from progc.ir.module import ProgramModule
-
-        return ProgramModule(self)

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from progc.errors import InputError, VerifyError
-from progc.ir.deferred import all_deferred, all_values
+from progc.ir.average import Average
 
 if TYPE_CHECKING:
     from progc.ir.program import Program
@@ -26,30 +26,6 @@ DECAYS = (0.998, 0.9986, 0.999, 0.9996)
 """The four that AutoProg keeps (Li et al., CVPR 2022)."""
 
 _PREFIXES = ("module.", "_orig_mod.")
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Average:
-    """One averaged copy of a program's tensors.
-
-    Attributes:
-        tensors: every name of the program to its average; no parameters. Floating tensors of 16 bits are kept in
-            float32, in which small changes still count.
-        decay: share of the old average in the new one; None if nobody knows, as for a file.
-    """
-
-    tensors: Mapping[str, torch.Tensor]
-    decay: float | None = None
-
-    @property
-    def deferred(self) -> Average:
-        """The same with deferred tensors (progc/ir/deferred.py)."""
-        return dataclasses.replace(self, tensors=all_deferred(self.tensors))
-
-    @property
-    def complete(self) -> Average:
-        """The same with the values of all its tensors in memory."""
-        return dataclasses.replace(self, tensors=all_values(self.tensors))
 
 
 class Averages:
@@ -90,7 +66,7 @@ class Averages:
             raise InputError(f"decays {list(decays)}: expected different numbers of at least 0 and below 1")
         self.warmup, self.warmup_gamma, self.warmup_power = warmup, warmup_gamma, warmup_power
         self.num_updates = 0
-        named = _named(source)
+        named = named_tensors(source)
         self._copies = {decay: _copied(named) for decay in self.decays}
 
     @property
@@ -114,7 +90,7 @@ class Averages:
         Raises:
             InputError: names or shapes are not those that are tracked; nothing is changed.
         """
-        named = _named(source)
+        named = named_tensors(source)
         pairs = {}
         for decay, copy in self._copies.items():
             _check(copy, named)
@@ -179,7 +155,7 @@ EmaLike = Averages | Average | Mapping[str, torch.Tensor] | nn.Module
 """What `ema=` takes: averages in training, a value, tensors by name, or a module that holds them."""
 
 
-def _named(source: Any) -> dict[str, torch.Tensor]:
+def named_tensors(source: Any) -> dict[str, torch.Tensor]:
     """What a state dict holds, by name, aliases included; names of wrappers are taken off."""
     if isinstance(source, nn.Module):
         held = source.state_dict(keep_vars=True)
@@ -248,7 +224,7 @@ def _values(ema: EmaLike | Sequence[EmaLike]) -> list[Average]:
         elif isinstance(item, Average):
             found.append(item)
         elif isinstance(item, (nn.Module, Mapping)):
-            found.append(Average({name: tensor.detach() for name, tensor in _named(item).items()}))
+            found.append(Average({name: tensor.detach() for name, tensor in named_tensors(item).items()}))
         else:
             raise InputError(f"ema: expected progc.EMA, a module or tensors by name, found {type(item).__name__}")
     return found

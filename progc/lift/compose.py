@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 
 from progc.errors import TargetError
-from progc.lift.lift import Lift, TensorLift
+from progc.lift.entry import TensorLift
+from progc.lift.lift import Lift
 
 _OWN = {"name", "source"}
 

@@ -2,45 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
 
 import torch
 
 from progc.ir.deferred import values
-from progc.lift.index_map import IndexMap
+from progc.lift.entry import Fill
 from progc.lift.shares import along
-
-How = Literal["zero", "one", "mean"]
-
-
-@dataclasses.dataclass(frozen=True)
-class Fill:
-    """How the fresh units of one axis are filled along `dim`.
-
-    Attributes:
-        dim: the tensor dim.
-        how: `zero`, `one`, or `mean`: the mean of the old units that agree with it in every other factor of the dim.
-        over: the growth of that axis alone within the dim; other factors at their new size.
-        weights: for `mean`, names of tensors (before growth) with one entry per old unit: each old unit counts times
-            its entries. Names and not numbers, so that averaged copies of the weights use their own.
-    """
-
-    dim: int
-    how: How
-    over: IndexMap
-    weights: tuple[str, ...] = ()
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data; `from_json` is the inverse."""
-        data: dict[str, Any] = {"dim": self.dim, "how": self.how, "over": self.over.to_json()}
-        return data | ({"weights": list(self.weights)} if self.weights else {})
-
-    @staticmethod
-    def from_json(data: Mapping[str, Any]) -> Fill:
-        """Reads what `to_json` wrote."""
-        return Fill(data["dim"], data["how"], IndexMap.from_json(data["over"]), tuple(data.get("weights", ())))
 
 
 def fill_padded(value: torch.Tensor, fills: Sequence[Fill], tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:

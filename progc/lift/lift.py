@@ -20,127 +20,17 @@ import torch
 from torch import nn
 
 from progc.ir.deferred import defer, device_of, identity, is_deferred, values
-from progc.lift.filling import Fill, fill_padded
+from progc.lift.entry import Add, Eye, Fill, Scale, Split, TensorLift
+from progc.lift.filling import fill_padded
 from progc.lift.index_map import IndexMap
 from progc.lift.made import Made, stream
+from progc.lift.moments import grow_moments
 from progc.lift.resampling import Resample
 from progc.lift.selection import chosen
 from progc.lift.shares import along, divide, fill_fresh, normal, spread_of
 
 NOISE = 0.3
 """Default spread of the shares, relative to the equal share (docs/growth.md 1.2 item 3)."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Scale:
-    """Multiply by `values` (one per *old* unit) along `dim`. Factor 0 silences a branch."""
-
-    dim: int
-    values: tuple[float, ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class Split:
-    """Divide each value along `dim` among its copies.
-
-    Attributes:
-        dim: the dim that is contracted downstream.
-        where: one flag per old unit: which units take part; None for all.
-        over: the growth of the contracted factors alone (other factors of the dim at their new size), if the dim
-            holds others that grow too; None if all of the dim is contracted.
-    """
-
-    dim: int
-    where: tuple[bool, ...] | None = None
-    over: IndexMap | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Eye:
-    """A weight that passes its input on.
-
-    Row r holds a single 1, at column `offset + r` (r modulo the columns of a group) and at position `taps` of the
-    other dims, the kernel.
-    """
-
-    rows: int
-    columns: int
-    offset: int = 0
-    taps: tuple[int, ...] = ()
-
-    def like(self, source: torch.Tensor) -> torch.Tensor:
-        """The weight in the shape, dtype and place of `source`."""
-        weight = torch.zeros_like(source)
-        matrix = weight.movedim((self.rows, self.columns), (0, 1))
-        for tap in reversed(self.taps):
-            matrix = matrix.select(-1, tap)
-        rows = torch.arange(matrix.shape[0], device=source.device)
-        matrix[rows, rows % matrix.shape[1] + self.offset] = 1
-        return weight
-
-
-@dataclasses.dataclass(frozen=True)
-class Add:
-    """Add row `row` of the tensor `table` (by its name before) along `dim`, alike everywhere else."""
-
-    table: str
-    row: int
-    dim: int
-
-
-@dataclasses.dataclass(frozen=True)
-class TensorLift:
-    """How one tensor of the grown program is made.
-
-    Attributes:
-        name: its name after growth.
-        source: the tensor it is made from, by its name before growth.
-        dims: one index map per dim; None for a dim that does not change; empty if none does.
-        splits: dims along which the tensor contracts copies.
-        scales: factors along dims, applied to the source before anything else.
-        fresh: True for a tensor of an inserted block: optimizer moments start at m = 0.
-        init: `copy`, `zero` or `random`; with `random` the fresh columns of consumers are random too, and a tensor
-            without growing dims is drawn anew (growth is then not lossless).
-        fill: a constant that replaces the source's values.
-        eye: a unit matrix that replaces them.
-        fills: what padded units start with.
-        adds: rows of other tensors that are added in the end; dims do not grow then.
-        average: the source's values are those of an averaged copy of the weights, where one is at hand.
-        resample: how its values over positions become those of another input size; nothing else is done then.
-        storage: empty for growth. A tensor that shrinks is a view of its source (`share`, where its units allow one) or
-            has memory of its own (`copy`): progc/lift/selection.py.
-    """
-
-    name: str
-    source: str
-    dims: tuple[IndexMap | None, ...] = ()
-    splits: tuple[Split, ...] = ()
-    scales: tuple[Scale, ...] = ()
-    fresh: bool = False
-    init: str = "copy"
-    fill: float | None = None
-    eye: Eye | None = None
-    fills: tuple[Fill, ...] = ()
-    adds: tuple[Add, ...] = ()
-    average: bool = False
-    resample: Resample | None = None
-    storage: str = ""
-
-    @property
-    def plain(self) -> bool:
-        """True if nothing is done to the source, except drawing it anew where `init` says so."""
-        replaced = self.fill is not None or self.eye is not None or self.resample is not None
-        moved = self.scales or self.fills or self.adds or any(self.dims) or self.storage == "copy"
-        return not (self.fresh or replaced or moved)
-
-    @property
-    def steps(self) -> tuple[TensorLift, ...]:
-        """What is done one after the other: units are chosen first, the rest is done to what they hold."""
-        if not self.storage:
-            return (self,)
-        chosen = TensorLift(self.name, self.source, self.dims, scales=self.scales, storage=self.storage)
-        rest = dataclasses.replace(self, dims=(), scales=(), storage="")
-        return (chosen,) if rest.plain else (chosen, rest)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,9 +87,7 @@ class Lift:
 
     def moments(self, state: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
         """Grows optimizer state by parameter name (Adam's m and v, momentum): see `progc.lift.moments.grow_moments`."""
-        from progc.lift.moments import grow_moments
-
-        return grow_moments(self, state)
+        return grow_moments(self.tensors, self.removed, state)
 
     def _later(self, source: torch.Tensor, entry: TensorLift, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """`_grow` for a deferred tensor: the shape now, the values when they are asked for."""
@@ -213,13 +101,13 @@ class Lift:
 
     def _grow(self, source: torch.Tensor, entry: TensorLift, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
         if entry.plain:
-            return source if entry.init != "random" else _keep_type(source, self._draw(source, entry))
+            return source if entry.init != "random" else keep_type(source, self._draw(source, entry))
         if entry.storage:
             units, *rest = entry.steps
-            kept = _keep_type(source, chosen(source, units))
+            kept = keep_type(source, chosen(source, units))
             return self._grow(kept, rest[0], tensors) if rest else kept
         if entry.resample is not None:
-            return _keep_type(source, entry.resample.apply(source.detach()))
+            return keep_type(source, entry.resample.apply(source.detach()))
         generator = self._generator(entry.name)
         value = source.detach().cpu()  # random streams and shares are the same wherever the weights lie
         if entry.fill is not None:
@@ -246,7 +134,7 @@ class Lift:
             row = values(tensors[add.table]).detach().cpu()[add.row]
             value = value + along(row.to(value.dtype), add.dim, value)
         value = value.clone() if value.data_ptr() == source.data_ptr() else value.to(source.device)
-        return _keep_type(source, value)
+        return keep_type(source, value)
 
     def _generator(self, name: str) -> torch.Generator:
         return torch.Generator().manual_seed(stream(self.seed, name))
@@ -285,12 +173,12 @@ def _as(own: torch.Tensor, average: torch.Tensor) -> torch.Tensor:
 
     def make() -> torch.Tensor:
         value = values(average).detach()
-        return _keep_type(own, value.to(device_of(own), own.dtype, copy=True))
+        return keep_type(own, value.to(device_of(own), own.dtype, copy=True))
 
     return defer(make, own) if is_deferred(own) or is_deferred(average) else make()
 
 
-def _keep_type(source: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+def keep_type(source: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
     if isinstance(source, nn.Parameter):
         return nn.Parameter(value, requires_grad=source.requires_grad)
     return value
@@ -305,12 +193,12 @@ def _entry_to_json(entry: TensorLift) -> dict[str, Any]:
     if entry.splits:
         data["splits"] = [
             {"dim": split.dim}
-            | ({"where": _runs(split.where)} if split.where is not None else {})
+            | ({"where": to_runs(split.where)} if split.where is not None else {})
             | ({"over": split.over.to_json()} if split.over is not None else {})
             for split in entry.splits
         ]
     if entry.scales:
-        data["scales"] = [{"dim": scale.dim, "values": _runs(scale.values)} for scale in entry.scales]
+        data["scales"] = [{"dim": scale.dim, "values": to_runs(scale.values)} for scale in entry.scales]
     if entry.fills:
         data["fills"] = [fill.to_json() for fill in entry.fills]
     defaults = {"fresh": False, "init": "copy", "fill": None, "average": False, "storage": ""}
@@ -331,12 +219,12 @@ def _entry_from_json(data: Mapping[str, Any]) -> TensorLift:
     splits = tuple(
         Split(
             item["dim"],
-            tuple(bool(v) for v in _unruns(item["where"])) if "where" in item else None,
+            tuple(bool(v) for v in from_runs(item["where"])) if "where" in item else None,
             IndexMap.from_json(item["over"]) if "over" in item else None,
         )
         for item in data.get("splits", ())
     )
-    scales = tuple(Scale(item["dim"], tuple(_unruns(item["values"]))) for item in data.get("scales", ()))
+    scales = tuple(Scale(item["dim"], tuple(from_runs(item["values"]))) for item in data.get("scales", ()))
     return TensorLift(
         name=data["name"],
         source=data.get("source", data["name"]),
@@ -355,7 +243,7 @@ def _entry_from_json(data: Mapping[str, Any]) -> TensorLift:
     )
 
 
-def _runs(values: tuple[Any, ...]) -> list[list[Any]]:
+def to_runs(values: tuple[Any, ...]) -> list[list[Any]]:
     """`[[value, length], ...]`: vectors of scales are long and dull."""
     runs: list[list[Any]] = []
     for value in values:
@@ -366,5 +254,5 @@ def _runs(values: tuple[Any, ...]) -> list[list[Any]]:
     return runs
 
 
-def _unruns(runs: list[list[Any]]) -> list[Any]:
+def from_runs(runs: list[list[Any]]) -> list[Any]:
     return [value for value, length in runs for _ in range(length)]

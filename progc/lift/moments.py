@@ -13,7 +13,7 @@ first updates would overshoot several times (docs/growth.md 3.2).
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,7 +21,7 @@ import torch
 from progc.errors import InputError
 
 if TYPE_CHECKING:
-    from progc.lift.lift import Lift, TensorLift
+    from progc.lift.entry import TensorLift
     from progc.lift.resampling import Resample
 
 State = Mapping[str, Mapping[str, Any]]
@@ -36,7 +36,7 @@ class _Moment:
     size: bool
 
 
-_MOMENTS = {
+MOMENTS = {
     "exp_avg": _Moment(1, False),  # Adam, AdamW, NAdam, RAdam, Adamax, Lion
     "exp_avg_sq": _Moment(2, True),
     "max_exp_avg_sq": _Moment(2, True),  # amsgrad
@@ -113,10 +113,12 @@ def _dim_law(entry: TensorLift, dim: int, grows: bool) -> DimLaw:
     return DimLaw(index, weight, torch.where(reset, 1.0, gradient), reset)
 
 
-def grow_moments(lift: Lift, state: State) -> dict[str, dict[str, Any]]:
+def grow_moments(tensors: Iterable[TensorLift], removed: Collection[str], state: State) -> dict[str, dict[str, Any]]:
     """Optimizer state of the grown program; `Lift.moments` calls this.
 
     Args:
+        tensors: entries of the lift.
+        removed: names that are gone.
         state: by parameter name before growth. Parameters without state (frozen ones) may be missing.
 
     Returns:
@@ -126,11 +128,11 @@ def grow_moments(lift: Lift, state: State) -> dict[str, dict[str, Any]]:
     Raises:
         InputError: a parameter that changes has a state of its shape that is no known moment.
     """
-    entries = {entry.name: entry for entry in lift.tensors}
+    entries = {entry.name: entry for entry in tensors}
     grown = {
         name: {key: _copy(value) for key, value in own.items()}
         for name, own in state.items()
-        if name not in entries and name not in lift.removed
+        if name not in entries and name not in removed
     }
     for name, entry in entries.items():
         if entry.source in state:
@@ -146,12 +148,12 @@ def _grown_state(entry: TensorLift, own: Mapping[str, Any]) -> dict[str, Any]:
     laws = dim_laws(entry)
     if laws:
         refuse_lists(entry.source, own)
-    known = [value.shape for key, value in own.items() if key in _MOMENTS and isinstance(value, torch.Tensor)]
+    known = [value.shape for key, value in own.items() if key in MOMENTS and isinstance(value, torch.Tensor)]
     grown: dict[str, Any] = {}
     for key, value in own.items():
         if key in (_ROWS, _COLUMNS) and {_ROWS, _COLUMNS} <= own.keys():
             continue
-        moment = _MOMENTS.get(key)
+        moment = MOMENTS.get(key)
         if key == "momentum_buffer" and "square_avg" in own:
             moment = _NORMALISED
         if key == "step" or not isinstance(value, torch.Tensor) or not (anew or laws or entry.resample):
@@ -162,7 +164,7 @@ def _grown_state(entry: TensorLift, own: Mapping[str, Any]) -> dict[str, Any]:
             grown[key] = _grown_moment(value, laws, moment, anew)
         elif value.dim() and (value.shape == known[0] if known else _fits(value, laws)):
             raise InputError(
-                f"optimizer state `{key}` of {entry.source}: expected one of {', '.join(sorted(_MOMENTS))}; leave it "
+                f"optimizer state `{key}` of {entry.source}: expected one of {', '.join(sorted(MOMENTS))}; leave it "
                 "out, or start the optimizer afresh"
             )
         else:
@@ -274,7 +276,7 @@ def load_state_by_name(
                 f"optimizer state for {name}: expected a parameter that the optimizer trains; leave it out"
             )
         for key, value in own.items():
-            if key in _MOMENTS and isinstance(value, torch.Tensor) and value.shape != parameter.shape:
+            if key in MOMENTS and isinstance(value, torch.Tensor) and value.shape != parameter.shape:
                 raise InputError(
                     f"optimizer state `{key}` of {name}: expected shape {list(parameter.shape)}, found "
                     f"{list(value.shape)}; map it with `plan.moments`"
@@ -283,6 +285,6 @@ def load_state_by_name(
         device = named[name].device
         optimizer.state[named[name]] = {
             # Step counts stay where they are: torch keeps them on the CPU unless told otherwise.
-            key: _copy(value.to(device) if key in _MOMENTS and isinstance(value, torch.Tensor) else value)
+            key: _copy(value.to(device) if key in MOMENTS and isinstance(value, torch.Tensor) else value)
             for key, value in own.items()
         }

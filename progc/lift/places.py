@@ -9,7 +9,8 @@ from torch import nn
 
 from progc.errors import InputError
 from progc.ir.deferred import identity
-from progc.lift.lift import Lift, TensorLift
+from progc.lift.entry import TensorLift
+from progc.lift.lift import Lift
 
 
 def kept(lift: Lift, name: str) -> tuple[str, tuple[torch.Tensor | None, ...]]:

@@ -16,7 +16,8 @@ import torch
 from progc.lift.moments import dim_laws
 
 if TYPE_CHECKING:
-    from progc.lift.lift import Lift, TensorLift
+    from progc.lift.entry import TensorLift
+    from progc.lift.lift import Lift
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,9 +16,10 @@ import torch
 
 from progc.errors import InputError
 from progc.ir.deferred import identity
+from progc.lift.entry import Split, TensorLift
 from progc.lift.index_map import IndexMap
-from progc.lift.lift import Lift, Split, TensorLift, _keep_type
-from progc.lift.shares import _group_sum, along
+from progc.lift.lift import Lift, keep_type
+from progc.lift.shares import along, group_sum
 
 # What is done to new units alone (`fills`) needs no undoing: they are dropped.
 _FIELDS = frozenset({"name", "source", "dims", "splits", "scales", "fresh", "init", "fill", "eye", "fills", "average"})
@@ -122,7 +123,7 @@ def _shrunk(tensor: torch.Tensor, entry: TensorLift) -> torch.Tensor:
     for scale in entry.scales:
         factor = torch.tensor(scale.values, dtype=torch.float64, device=value.device)
         value = value / along(factor, scale.dim, value)
-    return _keep_type(tensor, value.to(tensor.dtype))
+    return keep_type(tensor, value.to(tensor.dtype))
 
 
 def _check_undoable(tensor: torch.Tensor, entry: TensorLift) -> None:
@@ -142,7 +143,7 @@ def _gathered(value: torch.Tensor, index_map: IndexMap, split: Split) -> torch.T
     if split.where is not None:
         shared &= torch.tensor(split.where)[index_map.index()]
     own = torch.where(along(old.to(value.device), split.dim, value), value, torch.zeros_like(value))
-    total = _group_sum(own, split.dim, index.to(value.device))
+    total = group_sum(own, split.dim, index.to(value.device))
     return torch.where(along(shared.to(value.device), split.dim, value), total, value)
 
 

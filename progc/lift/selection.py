@@ -13,7 +13,7 @@ import torch
 from progc.lift.index_map import IndexMap
 
 if TYPE_CHECKING:
-    from progc.lift.lift import TensorLift
+    from progc.lift.entry import TensorLift
 
 
 def chosen(source: torch.Tensor, entry: TensorLift) -> torch.Tensor:

@@ -11,7 +11,7 @@ import torch
 from progc.lift.index_map import IndexMap
 
 if TYPE_CHECKING:
-    from progc.lift.lift import Split, TensorLift
+    from progc.lift.entry import Split, TensorLift
 
 _PIECE = 1 << 20
 """Elements that are worked on at a time."""
@@ -63,7 +63,7 @@ def _share(
     share, on = along(groups.share, dim, value), along(groups.active, dim, value)
     spread = torch.randn(value.shape, generator=generator, dtype=torch.float32).clamp_(-2, 2).mul_(noise)
     spread = spread.clamp_(-1, 1).double()  # beyond, a share could exceed 1, and its last bit would be lost
-    spread -= _group_sum(spread if groups.old is None else spread * along(groups.old, dim, value), dim, index) * share
+    spread -= group_sum(spread if groups.old is None else spread * along(groups.old, dim, value), dim, index) * share
     # A weight that is zero (a silenced branch) still gets shares around zero, else its copies would never part.
     wide = value.double()
     size = torch.where(wide == 0, zero_size, wide)
@@ -73,12 +73,12 @@ def _share(
     wide = wide / unit
     parts = spread.mul_(size.div_(unit)).add_(wide).mul_(share).round_().long()
     # What rounding left over goes to the last copy of each source, so that the sum is the source to the bit.
-    rest = wide.long() - _group_sum(torch.where(on, parts, 0), dim, index)
+    rest = wide.long() - group_sum(torch.where(on, parts, 0), dim, index)
     parts += torch.where(along(groups.last, dim, value), rest, 0)
     return torch.where(on & value.isfinite(), unit.mul_(parts).to(value.dtype), value)
 
 
-def _group_sum(value: torch.Tensor, dim: int, index: torch.Tensor) -> torch.Tensor:
+def group_sum(value: torch.Tensor, dim: int, index: torch.Tensor) -> torch.Tensor:
     """Sum over all units with the same old unit, given back to each of them."""
     shape = list(value.shape)
     shape[dim] = int(index.max()) + 1

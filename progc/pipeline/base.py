@@ -22,10 +22,11 @@ import inspect
 import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from progc.errors import PassOptionError
+from progc.pipeline.lexer import quoted
 
 if TYPE_CHECKING:
     from progc.ir.program import Program
@@ -145,7 +146,6 @@ class Pass(abc.ABC):
         return "\n".join(lines) + "\n"
 
     def __str__(self) -> str:
-        from progc.pipeline.text import to_text
 
         return to_text([self])
 
@@ -185,3 +185,40 @@ def value_text(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     return ",".join(value) if isinstance(value, tuple) else str(value)
+
+
+EMPTY_TEXT = "[]"
+
+
+NONE_TEXT = "none"
+
+
+def to_text(passes: Iterable[Pass]) -> str:
+    """Canonical text of `passes`: options in order of declaration, defaults left out."""
+    return ",".join(_pass_text(item) for item in passes)
+
+
+def _pass_text(item: Pass) -> str:
+    texts = []
+    for spec in item.options():
+        value = getattr(item, spec.field)
+        if value != spec.default:
+            texts.append(f"{spec.name}={_value_text(spec, value)}")
+    return item.name + (f"{{{' '.join(texts)}}}" if texts else "")
+
+
+def _value_text(spec: Option, value: Any) -> str:
+    if value is None:
+        return NONE_TEXT
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, (int, float)):
+        return repr(value)
+    if isinstance(value, tuple):
+        return ",".join(_text(spec, item, len(value) == 1) for item in value) or EMPTY_TEXT
+    return _text(spec, value, True)
+
+
+def _text(spec: Option, value: str, alone: bool) -> str:
+    reserved = alone and ((value == EMPTY_TEXT and spec.kind is tuple) or (value == NONE_TEXT and spec.optional))
+    return quoted(value, always=reserved)

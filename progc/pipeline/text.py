@@ -14,21 +14,19 @@ type: `12`, `1e-3`, `.5`, `true`, `none`; an empty list of values is `[]`, and t
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from progc.errors import InputError, PassOptionError, PipelineSyntaxError
 from progc.files.suggestions import did_you_mean
-from progc.passes import load_pass
-from progc.pipeline.base import Option, Pass, checked
-from progc.pipeline.lexer import Token, quoted, tokens
+from progc.pipeline.base import EMPTY_TEXT, NONE_TEXT, Option, Pass, checked
+from progc.pipeline.lexer import Token, tokens
+from progc.pipeline.registry import load_pass
 
 Loader = Callable[[str], type[Pass]]
 
 _INTEGER = re.compile(r"[+-]?[0-9]+", re.ASCII)
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?", re.ASCII)
-_EMPTY = "[]"
-_NONE = "none"
 
 
 def parse(text: str, load: Loader = load_pass) -> list[Pass]:
@@ -43,43 +41,12 @@ def parse(text: str, load: Loader = load_pass) -> list[Pass]:
     return _Parser(text, load).pipeline()
 
 
-def to_text(passes: Iterable[Pass]) -> str:
-    """Canonical text of `passes`: options in order of declaration, defaults left out."""
-    return ",".join(_pass_text(item) for item in passes)
-
-
 def pointer(error: PipelineSyntaxError) -> str:
     """The line of text with the mistake and a caret under its place: two lines for a terminal."""
     start = error.text.rfind("\n", 0, error.position) + 1
     end = error.text.find("\n", error.position)
     line = error.text[start : end if end >= 0 else len(error.text)]
     return f"{line}\n{' ' * (error.position - start)}^"
-
-
-def _pass_text(item: Pass) -> str:
-    texts = []
-    for spec in item.options():
-        value = getattr(item, spec.field)
-        if value != spec.default:
-            texts.append(f"{spec.name}={_value_text(spec, value)}")
-    return item.name + (f"{{{' '.join(texts)}}}" if texts else "")
-
-
-def _value_text(spec: Option, value: Any) -> str:
-    if value is None:
-        return _NONE
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, (int, float)):
-        return repr(value)
-    if isinstance(value, tuple):
-        return ",".join(_text(spec, item, len(value) == 1) for item in value) or _EMPTY
-    return _text(spec, value, True)
-
-
-def _text(spec: Option, value: str, alone: bool) -> str:
-    reserved = alone and ((value == _EMPTY and spec.kind is tuple) or (value == _NONE and spec.optional))
-    return quoted(value, always=reserved)
 
 
 class _Parser:
@@ -184,9 +151,9 @@ def _convert(spec: Option, given: Sequence[Token]) -> Any:
     first = given[0]
     if len(given) == 1 and first.kind == "word":
         word = first.text
-        if spec.optional and word == _NONE:
+        if spec.optional and word == NONE_TEXT:
             return None
-        if spec.kind is tuple and word == _EMPTY:
+        if spec.kind is tuple and word == EMPTY_TEXT:
             return ()
         if spec.kind is bool and word in ("true", "false"):
             return word == "true"

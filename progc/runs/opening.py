@@ -8,14 +8,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from progc.data.regularisation import Regularisation
 from progc.errors import InputError
-from progc.models.opening import Source, open_source, open_target, resolve_target
+from progc.models.opening import open_source, open_target, resolve_target
 from progc.models.sizes import Sizes
+from progc.models.source import Source
 from progc.pipeline.inits import parse_inits
 from progc.ranks.gathering import agreed, rank, told
 from progc.runs.config import Config
 from progc.schedule.schedule import Schedule
-from progc.schedule.stage import Regularisation
 from progc.train.settings import Settings
 
 if TYPE_CHECKING:

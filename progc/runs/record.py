@@ -94,7 +94,7 @@ def _write(run: Path, config: Config, schedule: Schedule, command: Sequence[str]
 
 def versions() -> dict[str, str]:
     """Of progc, Python and the libraries that are installed; no library is imported."""
-    from progc import __version__
+    from progc.version import __version__
 
     found = {"progc": __version__, "python": platform.python_version()}
     for name in LIBRARIES:

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from progc.analysis.costs.cost import StageCost
 from progc.analysis.costs.counting import Step, cost_of, step_of
 from progc.analysis.costs.machine import Machine, default_machine
 from progc.ir.deferred import device_of
 from progc.ir.program import Program
 from progc.schedule.building import network, stage_program, with_trainable_set
 from progc.schedule.point import Point
-from progc.schedule.stage import Stage, StageCost
+from progc.schedule.stage import Stage
 from progc.schedule.timing import step_times
 from progc.transforms.freezing.setting import trainable
 

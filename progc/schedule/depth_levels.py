@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
+from progc.analysis.chains import chains_of
 from progc.errors import InputError
 from progc.schedule.grids import factors, split
 from progc.schedule.level_texts import Levels, Wish, parse
@@ -23,7 +24,7 @@ SMALLEST = Fraction(1, 2)
 
 def variable(program: Program) -> list[Chain]:
     """The chains that can be shorter, the outer one of several inside one another."""
-    table = list(program.chains)
+    table = list(chains_of(program))
     return [chain for chain in table if covering(chain, table) is None and len(allowed_depths(chain)) > 1]
 
 
@@ -42,26 +43,26 @@ def asked(program: Program, text: Levels, notes: list[str]) -> Depths:
         InputError: a depth that a chain cannot have, with the nearest that it can; chains with different numbers of
             levels; a last level that is not the full depth.
     """
-    if not len(program.chains):
+    if not len(chains_of(program)):
         raise InputError(
             "depths: this network has no chain of blocks (progc inspect --chains says why); leave depths out"
         )
     wishes = parse("depths", text, named=True)
     chosen: dict[str, list[int]] = {}
-    named = {chain.name for wish in wishes if wish.name for chain in matching(program.chains, wish.name, "depths")}
+    named = {chain.name for wish in wishes if wish.name for chain in matching(chains_of(program), wish.name, "depths")}
     for wish in wishes:
         if wish.name is None:
             free = [chain for chain in variable(program) if chain.name not in named]
             chosen.update(_for_all(free, wish, notes))
     for wish in wishes:
         if wish.name is not None:
-            for chain in matching(program.chains, wish.name, "depths"):
+            for chain in matching(chains_of(program), wish.name, "depths"):
                 chosen[chain.name] = [_exactly(chain, value, wish, notes) for value in wish.values]
     counts = {len(depths) for depths in chosen.values()}
     if len(counts) > 1:
         told = ", ".join(f"{name} has {len(depths)}" for name, depths in chosen.items())
         raise InputError(f"depths: every chain needs the same number of levels; {told}")
-    chains = [chain for chain in program.chains if chain.name in chosen]
+    chains = [chain for chain in chains_of(program) if chain.name in chosen]
     for chain in chains:
         if chosen[chain.name][-1] != chain.siblings:
             raise InputError(
@@ -74,12 +75,12 @@ def asked(program: Program, text: Levels, notes: list[str]) -> Depths:
 def named(program: Program, text: Levels) -> list[str]:
     """The chains that a text names."""
     wishes = [wish for wish in parse("depths", text, named=True) if wish.name]
-    return [chain.name for wish in wishes for chain in matching(program.chains, wish.name or "", "depths")]
+    return [chain.name for wish in wishes for chain in matching(chains_of(program), wish.name or "", "depths")]
 
 
 def from_start(program: Program, levels: Depths, start: dict[str, int]) -> Depths:
     """The depths of `start` (of every chain that can vary), then the levels that are above them in every chain."""
-    full = {chain.name: chain.siblings for chain in program.chains}
+    full = {chain.name: chain.siblings for chain in chains_of(program)}
     smaller = {name for name, depth in start.items() if depth < full[name]}
     names = [name for name in full if name in smaller or any(name in level for level in levels)]
     whole = [{name: level.get(name, full[name]) for name in names} for level in levels or [full]]

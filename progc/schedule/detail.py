@@ -87,14 +87,14 @@ def _stage(schedule: Schedule, index: int) -> Stage:
 
 def of_full(point: Point) -> str:
     """The passes that make a point's network and trainable set of the full network, as pipeline text."""
-    from progc.pipeline.text import to_text
+    from progc.pipeline.base import to_text
 
     return ",".join(filter(None, (to_text(point.shrinking()), _freeze(point)))) or "nothing"
 
 
 def from_before(point: Point, before: Point) -> str:
     """The passes that lead from the network of an earlier point to this one's, as pipeline text."""
-    from progc.pipeline.text import to_text
+    from progc.pipeline.base import to_text
 
     frozen = _freeze(point) if point.unfreeze != before.unfreeze else ""
     return ",".join(filter(None, (to_text(point.growing(before)), frozen))) or "nothing"
@@ -102,7 +102,7 @@ def from_before(point: Point, before: Point) -> str:
 
 def _freeze(point: Point) -> str:
     """The freeze pass; how many blocks a prefix or suffix has is known only with the network, hence `...`."""
-    from progc.pipeline.text import to_text
+    from progc.pipeline.base import to_text
 
     level = point.unfreeze
     if level is None or level.full or level.shape == "interleave":

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from progc.analysis.chains import chains_of
 from progc.errors import InputError, ProgcError, TargetError
 from progc.ir.deferred import defer
 from progc.pipeline.manager import run
@@ -144,7 +145,7 @@ class _Search:
         if fault is None:
             return found
         for name in list(found[0]):  # one chain alone may be at fault, which shows with the others as they are
-            rest = depth_levels.clamped(found, name, self.program.chains[name].siblings)
+            rest = depth_levels.clamped(found, name, chains_of(self.program)[name].siblings)
             if self._fault(_points(rest)) is None:
                 return self._raised(found, name, named, fault)
         for name in list(found[0]):
@@ -166,7 +167,7 @@ class _Search:
         Raises:
             InputError: the chain's depths were asked for by name.
         """
-        chain, smallest = self.program.chains[name], found[0][name]
+        chain, smallest = chains_of(self.program)[name], found[0][name]
 
         def works(depth: int) -> bool:
             if alone:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 
+from progc.analysis.chains import chains_of
 from progc.errors import InputError, TargetError
 from progc.ir.differences import differences
 from progc.ir.program import Program
@@ -82,7 +83,7 @@ def written_out(points: Sequence[Point], full: Program) -> list[Point]:
         missing = sorted(axes - point.widths.keys())
         if missing:
             raise InputError(f"stage {index} of the schedule leaves out {missing[0]}, which another has; write it out")
-        depths = {name: point.depths.get(name, 0) or full.chains[name].siblings for name in sorted(chains)}
+        depths = {name: point.depths.get(name, 0) or chains_of(full)[name].siblings for name in sorted(chains)}
         resolution = point.resolution or (_image(full) if sized else None)
         found.append(dataclasses.replace(point, depths=depths, resolution=resolution))
     return found

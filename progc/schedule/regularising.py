@@ -11,9 +11,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from progc.data.regularisation import Regularisation
 from progc.errors import InputError
 from progc.schedule.point import Point
-from progc.schedule.stage import Regularisation
 
 if TYPE_CHECKING:
     from progc.ir.program import Program
@@ -171,4 +171,5 @@ def timm_options(regularisation: Regularisation) -> dict[str, dict[str, Any]]:
     """Keyword arguments for timm's `create_transform` and `Mixup` by the names of these; what is open is left out."""
     from progc.models.augmentation import timm_options as options
 
-    return options(regularisation)
+    strengths = regularisation
+    return options(rand_augment=strengths.rand_augment, random_erasing=strengths.random_erasing, mixup=strengths.mixup)

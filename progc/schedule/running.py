@@ -191,7 +191,7 @@ def _run(
         way, lifts = ways[-1], [lift for one in ways for lift in one.lifts]
         now = way.program.complete()
         hand_over(before, now, lifts, optimizer=held[0], ema=held[1], correct_rates=False)
-        made = now.module().train()
+        made = ProgramModule(now).train()
         if begun:
             held = (optimizer(made) if making[0] else optimizer, ema(made) if making[1] else ema)
         span = growth.bounds[stage.index], growth.bounds[stage.index + 1]

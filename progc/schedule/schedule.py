@@ -9,6 +9,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from progc.data.regularisation import Regularisation
 from progc.errors import InputError
 from progc.files.small import read_object
 from progc.schedule.decision import Decision
@@ -95,6 +96,11 @@ class Schedule:
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
     rules: tuple[Rule, ...] = ()
+
+    @property
+    def regularisations(self) -> list[Regularisation]:
+        """The regularisation of each stage, in order."""
+        return [stage.regularisation for stage in self.stages]
 
     def __post_init__(self) -> None:
         for what, value, known in (

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from progc.schedule.stage import Stage, StageCost
+from progc.analysis.costs.cost import StageCost
+from progc.schedule.stage import Stage
 
 MEASURED, PREDICTED, COUNTED = "measured", "predicted", "counted"
 BASES = (MEASURED, PREDICTED, COUNTED)

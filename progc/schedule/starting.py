@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from progc.analysis.axes import axes_of
+from progc.analysis.chains import chains_of
 from progc.errors import InputError, TargetError
 from progc.schedule.building import network
 from progc.schedule.depth_levels import variable
@@ -28,7 +30,7 @@ def start_point(full: Program, start: Program | Point) -> Point:
         found = {match[1] for name in start.tensors if (match := number.match(name))}
         if 0 < len(found) < chain.siblings:
             depths[chain.name] = len(found)
-    here, there = widths(start.axes)[:1], widths(full.axes)[:1]
+    here, there = widths(axes_of(start))[:1], widths(axes_of(full))[:1]
     sizes = [_image(start), _image(full)]
     smaller = sizes[0] is not None and sizes[1] is not None and sizes[0] != sizes[1]
     return Point(depths, {"width": here[0]} if here and here != there else {}, sizes[0] if smaller else None)
@@ -38,10 +40,10 @@ def check_smaller(full: Program, start: Point) -> None:
     """Raises InputError where a start is larger than the full network in some dimension."""
     image = _image(full)
     for name, depth in start.depths.items():
-        if name not in [chain.name for chain in full.chains] or depth > full.chains[name].siblings:
+        if name not in [chain.name for chain in chains_of(full)] or depth > chains_of(full)[name].siblings:
             raise InputError(f"start: the full network has no {depth} blocks in {name}; start from a smaller network")
     width = start.widths.get("width", 0)
-    if width and width > (widths(full.axes)[:1] or [0])[0]:
+    if width and width > (widths(axes_of(full))[:1] or [0])[0]:
         raise InputError(f"start: its width {width} is more than the full network's; start from a smaller network")
     if start.resolution and (image is None or any(a > b for a, b in zip(start.resolution, image, strict=True))):
         raise InputError(

@@ -16,6 +16,7 @@ from progc.analysis.costs.counting import NotCounted
 from progc.capturing.state import untouched
 from progc.data.task import Task
 from progc.errors import InputError
+from progc.ir.module import ProgramModule
 from progc.ir.program import Program
 
 _BATCHES = 2
@@ -123,7 +124,7 @@ class _Run:
         stage: int | None,
         learning: bool,
     ) -> None:
-        module = _copied(program).module().train()
+        module = ProgramModule(_copied(program)).train()
         here = next((tensor.device for tensor in program.tensors.values() if not tensor.is_meta), torch.device("cpu"))
         self.device = torch.device(device) if device is not None else here
         self._module, self._task = module.to(self.device), task

@@ -6,11 +6,12 @@ from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
+from progc.analysis.axes import axes_of
 from progc.errors import InputError, ProgcError, TargetError
 from progc.schedule.grids import factors
 from progc.schedule.level_texts import Levels, parse
 from progc.transforms.shrinking.sizes import smaller_sizes
-from progc.transforms.width.sizes import _head_counts, widths
+from progc.transforms.width.sizes import head_counts, widths
 
 if TYPE_CHECKING:
     from progc.ir.program import Program
@@ -67,7 +68,7 @@ def stream(program: Program) -> int:
     Raises:
         InputError: no axis can change.
     """
-    streams = widths(program.axes)
+    streams = widths(axes_of(program))
     if not streams:
         raise InputError("widths: no axis of this network can change (progc inspect --axes says why); leave widths out")
     return streams[0]
@@ -76,7 +77,7 @@ def stream(program: Program) -> int:
 def _rounded(program: Program, value: Fraction, above: int, grows: Grows) -> tuple[int, ProgcError | None]:
     """The nearest whole number of heads from which growth to `above` is exact, or `above`; why not a nearer one."""
     full = stream(program)
-    heads = _head_counts(program.axes)
+    heads = head_counts(axes_of(program))
     unit = full // heads[0] if heads and full % heads[0] == 0 else 8 if full % 8 == 0 and full >= 32 else 1
     sizes = [*range(unit, above, unit), above]
     first: ProgcError | None = None

@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Literal
 
+from progc.analysis.chains import chains_of
 from progc.errors import InputError
 from progc.ir.program import Program
 from progc.search.candidates import reference_nested
@@ -53,9 +54,9 @@ def kept_blocks(
     """
     found = []
     for name, depth in depths.items():
-        chain = next((chain for chain in program.chains if chain.name == name), None)
+        chain = next((chain for chain in chains_of(program) if chain.name == name), None)
         if chain is None:
-            known = ", ".join(chain.name for chain in program.chains) or "none"
+            known = ", ".join(chain.name for chain in chains_of(program)) or "none"
             raise InputError(f"depth {name}:{depth}: there is no chain {name}; chains are {known}")
         others, period = chain.siblings - len(chain.blocks), chain.period
         blocks, first = depth - others, base.get(name, depth) - others

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from progc.data.regularisation import Regularisation
 from progc.data.task import Task
 from progc.errors import InputError
 from progc.ir.program import Program
@@ -25,7 +26,6 @@ from progc.schedule.building import network
 from progc.schedule.decision import Decision
 from progc.schedule.point import Point
 from progc.schedule.space import Index, Space
-from progc.schedule.stage import Regularisation
 from progc.search.candidates import one_shot_candidates
 from progc.search.elastic import seeded, train_step
 from progc.search.one_shot_settings import Settings

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch.optim import AdamW, Optimizer
 
+from progc.data.regularisation import Regularisation
 from progc.data.task import Task
 from progc.errors import InputError, NotLosslessError
 from progc.ir.program import Program
@@ -22,7 +23,6 @@ from progc.ranks.agreeing import agreed
 from progc.schedule.decision import Candidate, Decision
 from progc.schedule.point import Point
 from progc.schedule.space import Index, Space
-from progc.schedule.stage import Regularisation
 from progc.search.candidates import supernet
 from progc.search.elastic import check_finite, draws, losses, on_device, timed_losses, train_step
 from progc.search.nesting import Nesting
@@ -237,7 +237,8 @@ class StageSearch:
         return chosen(over_time, self.times, rate)
 
     def _seconds(self) -> list[float]:
-        from progc.analysis.costs import predicted_seconds, step_times
+        from progc.schedule.costing import predicted_seconds
+        from progc.schedule.timing import step_times
 
         if self.own.time == "predicted":
             return [predicted_seconds(member.program, batch=self.batch) for member in self.supernet.members]

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from progc.data.regularisation import Regularisation
 from progc.errors import InputError
 from progc.schedule.decision import Decision
 from progc.schedule.finding import find
 from progc.schedule.level_texts import Levels, items
 from progc.schedule.schedule import MODES, STRATEGIES, ModelRef, Schedule
 from progc.schedule.space import Index, Space
-from progc.schedule.stage import Regularisation, Stage
+from progc.schedule.stage import Stage
 from progc.schedule.unfreeze import SHAPES
 from progc.search.linear import linear
 
@@ -244,7 +245,8 @@ def last_regularisation(program: Program, strategy: str, mode: str) -> Regularis
 def _counted(
     program: Program, stages: tuple[Stage, ...], batch: int | None, task: Task | None, seed: int
 ) -> tuple[tuple[Stage, ...], tuple[str, ...]]:
-    from progc.analysis.costs import NotCounted, counted_stages
+    from progc.analysis.costs import NotCounted
+    from progc.schedule.costing import counted_stages
 
     try:
         return counted_stages(program, stages, batch=batch, measure=task, seed=seed), ()

@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 from progc.data.task import Task
 from progc.errors import CheckError, InputError
 from progc.ir.deferred import device_of, is_deferred
+from progc.ir.module import ProgramModule
 from progc.ir.program import Program
 
 if TYPE_CHECKING:
@@ -151,7 +152,7 @@ def losses(program: Program, task: Task, stage: int | None) -> Callable[[Any], t
         name: tensor.clone() if program.specs[name].kind == "buffer" else tensor
         for name, tensor in program.tensors.items()
     }
-    module = program.replace(tensors=own, averages=()).module().train()
+    module = ProgramModule(program.replace(tensors=own, averages=())).train()
 
     def loss_of(batch: Any) -> torch.Tensor:
         fitted = task.fitted(batch, program)

@@ -26,7 +26,8 @@ from progc.ir.module import ProgramModule
 from progc.ir.program import Program
 from progc.lift.averages import EmaLike, attached, moved
 from progc.lift.compose import composed
-from progc.lift.lift import Lift, TensorLift
+from progc.lift.entry import TensorLift
+from progc.lift.lift import Lift
 from progc.lift.selection import strides
 from progc.pipeline.manager import run
 from progc.schedule.building import network
@@ -170,7 +171,7 @@ class Supernet:
         made = lift.apply(self.program.tensors)
         buffers = [n for n in small.tensors if small.specs[n].kind == "buffer" and n in made]
         statistics = {n: made[n].detach().clone() for n in buffers if n not in small.tied} if self._own else {}
-        return SubNetwork(point, small, lift, small.module(), _image_size(small), statistics)
+        return SubNetwork(point, small, lift, ProgramModule(small), _image_size(small), statistics)
 
     def recycled(self, member: SubNetwork, ema: EmaLike | None = None) -> Program:
         """The network of a sub-network with the weights it has now: what training goes on with.

@@ -224,7 +224,8 @@ class _Search:
 
     def _time(self, program: Program, task: Task, batches: probing.Batches, row: int | None) -> float:
         """Seconds of a step of a program."""
-        from progc.analysis.costs import predicted_seconds, step_time
+        from progc.schedule.costing import predicted_seconds
+        from progc.schedule.timing import step_time
 
         reference = self.options.reference
         if self.options.time == "predicted":

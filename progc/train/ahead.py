@@ -144,7 +144,7 @@ class LookAhead:
     def _call_of(self, index: int, outline: Program) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Inputs of a stage at the size of a micro-batch."""
         stage = self.schedule.stages[index]
-        task = for_stage(self.task, stage, outline)
+        task = for_stage(self.task, stage.regularisation, outline)
         args, kwargs = task.inputs(next(task.batches(self.micro, seed=self.settings.seed, count=1)))
         return args, {**kwargs, **stage_inputs(outline, stage, self.micro, self.device)}
 

@@ -179,7 +179,7 @@ class Crossing:
         return f"boundary to stage {after.stage.index}"
 
     def _call(self, running: RunningStage) -> tuple[Task, tuple[Any, ...], dict[str, Any]]:
-        task = for_stage(self.task, running.stage, running.program)
+        task = for_stage(self.task, running.stage.regularisation, running.program)
         args, kwargs = task.inputs(self.batch)
         return task, args, {**kwargs, **running.inputs(samples_in(self.batch))}
 

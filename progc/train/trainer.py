@@ -109,7 +109,7 @@ class Trainer:
         schedule.starts(units)  # refuses a length that is unknown or too short
         assert units is not None
         self.units, self.total = units, units * self._per_unit
-        self.notes = (*not_set(task, schedule, program), *never_told(task, schedule, self.settings))
+        self.notes = (*not_set(task, schedule.regularisations, program), *never_told(task, schedule, self.settings))
         self.step = 0
         self.active: Active | None = None
         self.guard, self.seen = Guard(self.settings), Seen()
@@ -197,7 +197,7 @@ class Trainer:
         elif self.active is None:
             _seed(self.settings.seed + 1_000_003 * self.parallel.rank)  # ranks drop different units
         wrapped = self.parallel.wrap(module, running.optimizer, running.ema)
-        task = for_stage(self.task, running.stage, running.program)
+        task = for_stage(self.task, running.stage.regularisation, running.program)
         stepper = Stepper(
             wrapped, task, running.inputs, running.optimizer, self.parallel, self.scaler, self.guard, self.settings
         )

@@ -12,7 +12,7 @@ import progc
 from progc.ir.printer import print_graph
 from progc.ir.program import Mode
 from progc.models.opening import open_source
-from progc.passes import PASSES
+from progc.pipeline.registry import PASSES
 from tests import golden_files
 from tests.command import Command, Outcome, in_process
 

@@ -14,7 +14,7 @@ from progc.data.opening import open_data
 from progc.data.staged import for_stage
 from progc.errors import InputError
 from progc.ir.program import Program
-from progc.schedule import Point, Regularisation, Stage
+from progc.schedule import Regularisation
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def test_folders_of_classes(tmp_path: Path, program: Program) -> None:
     images(tmp_path / "val", each=1)
     task = open_data(f"imagefolder:{tmp_path}", program)
     assert (len(task.samples), len(task.validation)) == (6, 2)
-    stage = for_stage(task, Stage(0, Point({}, {}), 1.0, None, Regularisation(rand_augment=9)), program)
+    stage = for_stage(task, Regularisation(rand_augment=9), program)
     (micro,) = next(iter(steps(stage, batch=4, seed=0, epoch=0)))
     assert micro[0].shape == (4, 3, 16, 16) and micro[1].shape == (4,)
     (again,) = next(iter(steps(stage, batch=4, seed=0, epoch=0)))
@@ -78,8 +78,7 @@ def test_a_folder_without_images_is_refused(tmp_path: Path, program: Program) ->
 
 
 def test_mixup_where_a_plan_asks_for_it(program: Program) -> None:
-    stage = Stage(0, Point({}, {}), 1.0, None, Regularisation(mixup=0.2))
-    task = for_stage(open_data("digits", program), stage, program)
+    task = for_stage(open_data("digits", program), Regularisation(mixup=0.2), program)
     inputs, targets = next(task.batches(8, seed=0, count=1))
     assert targets.shape == (8, 10) and torch.allclose(targets.sum(1), torch.ones(8))
     assert task.loss(torch.zeros(8, 10), (inputs, targets)).item() == pytest.approx(2.302585)

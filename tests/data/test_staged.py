@@ -34,8 +34,7 @@ def scheduled(program: Any, *regular: Regularisation) -> Schedule:
 
 
 def test_mixup_needs_no_images() -> None:
-    stage = scheduled(FEATURES, Regularisation(mixup=0.8)).stages[0]
-    batch = next(for_stage(Task(points()), stage, FEATURES).batches(8, seed=0))
+    batch = next(for_stage(Task(points()), Regularisation(mixup=0.8), FEATURES).batches(8, seed=0))
     assert batch[0].shape == (8, 6) and batch[1].shape == (8, 3)
     assert not torch.equal(batch[0], next(Task(points()).batches(8, seed=0))[0])
 
@@ -54,10 +53,10 @@ def test_mixup_that_a_later_stage_cannot_have_is_refused_before_training(tmp_pat
 
 
 def test_augmentation_that_samples_have_no_place_for_is_told() -> None:
-    asked = scheduled(FEATURES, Regularisation(rand_augment=0.0), Regularisation(rand_augment=9, random_erasing=0.25))
+    asked = [Regularisation(rand_augment=0.0), Regularisation(rand_augment=9, random_erasing=0.25)]
     expected = "RandAugment and random erasing of the plan are not set: these samples have no transforms for each stage"
     assert not_set(Task(points()), asked, FEATURES) == (expected,)
-    quiet = scheduled(FEATURES, Regularisation(drop_path=0.1, rand_augment=0.0), Regularisation())
+    quiet = [Regularisation(drop_path=0.1, rand_augment=0.0), Regularisation()]
     assert not_set(Task(points()), quiet, FEATURES) == ()
     able = dataclasses.replace(Task(running.samples(20)), staged=lambda regularisation, size: Task(running.samples(20)))
     assert not_set(able, asked, running.program()) == ()

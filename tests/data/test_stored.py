@@ -16,7 +16,7 @@ from progc.data.opening import open_data
 from progc.data.staged import for_stage
 from progc.errors import InputError
 from progc.ir.program import Program
-from progc.schedule import Point, Regularisation, Stage
+from progc.schedule import Regularisation
 from progc.train.settings import Settings
 from progc.train.trainer import Trainer
 
@@ -64,7 +64,7 @@ def test_stored_images(tmp_path: Path, program: Program) -> None:
     task = open_data(stored(tmp_path, train=images(6).with_format("torch"), test=images(4)), program)
     assert (len(task.samples), len(task.validation)) == (6, 4)
     assert [label for _, label in (task.samples[n] for n in range(4))] == [0, 1, 0, 1]
-    stage = for_stage(task, Stage(0, Point({}, {}), 1.0, None, Regularisation(rand_augment=9)), program)
+    stage = for_stage(task, Regularisation(rand_augment=9), program)
     (micro,) = next(iter(steps(stage, batch=6, seed=0, epoch=0)))
     assert micro[0].shape == (6, 3, 16, 16) and micro[0].dtype == torch.float32 and micro[1].dtype == torch.int64
 

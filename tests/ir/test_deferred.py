@@ -17,7 +17,8 @@ from progc.ir.check import compare
 from progc.ir.deferred import all_deferred, all_values, defer, is_deferred, values
 from progc.ir.program import Program
 from progc.ir.tensor_file import read_deferred, write_tensors
-from progc.lift.lift import Lift, Scale, TensorLift
+from progc.lift.entry import Scale, TensorLift
+from progc.lift.lift import Lift
 from progc.models.sizes import parse_sizes
 from tests import zoo
 

@@ -14,8 +14,9 @@ from torch import nn
 from progc.errors import InputError
 from progc.growth.plan import GrowthPlan
 from progc.ir.program import Program
+from progc.lift.entry import Scale, Split, TensorLift
 from progc.lift.index_map import IndexMap
-from progc.lift.lift import Lift, Scale, Split, TensorLift
+from progc.lift.lift import Lift
 from progc.lift.moments import load_state_by_name, optimizer_state_by_name
 from progc.passes.grow_depth import GrowDepth
 from progc.passes.grow_width import GrowWidth

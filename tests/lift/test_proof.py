@@ -10,7 +10,8 @@ from torch import Tensor, nn
 import progc
 from progc.ir.check import compare
 from progc.ir.program import Program
-from progc.lift.lift import Lift, Scale, TensorLift
+from progc.lift.entry import Scale, TensorLift
+from progc.lift.lift import Lift
 from progc.lift.proof import ROUNDED, TOLERANCE, measure, tolerance
 from progc.passes.grow_width import GrowWidth
 

@@ -14,8 +14,9 @@ from progc.growth.grow import Growth, grow_with_report
 from progc.growth.plan import GrowthPlan
 from progc.ir.check import compare
 from progc.ir.program import Program
+from progc.lift.entry import Scale, Split, TensorLift
 from progc.lift.index_map import IndexMap
-from progc.lift.lift import Lift, Scale, Split, TensorLift
+from progc.lift.lift import Lift
 from progc.lift.revert import kept, revert
 from progc.models.sizes import parse_sizes
 from tests.zoo import captured

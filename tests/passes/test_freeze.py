@@ -16,10 +16,11 @@ import progc
 from progc.errors import InputError, PassOptionError
 from progc.ir.check import compare
 from progc.ir.program import Program
-from progc.passes.freeze import Freeze
+from progc.passes.freeze import Freeze, freeze
+from progc.pipeline.base import to_text
 from progc.pipeline.manager import describe, run
-from progc.pipeline.text import parse, to_text
-from progc.transforms.freezing import freeze, trainable
+from progc.pipeline.text import parse
+from progc.transforms.freezing import trainable
 from tests import nets
 from tests.command import in_process
 from tests.transforms.freezing.networks import diffuser

@@ -12,8 +12,9 @@ import progc
 from progc.errors import InputError, PassOptionError
 from progc.growth.grow import grow_with_report
 from progc.growth.plan import GrowthPlan
+from progc.ir.average import Average
 from progc.ir.program import Program
-from progc.lift.averages import Average, attached
+from progc.lift.averages import attached
 from progc.lift.lift import Lift
 from progc.lift.rates import learning_rate_factors
 from progc.models.sizes import parse_sizes

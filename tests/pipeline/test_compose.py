@@ -22,9 +22,9 @@ from progc.ir.graphs import fingerprint
 from progc.ir.program import Program
 from progc.ir.verify import verify
 from progc.lift.proof import measure, tolerance
-from progc.pipeline.base import PassResult
+from progc.pipeline.base import PassResult, to_text
 from progc.pipeline.manager import run
-from progc.pipeline.text import parse, to_text
+from progc.pipeline.text import parse
 from tests import zoo
 from tests.cli.test_golden_cli import NET as POST_NORM
 from tests.command import NET, Command, files_below, in_process

@@ -21,10 +21,10 @@ import progc.passes
 from progc.errors import InputError, PassOptionError
 from progc.ir.check import compare, compare_train
 from progc.lift.revert import revert
-from progc.pipeline.base import Pass
+from progc.pipeline.base import Pass, to_text
 from progc.pipeline.manager import run
 from progc.pipeline.registry import NamedClasses
-from progc.pipeline.text import parse, to_text
+from progc.pipeline.text import parse
 from tests.command import Command, Outcome, files_below, in_process, in_subprocess
 from tests.pipeline.test_passes import Snapshot
 from tests.test_docs import ROOT, blocks, missing_parts
@@ -128,7 +128,9 @@ def test_averages_and_moments_follow_the_example(example: ModuleType) -> None:
 def test_the_example_composes_with_growth(example: ModuleType) -> None:
     program = progc.capture(example.build(), example.example_inputs())
     for passes in (["grow-width{axes=up:12}", "balance"], ["balance", "grow-width{axes=up:9}"]):
-        found = parse(",".join(passes), lambda n: example.Balance if n == "balance" else progc.passes.load_pass(n))
+        found = parse(
+            ",".join(passes), lambda n: example.Balance if n == "balance" else progc.pipeline.registry.load_pass(n)
+        )
         after, results = run(program, found)
         assert [result.lossless for result in results] == [True, True]
         assert compare(program, after, seed=0).max_rel < 1e-9
@@ -231,7 +233,7 @@ def run_here(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 
 
 def offer(monkeypatch: pytest.MonkeyPatch, name: str, place: str) -> None:
-    table = NamedClasses("pass", "passes", {**progc.passes.PASSES, name: place}, "no.group")
+    table = NamedClasses("pass", "passes", {**progc.pipeline.registry.PASSES, name: place}, "no.group")
     monkeypatch.setattr(progc.passes, "_CLASSES", table)
 
 
@@ -286,12 +288,12 @@ def test_an_option_without_help_is_its_authors_mistake(monkeypatch: pytest.Monke
     monkeypatch.syspath_prepend(str(tmp_path))
     offer(monkeypatch, "bare", "bare_pass:Bare")
     with pytest.raises(InputError, match=r"^pass `bare` of bare_pass:Bare: Bare.size is not declared with option\(\)$"):
-        progc.passes.load_pass("bare")
+        progc.pipeline.registry.load_pass("bare")
 
 
 def test_the_environment_of_these_tests_has_no_such_package() -> None:
     done = subprocess.run(
-        [sys.executable, "-c", "import progc.passes; print('balance' in progc.passes.names())"],
+        [sys.executable, "-c", "import progc.passes; print('balance' in progc.pipeline.registry.names())"],
         capture_output=True, text=True, check=True, cwd=ROOT,
     )  # fmt: skip
     assert done.stdout == "False\n"

@@ -14,10 +14,10 @@ from progc.ir.graphs import fingerprint
 from progc.ir.printer import print_graph
 from progc.ir.program import MODES, Program
 from progc.ir.verify import verify
-from progc.passes import PASSES, load_pass
-from progc.pipeline.base import Pass
+from progc.pipeline.base import Pass, to_text
 from progc.pipeline.manager import run
-from progc.pipeline.text import parse, to_text
+from progc.pipeline.registry import PASSES, load_pass
+from progc.pipeline.text import parse
 from tests import zoo
 from tests.settings import SETTINGS
 

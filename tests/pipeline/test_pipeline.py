@@ -16,10 +16,9 @@ import progc.passes
 from progc.errors import InputError, PassOptionError, PipelineSyntaxError
 from progc.files.suggestions import did_you_mean
 from progc.ir.program import Program
-from progc.passes import PASSES
-from progc.pipeline.base import Option, Pass, PassResult, option
-from progc.pipeline.registry import NamedClasses
-from progc.pipeline.text import parse, pointer, to_text
+from progc.pipeline.base import Option, Pass, PassResult, option, to_text
+from progc.pipeline.registry import PASSES, NamedClasses
+from progc.pipeline.text import parse, pointer
 from tests.settings import SETTINGS
 
 
@@ -182,7 +181,7 @@ def made(kind: type[Pass], values: dict[str, Any]) -> Pass | None:
 @settings(phases=[Phase.explicit, Phase.generate])  # a failure shows its text; a shorter one takes minutes to find
 @given(data=st.data())
 def test_every_pass_prints_and_parses_whatever_its_options(name: str, data: st.DataObject) -> None:
-    kind, known = progc.passes.load_pass(name), settings_of(name)
+    kind, known = progc.pipeline.registry.load_pass(name), settings_of(name)
     chosen = [spec for spec in kind.options() if data.draw(st.booleans(), label=spec.name)]
     item = made(kind, {spec.field: data.draw(drawn(spec, known), label=spec.name) for spec in chosen})
     if item is not None:
@@ -194,7 +193,7 @@ def test_every_pass_prints_and_parses_whatever_its_options(name: str, data: st.D
 @pytest.mark.parametrize("name", PASSES)
 def test_the_options_of_every_pass_are_really_tried(name: str) -> None:
     """What is drawn above is not refused throughout: most options take another value than their default."""
-    kind, known = progc.passes.load_pass(name), settings_of(name)
+    kind, known = progc.pipeline.registry.load_pass(name), settings_of(name)
     taken = []
     for spec in kind.options():
         values = [value for value in dict.fromkeys(candidates(spec, known)) if value != spec.default]
@@ -295,8 +294,8 @@ def test_doc_is_made_from_the_fields() -> None:
 
 
 def test_every_listed_pass_loads_under_its_name() -> None:
-    for name in progc.passes.names():
-        found = progc.passes.load_pass(name)
+    for name in progc.pipeline.registry.names():
+        found = progc.pipeline.registry.load_pass(name)
         assert found.name == name
         assert parse(to_text([found()])) == [found()]
         assert found.__doc__ and all(spec.help for spec in found.options())
@@ -304,7 +303,7 @@ def test_every_listed_pass_loads_under_its_name() -> None:
 
 def test_unknown_pass_names_the_nearest() -> None:
     with pytest.raises(InputError, match="there is no pass `grow-dept`; did you mean grow-depth"):
-        progc.passes.load_pass("grow-dept")
+        progc.pipeline.registry.load_pass("grow-dept")
 
 
 def test_two_passes_of_one_name_are_refused() -> None:
@@ -325,7 +324,7 @@ def test_two_passes_of_one_name_are_refused() -> None:
 def test_a_pass_that_does_not_load(monkeypatch: pytest.MonkeyPatch, place: str, message: str) -> None:
     monkeypatch.setattr(progc.passes, "_CLASSES", NamedClasses("pass", "passes", {"a": place}, "no.group"))
     with pytest.raises(InputError, match=message):
-        progc.passes.load_pass("a")
+        progc.pipeline.registry.load_pass("a")
 
 
 def imports_torch(statements: Iterable[str]) -> bool:
@@ -334,7 +333,7 @@ def imports_torch(statements: Iterable[str]) -> bool:
 
 
 def test_looking_at_names_does_not_import_torch() -> None:
-    assert not imports_torch(["import progc.passes", "progc.passes.names()", "import progc.pipeline.text"])
+    assert not imports_torch(["import progc.passes", "progc.pipeline.registry.names()", "import progc.pipeline.text"])
 
 
 def test_the_torch_test_can_fail() -> None:

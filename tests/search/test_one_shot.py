@@ -78,7 +78,7 @@ def quick_times(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest)
     """Counting takes longer than training these networks; tests of what is counted take the real thing."""
     if "counted" not in request.node.name:
         monkeypatch.setattr(
-            "progc.analysis.costs.predicted_seconds", lambda own, *, batch: own.num_parameters() * batch * 1e-6
+            "progc.schedule.costing.predicted_seconds", lambda own, *, batch: own.num_parameters() * batch * 1e-6
         )
 
 
@@ -99,7 +99,7 @@ def test_ranks_train_the_same_and_go_by_what_the_first_one_measured(monkeypatch:
     told: list[Any] = []
     results = []
     for rank, times in enumerate(([3.0, 2.0, 1.0], [1.0, 2.0, 3.0])):
-        monkeypatch.setattr("progc.analysis.costs.step_times", lambda *args, own=times, **more: own)
+        monkeypatch.setattr("progc.schedule.timing.step_times", lambda *args, own=times, **more: own)
 
         def agreed(question: str, answer: Any, rank: int = rank) -> Any:
             if rank == 0:

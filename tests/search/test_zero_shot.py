@@ -228,7 +228,7 @@ dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank
 planted = {"ntk": Planted(), "zico": Planted()}
 probing.proxies_of = lambda names, mode: planted
 ticks = iter([0.1, 0.2, 0.3, 0.4, 0.5] * 9 if rank else [0.5, 0.4, 0.9, 0.2, 0.1] * 9)
-progc.analysis.costs.step_time = lambda program, task, **options: next(ticks)
+progc.schedule.timing.step_time = lambda program, task, **options: next(ticks)
 places, decisions = search(
     transformer(2 + 2 * (rank == 0)), INTERLEAVED, digits(), stages=4, settings={"time": "measured"}
 )

@@ -61,11 +61,11 @@ def test_where_proxies_disagree_on_two_candidates_time_decides(plant: Plant) -> 
 
 def test_end_to_end_is_the_mean_of_this_step_and_the_full_one() -> None:
     decision = search(transformer(), INTERLEAVED, digits(), stages=2)[1][0]
-    full = progc.analysis.costs.predicted_seconds(transformer())
+    full = progc.schedule.costing.predicted_seconds(transformer())
     for candidate in decision.candidates:
         assert candidate.scores["end_to_end"] == pytest.approx((1 + candidate.scores["time"] / full) / 2)
         program = zero_shot.stage_program(transformer(), candidate.point)
-        assert candidate.scores["time"] == progc.analysis.costs.predicted_seconds(program) < full
+        assert candidate.scores["time"] == progc.schedule.costing.predicted_seconds(program) < full
 
 
 def test_measured_time_is_an_option(plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:

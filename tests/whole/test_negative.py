@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import progc
 from progc.analysis.axes import registry
-from progc.analysis.axes.walk import Value
+from progc.analysis.axes.records import Value
 from progc.errors import CheckError, NotLosslessError, TargetError, VerifyError
 from progc.growth.grow import grow_with_report
 from progc.ir.check import compare

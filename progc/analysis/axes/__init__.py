@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from progc.analysis.axes.table import Axis, AxisTable, analyse
+from progc.analysis.axes.table import Axis, AxisTable, axes_of
 
-__all__ = ["Axis", "AxisTable", "analyse"]
+__all__ = ["Axis", "AxisTable", "axes_of"]

@@ -20,10 +20,11 @@ from collections.abc import Sequence
 from typing import Literal
 
 from progc.analysis.axes import dims as D
+from progc.analysis.axes.context import Args, Context
 from progc.analysis.axes.dims import Dim
-from progc.analysis.axes.registry import Args, rule
+from progc.analysis.axes.records import Value
+from progc.analysis.axes.registry import rule
 from progc.analysis.axes.rules.pointwise import broadcast
-from progc.analysis.axes.walk import Context, Value
 
 __all__ = [
     "Args", "Context", "Dim", "Value", "averaged", "contracted", "elementwise", "factors", "joined", "meaning",

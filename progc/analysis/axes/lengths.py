@@ -18,16 +18,13 @@ import torch
 from torch import fx
 
 from progc.analysis.axes import dims as D
-from progc.analysis.axes.dims import Dim
-from progc.analysis.axes.records import Value
+from progc.analysis.axes.records import Length, Value, growing_atoms
 from progc.ir.operations import HOMOGENEOUS, MOVEMENT, POINTWISE
 
 if TYPE_CHECKING:
-    from progc.analysis.axes.walk import Context
+    from progc.analysis.axes.context import Context
 
-Length = tuple[Dim, int]
 
-REASON = "a length is taken over it, and a factor would be left"
 VANISHING = 1e-11
 """A lower bound of lengths that only keeps zero vectors from being divided by zero."""
 
@@ -47,25 +44,9 @@ def follow(ctx: Context, node: fx.Node, value: Any) -> Any:
     found = _handed_on(ctx, node, name, given) if name is not None else None
     if found is None:
         for item in given:
-            pin(ctx, item)
+            ctx.pin_lengths(item)
         return value
     return _with(value, found)
-
-
-def roots(value: Value, dim: Dim) -> int | None:
-    """1 if the value was divided by its length over `dim`, 0 if it knows of no length, None if of another one."""
-    if not value.lengths:
-        return 0
-    over = [atom for length, _ in value.lengths for atom in _growing(length)]
-    if any(sign != -1 for _, sign in value.lengths):
-        return None
-    return 1 if collections.Counter(over) == collections.Counter(_growing(dim)) else None
-
-
-def pin(ctx: Context, value: Value) -> None:
-    """Forbids growth of what the value's lengths were taken over."""
-    for dim, _ in value.lengths:
-        ctx.pin(D.channels(dim), REASON)
 
 
 def _handed_on(ctx: Context, node: fx.Node, name: str, given: list[Value]) -> tuple[Length, ...] | None:
@@ -101,11 +82,7 @@ def _name(node: fx.Node) -> str | None:
 
 
 def _counted(value: Value) -> collections.Counter[tuple[D.Atom, int]]:
-    return collections.Counter((atom, sign) for dim, sign in value.lengths for atom in _growing(dim))
-
-
-def _growing(dim: Dim) -> list[D.Atom]:
-    return [atom for atom in D.channels(dim) if not atom.reasons]
+    return collections.Counter((atom, sign) for dim, sign in value.lengths for atom in growing_atoms(dim))
 
 
 def _values(items: Any) -> Iterable[Value]:

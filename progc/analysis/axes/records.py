@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from progc.analysis.axes import dims as D
 from progc.analysis.axes.dims import Dim
 from progc.ir.program import Mode, TensorMeta
+
+if TYPE_CHECKING:
+    pass
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,3 +107,20 @@ def fresh_like(meta: Any) -> Any:
     if isinstance(meta, (tuple, list)):
         return [fresh_like(item) for item in meta]
     return meta
+
+
+Length = tuple[Dim, int]
+
+
+def length_roots(value: Value, dim: Dim) -> int | None:
+    """1 if the value was divided by its length over `dim`, 0 if it knows of no length, None if of another one."""
+    if not value.lengths:
+        return 0
+    over = [atom for length, _ in value.lengths for atom in growing_atoms(length)]
+    if any(sign != -1 for _, sign in value.lengths):
+        return None
+    return 1 if collections.Counter(over) == collections.Counter(growing_atoms(dim)) else None
+
+
+def growing_atoms(dim: Dim) -> list[D.Atom]:
+    return [atom for atom in D.channels(dim) if not atom.reasons]

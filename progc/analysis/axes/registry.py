@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx
 
-from progc.analysis.axes.records import Value
+from progc.analysis.axes.context import Args
 
 if TYPE_CHECKING:
-    from progc.analysis.axes.walk import Context
+    from progc.analysis.axes.context import Context
 
 Rule = Callable[["Context", fx.Node, "Args"], Any]
 _RULES: dict[str, Rule] = {}
@@ -71,46 +71,6 @@ def _same_place(known: Rule, other: Rule) -> bool:
 def rule_of(name: str) -> Rule | None:
     """The rule of an op, or None."""
     return _RULES.get(name)
-
-
-class Args:
-    """Arguments of an op by schema name; graph nodes are replaced by their `Value` (or int for sizes)."""
-
-    def __init__(self, context: Context, node: fx.Node) -> None:
-        self.nodes: dict[str, Any] = {}
-        self.paths: dict[str, tuple[int | str, ...]] = {}
-        self._values: dict[str, Any] = {}
-        schema = node.target._schema  # type: ignore[union-attr]
-        for position, argument in enumerate(schema.arguments):
-            name = argument.name
-            if position < len(node.args):
-                raw, self.paths[name] = node.args[position], (position,)
-            elif name in node.kwargs:
-                raw, self.paths[name] = node.kwargs[name], (name,)
-            else:
-                raw = argument.default_value if argument.has_default_value() else None
-            self.nodes[name] = raw
-            self._values[name] = context.resolve(raw)
-
-    def __getitem__(self, name: str) -> Any:
-        return self._values[name]
-
-    def get(self, name: str, default: Any = None) -> Any:
-        """The argument, or `default` if the op has none of that name."""
-        return self._values.get(name, default)
-
-    def tensors(self) -> Iterable[Value]:
-        """Every tensor argument, lists flattened."""
-        for value in self._values.values():
-            for item in value if isinstance(value, (list, tuple)) else (value,):
-                if isinstance(item, Value):
-                    yield item
-
-    def node_name(self, name: str) -> str:
-        """Name of the graph node given for a tensor argument."""
-        node = self.nodes[name]
-        assert isinstance(node, fx.Node)
-        return node.name
 
 
 def rule_for(node: fx.Node) -> tuple[str, Rule | None]:

@@ -8,8 +8,10 @@ from typing import Any
 
 from progc.analysis.axes import dims as D
 from progc.analysis.axes import rules as _rules  # noqa: F401  importing the package registers the rules
+from progc.analysis.axes.context import Context
 from progc.analysis.axes.dims import Atom, Dim
-from progc.analysis.axes.walk import Context, Event, Literal, Use
+from progc.analysis.axes.records import Event, Literal, Use
+from progc.analysis.axes.walk import AxisWalk
 from progc.ir.program import Mode, Program
 
 # What an axis means, most telling first, with the suffix of its name.
@@ -174,7 +176,7 @@ class AxisTable:
         for event in self.events:
             for atom in D.leaves(event.dim):
                 kinds[atom].setdefault(event.kind)
-                text = _condition(event)
+                text = condition_of(event)
                 if text:
                     conditions[atom].setdefault(text)
         producers = self._producers()
@@ -230,7 +232,7 @@ def _meaning(atom: Atom, kinds: dict[str, None], ranks: list[int]) -> tuple[str,
     return ("conv channels", "") if any(rank > 2 for rank in ranks) else ("hidden width", "")
 
 
-def _condition(event: Event) -> str:
+def condition_of(event: Event) -> str:
     if event.kind == "normalise":
         return f"whole factors, or padding where that is exact ({event.op} takes statistics over it)"
     if event.kind == "groups":
@@ -242,8 +244,14 @@ def _condition(event: Event) -> str:
     return ""
 
 
+def axes_of(program: Program) -> AxisTable:
+    """The axes of a program, inferred from both of its graphs; computed once for each program."""
+    table: AxisTable = program.memo("axes", analyse)
+    return table
+
+
 def analyse(program: Program) -> AxisTable:
-    """Infers the axes of a program from both of its graphs."""
-    context = Context(program)
+    """Infers the axes of a program; `axes_of` remembers them."""
+    context = AxisWalk(program)
     context.run()
     return AxisTable(program, context)

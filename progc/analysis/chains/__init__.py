@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from progc.analysis.chains.find import find_chains
+from progc.analysis.chains.find import chains_of, find_chains
 from progc.analysis.chains.table import Block, Chain, ChainTable, Refused
 
-__all__ = ["Block", "Chain", "ChainTable", "Refused", "find_chains"]
+__all__ = ["Block", "Chain", "ChainTable", "Refused", "chains_of", "find_chains"]

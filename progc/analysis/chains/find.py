@@ -9,6 +9,12 @@ from progc.analysis.chains.table import Chain, ChainTable, Refused
 from progc.ir.program import MODES, Program
 
 
+def chains_of(program: Program) -> ChainTable:
+    """The chains of a program; computed once for each program."""
+    table: ChainTable = program.memo("chains", find_chains)
+    return table
+
+
 def find_chains(program: Program) -> ChainTable:
     """All chains of a program, and the containers that look like one and are not."""
     views = {mode: View(program, mode) for mode in MODES}

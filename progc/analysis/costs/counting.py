@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from progc.analysis.costs.cost import StageCost
 from progc.analysis.costs.operations import Operation, Recorder
 from progc.errors import InputError
 from progc.ir.deferred import device_of
 from progc.ir.program import Program
 from progc.ir.running import GraphRun, empty_like
-from progc.schedule.stage import StageCost
 
 ADAM_STATES = 2
 """Tensors of a parameter's size that Adam keeps for each."""

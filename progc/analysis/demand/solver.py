@@ -22,7 +22,7 @@ from progc.errors import InputError
 from progc.ir.deferred import values
 from progc.ir.operations import DemandRefused, argument, describe, mutates, op_name, shape_of
 from progc.ir.program import MODES, Mode, Program
-from progc.lift.lift import Scale
+from progc.lift.entry import Scale
 
 _PROPOSALS = 32
 """Proposals tried for one demand, and combinations tried for demands that only work together."""

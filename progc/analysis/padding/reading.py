@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import fx
 
+from progc.analysis.axes import axes_of
 from progc.analysis.axes import dims as D
 from progc.analysis.axes.dims import Atom, Dim
 from progc.analysis.axes.records import Value
@@ -31,7 +32,7 @@ class Reading:
 
     def value(self, node: Any) -> Any:
         """Dims of the node's value; a list for several."""
-        return self.program.axes.values.get((self.mode, node.name))
+        return axes_of(self.program).values.get((self.mode, node.name))
 
     def carries(self, node: Any) -> bool:
         """True if the axis runs along any dim of the node's value."""
@@ -95,7 +96,9 @@ class Reading:
         """
         value = self.value(node)
         held = [
-            dim for dim in value.source.dims[place] if self.holds(self.program.axes.tensor_dims[value.source.name][dim])
+            dim
+            for dim in value.source.dims[place]
+            if self.holds(axes_of(self.program).tensor_dims[value.source.name][dim])
         ]
         if len(held) > 1:
             raise PaddingRefused(f"{value.source.name} is reshaped along the axis")
@@ -106,7 +109,7 @@ class Reading:
         if not isinstance(node, fx.Node) or not self.is_tensor(node):
             return False
         value = self.value(node)
-        dims = self.program.axes.tensor_dims[value.source.name]
+        dims = axes_of(self.program).tensor_dims[value.source.name]
         return all(D.resolve(dim) in ((), (self.atom,)) for dim in dims) and len(self.places(node)) == 1
 
     def over_axis(self, node: fx.Node) -> bool:

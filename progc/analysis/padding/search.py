@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from torch import fx
 
+from progc.analysis.axes import axes_of
 from progc.analysis.demand.contractions import contraction
 from progc.analysis.demand.steps import moves
 from progc.analysis.padding.proof import Tensors
@@ -89,7 +90,7 @@ class Search:
 
     def _tied(self) -> None:
         """A tensor that is read as table and as weight has the table's state: what it multiplies makes up for it."""
-        table = self.reading.program.axes
+        table = axes_of(self.reading.program)
         for use in table.uses:
             here = use.role == "consume" and use.mode == self.reading.mode and self.reading.holds(use.part)
             state = self.tensors.states.get((use.name, use.dim)) if here else None

@@ -7,12 +7,14 @@ from collections.abc import Mapping, Sequence
 
 from torch import fx
 
+from progc.analysis.axes import axes_of
 from progc.analysis.axes import dims as D
 from progc.analysis.axes.dims import Atom
 from progc.analysis.axes.records import Event
 from progc.ir.notation import module_path
 from progc.ir.program import Mode, Program
-from progc.lift.lift import Lift, TensorLift
+from progc.lift.entry import TensorLift
+from progc.lift.lift import Lift
 from progc.transforms.width.widening import conflicts
 
 
@@ -45,15 +47,15 @@ class Factors:
 
     def __init__(self, program: Program, nodes: Mapping[tuple[Mode, str], fx.Node], lift: Lift) -> None:
         self._program, self._nodes = program, nodes
-        self._tied = conflicts(program.axes)
-        owing = {a for event in program.axes.events if event.kind == "contract" for a in D.leaves(event.dim)}
+        self._tied = conflicts(axes_of(program))
+        owing = {a for event in axes_of(program).events if event.kind == "contract" for a in D.leaves(event.dim)}
         owing.update(self._tied)
         self._found: list[tuple[TensorLift, int, set[Atom]]] = []
         for entry in lift.tensors:
             if entry.name in program.tied:
                 continue
             for dim in sorted({scale.dim for scale in entry.scales} | self._makers(entry)):
-                dims = program.axes.tensor_dims.get(entry.name, ())
+                dims = axes_of(program).tensor_dims.get(entry.name, ())
                 held = set(D.leaves(dims[dim])) if dim < len(dims) else set()
                 self._found.append((entry, dim, held & owing))
 
@@ -70,7 +72,7 @@ class Factors:
         """Dims whose entries share although the tensor does not sum over them: they make an operand of a sum."""
         found = set()
         for split in entry.splits:
-            sides = self._program.axes.sides.get((entry.name, split.dim), {})
+            sides = axes_of(self._program).sides.get((entry.name, split.dim), {})
             if sides and not any(roles == {"consumer"} for roles in sides.values()):
                 found.add(split.dim)
         return found

@@ -14,18 +14,19 @@ from typing import Any
 
 from torch import fx
 
-from progc.analysis.axes import Axis
+from progc.analysis.axes import Axis, axes_of
 from progc.analysis.axes import dims as D
 from progc.analysis.axes.dims import Atom
 from progc.analysis.axes.records import DECIDING, Event, Use
-from progc.analysis.axes.table import _condition as condition_of
+from progc.analysis.axes.table import condition_of as condition_of
 from progc.capturing.refusals import place_of_trace
 from progc.errors import InputError
 from progc.files.suggestions import did_you_mean
 from progc.growth.explain.factors import Factor, Factors
 from progc.ir.notation import module_path, target_text
 from progc.ir.program import Mode, Program
-from progc.lift.lift import Lift, TensorLift
+from progc.lift.entry import TensorLift
+from progc.lift.lift import Lift
 from progc.transforms.width.widening import AxisGrowth
 
 
@@ -144,7 +145,7 @@ def explain(
     """
     reader = _Reader(program, growths, lift, obstacles)
     wanted = None if names is None else set(names)
-    return tuple(reader.axis(axis) for axis in program.axes.axes if wanted is None or axis.name in wanted)
+    return tuple(reader.axis(axis) for axis in axes_of(program).axes if wanted is None or axis.name in wanted)
 
 
 def axis_names(program: Program, pattern: str) -> list[str]:
@@ -153,7 +154,7 @@ def axis_names(program: Program, pattern: str) -> list[str]:
     Raises:
         InputError: there is none; names the nearest.
     """
-    names = [axis.name for axis in program.axes.axes]
+    names = [axis.name for axis in axes_of(program).axes]
     found = [name for name in names if name == pattern or fnmatch.fnmatchcase(name, pattern)]
     if not found:
         raise InputError(
@@ -167,7 +168,7 @@ class _Reader:
     def __init__(
         self, program: Program, growths: Sequence[AxisGrowth], lift: Lift | None, obstacles: Sequence[str]
     ) -> None:
-        self.program, self.table, self.obstacles = program, program.axes, obstacles
+        self.program, self.table, self.obstacles = program, axes_of(program), obstacles
         self.growths = {growth.axis: growth for growth in growths}
         self.entries: dict[str, TensorLift] = {entry.name: entry for entry in lift.tensors} if lift is not None else {}
         self.nodes: dict[tuple[Mode, str], fx.Node] = {

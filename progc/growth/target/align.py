@@ -11,9 +11,10 @@ import dataclasses
 import math
 from collections.abc import Iterator
 
-from progc.analysis.axes import AxisTable
+from progc.analysis.axes import AxisTable, axes_of
 from progc.analysis.axes import dims as D
 from progc.analysis.axes.dims import Atom, Dim
+from progc.analysis.chains import chains_of
 from progc.errors import TargetError
 from progc.growth.target.outputs import output_axis
 from progc.ir.differences import parting
@@ -45,8 +46,8 @@ def target_depths(source: Program, target: Program) -> dict[str, int]:
     """
     depths: dict[str, int] = {}
     containers: dict[str, str] = {}
-    wanted = {chain.name: chain for chain in target.chains}
-    for chain in source.chains:
+    wanted = {chain.name: chain for chain in chains_of(target)}
+    for chain in chains_of(source):
         other = wanted.get(chain.name)
         if other is None or other.siblings == chain.siblings:
             continue
@@ -80,20 +81,20 @@ def align(source: Program, target: Program) -> Alignment:
     _check_names(source, target)
     sizes: dict[Atom, int] = {}
     open_dims: list[tuple[str, Dim, int]] = []
-    for name, dims in source.axes.tensor_dims.items():
+    for name, dims in axes_of(source).tensor_dims.items():
         if name.startswith("_constants.") or name not in target.tensors:
             continue  # what is persistent has a partner: _check_names
         shape = tuple(target.tensors[name].shape)
         if len(shape) != len(dims):
             raise TargetError(f"{name} has {len(dims)} dims in the source and {len(shape)} in the target")
-        theirs = target.axes.tensor_dims.get(name)
+        theirs = axes_of(target).tensor_dims.get(name)
         for position, dim in enumerate(dims):
             other = theirs[position] if theirs is not None else None
             if other is None or not _match(dim, other, sizes):
                 open_dims.append((name, dim, shape[position]))
     _solve(open_dims, sizes)
     _check_shapes(source, target, sizes)
-    return _by_axis(source.axes, sizes)
+    return _by_axis(axes_of(source), sizes)
 
 
 def _check_names(source: Program, target: Program) -> None:
@@ -155,7 +156,7 @@ def _check_shapes(source: Program, target: Program, sizes: dict[Atom, int]) -> N
     parted = ""
     wrong: list[str] = []
     smaller: list[str] = []
-    for name, dims in source.axes.tensor_dims.items():
+    for name, dims in axes_of(source).tensor_dims.items():
         if name.startswith("_constants.") or not source.specs[name].persistent:
             continue
         have, wanted = tuple(source.tensors[name].shape), tuple(target.tensors[name].shape)
@@ -165,10 +166,10 @@ def _check_shapes(source: Program, target: Program, sizes: dict[Atom, int]) -> N
         if not told and any(w < h for w, h in zip(wanted, have, strict=True)):
             smaller.append(change)
         if not told and tuple(D.resized(dim, sizes) for dim in dims) != wanted:
-            wrong.append(change + _two_sizes(source.axes, dims, wanted, sizes))
+            wrong.append(change + _two_sizes(axes_of(source), dims, wanted, sizes))
             parted = parted or _parts_at(source, target)
     for name, tensor in source.tensors.items():
-        if source.specs[name].persistent and source.tied.get(name, name) not in source.axes.tensor_dims:
+        if source.specs[name].persistent and source.tied.get(name, name) not in axes_of(source).tensor_dims:
             have, wanted = tuple(tensor.shape), tuple(target.tensors[name].shape)
             if have != wanted:
                 change = f"{name} {list(have)} -> {list(wanted)}"
@@ -202,7 +203,7 @@ def _pinned(
     for atom in (atom for dim in dims for atom in D.leaves(dim)):
         if sizes.get(atom, atom.size) == atom.size or not (atom.reasons or atom.extent):
             continue
-        if output_axis(source.axes, atom) is not None:
+        if output_axis(axes_of(source), atom) is not None:
             continue
         if _KERNEL in atom.reasons and len(have) > 2:
             kernels = ["x".join(map(str, shape[2:])) for shape in (have, wanted)]

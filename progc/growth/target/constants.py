@@ -22,7 +22,8 @@ from progc.ir.differences import pairs, where
 from progc.ir.graphs import copy_graph, shape
 from progc.ir.operations import op_name
 from progc.ir.program import MODES, Mode, Program
-from progc.lift.lift import Lift, Scale, TensorLift
+from progc.lift.entry import Scale, TensorLift
+from progc.lift.lift import Lift
 from progc.pipeline.base import PassResult
 
 _MUL = ("mul",)

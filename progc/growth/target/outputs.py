@@ -13,13 +13,14 @@ from typing import Any
 import torch
 from torch import fx
 
-from progc.analysis.axes import AxisTable
+from progc.analysis.axes import AxisTable, axes_of
 from progc.analysis.axes import dims as D
 from progc.analysis.axes.records import DECIDING
 from progc.errors import LOSSY, NotLosslessError
 from progc.ir.graphs import copy_graph, propagate
 from progc.ir.program import MODES, Program, TensorMeta
-from progc.lift.lift import Lift, Split, TensorLift
+from progc.lift.entry import Split, TensorLift
+from progc.lift.lift import Lift
 from progc.pipeline.base import PassResult
 from progc.transforms.width.widening import AxisGrowth, Widening
 
@@ -50,11 +51,11 @@ def append_outputs(program: Program, sizes: Mapping[str, int], *, zero: bool = F
     Raises:
         NotLosslessError: some operation mixes the outputs (a softmax), so that old ones would change.
     """
-    from progc.passes.grow_width import rewrite
+    from progc.transforms.width.rewriting import rewrite
 
     if not sizes:
         return PassResult(program, False, lossless=True)
-    table = program.axes
+    table = axes_of(program)
     widening = _Appended(table, sizes)
     for event in table.events:
         if event.kind in DECIDING and widening.grows(event.dim):
@@ -82,7 +83,7 @@ def _check_appended(program: Program, widening: Widening) -> None:
     for mode in MODES:
         output = next(node for node in reversed(program.graphs[mode].nodes) if node.op == "output")
         for leaf in output.all_input_nodes:
-            for dim in getattr(program.axes.values[mode, leaf.name], "dims", ()):
+            for dim in getattr(axes_of(program).values[mode, leaf.name], "dims", ()):
                 growing = widening.grows(dim)
                 if growing and D.resolve(dim)[0] is not growing[0]:
                     raise NotLosslessError(f"new outputs would lie between the old ones in {leaf.name}; {LOSSY}")
@@ -90,7 +91,7 @@ def _check_appended(program: Program, widening: Widening) -> None:
 
 def _entry(program: Program, widening: Widening, name: str, zero: bool) -> TensorLift:
     canonical = program.tied.get(name, name)
-    dims = program.axes.tensor_dims[name]
+    dims = axes_of(program).tensor_dims[name]
     splits = []
     for position, dim in enumerate(dims):
         growing = widening.grows(dim)

@@ -10,7 +10,8 @@ from progc.errors import TargetError
 from progc.ir.differences import pairs
 from progc.ir.graphs import copy_graph
 from progc.ir.program import MODES, Program
-from progc.lift.lift import Lift, TensorLift
+from progc.lift.entry import TensorLift
+from progc.lift.lift import Lift
 from progc.pipeline.base import PassResult
 
 

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from progc.errors import InputError
 from progc.ir.program import Program
-from progc.lift.moments import _MOMENTS
+from progc.lift.moments import MOMENTS
 
 Optimizers = Optimizer | Sequence[Optimizer] | None
 """What `optimizer=` takes."""
@@ -104,7 +104,7 @@ def settled(found: Holdings, program: Program) -> Holdings:
             raise InputError(f"{name} belongs to parameter group {group}; the optimizer has {len(found.options)}")
     for name, own in found.state.items():
         for key, value in own.items():
-            if key in _MOMENTS and isinstance(value, torch.Tensor) and value.shape != parameters[name].shape:
+            if key in MOMENTS and isinstance(value, torch.Tensor) and value.shape != parameters[name].shape:
                 raise InputError(
                     f"optimizer state `{key}` of {name}: expected shape {list(parameters[name].shape)}, found "
                     f"{list(value.shape)}; map it with `plan.moments`"

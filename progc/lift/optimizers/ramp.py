@@ -17,7 +17,8 @@ from torch.utils.hooks import RemovableHandle
 
 from progc.errors import InputError
 from progc.ir.program import Program
-from progc.lift.lift import Lift, TensorLift, _runs, _unruns
+from progc.lift.entry import TensorLift
+from progc.lift.lift import Lift, from_runs, to_runs
 from progc.lift.moments import dim_laws
 
 New = Mapping[int, tuple[bool, ...]]
@@ -117,14 +118,14 @@ class Ramp:
 
     def to_json(self) -> dict[str, Any]:
         """Plain data; `from_json` is the inverse."""
-        new = {name: {str(dim): _runs(flags) for dim, flags in own.items()} for name, own in self.new.items()}
+        new = {name: {str(dim): to_runs(flags) for dim, flags in own.items()} for name, own in self.new.items()}
         return {"steps": self.steps, "done": self.done, "new": new}
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Ramp:
         """Reads what `to_json` wrote."""
         new: dict[str, New] = {
-            name: {int(dim): tuple(bool(flag) for flag in _unruns(runs)) for dim, runs in own.items()}
+            name: {int(dim): tuple(bool(flag) for flag in from_runs(runs)) for dim, runs in own.items()}
             for name, own in data["new"].items()
         }
         return Ramp(data["steps"], new, data["done"])

@@ -1,8 +1,8 @@
 """Zero-shot proxies by name: scores of a network before it is trained. The table is explicit and lazy.
 
-Packages outside add proxies through the entry point group `progc.proxies` (`name = "module:Class"`). A proxy is a class
-whose instances meet `progc.search.proxies.base.Proxy`; its options are fields with defaults. docs/proxies.md says what
-each one measures.
+Packages outside add proxies through the entry point group `progc.proxies` (`name = "module:Class"`). A proxy is
+a class whose instances meet `progc.search.proxies.base.Proxy`; its options are fields with defaults. docs/proxies.md
+says what each one measures.
 """
 
 from __future__ import annotations

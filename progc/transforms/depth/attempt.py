@@ -10,10 +10,10 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Literal
 
-from progc.analysis.chains import Chain
+from progc.analysis.chains import Chain, chains_of
 from progc.errors import LOSSY, NotLosslessError, ProgcError
 from progc.ir.program import Program
-from progc.lift.lift import TensorLift
+from progc.lift.entry import TensorLift
 from progc.transforms.depth.grow import CannotGrow, GrownChains
 from progc.transforms.depth.identity import Identity, identity, lossy_reason
 from progc.transforms.depth.insertion import Inserted, joined, units
@@ -73,7 +73,7 @@ class _Attempts:
 
     def run(self) -> Deeper:
         while True:
-            choice = choose(self.program.chains, self.options.sizes, self.options.names, self.left)
+            choice = choose(chains_of(self.program), self.options.sizes, self.options.names, self.left)
             growing = [
                 (chain, arranged(len(chain.blocks), blocks, chain.period, self._init(chain)))
                 for chain, blocks in choice.blocks

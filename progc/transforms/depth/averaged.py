@@ -6,9 +6,9 @@ import dataclasses
 from collections.abc import Mapping
 
 from progc.errors import PassOptionError
+from progc.ir.average import Average
 from progc.ir.program import Program
-from progc.lift.averages import Average
-from progc.lift.lift import TensorLift
+from progc.lift.entry import TensorLift
 
 
 def chosen_average(program: Program, decay: float | None) -> Average | None:

@@ -28,8 +28,8 @@ from progc.ir.operations import (
     shape_of,
 )
 from progc.ir.program import MODES, Mode, Program
+from progc.lift.entry import Split, TensorLift
 from progc.lift.index_map import How, IndexMap
-from progc.lift.lift import Split, TensorLift
 from progc.transforms.depth.insertion import Editor
 from progc.transforms.depth.naming import Naming
 from progc.transforms.depth.places import Place

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 
 from progc.analysis.chains import Chain
 from progc.errors import TargetError
+from progc.ir.average import Average
 from progc.ir.graphs import propagate
 from progc.ir.program import Program, TensorSpec
-from progc.lift.averages import Average
-from progc.lift.lift import Lift, TensorLift
+from progc.lift.entry import TensorLift
+from progc.lift.lift import Lift
 from progc.transforms.depth.averaged import averaged_lifts
 from progc.transforms.depth.dense import insert_dense
 from progc.transforms.depth.insertion import Editor, Inserted

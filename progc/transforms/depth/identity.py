@@ -19,7 +19,7 @@ from progc.analysis.demand import Demand, solve
 from progc.errors import NotLosslessError
 from progc.ir.operations import argument, describe, op_name
 from progc.ir.program import MODES, Mode, Program
-from progc.lift.lift import TensorLift
+from progc.lift.entry import TensorLift
 from progc.transforms.depth.insertion import Inserted
 from progc.transforms.depth.layers import identity_layers
 from progc.transforms.depth.skips import Skip, check_identity, skips

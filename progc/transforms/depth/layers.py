@@ -20,7 +20,7 @@ from progc.analysis.demand.contractions import contraction
 from progc.errors import NotLosslessError
 from progc.ir.operations import argument, describe, op_name, shape_of
 from progc.ir.program import MODES, Mode, Program
-from progc.lift.lift import Eye, TensorLift
+from progc.lift.entry import Eye, TensorLift
 
 ROUNDING = 1e-11
 """Largest relative error of a BatchNorm's neutral gain; far below what the float64 check tolerates."""

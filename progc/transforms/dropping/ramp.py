@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import fx
 
-from progc.analysis.chains import Chain
+from progc.analysis.chains import Chain, chains_of
 from progc.errors import PassOptionError
 from progc.ir.notation import module_path
 from progc.ir.program import Program
@@ -72,7 +72,7 @@ def _chains(program: Program, dropping: set[str]) -> list[Chain]:
 
     Where stages of blocks are a chain themselves, the blocks count, not the stages.
     """
-    sized = [({name for block in chain.blocks for name in block.nodes["train"]}, chain) for chain in program.chains]
+    sized = [({name for block in chain.blocks for name in block.nodes["train"]}, chain) for chain in chains_of(program)]
     order = sorted(
         sized, key=lambda item: (not item[0] & dropping, len(item[0]) if item[0] & dropping else -len(item[0]))
     )

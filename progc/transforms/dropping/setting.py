@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from progc.analysis.chains import chains_of
 from progc.errors import PassOptionError
 from progc.ir.graphs import copy_graph, propagate
 from progc.ir.operations import argument, op_name
@@ -94,7 +95,7 @@ def _completed(
 ) -> tuple[list[Step], list[str]]:
     """The steps, of which those that lack a drop and need one have got those of another block of their chain."""
     put: dict[str, str] = {}
-    chains = {block.label: chain for chain in program.chains for block in chain.blocks}
+    chains = {block.label: chain for chain in chains_of(program) for block in chain.blocks}
     for number, step in enumerate(placed):
         wanted = rate > 0 and (shape == "uniform" or number > 0)
         if not wanted or step.drops or step.like is None:

@@ -3,7 +3,7 @@
 The trainable set *is* `requires_grad` of the parameters, nothing else (docs/adr/0011-freeze.md).
 """
 
-from progc.transforms.freezing.select import Selection, freeze, select
+from progc.transforms.freezing.select import Selection, select
 from progc.transforms.freezing.setting import set_trainable, trainable
 
-__all__ = ["Selection", "freeze", "select", "set_trainable", "trainable"]
+__all__ = ["Selection", "select", "set_trainable", "trainable"]

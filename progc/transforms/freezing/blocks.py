@@ -14,7 +14,7 @@ from functools import cached_property
 
 from torch import fx
 
-from progc.analysis.chains import Chain
+from progc.analysis.chains import Chain, chains_of
 from progc.ir.program import Program
 
 
@@ -39,7 +39,7 @@ class Blocks:
     def __init__(self, program: Program, chains: Sequence[Chain] | None = None) -> None:
         """Of `chains`, which share no node; by default of the outermost ones."""
         self.program = program
-        self._chains = program.chains.outermost("train") if chains is None else list(chains)
+        self._chains = chains_of(program).outermost("train") if chains is None else list(chains)
         self._readers: dict[str, list[fx.Node]] = {}
         self._position: dict[fx.Node, int] = {}
         for index, node in enumerate(program.graphs["train"].nodes):
@@ -62,7 +62,7 @@ class Blocks:
 
     def around(self, node: fx.Node) -> frozenset[str]:
         """Parameters of the block that a node of the train graph is in; empty outside of blocks."""
-        for chain in self.program.chains:
+        for chain in chains_of(self.program):
             for block in chain.blocks:
                 if node.name in block.nodes["train"]:
                     own = frozenset(block.tensors)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from torch import fx
 
+from progc.analysis.chains import chains_of
 from progc.ir.operations import MOVEMENT, POINTWISE, ZERO_PRESERVING, is_float, op_name
 from progc.ir.program import Program
 from progc.transforms.freezing.flow import bias_of, parameter_at, shape, weights_of
@@ -40,7 +41,7 @@ def modulation(program: Program) -> frozenset[str]:
 def streams(program: Program) -> list[tuple[fx.Node, set[fx.Node]]]:
     """The entries of each chain, with everything that is computed from them."""
     nodes = {node.name: node for node in program.graphs["train"].nodes}
-    entries = [nodes[name] for chain in program.chains for name in chain.carried["train"][0] if name in nodes]
+    entries = [nodes[name] for chain in chains_of(program) for name in chain.carried["train"][0] if name in nodes]
     return [(entry, _below([entry]) - {entry}) for entry in dict.fromkeys(entries) if is_float(entry)]
 
 

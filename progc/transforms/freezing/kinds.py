@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+from progc.analysis.axes import axes_of
 from progc.analysis.axes import dims as D
+from progc.analysis.chains import chains_of
 from progc.ir.operations import op_name
 from progc.ir.program import Program
 from progc.transforms.freezing.blocks import Blocks
@@ -64,10 +66,10 @@ class Kinds:
 
     def _heads(self) -> set[str]:
         """Parameters with a dim of heads or of channels of a head, unless that is what flows from block to block."""
-        axes = self.program.axes
+        axes = axes_of(self.program)
         streams = {
             atom
-            for chain in self.program.chains
+            for chain in chains_of(self.program)
             for name in chain.carried["train"][0]
             for dim in getattr(axes.values.get(("train", name)), "dims", ())
             for atom in D.leaves(D.resolve(dim))
@@ -86,7 +88,7 @@ class Kinds:
         scopes = [unit.parameters for unit in self.blocks.units] or [
             frozenset(name for name, _ in self.program.parameters())
         ]
-        for axis in self.program.axes.axes:
+        for axis in axes_of(self.program).axes:
             spans = [span for span in axis.spans if self.program.specs[span.tensor].kind == "parameter"]
             names = {span.tensor for span in spans}
             sides = {side for span in spans for side in span.sides}

@@ -6,11 +6,11 @@ import dataclasses
 
 from torch import fx
 
+from progc.analysis.costs.cost import StageCost
 from progc.analysis.costs.counting import NotCounted, count
 from progc.ir import norms as norm_statistics
 from progc.ir.operations import mutates
 from progc.ir.program import Program
-from progc.schedule.stage import StageCost
 from progc.transforms.freezing.blocks import Blocks
 from progc.transforms.freezing.setting import can_train, fixed_parameters, set_trainable, trainable
 

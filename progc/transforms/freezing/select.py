@@ -5,9 +5,7 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 import re
-from collections.abc import Callable, Sequence
-
-import torch
+from collections.abc import Sequence
 
 from progc.errors import PassOptionError
 from progc.files.suggestions import did_you_mean
@@ -101,24 +99,6 @@ def select(program: Program, selection: Selection, blocks: Blocks | None = None)
     if not names:
         raise PassOptionError("freeze: nothing is left to train; freeze fewer blocks, or name parameters in train=")
     return Selected(names, tuple(_notes(program, blocks, selection, names, fixed)))
-
-
-def freeze(program: Program, select: Callable[[str, torch.Tensor], bool]) -> Program:
-    """The program of which exactly the parameters train for which `select(name, tensor)` is true.
-
-    Args:
-        select: gets the canonical name of each floating parameter, and the parameter (deferred while a network grows).
-
-    Raises:
-        PassOptionError: it is true for none.
-    """
-    from progc.passes.freeze import Freeze
-    from progc.pipeline.manager import apply
-
-    chosen = tuple(name for name, tensor in program.parameters() if can_train(tensor) and select(name, tensor))
-    if not chosen:
-        raise PassOptionError("freeze: the function selects no parameter; it has to be true for one at least")
-    return apply(program, [Freeze(train=chosen, measure=False)])
 
 
 def _frozen_units(units: Sequence[Unit], selection: Selection) -> list[Unit]:

@@ -16,8 +16,9 @@ from progc.ir.literals import drop_unread_sizes, set_literal
 from progc.ir.notation import call_text
 from progc.ir.operations import describe
 from progc.ir.program import MODES, Program
+from progc.lift.entry import TensorLift
 from progc.lift.extents import Key
-from progc.lift.lift import Lift, TensorLift
+from progc.lift.lift import Lift
 from progc.transforms.resolution.facts import Clash, Facts, Indivisible
 from progc.transforms.resolution.images import Image, find_images, parse_size, walk_inputs
 from progc.transforms.resolution.images import resized as resized_example

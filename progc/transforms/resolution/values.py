@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import fx
 
 from progc.ir.layouts import Layout
 from progc.lift.extents import Dim, new_size, old_size
-
-if TYPE_CHECKING:
-    from progc.transforms.resolution.walk import Walk
 
 Path = tuple["int | str", ...]
 """Place of an argument: position or keyword, then indices into lists."""
@@ -53,9 +50,14 @@ class Size:
 
 
 class Args:
-    """Arguments of an operation by schema name."""
+    """Arguments of an operation by schema name.
 
-    def __init__(self, walk: Walk, node: fx.Node) -> None:
+    Args:
+        resolve: makes values, sizes and plain data of an argument of the graph.
+        node: calls the operation.
+    """
+
+    def __init__(self, resolve: Callable[[Any], Any], node: fx.Node) -> None:
         self.paths: dict[str, Path] = {}
         self.values: dict[str, Any] = {}
         assert isinstance(node.target, torch._ops.OpOverload)
@@ -69,7 +71,7 @@ class Args:
                 self.paths[name] = (name,)
             else:
                 raw = argument.default_value if argument.has_default_value() else None
-            self.values[name] = walk.resolve(raw)
+            self.values[name] = resolve(raw)
 
     def __getitem__(self, name: str) -> Any:
         return self.values[name]

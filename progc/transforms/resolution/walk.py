@@ -116,7 +116,7 @@ class Walk(Choices):
             return self.values[node.args[0].name][node.args[1]]  # type: ignore[union-attr, index]
         if not isinstance(node.target, torch._ops.OpOverload):
             raise Clash(f"{self.where()} is no operation on tensors", where=self.where())
-        args = Args(self, node)
+        args = Args(self.resolve, node)
         name = op_name(node)
         found = RULES.get(name)
         dims: Any = None
@@ -323,5 +323,3 @@ _MOVING = frozenset(
 """Operations that move values and do not change them."""
 
 _POINTWISE: Mapping[str, None] = dict.fromkeys("where lerp masked_fill addcmul addcdiv copy".split())
-
-import progc.transforms.resolution.rules  # noqa: E402, F401  (registers the rules)

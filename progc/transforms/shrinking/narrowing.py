@@ -10,8 +10,8 @@ from progc.analysis.axes import AxisTable
 from progc.analysis.axes import dims as D
 from progc.analysis.axes.dims import Atom, Dim
 from progc.ir.program import Program
+from progc.lift.entry import Scale, TensorLift
 from progc.lift.index_map import How
-from progc.lift.lift import Scale, TensorLift
 from progc.transforms.width.widening import Widening
 
 Units = Literal["spread", "leading"]

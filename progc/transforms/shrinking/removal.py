@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from torch import fx
 
+from progc.analysis.axes import axes_of
 from progc.analysis.axes import dims as D
 from progc.analysis.axes.dims import Atom, Dim
 from progc.analysis.chains import Chain
@@ -114,7 +115,7 @@ def _drop(editor: Editor, mode: Mode, kept: Kept) -> None:
 def _drop_dense(editor: Editor, mode: Mode, kept: Kept) -> set[Atom]:
     """Segments of dropped blocks leave the concatenations; the axes that they made."""
     chain, now, vanished = kept.chain, editor.now[mode], set()
-    table = editor.program.axes
+    table = axes_of(editor.program)
     for block in kept.dropped:
         before, after = chain.carried[mode][block], chain.carried[mode][block + 1]
         (name,) = (name for name in after if name not in before)

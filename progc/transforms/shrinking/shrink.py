@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from torch import fx
 
+from progc.analysis.axes import axes_of
 from progc.analysis.demand.steps import moves
 from progc.errors import TargetError, VerifyError
 from progc.ir.operations import op_name
@@ -50,10 +51,10 @@ def shrunk(
     Raises:
         TargetError: a block that others read inside, or sizes at which the network does not run.
     """
-    from progc.passes.grow_width import rewrite
+    from progc.transforms.width.rewriting import rewrite
 
     shorter = shortened(program, kept)
-    narrowing = Narrowing(program.axes, sizes, shorter.vanished, units)
+    narrowing = Narrowing(axes_of(program), sizes, shorter.vanished, units)
     entries = []
     rigid = _rigid(program) if storage == "share" else frozenset()
     for name, source in shorter.origin.items():
@@ -73,7 +74,7 @@ def shrunk(
     except VerifyError as error:
         raise TargetError(f"shrink: the network does not run at these sizes: {error}") from error
     stays = set(shorter.origin.values())
-    narrowed = tuple(name for name in sizes if any(span.tensor in stays for span in program.axes[name].spans))
+    narrowed = tuple(name for name in sizes if any(span.tensor in stays for span in axes_of(program)[name].spans))
     last = [name for name in narrowed if sizes[name] == 1]
     notes = [f"{last[0]} has one unit left, and growth does not find an axis of size 1 again"] if last else []
     return Smaller(small, lift, narrowed, (*notes, *_notes(program, small, lift, storage)))

@@ -11,12 +11,12 @@ import re
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 
-from progc.analysis.axes import AxisTable
+from progc.analysis.axes import AxisTable, axes_of
 from progc.errors import PassOptionError, TargetError
 from progc.files.suggestions import did_you_mean
 from progc.ir.program import Program
 from progc.transforms.width.fit import attention_sizes, beside_heads, group_sizes, inner_heads, rounded
-from progc.transforms.width.sizes import _FIXED, _head_counts, _is_made, widths
+from progc.transforms.width.sizes import FIXED, head_counts, is_made, widths
 
 _NUMBER = re.compile(r"(?P<times>\*)?(?P<number>\d+(?:\.\d*)?|\.\d+)")
 
@@ -55,7 +55,7 @@ def smaller_sizes(
     Raises:
         TargetError: a size that is larger than the present one, not whole, or of an axis that cannot change.
     """
-    table = program.axes
+    table = axes_of(program)
     named = dict(parse_axis(text) for text in axes)
     text = ",".join(f"{key}={value}" for key, value in (("width", width), ("heads", heads), ("mlp", mlp)) if value)
     found: dict[str, int] = {}
@@ -89,14 +89,14 @@ def _check_stream(table: AxisTable, width: str) -> None:
 def _fitted(
     program: Program, width: str | None, heads: int | None, mlp: str | None
 ) -> tuple[dict[str, int], list[str]]:
-    table = program.axes
+    table = axes_of(program)
     factor, wanted_width = _factor(table, width)
     new: dict[str, Fraction] = {}
     inner = inner_heads(table)
     if factor != 1:
         for axis in table.growable:
-            skipped = axis.meaning in ("heads", "head dim", *_FIXED) or axis.atom in inner
-            if not skipped and _is_made(program, axis):
+            skipped = axis.meaning in ("heads", "head dim", *FIXED) or axis.atom in inner
+            if not skipped and is_made(program, axis):
                 new[axis.name] = axis.size * factor
         groups = group_sizes(table, factor)
         if any(new.get(name, Fraction(1)).denominator != 1 for name in groups):
@@ -137,7 +137,7 @@ def _factor(table: AxisTable, width: str | None) -> tuple[Fraction, int | None]:
 def _heads(table: AxisTable, heads: int | None, width: Fraction) -> Fraction:
     if heads is None:
         return width
-    present = _head_counts(table)
+    present = head_counts(table)
     if not present:
         raise TargetError("this network has no head axis that can change")
     if not 1 <= heads <= present[0]:
@@ -171,7 +171,7 @@ def _check_axis(table: AxisTable, name: str, size: int) -> None:
 
 def _nearest(program: Program, width: str | None, heads: int | None, mlp: str | None) -> str:
     """The nearest widths that fit everywhere, in words."""
-    streams = widths(program.axes)
+    streams = widths(axes_of(program))
     if width is None or not streams:
         return ""
     number, relative = parse_width("width", width)

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from progc.analysis.axes import axes_of
 from progc.analysis.axes import dims as D
 from progc.ir.aliases import first_alias
 from progc.ir.graphs import infer
@@ -113,7 +114,7 @@ class Survey:
 
     def channel_dim(self, name: str, batch: int) -> int | None:
         """The dim of a value that holds units of an axis; the last of several, of an image without any its channels."""
-        value = self.program.axes.values.get(("eval", name))
+        value = axes_of(self.program).values.get(("eval", name))
         dims = getattr(value, "dims", ())
         found = [i for i, dim in enumerate(dims) if i != batch and D.channels(D.resolve(dim))]
         if len(found) == 1:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from torch import fx
 
+from progc.analysis.chains import chains_of
 from progc.errors import TargetError
 from progc.files.suggestions import did_you_mean
 from progc.ir.operations import HOMOGENEOUS, ZERO_PRESERVING, is_float, op_name, shape_of
@@ -222,7 +223,7 @@ def _is_embedding(node: fx.Node) -> bool:
 
 def _stream(survey: Survey) -> Site | None:
     nodes = survey.nodes["eval"]
-    for chain in survey.program.chains:
+    for chain in chains_of(survey.program):
         if chain.kind == "residual":
             site = _entering(survey, chain.carried["eval"][0])
             if site is not None:

@@ -13,11 +13,12 @@ from collections.abc import Mapping, Sequence
 
 from torch import fx
 
+from progc.analysis.axes import axes_of
 from progc.analysis.axes.dims import Atom, Dim, size_of
 from progc.analysis.demand import Demand, DemandRefused, solve
 from progc.ir.operations import HOMOGENEOUS, op_name
 from progc.ir.program import Mode, Program
-from progc.lift.lift import Scale, Split
+from progc.lift.entry import Scale, Split
 from progc.transforms.width.widening import Widening
 
 _MARK = 0.5
@@ -143,7 +144,7 @@ def _pay(
         places = {_shared_dim(program, widening, debt, nodes, name, only) for nodes in operands}
         place = places.pop() if len(places) == 1 and not bent else None
         if place is not None:
-            dim = program.axes.tensor_dims[name][place]
+            dim = axes_of(program).tensor_dims[name][place]
             present = set(widening.grows(dim))
             over = widening.index_map(dim, set(debt.atoms)) if present != set(debt.atoms) else None
             shares.append((name, Split(place, None if all(where) else where, over)))
@@ -169,11 +170,11 @@ def _shared_dim(
     """
     atoms = set(debt.atoms)
     for mode, node in nodes.items():
-        value = program.axes.values[mode, node]
+        value = axes_of(program).values[mode, node]
         if sum(bool(atoms & set(widening.grows(dim))) for dim in value.dims) != 1:
             return None
     carrying = []
-    for position, dim in enumerate(program.axes.tensor_dims.get(name, ())):
+    for position, dim in enumerate(axes_of(program).tensor_dims.get(name, ())):
         roles = widening.table.sides.get((name, position), {})
         if any("producer" in roles.get(atom, ()) for atom in atoms & set(widening.grows(dim))):
             carrying.append((position, all(roles.get(atom) == {"producer"} for atom in atoms)))

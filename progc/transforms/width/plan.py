@@ -13,11 +13,13 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from progc.analysis.axes import axes_of
 from progc.analysis.axes import dims as D
 from progc.analysis.axes.dims import Atom, Dim
 from progc.analysis.axes.records import DECIDING, Event
 from progc.ir.program import Program
-from progc.lift.lift import NOISE, Lift, Scale, Split, TensorLift
+from progc.lift.entry import Scale, Split, TensorLift
+from progc.lift.lift import NOISE, Lift
 from progc.transforms.width.owed import Debt, settle
 from progc.transforms.width.widening import AxisGrowth, Widening, conflicts
 
@@ -56,7 +58,7 @@ def plan_widths(
     Raises:
         TargetError: a size below the present one, or an axis that may not grow.
     """
-    widening = Widening(program.axes, sizes, init)
+    widening = Widening(axes_of(program), sizes, init)
     obstacles = list(dict.fromkeys(_obstacles(widening)))
     if init == "random" and widening.new:
         obstacles.append("random new units change the function")
@@ -69,7 +71,7 @@ def plan_widths(
         obstacles.extend(settle(program, widening, debts, scales, owed_splits))
     paid = {(debt.tensor, debt.dim) for debt in debts if debt.tensor is not None}
     entries = []
-    for name, dims in program.axes.tensor_dims.items():
+    for name, dims in axes_of(program).tensor_dims.items():
         entry = _tensor_lift(program, widening, name, dims, scales, owed_splits, paid)
         if entry is not None:
             entries.append(entry)

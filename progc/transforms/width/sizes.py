@@ -12,16 +12,17 @@ import math
 from collections.abc import Mapping
 from fractions import Fraction
 
-from progc.analysis.axes import Axis, AxisTable
+from progc.analysis.axes import Axis, AxisTable, axes_of
 from progc.analysis.axes import dims as D
 from progc.analysis.axes.dims import Dim
+from progc.analysis.chains import chains_of
 from progc.errors import TargetError
 from progc.files.suggestions import did_you_mean
 from progc.ir.program import Program
 from progc.models.sizes import KEYS, Size, Sizes
 from progc.transforms.width.fit import attention_sizes, beside_heads, group_sizes, inner_heads, rounded
 
-_FIXED = ("norm groups", "conv groups", "channel multiplier")
+FIXED = ("norm groups", "conv groups", "channel multiplier")
 
 
 def axis_sizes(program: Program, sizes: Sizes) -> dict[str, int]:
@@ -36,7 +37,7 @@ def axis_sizes(program: Program, sizes: Sizes) -> dict[str, int]:
 def fitted_sizes(program: Program, sizes: Sizes) -> tuple[dict[str, int], list[str]]:
     """As `axis_sizes`, with a note about every axis whose proportional size was rounded."""
     _check_keys(program, sizes)
-    table = program.axes
+    table = axes_of(program)
     wanted = _wanted(program, sizes)
     strict = _strict(table, sizes)
     whole, notes = rounded(table, wanted, strict)
@@ -62,15 +63,15 @@ def _strict(table: AxisTable, sizes: Sizes) -> set[str]:
 
 def _wanted(program: Program, sizes: Sizes) -> dict[str, Fraction]:
     """Size of every axis that `sizes` speaks about, whole or not."""
-    table = program.axes
+    table = axes_of(program)
     factor = _width_factor(table, sizes.entries.get("width"))
     heads = _heads_factor(table, sizes.entries.get("heads"), factor)
     new: dict[str, Fraction] = {}
     inner = inner_heads(table)
     for axis in table.growable:
-        if axis.meaning in _FIXED or axis.atom in inner:
+        if axis.meaning in FIXED or axis.atom in inner:
             continue
-        if axis.meaning in ("heads", "head dim") or not _is_made(program, axis):
+        if axis.meaning in ("heads", "head dim") or not is_made(program, axis):
             continue
         new[axis.name] = axis.size * factor
     new.update(attention_sizes(table, factor, heads, free="heads" not in sizes.entries))
@@ -86,8 +87,8 @@ def _wanted(program: Program, sizes: Sizes) -> dict[str, Fraction]:
 
 
 def _check_keys(program: Program, sizes: Sizes) -> None:
-    names = [axis.name for axis in program.axes.axes]
-    chains = [chain.name for chain in program.chains]
+    names = [axis.name for axis in axes_of(program).axes]
+    chains = [chain.name for chain in chains_of(program)]
     for key in sizes.entries:
         if key not in KEYS and key not in names and key not in chains:
             hint = did_you_mean(key, [*KEYS, *names, *chains])
@@ -152,7 +153,7 @@ def _width_factor(table: AxisTable, size: Size | None) -> Fraction:
 
 
 def _heads_factor(table: AxisTable, size: Size | None, width: Fraction) -> Fraction:
-    heads = _head_counts(table)
+    heads = head_counts(table)
     if size is None:
         return width
     if not heads:
@@ -166,7 +167,7 @@ def _heads_factor(table: AxisTable, size: Size | None, width: Fraction) -> Fract
     return Fraction(int(size.value), heads[0])
 
 
-def _head_counts(table: AxisTable) -> list[int]:
+def head_counts(table: AxisTable) -> list[int]:
     inner = inner_heads(table)
     return sorted(axis.size for axis in table.growable if axis.meaning == "heads" and axis.atom not in inner)
 
@@ -185,7 +186,7 @@ def _apply(table: AxisTable, new: dict[str, Fraction], key: str, size: Size, wid
 
 def _whole(program: Program, new: dict[str, Fraction], sizes: Sizes) -> dict[str, int]:
     """Checks that every size is a whole number and none shrinks; drops what stays."""
-    table, text = program.axes, sizes.text or str(sizes)
+    table, text = axes_of(program), sizes.text or str(sizes)
     for name, value in new.items():
         axis = table[name]
         what = f"{text}: axis {name} ({axis.meaning}) has {axis.size} units and would get {float(value):g}"
@@ -198,8 +199,8 @@ def _whole(program: Program, new: dict[str, Fraction], sizes: Sizes) -> dict[str
 
 def _nearest(program: Program, sizes: Sizes) -> str:
     """The nearest sizes below and above that fit everywhere, in words."""
-    table, text = program.axes, ""
-    for key, base in (("width", widths(table)[:1]), ("heads", _head_counts(table)[:1])):
+    table, text = axes_of(program), ""
+    for key, base in (("width", widths(table)[:1]), ("heads", head_counts(table)[:1])):
         size = sizes.entries.get(key)
         if size is None or not base:
             continue
@@ -213,7 +214,7 @@ def _nearest(program: Program, sizes: Sizes) -> str:
 
 def _fits(program: Program, sizes: Sizes, key: str, value: int) -> bool:
     """Whether every axis gets a size that it can have."""
-    table, wish = program.axes, Sizes({**sizes.entries, key: Size(value, relative=False)}, sizes.text)
+    table, wish = axes_of(program), Sizes({**sizes.entries, key: Size(value, relative=False)}, sizes.text)
     try:
         new = rounded(table, _wanted(program, wish), _strict(table, wish))[0]
     except TargetError:
@@ -223,6 +224,6 @@ def _fits(program: Program, sizes: Sizes, key: str, value: int) -> bool:
     return key != "width" or widths(table, {name: int(size) for name, size in new.items()})[0] == value
 
 
-def _is_made(program: Program, axis: Axis) -> bool:
+def is_made(program: Program, axis: Axis) -> bool:
     """False for the features of a table that the class computes: nothing trained makes them, and they stay."""
     return any("producer" in span.sides and program.specs[span.tensor].kind == "parameter" for span in axis.spans)

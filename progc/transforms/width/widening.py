@@ -11,9 +11,8 @@ from progc.analysis.axes.dims import Atom, Dim
 from progc.analysis.axes.records import Event
 from progc.analysis.padding import Padding, PaddingRefused, State, padding_of
 from progc.errors import TargetError
-from progc.lift.filling import Fill
+from progc.lift.entry import Fill, Scale
 from progc.lift.index_map import How, IndexMap
-from progc.lift.lift import Scale
 
 INITS = ("copy", "zero", "random")
 

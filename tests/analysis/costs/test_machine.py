@@ -9,11 +9,13 @@ import math
 import pytest
 import torch
 
-from progc.analysis.costs import Machine, Rate, Step, calibrate, default_machine, predicted_seconds
+from progc.analysis.costs import Machine, Rate, Step, default_machine
 from progc.analysis.costs.operations import KINDS, Operation, Recorder
 from progc.errors import InputError
 from progc.schedule import Point, Unfreeze
 from progc.schedule.building import stage_program
+from progc.schedule.calibration import calibrate
+from progc.schedule.costing import predicted_seconds
 from tests.zoo import captured
 
 

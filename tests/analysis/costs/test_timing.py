@@ -12,11 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import progc
-from progc.analysis.costs import NotCounted, step_time, step_times
+from progc.analysis.costs import NotCounted
 from progc.data.task import Task
 from progc.errors import InputError
 from progc.schedule import Point, Unfreeze
 from progc.schedule.building import stage_program
+from progc.schedule.timing import step_time, step_times
 from progc.transforms.freezing import set_trainable
 from tests.zoo import captured
 

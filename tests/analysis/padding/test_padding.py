@@ -18,7 +18,7 @@ from progc.analysis.padding import State, padding_of
 from progc.errors import CheckError
 from progc.growth.grow import grow_with_report
 from progc.ir.program import Program
-from progc.lift.filling import Fill
+from progc.lift.entry import Fill
 from progc.lift.lift import Lift
 from progc.lift.proof import ROUNDED, tolerance
 from progc.passes.grow_width import GrowWidth

@@ -5,9 +5,10 @@ from __future__ import annotations
 from torch import fx
 
 from progc.analysis.axes import dims as D
-from progc.analysis.axes import lengths
+from progc.analysis.axes.context import Args, Context
+from progc.analysis.axes.records import Value, length_roots
+from progc.analysis.axes.registry import rule
 from progc.analysis.axes.rules.pointwise import broadcast
-from progc.analysis.axes.walk import Args, Context, Value, rule
 
 
 @rule("scaled_dot_product_attention")
@@ -34,14 +35,14 @@ def attention(ctx: Context, node: fx.Node, args: Args) -> Value:
     ctx.pin(D.channels(k.dims[-2]), "softmax runs over it")
     ctx.unify(q.dims[-1], k.dims[-1])
     ctx.decided.update(id(value) for value in (q, k, v))
-    similar = lengths.roots(q, q.dims[-1]) == lengths.roots(k, k.dims[-1]) == 1
+    similar = length_roots(q, q.dims[-1]) == length_roots(k, k.dims[-1]) == 1
     if similar and args["scale"] is not None:
         ctx.event("normalise", q.dims[-1])  # cosines: nothing is owed
     else:
         for value in (q, k):
-            lengths.pin(ctx, value)
+            ctx.pin_lengths(value)
         ctx.event("contract", q.dims[-1], args.node_name("query"), args.node_name("key"), root=args["scale"] is None)
-    lengths.pin(ctx, v)
+    ctx.pin_lengths(v)
     ctx.event("head dim", q.dims[-1])
     ctx.event("head dim", v.dims[-1])
     if args["attn_mask"] is not None:

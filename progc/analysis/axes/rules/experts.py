@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from torch import fx
 
-from progc.analysis.axes.walk import Args, Context, Value, rule
+from progc.analysis.axes.context import Args, Context
+from progc.analysis.axes.records import Value
+from progc.analysis.axes.registry import rule
 
 
 @rule("_grouped_mm", later=("transformers.grouped_mm_fallback",))

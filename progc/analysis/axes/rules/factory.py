@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from torch import fx
 
 from progc.analysis.axes import dims as D
-from progc.analysis.axes.walk import Args, Context, Value, rule
+from progc.analysis.axes.context import Args, Context
+from progc.analysis.axes.records import Value
+from progc.analysis.axes.registry import rule
 
 
 @rule(*"zeros ones empty full rand randn new_zeros new_ones new_empty new_full".split())

@@ -8,8 +8,10 @@ import torch
 from torch import fx
 
 from progc.analysis.axes import dims as D
+from progc.analysis.axes.context import Args, Context
+from progc.analysis.axes.records import Value
+from progc.analysis.axes.registry import rule
 from progc.analysis.axes.rules.movement import moved
-from progc.analysis.axes.walk import Args, Context, Value, rule
 
 
 @rule("embedding")

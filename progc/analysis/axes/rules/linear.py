@@ -5,9 +5,11 @@ from __future__ import annotations
 from torch import fx
 
 from progc.analysis.axes import dims as D
+from progc.analysis.axes.context import Args, Context
 from progc.analysis.axes.dims import Dim
+from progc.analysis.axes.records import Value
+from progc.analysis.axes.registry import rule
 from progc.analysis.axes.rules.pointwise import broadcast
-from progc.analysis.axes.walk import Args, Context, Value, rule
 
 
 @rule("linear")

@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from torch import fx
 
 from progc.analysis.axes import dims as D
+from progc.analysis.axes.context import Args, Context
 from progc.analysis.axes.dims import Dim
+from progc.analysis.axes.records import Source, Value
+from progc.analysis.axes.registry import rule
 from progc.analysis.axes.rules.pointwise import broadcast
-from progc.analysis.axes.walk import Args, Context, Source, Value, rule
 from progc.ir.program import TensorMeta
 from progc.ir.reshapes import reshape_groups
 

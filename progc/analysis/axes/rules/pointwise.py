@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from torch import fx
 
+from progc.analysis.axes.context import Args, Context
 from progc.analysis.axes.dims import Dim
-from progc.analysis.axes.walk import Args, Context, Value, rule
+from progc.analysis.axes.records import Value
+from progc.analysis.axes.registry import rule
 
 UNARY = """abs acos asin atan bitwise_not ceil celu clamp clamp_max clamp_min cos cosh deg2rad elu erf erfc exp exp2
 expm1 fill floor gelu hardsigmoid hardswish hardtanh isfinite isinf isnan leaky_relu log log10 log1p log2 log_sigmoid

@@ -7,7 +7,9 @@ from typing import Any
 from torch import fx
 
 from progc.analysis.axes import dims as D
-from progc.analysis.axes.walk import Args, Context, Value, rule
+from progc.analysis.axes.context import Args, Context
+from progc.analysis.axes.records import Value
+from progc.analysis.axes.registry import rule
 from progc.ir.program import TensorMeta
 
 ONE = """avg_pool1d max_pool1d adaptive_avg_pool1d adaptive_max_pool1d upsample_nearest1d upsample_linear1d""".split()

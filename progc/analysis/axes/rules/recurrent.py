@@ -7,8 +7,10 @@ from typing import Any
 from torch import fx
 
 from progc.analysis.axes import dims as D
+from progc.analysis.axes.context import Args, Context
 from progc.analysis.axes.dims import Dim
-from progc.analysis.axes.walk import Args, Context, Value, rule
+from progc.analysis.axes.records import Value
+from progc.analysis.axes.registry import rule
 
 _GATES = {"aten.lstm": 4, "aten.gru": 3, "aten.rnn_tanh": 1, "aten.rnn_relu": 1}
 

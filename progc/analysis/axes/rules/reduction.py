@@ -8,8 +8,10 @@ from typing import Any
 from torch import fx
 
 from progc.analysis.axes import dims as D
+from progc.analysis.axes.context import Args, Context
+from progc.analysis.axes.records import Value
+from progc.analysis.axes.registry import rule
 from progc.analysis.axes.rules.pointwise import pointwise
-from progc.analysis.axes.walk import Args, Context, Value, rule
 from progc.ir.program import TensorMeta
 
 

@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from torch import fx
 
 from progc.analysis.axes import dims as D
+from progc.analysis.axes.context import Args, Context
 from progc.analysis.axes.dims import Dim
+from progc.analysis.axes.records import Value
+from progc.analysis.axes.registry import rule
 from progc.analysis.axes.rules.movement import same
-from progc.analysis.axes.walk import Args, Context, Value, rule
 
 END = 2**62
 """Anything above is 'to the end' in a slice."""
