@@ -51,7 +51,7 @@ def build(name: str) -> tuple[torch.nn.Module, tuple[Any, ...], dict[str, Any]]:
 
 def measure(name: str, repeats: int) -> dict[str, Any]:
     """One row: seconds of each phase, ratios to an eager forward at batch 2, sizes of what was analysed."""
-    from progc.analysis.axes import analyse
+    from progc.analysis.axes.table import analyse
     from progc.analysis.chains import find_chains
 
     model, args, kwargs = build(name)

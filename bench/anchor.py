@@ -84,7 +84,7 @@ def progc_row(name: str) -> dict[str, Any]:
     import torch
 
     import progc
-    from progc.analysis.axes import analyse
+    from progc.analysis.axes.table import analyse
     from progc.errors import ProgcError
     from progc.growth.grow import grow_with_report
     from progc.models.sizes import parse_sizes

@@ -26,8 +26,8 @@ from typing import Any
 if __name__ == "__main__":  # started as a file: bench/ is on the path, the root is not
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bench.cost_report import PHASES
 from bench.common import child, known, write_json
+from bench.cost_report import PHASES
 
 # Name in the tables: series, timm name, options, growth. Growth is to twice the width (four times the parameters) while
 # the grown network stays near a billion parameters, beyond that to MLPs or a depth that fit.

@@ -92,7 +92,7 @@ def _growth(program: Any, target: str, most: int) -> dict[str, Any]:
     from progc.errors import NotLosslessError, TargetError
     from progc.growth.grow import grow_with_report
     from progc.ir.check import stochastic
-    from progc.lift.proof import tolerance
+    from progc.lift.revert import tolerance
     from progc.models.sizes import parse_sizes
 
     seconds: dict[str, float] = {}

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from progc.errors import InputError
-from progc.files.small import read_text
+from progc.files.json import read_text
 
 
 def read_config(path: Path, parts: tuple[str, ...] = ()) -> tuple[Path, dict[str, Any]]:

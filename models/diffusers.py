@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any
 import diffusers
 import torch
 
-from progc.errors import InputError
-from progc.files.suggestions import did_you_mean
+from progc.errors import InputError, did_you_mean
 from progc.models.checkpoint import has_weights, one_line, read_config
 
 if TYPE_CHECKING:

@@ -6,9 +6,8 @@ import types
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from progc.errors import InputError
+from progc.errors import InputError, did_you_mean
 from progc.files.python import load_file, required_arguments, run
-from progc.files.suggestions import did_you_mean
 from progc.models.source import Example, Source, derive_example
 
 if TYPE_CHECKING:

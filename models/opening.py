@@ -14,8 +14,7 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING
 
-from progc.errors import CaptureError, InputError
-from progc.files.suggestions import did_you_mean
+from progc.errors import CaptureError, InputError, did_you_mean
 from progc.models.sizes import Sizes, looks_like_sizes, parse_sizes
 from progc.models.source import FAMILIES, FORMS, Example, Source, adapter_of
 
@@ -51,7 +50,7 @@ def open_target(text: str) -> Sizes | Source:
     Raises:
         InputError: neither a size preset, nor sizes, nor a source.
     """
-    from progc.models.presets import PRESETS
+    from progc.models.sizes import PRESETS
 
     if text in PRESETS:
         return parse_sizes(PRESETS[text])

@@ -1,4 +1,7 @@
-"""Models of timm by name, built untrained: `timm:resnet18`, with or without a weight tag."""
+"""Models of timm by name, built untrained: `timm:resnet18`, with or without a weight tag.
+
+Strengths of augmentation as options of timm.data.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 import timm
 import torch
 
-from progc.errors import InputError
-from progc.files.suggestions import did_you_mean
+from progc.errors import InputError, did_you_mean
 
 if TYPE_CHECKING:
     from torch import nn
@@ -43,3 +45,34 @@ def example(model: nn.Module) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
     if isinstance(built, tuple) and len(built) == 2 and len(size) == 3:
         size = (size[0], *built)  # built for another size than its pretrained weights
     return (torch.randn(2, *size, generator=torch.Generator().manual_seed(0)),), {}
+
+
+def timm_options(
+    *, rand_augment: float | None = None, random_erasing: float | None = None, mixup: float | None = None
+) -> dict[str, dict[str, Any]]:
+    """Keyword arguments of `timm.data.create_transform` and `timm.data.Mixup`.
+
+    RandAugment as in the published recipe: standard deviation of the magnitude 0.5, increasing severity. What the
+    regularisation leaves open is left out, and so is `Mixup` where alpha is 0, which timm does not take.
+    """
+    transform: dict[str, Any] = {}
+    if rand_augment is not None:
+        magnitude = rand_augment
+        transform["auto_augment"] = f"rand-m{magnitude:g}-mstd0.5-inc1" if magnitude > 0 else None
+    if random_erasing is not None:
+        transform["re_prob"] = random_erasing
+    options: dict[str, dict[str, Any]] = {"create_transform": transform}
+    if mixup:
+        options["Mixup"] = {"mixup_alpha": mixup}
+    return options
+
+
+def transforms(
+    size: tuple[int, int], *, rand_augment: float | None, random_erasing: float | None
+) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
+    """timm's transforms of PIL images for training and for validation, at `size` (height, width)."""
+    from timm.data import create_transform
+
+    options = timm_options(rand_augment=rand_augment, random_erasing=random_erasing)["create_transform"]
+    learning = create_transform((3, *size), is_training=True, **options)
+    return learning, create_transform((3, *size), is_training=False)

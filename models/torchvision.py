@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torchvision
 
-from progc.errors import InputError
-from progc.files.suggestions import did_you_mean
+from progc.errors import InputError, did_you_mean
 
 if TYPE_CHECKING:
     from torch import nn

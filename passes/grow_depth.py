@@ -10,7 +10,7 @@ from progc.errors import PassOptionError
 from progc.ir.program import Program
 from progc.pipeline.base import Pass, PassResult, option
 from progc.transforms.depth.attempt import Options, deepened
-from progc.transforms.depth.averaged import averaged_note, chosen_average
+from progc.transforms.depth.grow import averaged_note, chosen_average
 from progc.transforms.depth.targets import parse_size
 
 

@@ -6,16 +6,14 @@ import dataclasses
 from typing import ClassVar
 
 from progc.analysis.axes import axes_of
-from progc.errors import LOSSY, NotLosslessError, PassOptionError, TargetError, VerifyError
-from progc.files.suggestions import did_you_mean
+from progc.errors import LOSSY, NotLosslessError, PassOptionError, TargetError, VerifyError, did_you_mean
 from progc.ir.program import Program
 from progc.lift.lift import NOISE
 from progc.models.sizes import parse_sizes
 from progc.pipeline.base import Pass, PassResult, option
 from progc.transforms.width.plan import plan_widths
-from progc.transforms.width.rewriting import rewrite
 from progc.transforms.width.sizes import axis_sizes
-from progc.transforms.width.widening import INITS, Widening
+from progc.transforms.width.widening import INITS, Widening, rewrite
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,11 +9,10 @@ from torch import nn
 
 from progc.errors import LOSSY, NotLosslessError, PassOptionError, TargetError, VerifyError
 from progc.ir.deferred import values
-from progc.ir.identifier import StageIdentifier
 from progc.ir.notation import module_path
-from progc.ir.program import MODES, Program
+from progc.ir.program import MODES, Program, StageIdentifier
+from progc.lift.entry import Made
 from progc.lift.lift import Lift
-from progc.lift.made import Made
 from progc.pipeline.base import Pass, PassResult, option
 from progc.transforms.sid.edit import free_name, input_name, with_sid, with_stage
 from progc.transforms.sid.sites import Site, choose_site

@@ -12,8 +12,7 @@ from progc.lift.compose import composed
 from progc.passes.grow_resolution import GrowResolution
 from progc.pipeline.base import Pass, PassResult, option
 from progc.transforms.shrinking.depths import Rule, choose, parse_depth
-from progc.transforms.shrinking.narrowing import Units
-from progc.transforms.shrinking.shrink import shrunk
+from progc.transforms.shrinking.shrink import Units, shrunk
 from progc.transforms.shrinking.sizes import parse_axis, parse_width, smaller_sizes
 
 

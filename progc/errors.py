@@ -2,9 +2,14 @@
 
 A message says what was given, what was expected and how to go on, in one line. `ProgcError` and its
 children are for users; `assert` is for our own invariants.
+
+Near misses: the names a user may have meant.
 """
 
 from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
 
 LOSSY = "accept the difference with lossy=true (progc grow: --lossy)"
 """How to go on where exact growth is impossible; part of every such message."""
@@ -53,3 +58,12 @@ class VerifyError(CheckError):
 
 class NotLosslessError(CheckError):
     """Lossless growth was asked for and cannot be exact: names the axis, the operation and why."""
+
+
+def did_you_mean(given: str, known: Iterable[str], limit: int = 3) -> str:
+    """`; did you mean a, b?` with the known names closest to `given`, or an empty string if none is close."""
+    names = sorted(set(known))
+    close = difflib.get_close_matches(given, names, limit, cutoff=0.6)
+    if not close:
+        close = [name for name in names if given and name.startswith(given)][:limit]
+    return f"; did you mean {', '.join(close)}?" if close else ""

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from progc.models.presets import PRESETS
+from progc.models.sizes import PRESETS
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = sorted(path for top in ("progc", "passes", "models") for path in (ROOT / top).rglob("*.py"))

@@ -9,30 +9,40 @@ and buffers. Dim 0 of the tensor inputs is dynamic where the model allows it:
 - where that range holds no other size than the example's, or export refuses, the batch size is fixed.
 
 A batch of 1 runs the same graph; a model that treats it in a way of its own (`if x.shape[0] == 1`) is beyond this.
+
+A model looks after capture exactly as it did before, also when capture fails.
+
+Tracing runs the user's `forward`, which may fill caches, count calls or draw random numbers. The context manager
+`untouched` puts all of that back: training flags, attributes, caches one level deep, and random states.
+
+A model whose parameters have shapes and no memory, while torch.export looks at it.
 """
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 import inspect
 import io
 import logging
+import random
 import re
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils import _pytree as pytree
 
 from progc.capturing.lowering import Lowering
 from progc.capturing.refusals import definition_of, explain, refusal
-from progc.capturing.state import dataclass_outputs, register_dataclasses, untouched
-from progc.capturing.weightless import without_values
-from progc.errors import CaptureError
+from progc.errors import CaptureError, InputError
+from progc.ir.deferred import defer
 from progc.ir.program import MODES, Mode, Program, Signature, TensorSpec
 
 _Inputs = tuple[tuple[Any, ...], dict[str, Any]]
@@ -284,3 +294,116 @@ def _class_name(kind: type) -> str:
     """The class with its module; a module with a private name (a user's file, loaded by path) tells nobody anything."""
     hidden = kind.__module__.startswith("_") or kind.__module__ == "builtins"
     return kind.__qualname__ if hidden else f"{kind.__module__}.{kind.__qualname__}"
+
+
+_CONTAINERS = (dict, collections.OrderedDict, list, set)
+
+
+@contextlib.contextmanager
+def untouched(model: nn.Module) -> Iterator[None]:
+    """Restores `model` and the random states of torch, numpy and Python on exit."""
+    attributes = {module: dict(module.__dict__) for module in model.modules()}
+    contents: dict[int, tuple[Any, Any]] = {}
+    for values in attributes.values():
+        for value in values.values():
+            if type(value) in _CONTAINERS:
+                contents[id(value)] = value, type(value)(value)
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    python_state = random.getstate()
+    numpy: Any = sys.modules.get("numpy")
+    numpy_state = numpy.random.get_state() if numpy is not None else None
+    try:
+        with torch.random.fork_rng(devices=devices), torch.inference_mode(False), torch.enable_grad():
+            yield
+    finally:
+        for module, values in attributes.items():
+            module.__dict__.clear()
+            module.__dict__.update(values)
+        for container, before in contents.values():
+            container.clear()
+            container.extend(before) if isinstance(container, list) else container.update(before)
+        random.setstate(python_state)
+        if numpy is not None:
+            numpy.random.set_state(numpy_state)
+
+
+@contextlib.contextmanager
+def dataclass_outputs(model: nn.Module) -> Iterator[None]:
+    """Registers dataclasses that the model returns with pytree, as it returns them.
+
+    The registration is global and stays: the captured program returns the same class.
+    """
+
+    def hook(_module: nn.Module, _args: Any, output: Any) -> None:
+        register_dataclasses(output)
+
+    handle = model.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def register_dataclasses(tree: Any) -> None:
+    """Makes every dataclass in `tree` a pytree node; one that is already a node is left alone."""
+    while True:
+        instances = (leaf for leaf in pytree.tree_leaves(tree) if not isinstance(leaf, type))
+        kinds = {type(leaf) for leaf in instances if dataclasses.is_dataclass(leaf)}
+        if not kinds:
+            return
+        for kind in kinds:  # a registered class is no leaf any more, so its own fields are looked at next
+            torch.export.register_dataclass(kind)
+
+
+@contextlib.contextmanager
+def without_values(model: nn.Module) -> Iterator[dict[int, torch.Tensor]]:
+    """Puts fake tensors in the place of the parameters that train; they say that they are where the buffers are.
+
+    Yields:
+        For the id of each fake parameter its deferred twin, which refuses to be made.
+
+    Raises:
+        CaptureError: a buffer has no values, which analysis reads.
+    """
+    for name, buffer in model.named_buffers():
+        if buffer.is_meta:
+            raise CaptureError(
+                f"buffer {name} of {type(model).__qualname__} is on the meta device; buffers need values: build the "
+                "model with progc.models.skeleton.build_skeleton(build, allocate=False)"
+            )
+    device = next((buffer.device for buffer in model.buffers()), torch.device("cpu"))
+    # The mode that export finds in its inputs becomes its own, so it has to take symbolic batch sizes.
+    mode = FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv())
+    before: list[tuple[dict[str, nn.Parameter | None], str, nn.Parameter]] = []
+    fakes: dict[int, nn.Parameter] = {}
+    twins: dict[int, torch.Tensor] = {}
+    refuse = _refusing(type(model).__qualname__)
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is None or not (parameter.is_meta or parameter.requires_grad):
+                continue  # one that does not train has values that are to stay, such as a computed table
+            before.append((module._parameters, name, parameter))
+            if id(parameter) not in fakes:
+                fake = _faked(parameter, mode, device)
+                fakes[id(parameter)] = fake
+                twins[id(fake)] = defer(refuse, fake)
+    try:
+        for slots, name, parameter in before:
+            slots[name] = fakes[id(parameter)]
+        yield twins
+    finally:
+        for slots, name, parameter in before:
+            slots[name] = parameter
+
+
+def _faked(parameter: nn.Parameter, mode: FakeTensorMode, device: torch.device) -> nn.Parameter:
+    where = device if parameter.is_meta else parameter.device
+    empty = torch.empty_strided(parameter.shape, parameter.stride(), dtype=parameter.dtype, device="meta")
+    return nn.Parameter(FakeTensor(mode, empty, where), requires_grad=parameter.requires_grad)
+
+
+def _refusing(name: str) -> Callable[[], torch.Tensor]:
+    def make() -> torch.Tensor:
+        raise InputError(f"{name} was captured without its weights, to plan only; use progc.capture to run it")
+
+    return make

@@ -19,12 +19,12 @@ from progc.checkpoints.sharded import SHARDS, Index, is_spread
 from progc.checkpoints.state import CONFIG, MODEL, SCHEDULE, TRAINING, NamedTensors, State, ema_file, rng_stem
 from progc.data.order import DataPosition
 from progc.errors import InputError
-from progc.files.encoding import decode
+from progc.files.json import decode
 from progc.files.reading import Entry, header_entries, is_count, open_file, parse_object
 from progc.files.weights import check_fit
 from progc.ir.tensor_file import DTYPES
 from progc.lift.averages import Averages
-from progc.lift.optimizers.files import load_optimizer_data
+from progc.lift.optimizers.saved import load_optimizer_data
 from progc.ranks.gathering import rank as own_rank
 
 if TYPE_CHECKING:

@@ -15,10 +15,10 @@ from progc.checkpoints.rng import rng_state
 from progc.checkpoints.sharded import SHARDS, cut, is_spread, shard_file
 from progc.data.order import DataPosition
 from progc.errors import InputError
-from progc.files.encoding import encode
+from progc.files.json import encode
 from progc.ir.program import Program
 from progc.lift.averages import Averages, named_tensors
-from progc.lift.optimizers.files import optimizer_as_data
+from progc.lift.optimizers.saved import optimizer_as_data
 from progc.ranks.gathering import gathered, rank, world
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from progc.models.presets import PRESETS
+from progc.models.sizes import PRESETS
 
 app = typer.Typer(
     name="progc",

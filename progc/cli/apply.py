@@ -117,7 +117,7 @@ def _measured(before: Program, after: Program, steps: Sequence[PassResult], seed
     Raises:
         NotLosslessError: the passes claim to preserve the function and do not.
     """
-    from progc.lift.proof import measure, tolerance
+    from progc.lift.revert import measure, tolerance
 
     lifts = [step.lift for step in steps if step.lift is not None]
     difference = measure(before, after, lifts, seed=seed)

@@ -16,7 +16,7 @@ def with_average(program: Program, path: Path) -> Program:
         InputError: the file cannot be read, or does not fit the program.
     """
     from progc.files.weights import check_fit, read_weights
-    from progc.ir.average import Average
+    from progc.ir.program import Average
     from progc.lift.averages import attached
 
     tensors = read_weights(path, ema=True)

@@ -15,7 +15,7 @@ from progc.errors import CheckError, TargetError
 from progc.files.writing import check_output, json_text, output_folder, write_json
 from progc.models.opening import open_source, open_target, resolve_target
 from progc.models.sizes import Sizes
-from progc.pipeline.inits import parse_inits
+from progc.pipeline.text import parse_inits
 
 if TYPE_CHECKING:
     from progc.ir.program import Program

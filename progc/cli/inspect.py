@@ -13,8 +13,7 @@ from progc.cli.common import millions
 from progc.cli.explained import Chain
 from progc.cli.terminal import Terminal
 from progc.errors import InputError
-from progc.files.folder import read_folder
-from progc.files.writing import json_text
+from progc.files.writing import json_text, read_folder
 from progc.models.opening import open_source
 
 if TYPE_CHECKING:

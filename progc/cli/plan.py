@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 from progc.cli.common import captured, versions
 from progc.cli.terminal import Terminal
 from progc.data.regularisation import Regularisation
-from progc.errors import InputError
-from progc.files.suggestions import did_you_mean
+from progc.errors import InputError, did_you_mean
 from progc.files.writing import check_file, json_text
 from progc.models.opening import open_source, open_target, resolve_target
 from progc.models.sizes import Sizes

@@ -19,8 +19,7 @@ def run_plot(runs: list[Path], out: Path | None, *, as_json: bool) -> None:
     Raises:
         InputError: a folder is none of a run, several runs and no `out`, or the picture cannot be written.
     """
-    from progc.runs.drawing import draw
-    from progc.runs.plotting import read_curves
+    from progc.runs.plotting import draw, read_curves
 
     if out is None and len(runs) > 1 and not as_json:
         raise InputError(f"{len(runs)} runs and no place for their picture; give --out FILE")

@@ -11,8 +11,7 @@ import torch
 
 from progc.data.regularisation import Regularisation
 from progc.data.task import Task
-from progc.errors import InputError, TargetError
-from progc.files.suggestions import did_you_mean
+from progc.errors import InputError, TargetError, did_you_mean
 from progc.ir.program import Program
 
 KINDS = ("digits", "imagefolder", "hf")
@@ -79,7 +78,7 @@ class _Staged:
 
 def _transforms(size: tuple[int, int], strengths: Regularisation) -> tuple[Any, Any]:
     """Transforms of images for training and for validation."""
-    from progc.models.augmentation import transforms
+    from progc.models.timm import transforms
 
     return transforms(size, rand_augment=strengths.rand_augment, random_erasing=strengths.random_erasing)
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from progc.errors import InputError
-from progc.files.keys import known_fields
+from progc.files.json import known_fields
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,9 +13,8 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset, default_collate
 
 from progc.data.task import Task, cross_entropy, first_is_input
-from progc.errors import InputError, ProgcError
+from progc.errors import InputError, ProgcError, did_you_mean
 from progc.files.python import load_file, required_arguments, run
-from progc.files.suggestions import did_you_mean
 
 _KINDS = ("train", "validation")
 _EXPECTED = (

@@ -1,20 +1,26 @@
-"""Compares two programs, or folders, fact by fact and tensor by tensor."""
+"""Compares two programs, or folders, fact by fact and tensor by tensor.
+
+How far two tensors of one shape are apart.
+
+Names that differ in numbers alone, as one pattern: `blocks.{0-11}.attn.qkv.weight`.
+"""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Hashable, Iterable, Mapping
+import itertools
+import math
+import re
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
-from progc.diffing.facts import Facts
-from progc.diffing.patterns import grouped
+from progc.diffing.facts import Facts, Side, side_of
 from progc.diffing.result import Form, ProgramDiff, SizeChange, TensorGroup
-from progc.diffing.side import Side, side_of
-from progc.diffing.values import distance
 from progc.errors import InputError
+from progc.ir.deferred import identity, values
 from progc.ir.notation import dtype_name
 from progc.ir.printer import print_graph
 from progc.ir.program import MODES, Program
@@ -169,3 +175,87 @@ def _graphs(before: Side, after: Side) -> str:
         first, second = (f"{side.name}, {mode} graph" for side in (before, after))
         found += difflib.unified_diff(old, new, first, second, lineterm="")
     return "\n".join(found)
+
+
+_CHUNK = 1 << 22  # elements: differences are taken in float64, which shall not need a second copy of a large tensor
+
+
+def distance(first: torch.Tensor, second: torch.Tensor) -> float | None:
+    """Largest absolute difference, None if the two are equal bit by bit.
+
+    It is 0.0 where only signs of zeros or NaN patterns differ, and inf where one is not finite and the other is, or is
+    something else. Tensors have one shape and one dtype; deferred ones are made here and let go.
+    """
+    if first is second:
+        return None
+    a, b = (values(tensor).detach() for tensor in (first, second))
+    if not a.is_meta and not b.is_meta and identity(a) == identity(b):
+        return None
+    a, b = (tensor.cpu().resolve_conj().resolve_neg().contiguous().reshape(-1) for tensor in (a, b))
+    if torch.equal(a.view(torch.uint8), b.view(torch.uint8)):
+        return None
+    return max(_largest(x, y) for x, y in zip(a.split(_CHUNK), b.split(_CHUNK), strict=True))
+
+
+def _largest(a: torch.Tensor, b: torch.Tensor) -> float:
+    wide = torch.complex128 if a.is_complex() else torch.float64
+    x, y = a.to(wide), b.to(wide)
+    gap = (x - y).abs()
+    gap[(x == y) | (x.isnan() & y.isnan())] = 0.0
+    largest = float(gap.nan_to_num(nan=math.inf, posinf=math.inf).max())
+    return largest
+
+
+# A number that would be written with a leading zero stays text: `{1-2}` could not say it.
+_NUMBER = re.compile(r"(?<![0-9])(0|[1-9][0-9]*)(?![0-9])")
+
+
+Fields = tuple[frozenset[int], ...]
+
+
+def grouped(names: Iterable[str]) -> list[tuple[str, tuple[str, ...]]]:
+    """Patterns with the names that each stands for, in order of first appearance.
+
+    A pattern stands for its names and for nothing else: two rows are put together only where they agree in all numbers
+    but one.
+    """
+    families: dict[tuple[str, ...], dict[Fields, list[str]]] = {}
+    for name in dict.fromkeys(names):
+        parts = _NUMBER.split(name)
+        fields = tuple(frozenset([int(part)]) for part in parts[1::2])
+        families.setdefault(tuple(parts[0::2]), {})[fields] = [name]
+    found = []
+    for text, rows in families.items():
+        for place in range(len(text) - 1):
+            rows = _merged(rows, place)
+        found += [(_pattern(text, fields), tuple(members)) for fields, members in rows.items()]
+    return found
+
+
+def _merged(rows: dict[Fields, list[str]], place: int) -> dict[Fields, list[str]]:
+    """Rows that agree in all numbers but the one at `place` as one row."""
+    alike: dict[tuple[Fields, Fields], list[Fields]] = {}
+    for fields in rows:
+        alike.setdefault((fields[:place], fields[place + 1 :]), []).append(fields)
+    return {
+        (*before, frozenset().union(*(fields[place] for fields in group)), *after): [
+            name for fields in group for name in rows[fields]
+        ]
+        for (before, after), group in alike.items()
+    }
+
+
+def _pattern(text: Sequence[str], fields: Fields) -> str:
+    return "".join(itertools.chain(*itertools.zip_longest(text, map(numbers, fields), fillvalue="")))
+
+
+def numbers(values: Iterable[int]) -> str:
+    """`{0-3,7}`; a single number stands for itself."""
+    runs: list[list[int]] = []
+    for value in sorted(values):
+        if runs and value == runs[-1][1] + 1:
+            runs[-1][1] = value
+        else:
+            runs.append([value, value])
+    texts = [str(first) if first == last else f"{first}-{last}" for first, last in runs]
+    return texts[0] if len(runs) == 1 and runs[0][0] == runs[0][1] else "{" + ",".join(texts) + "}"

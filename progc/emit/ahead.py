@@ -24,8 +24,7 @@ import torch
 import torch._functorch.config as functorch
 
 from progc.emit import known
-from progc.emit.recipe import region_to_json
-from progc.emit.specs import arguments
+from progc.emit.specs import arguments, region_to_json
 from progc.emit.stage_module import StageModule, calls, settings
 from progc.files.writing import write_json
 from progc.ir.program import Mode, Program

@@ -17,8 +17,7 @@ import torch
 import torch._functorch.config
 from torch._inductor import config
 
-from progc.emit.recipe import region_from_json
-from progc.emit.specs import made
+from progc.emit.specs import made, region_from_json
 
 
 def main(folder: Path) -> None:

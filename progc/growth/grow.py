@@ -30,7 +30,7 @@ from progc.ir.program import Program
 from progc.ir.verify import verify
 from progc.lift.averages import EmaLike, attached, moved
 from progc.lift.lift import NOISE
-from progc.lift.proof import measure, tolerance
+from progc.lift.revert import measure, tolerance
 from progc.models.sizes import Size, Sizes
 from progc.pipeline.base import Pass, PassResult, to_text
 from progc.pipeline.manager import hand_over, run
@@ -98,7 +98,7 @@ def grow(
         CheckError: growth that analysis calls lossless and the float64 check does not.
     """
     from progc.models.opening import resolve_target
-    from progc.pipeline.inits import parse_inits
+    from progc.pipeline.text import parse_inits
 
     target: Sizes | Program
     if to is None:

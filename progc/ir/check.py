@@ -3,6 +3,8 @@
 Both programs are interpreted node by node in float64 on the same inputs. Memory stays small: a parameter
 is converted when its node is reached and freed after its last use, so no float64 copy of a model ever
 exists. Nothing of either program is written to: in-place operations act on copies.
+
+A program's graph run node by node over tensors that are given by name.
 """
 
 from __future__ import annotations
@@ -265,3 +267,27 @@ def _difference(first: list[Any], second: list[Any]) -> Difference:
     if not compared:
         raise CheckError("float64 check: no output is a floating tensor; there is nothing to compare")
     return Difference(max_abs, max_rel, True, silent) if finite else Difference(math.inf, math.inf, False)
+
+
+class GraphRun(fx.Interpreter):
+    """Runs a graph; `env` holds the value of every node that is still needed.
+
+    Args:
+        tensors: real or fake, by the names that the graph reads.
+        keep: whether all values stay in `env` until the end.
+    """
+
+    def __init__(self, graph: fx.Graph, tensors: Mapping[str, torch.Tensor], *, keep: bool = False) -> None:
+        super().__init__(nn.Module(), graph=graph, garbage_collect_values=not keep)
+        self.extra_traceback = False
+        self.tensors = tensors
+
+    def get_attr(self, target: Any, args: Any, kwargs: Any) -> torch.Tensor:
+        """A tensor by name."""
+        return self.tensors[str(target)]
+
+
+def empty_like(tensor: torch.Tensor, device: torch.device | None = None) -> torch.Tensor:
+    """An empty tensor of the same strides, dtype and need for a gradient; under a fake mode it takes no memory."""
+    empty = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device or tensor.device)
+    return empty.requires_grad_(tensor.requires_grad)

@@ -2,11 +2,19 @@
 
 A pass works on `copy_graph(program.graphs[mode])`, edits the copy, builds its new program and calls
 `propagate` on it, so that `node.meta["tensor"]` is right again for the next pass.
+
+Which dims of a view come from which: sizes alone say it. Needs no graph, so that lifts can use it too.
+
+Which values of a graph are written to in place, through views too.
+
+Literals in a graph: replacing a size in the arguments of an operation, also one that is times the batch.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
+import operator
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -174,3 +182,109 @@ def fingerprint(program: Program) -> str:
 def _spec_text(spec: pytree.TreeSpec) -> str:
     """A structure of inputs or outputs as text, without the addresses of what containers keep beside their items."""
     return " ".join(re.sub(r" at 0x[0-9a-f]+", "", repr(spec)).split())
+
+
+def reshape_groups(old: list[int], wanted: list[int]) -> list[tuple[range, range]]:
+    """Smallest runs of old and new dims with equal products: within one, factors are handed out anew."""
+    found = []
+    i = j = 0
+    while i < len(old) or j < len(wanted):
+        first_i, first_j = i, j
+        left = right = 1
+        while (left != right or (i == first_i and j == first_j)) and (i < len(old) or j < len(wanted)):
+            if (left <= right and i < len(old)) or j >= len(wanted):
+                left *= old[i]
+                i += 1
+            else:
+                right *= wanted[j]
+                j += 1
+        found.append((range(first_i, i), range(first_j, j)))
+    return found
+
+
+def written_to(graph: fx.Graph) -> set[str]:
+    """Names of the nodes whose memory some op of the graph writes to, through views too."""
+    found: set[str] = set()
+    views: dict[fx.Node, list[fx.Node]] = {}
+    for node in graph.nodes:
+        source = first_alias(node, write=False)
+        if source is not None:
+            views.setdefault(source, []).append(node)
+    todo = [base for node in graph.nodes if (base := first_alias(node, write=True)) is not None]
+    while todo:
+        node = todo.pop()
+        if node.name not in found:
+            found.add(node.name)
+            todo.extend(views.get(node, ()))
+            base = first_alias(node, write=False)
+            todo.extend([base] if base is not None else [])
+    return found
+
+
+def first_alias(node: fx.Node, write: bool) -> fx.Node | None:
+    """The operand that a node writes to, or that its result is a view of."""
+    if node.target is operator.getitem and not write:
+        return node.args[0] if isinstance(node.args[0], fx.Node) else None
+    if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
+        return None
+    for position, argument in enumerate(node.target._schema.arguments):
+        if argument.alias_info is not None and (argument.alias_info.is_write or not write):
+            given = node.args[position] if position < len(node.args) else node.kwargs.get(argument.name)
+            if isinstance(given, fx.Node):
+                return given
+    return None
+
+
+def set_literal(node: fx.Node, path: tuple[int | str, ...], old: int, new: int | float) -> None:
+    """Replaces the argument at `path` (position or keyword, then indices into lists), in place.
+
+    Args:
+        old: the size there now, at the example's batch.
+        new: the size to put there; where a node gives the size, that of the node times new / old.
+    """
+    first, rest = path[0], path[1:]
+    if isinstance(first, int):
+        args = list(node.args)
+        args[first] = _replaced(node, args[first], rest, old, new)
+        node.args = tuple(args)
+    else:
+        node.kwargs = {**node.kwargs, first: _replaced(node, node.kwargs[first], rest, old, new)}
+
+
+def _replaced(reader: fx.Node, argument: Any, path: tuple[int | str, ...], old: int, new: int | float) -> Any:
+    if not path:
+        return _scaled(argument, reader, old, int(new)) if isinstance(argument, fx.Node) else new
+    items = list(argument)
+    items[path[0]] = _replaced(reader, items[path[0]], path[1:], old, new)  # type: ignore[index]
+    return items
+
+
+def _scaled(size: fx.Node, reader: fx.Node, old: int, new: int) -> fx.Node:
+    """A size that also depends on the batch, times new / old: `batch * heads` is computed beside the old node."""
+    graph = size.graph
+    if size.target is operator.mul and sum(isinstance(arg, int) for arg in size.args) == 1:
+        args = tuple(arg if isinstance(arg, fx.Node) else arg * new // old for arg in size.args)  # type: ignore[operator]
+        exact = all(isinstance(arg, fx.Node) or (arg * new) % old == 0 for arg in size.args)  # type: ignore[operator]
+    else:
+        exact, args = False, ()
+    earlier = itertools.takewhile(lambda node: node is not reader, graph.nodes)
+    known = [node for node in earlier if node.target is operator.mul and node.args == args and node is not size]
+    if exact and known:
+        return known[0]
+    with graph.inserting_after(size):
+        if exact:
+            made = graph.call_function(operator.mul, args)
+            made.meta = dict(size.meta)
+            return made
+        product = graph.call_function(operator.mul, (size, new))
+    with graph.inserting_after(product):
+        made = graph.call_function(operator.floordiv, (product, old))
+    product.meta, made.meta = dict(size.meta), dict(size.meta)
+    return made
+
+
+def drop_unread_sizes(graph: fx.Graph) -> None:
+    """Removes products of sizes that nothing reads any more, in place."""
+    for node in reversed(list(graph.nodes)):
+        if node.op == "call_function" and node.target is operator.mul and not node.users:
+            graph.erase_node(node)

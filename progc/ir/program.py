@@ -8,6 +8,10 @@ constants as `get_attr` nodes under the user's own dotted names, and ATen calls.
   a plain int for a size, None for nothing);
 - `"nn_module_stack"`: `{key: (module path, class name)}` from torch.export, outermost first;
 - `"stack_trace"`: the user's source line.
+
+An averaged copy of a program's tensors (EMA), as a value.
+
+What a program says about its stage identifier.
 """
 
 from __future__ import annotations
@@ -15,7 +19,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import fx, nn
@@ -23,10 +27,6 @@ from torch.utils import _pytree as pytree
 
 from progc.ir import facade
 from progc.ir.deferred import all_deferred, all_values, is_deferred
-
-if TYPE_CHECKING:
-    from progc.ir.average import Average
-    from progc.ir.identifier import StageIdentifier
 
 Mode = Literal["train", "eval"]
 MODES: tuple[Mode, ...] = ("train", "eval")
@@ -179,3 +179,55 @@ class Program:
     def flat_example(self) -> list[Any]:
         """The example inputs in placeholder order."""
         return pytree.tree_leaves(self.example)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Average:
+    """One averaged copy of a program's tensors.
+
+    Attributes:
+        tensors: every name of the program to its average; no parameters. Floating tensors of 16 bits are kept in
+            float32, in which small changes still count.
+        decay: share of the old average in the new one; None if nobody knows, as for a file.
+    """
+
+    tensors: Mapping[str, torch.Tensor]
+    decay: float | None = None
+
+    @property
+    def deferred(self) -> Average:
+        """The same with deferred tensors (progc/ir/deferred.py)."""
+        return dataclasses.replace(self, tensors=all_deferred(self.tensors))
+
+    @property
+    def complete(self) -> Average:
+        """The same with the values of all its tensors in memory."""
+        return dataclasses.replace(self, tensors=all_values(self.tensors))
+
+
+@dataclasses.dataclass(frozen=True)
+class StageIdentifier:
+    """The stage identifier of a program; `Program.sid` holds it.
+
+    Attributes:
+        table: name of the parameter `[stages + 1, width]`; the last row is the null row.
+        stages: number of stages K; K is also the index of the null row.
+        site: name of the site where the row is added.
+        stage: the stage that is fixed in both graphs; None if it is an input.
+        input: name of the keyword input; None if the stage is fixed.
+        dropout: probability with which the train graph gives a sample the null row.
+        form: `add`: the row is added to the values; `token`: it is one more token behind the others.
+    """
+
+    table: str
+    stages: int
+    site: str
+    stage: int | None
+    input: str | None
+    dropout: float
+    form: str = "add"
+
+    @property
+    def null(self) -> int:
+        """Index of the null row."""
+        return self.stages

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 import torch
 
 from progc.errors import InputError
-from progc.files.small import open_regular
+from progc.files.json import open_regular
 from progc.ir.deferred import defer, values
 
 DTYPES = {

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from progc.errors import InputError, VerifyError
-from progc.ir.average import Average
+from progc.ir.program import Average
 
 if TYPE_CHECKING:
     from progc.ir.program import Program

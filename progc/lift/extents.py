@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from progc.ir.reshapes import reshape_groups
+from progc.ir.graphs import reshape_groups
 
 Step = tuple[Any, ...]
 """One way down into a dim: `("cut", sizes, index)` a factor of it, `("part", start, stop)` a stretch of it."""

@@ -24,7 +24,7 @@ class IndexMap:
         old, new: sizes of the dim before and after.
         how: for a leaf, `copy` (unit i repeats old unit i * old // new: copies stand beside their source, so
             contiguous groups stay contiguous groups) or `free` (units beyond the old ones are new functions of
-            the input, ignored by exact consumers; where the axis is padded, filled as `progc.lift.filling` says). Where
+            the input, ignored by exact consumers; where the axis is padded, filled as `progc.lift.shares` says). Where
             new < old: `spread` (unit j is the first of those that `copy` would make from it) or `leading` (unit j stays
             unit j, as before a growth by `free`).
         like: for a leaf with `old == 0` inside a concatenation: absolute position in the old dim that the new

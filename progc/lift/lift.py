@@ -20,14 +20,12 @@ import torch
 from torch import nn
 
 from progc.ir.deferred import defer, device_of, identity, is_deferred, values
-from progc.lift.entry import Add, Eye, Fill, Scale, Split, TensorLift
-from progc.lift.filling import fill_padded
+from progc.lift.entry import Add, Eye, Fill, Made, Scale, Split, TensorLift, stream
 from progc.lift.index_map import IndexMap
-from progc.lift.made import Made, stream
 from progc.lift.moments import grow_moments
 from progc.lift.resampling import Resample
 from progc.lift.selection import chosen
-from progc.lift.shares import along, divide, fill_fresh, normal, spread_of
+from progc.lift.shares import along, divide, fill_fresh, fill_padded, normal, spread_of
 
 NOISE = 0.3
 """Default spread of the shares, relative to the equal share (docs/growth.md 1.2 item 3)."""

@@ -12,8 +12,7 @@ from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from progc.errors import InputError
-from progc.files.suggestions import did_you_mean
+from progc.errors import InputError, did_you_mean
 
 if TYPE_CHECKING:
     from progc.pipeline.base import Pass

@@ -9,6 +9,8 @@ Commas stand between passes and between the values of one option; options are se
 dots and relative sizes need no quotes (`layers.*`, `*1.5`). What a value means is decided by the option's
 type: `12`, `1e-3`, `.5`, `true`, `none`; an empty list of values is `[]`, and text that would read as
 `none` or `[]` is quoted. Parsing, printing and parsing again gives equal passes; printing skips defaults.
+
+How new weights are made, as text: `width=copy,depth=identity`, or one word that only one of them has.
 """
 
 from __future__ import annotations
@@ -17,8 +19,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from progc.errors import InputError, PassOptionError, PipelineSyntaxError
-from progc.files.suggestions import did_you_mean
+from progc.errors import InputError, PassOptionError, PipelineSyntaxError, did_you_mean
 from progc.pipeline.base import EMPTY_TEXT, NONE_TEXT, Option, Pass, checked
 from progc.pipeline.lexer import Token, tokens
 from progc.pipeline.registry import load_pass
@@ -162,3 +163,37 @@ def _convert(spec: Option, given: Sequence[Token]) -> Any:
         if spec.kind is float and _NUMBER.fullmatch(word):
             return float(word)
     return tuple(token.text for token in given) if spec.kind is tuple else first.text
+
+
+INITS: dict[str, tuple[str, ...]] = {
+    "width": ("copy", "zero", "random"),
+    "depth": ("identity", "interpolate", "stack", "mogrow", "random"),
+}
+
+
+_FORMS = "; ".join(f"{kind}={'|'.join(words)}" for kind, words in INITS.items())
+
+
+def parse_inits(text: str) -> dict[str, str]:
+    """The inits that `text` names, by `width` and `depth`; what it leaves out keeps its default.
+
+    Raises:
+        InputError: an unknown kind or word, a word that both have, or a kind given twice.
+    """
+    found: dict[str, str] = {}
+    for part in text.split(","):
+        kind, equals, word = (piece.strip() for piece in part.partition("="))
+        if not equals:
+            word, kinds = kind, [name for name, words in INITS.items() if kind in words]
+            if len(kinds) > 1:
+                raise InputError(f"init `{word}` exists for {' and '.join(kinds)}; write {kinds[0]}={word}")
+            kind = kinds[0] if kinds else ""
+        if not kind or (kind in INITS and word not in INITS[kind]):
+            words = INITS[kind] if kind else [item for words in INITS.values() for item in words]
+            raise InputError(f"unknown init `{part.strip()}`{did_you_mean(word, words) or ';'} expected {_FORMS}")
+        if kind not in INITS:
+            raise InputError(f"init `{part.strip()}`: `{kind}` is not width or depth; expected {_FORMS}")
+        if kind in found:
+            raise InputError(f"init `{text}` gives {kind} twice; keep one of them")
+        found[kind] = word
+    return found

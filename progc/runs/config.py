@@ -15,9 +15,8 @@ from typing import Any, Literal, TypeAlias
 
 import pydantic
 
-from progc.errors import InputError
-from progc.files.suggestions import did_you_mean
-from progc.pipeline.inits import parse_inits
+from progc.errors import InputError, did_you_mean
+from progc.pipeline.text import parse_inits
 from progc.train.settings import Settings
 
 Levels: TypeAlias = str | int | float | list[Any] | dict[str, Any] | None

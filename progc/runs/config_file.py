@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from progc.errors import InputError
-from progc.files.small import read_text
+from progc.files.json import read_text
 from progc.runs.config import Config, checked, keys, unknown
 
 SUFFIXES = (".toml", ".yaml", ".yml", ".json")

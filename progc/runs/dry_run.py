@@ -6,8 +6,7 @@ import dataclasses
 from typing import Any
 
 from progc.ir.program import Program
-from progc.runs.opening import Opened
-from progc.runs.optimizer_choice import slots
+from progc.runs.opening import Opened, slots
 
 
 def described(run: Opened) -> dict[str, Any]:

@@ -1,4 +1,7 @@
-"""Loss and accuracy of runs over time and over steps, with the boundaries of their stages, out of their metrics."""
+"""Loss and accuracy of runs over time and over steps, with the boundaries of their stages, out of their metrics.
+
+A figure of curves of runs: training loss above, validation below; over time left, over optimizer steps right.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,10 @@ import io
 import json
 import math
 import os
+import uuid
+import warnings
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -135,3 +142,116 @@ def _add(found: Curves, line: dict[str, Any]) -> None:
         for name, value in line.items():
             if name == "loss" or name.rpartition("/")[2] in ("loss", "top1", "top5"):
                 found.validation.setdefault(name, Points()).add(step, seconds, value)
+
+
+SUFFIXES = (".png", ".svg", ".pdf")
+
+
+def draw(runs: Sequence[Curves], path: Path) -> None:
+    """Writes a figure, whole or not at all.
+
+    Args:
+        path: ends in .png, .svg or .pdf.
+
+    Raises:
+        InputError: matplotlib is missing, another ending, or the file cannot be written.
+    """
+    if path.suffix.lower() not in SUFFIXES:
+        raise InputError(f"{path} ends in {path.suffix or 'nothing'}; expected {', '.join(SUFFIXES)}")
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise InputError("matplotlib is not installed; pip install 'progc[plot]', or use --json") from error
+    figure = Figure(figsize=(11, 7), layout="constrained")
+    _fill(figure, runs)
+    made = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # letters that the font does not have are drawn as boxes
+        figure.savefig(made, dpi=150, format=path.suffix.lower()[1:])
+    temporary = path.parent / f".{uuid.uuid4().hex}"
+    try:
+        temporary.write_bytes(made.getvalue())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror or error}; choose another --out") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _fill(figure: Any, runs: Sequence[Curves]) -> None:
+    measure = "top1" if any("top1" in run.validation for run in runs) else "loss"
+    axes = figure.subplots(2, 2, sharex="col")
+    unit, per = _unit(max((seconds for run in runs for seconds in _all_seconds(run)), default=0.0))
+    legends: tuple[list[tuple[Any, str]], list[tuple[Any, str]]] = ([], [])
+    for number, (run, name) in enumerate(zip(runs, _names(runs), strict=True)):
+        colour = f"C{number % 10}"
+        shown = run.validation.get(measure)
+        averages = [key for key in run.validation if key.startswith("ema-") and key.endswith(f"/{measure}")]
+        for column, over in enumerate(("time", "steps")):
+            upper, lower = axes[0][column], axes[1][column]
+            (line,) = upper.plot(_places(run.loss, over, per), run.loss.values, color=colour, linewidth=1)
+            below = []
+            if shown is not None:
+                style: dict[str, Any] = {"color": colour, "marker": ".", "linewidth": 1.2}
+                below.append((lower.plot(_places(shown, over, per), shown.values, **style)[0], name))
+            for key in averages[-1:]:
+                points = run.validation[key]
+                (dots,) = lower.plot(_places(points, over, per), points.values, color=colour, linestyle=":")
+                below.append((dots, f"{name}, {key.partition('/')[0]}"))
+            if column == 0:
+                legends[0].append((line, name))
+                legends[1].extend(below)
+            _boundaries(upper, lower, run.boundaries, _places(run.boundaries, over, per), colour)
+    for column, label in enumerate((f"time of training ({unit})", "optimizer steps")):
+        axes[0][column].set_ylabel("training loss")
+        axes[1][column].set_ylabel("top-1 accuracy" if measure == "top1" else "validation loss")
+        axes[1][column].set_xlabel(label)
+        for row in axes:
+            row[column].grid(alpha=0.25)
+    for axis, entries in zip((axes[0][0], axes[1][0]), legends, strict=True):
+        _legend(axis, entries)
+
+
+def _boundaries(upper: Any, lower: Any, boundaries: Points, places: list[float], colour: str) -> None:
+    for place, stage in zip(places, boundaries.values, strict=True):
+        for axis in (upper, lower):
+            axis.axvline(place, color=colour, linestyle="--", linewidth=0.7, alpha=0.6)
+        if not math.isnan(stage):
+            upper.annotate(
+                f"stage {stage:g}", (place, 1.0), xycoords=("data", "axes fraction"), rotation=90,
+                fontsize=7, color=colour, ha="right", va="top",
+            )  # fmt: skip
+
+
+def _legend(axis: Any, entries: Sequence[tuple[Any, str]]) -> None:
+    """Names as they stand: as labels, those with an underscore before them are left out, and $ begins a formula."""
+    if not entries:
+        return
+    legend = axis.legend([line for line, _ in entries], ["run"] * len(entries), fontsize=8)
+    for text, (_, name) in zip(legend.get_texts(), entries, strict=True):
+        text.set_parse_math(False)
+        text.set_text(name)
+
+
+def _names(runs: Sequence[Curves]) -> list[str]:
+    """Of runs, with their number where several have one name."""
+    several, seen, found = Counter(run.name for run in runs), Counter[str](), []
+    for run in runs:
+        seen[run.name] += 1
+        found.append(run.name if several[run.name] == 1 else f"{run.name} ({seen[run.name]})")
+    return found
+
+
+def _all_seconds(run: Curves) -> list[float]:
+    return [*run.loss.seconds, *(seconds for points in run.validation.values() for seconds in points.seconds)]
+
+
+def _places(points: Points, over: str, per: float) -> list[float]:
+    return [float(step) for step in points.steps] if over == "steps" else [seconds / per for seconds in points.seconds]
+
+
+def _unit(seconds: float) -> tuple[str, float]:
+    """The unit for a time axis of this length, and its seconds."""
+    if seconds >= 2 * 3600:
+        return "hours", 3600.0
+    return ("minutes", 60.0) if seconds >= 120 else ("seconds", 1.0)

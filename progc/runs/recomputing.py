@@ -14,8 +14,8 @@ from torch.utils import _pytree as pytree
 from progc.analysis.costs.counting import empty
 from progc.emit.pieces import cut
 from progc.emit.stage_module import blocks_of
+from progc.ir.check import GraphRun
 from progc.ir.program import Program
-from progc.ir.running import GraphRun
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from progc.analysis.chains import chains_of
 from progc.errors import InputError
-from progc.schedule.grids import factors, split
 from progc.schedule.level_texts import Levels, Wish, parse
+from progc.schedule.space import factors, split
 from progc.transforms.depth.targets import matching
 from progc.transforms.shrinking.depths import allowed_depths, covering
 

@@ -29,10 +29,9 @@ from progc.pipeline.manager import run
 from progc.schedule import depth_levels, resolution_levels, width_levels
 from progc.schedule.building import network, stage_program
 from progc.schedule.level_texts import Levels, items, switched_off
-from progc.schedule.point import Point
+from progc.schedule.point import Point, Unfreeze
 from progc.schedule.space import Space
 from progc.schedule.starting import check_smaller, check_start, start_point
-from progc.schedule.unfreeze import Unfreeze
 
 if TYPE_CHECKING:
     from progc.ir.program import Program

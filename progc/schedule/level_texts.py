@@ -17,7 +17,7 @@ from fractions import Fraction
 from typing import Any
 
 from progc.errors import InputError
-from progc.schedule.grids import factors
+from progc.schedule.space import factors
 
 Levels = str | int | float | Sequence[Any] | Mapping[str, Any] | None
 """A text as above, or its items: numbers, texts, pairs (height, width), or chain name to items."""

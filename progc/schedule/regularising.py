@@ -169,7 +169,7 @@ def dropping_everywhere(program: Program) -> list[Pass]:
 
 def timm_options(regularisation: Regularisation) -> dict[str, dict[str, Any]]:
     """Keyword arguments for timm's `create_transform` and `Mixup` by the names of these; what is open is left out."""
-    from progc.models.augmentation import timm_options as options
+    from progc.models.timm import timm_options as options
 
     strengths = regularisation
     return options(rand_augment=strengths.rand_augment, random_erasing=strengths.random_erasing, mixup=strengths.mixup)

@@ -7,9 +7,9 @@ from fractions import Fraction
 from typing import TYPE_CHECKING
 
 from progc.errors import InputError, TargetError
-from progc.schedule.grids import factors, rounded
 from progc.schedule.level_texts import NONE, Levels, items, parse
 from progc.schedule.point import size_text
+from progc.schedule.space import factors, rounded
 from progc.transforms.resolution.images import find_images
 from progc.transforms.resolution.resize import resize, working
 

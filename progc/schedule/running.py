@@ -21,7 +21,7 @@ from torch import nn
 from progc.errors import InputError
 from progc.ir.program import Program
 from progc.lift.averages import EmaLike, attached
-from progc.lift.proof import TOLERANCE, tolerance
+from progc.lift.revert import TOLERANCE, tolerance
 from progc.pipeline.manager import hand_over
 from progc.schedule.controlling import Controller, Ended
 from progc.schedule.growth import Growth, rehearse, written_out
@@ -142,7 +142,7 @@ def stages(
             the first stage's module.
         ema: averaged copies, or a function that makes a `progc.EMA` of the first stage's module.
         module: the module of `program` (or `source`) if one trained already; its values count.
-        inits: `depth` and `width` to how new weights are made (progc/pipeline/inits.py).
+        inits: `depth` and `width` to how new weights are made (progc/pipeline/text.py).
         start: the stage to begin with, for a run that is resumed: its graph and the order of its parameters are what
             they were, values are not; load them.
         total: length of the run; None: the schedule's own.

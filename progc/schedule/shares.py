@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from progc.analysis.costs.cost import StageCost
+from progc.analysis.costs.counting import StageCost
 from progc.schedule.stage import Stage
 
 MEASURED, PREDICTED, COUNTED = "measured", "predicted", "counted"

@@ -6,10 +6,10 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from progc.analysis.costs.cost import StageCost
+from progc.analysis.costs.counting import StageCost
 from progc.data.regularisation import Regularisation
 from progc.errors import InputError
-from progc.files.keys import known_fields
+from progc.files.json import known_fields
 from progc.schedule.point import Point
 
 

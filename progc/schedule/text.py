@@ -8,9 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from progc.data.regularisation import Regularisation
-from progc.schedule.decision import Candidate, Decision
 from progc.schedule.point import Point, size_text
-from progc.schedule.schedule import Schedule
+from progc.schedule.schedule import Candidate, Decision, Schedule
 from progc.schedule.shares import COUNTED, MEASURED, PREDICTED, bound, speedups, time_shares
 from progc.schedule.stage import Stage
 

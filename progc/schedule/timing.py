@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from progc.analysis.costs.counting import NotCounted
-from progc.capturing.state import untouched
+from progc.capturing.capture import untouched
 from progc.data.task import Task
 from progc.errors import InputError
 from progc.ir.module import ProgramModule

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from progc.analysis.axes import axes_of
 from progc.errors import InputError, ProgcError, TargetError
-from progc.schedule.grids import factors
 from progc.schedule.level_texts import Levels, parse
+from progc.schedule.space import factors
 from progc.transforms.shrinking.sizes import smaller_sizes
 from progc.transforms.width.sizes import head_counts, widths
 

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 
 from progc.errors import InputError
 from progc.schedule.space import Index, Space
-from progc.transforms.depth.places import interpolated
+from progc.transforms.depth.naming import interpolated
 
 ONE_SHOT_DEPTHS = 3
 """How many depths a later stage of the one-shot search looks at, at most."""

@@ -23,13 +23,12 @@ from progc.errors import InputError
 from progc.ir.program import Program
 from progc.lift.averages import Averages
 from progc.schedule.building import network
-from progc.schedule.decision import Decision
 from progc.schedule.point import Point
+from progc.schedule.schedule import Decision
 from progc.schedule.space import Index, Space
 from progc.search.candidates import one_shot_candidates
 from progc.search.elastic import seeded, train_step
-from progc.search.one_shot_settings import Settings
-from progc.search.one_shot_stage import BeforeStep, Progress, StageSearch
+from progc.search.one_shot_stage import BeforeStep, Progress, Settings, StageSearch
 from progc.search.power_law import Choice
 from progc.search.supernet import Supernet
 

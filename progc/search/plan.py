@@ -1,4 +1,10 @@
-"""`progc.plan`: a schedule for a network, from its growth space by one of the strategies, with costs."""
+"""`progc.plan`: a schedule for a network, from its growth space by one of the strategies, with costs.
+
+The manual schedule: every dimension goes through its levels in step, position by position (AutoProg, AutoProg-Zero).
+
+With as many levels as stages this is the published one ("Prog"). Otherwise a stage takes the level that is nearest to
+its place in the run, the smaller of two, so that growth stays even. The last stage is the full network.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from progc.data.regularisation import Regularisation
 from progc.errors import InputError
-from progc.schedule.decision import Decision
 from progc.schedule.finding import find
 from progc.schedule.level_texts import Levels, items
-from progc.schedule.schedule import MODES, STRATEGIES, ModelRef, Schedule
+from progc.schedule.point import SHAPES
+from progc.schedule.schedule import MODES, STRATEGIES, Decision, ModelRef, Schedule
 from progc.schedule.space import Index, Space
 from progc.schedule.stage import Stage
-from progc.schedule.unfreeze import SHAPES
-from progc.search.linear import linear
 
 if TYPE_CHECKING:
     from progc.data.task import Task
@@ -254,3 +258,34 @@ def _counted(
         if task is not None:
             raise
         return stages, (f"costs are not counted: {reason}",)
+
+
+def linear(space: Space, stages: int) -> list[Index]:
+    """A place in the space for every stage; trainable sets go through the levels of the first shape.
+
+    Raises:
+        InputError: fewer than one stage.
+    """
+    if stages < 1:
+        raise InputError(f"linear: stages is a whole number from 1 on, not {stages}")
+    sizes = space.shape
+    shape = space.unfreeze[0].shape if space.unfreeze else None
+    own = sum(level.shape == shape for level in space.unfreeze) if space.unfreeze else 1
+    places = [
+        Index(
+            level(stage, stages, sizes.resolution),
+            level(stage, stages, sizes.depth),
+            level(stage, stages, sizes.width),
+            level(stage, stages, own),
+        )
+        for stage in range(stages - 1)
+    ]
+    return [*places, space.last]
+
+
+def level(stage: int, stages: int, levels: int) -> int:
+    """Which of `levels` levels a stage takes: the first at stage 0, the last at the last stage."""
+    if stages == 1:
+        return levels - 1
+    way, whole = stage * (levels - 1), stages - 1
+    return -((whole - 2 * way) // (2 * whole))

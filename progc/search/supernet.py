@@ -8,20 +8,32 @@ resampled from it in every step.
 
 Buffers are what a step writes. With `own_statistics` every sub-network has its own (as switchable normalisation, Yu et
 al., ICLR 2019), since running statistics of a shallow and a deep network do not agree; else they are the supernet's.
+
+Which blocks of a supernet a shallower sub-network keeps, so that depths are nested in one another.
+
+The supernet has `full` blocks and was grown from `base` blocks by the map of growth
+(progc/transforms/depth/naming.py), or is looked at as if it had been. Base blocks are the first of the copies of each
+source, and every sub-network keeps them.
+
+    base 4, full 9      0 0 1 1 2 2 3 3 3
+    grown, 6 blocks     0   1   2 2 3 3         what growing the base to 6 blocks would have made
+    deepest, 6 blocks   0   1   2   3 3 3       base and the last of the new blocks (AutoProg, Li et al., CVPR 2022)
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from progc.analysis.chains import chains_of
 from progc.data.task import Task
-from progc.errors import TargetError
+from progc.errors import InputError, TargetError
 from progc.ir.module import ProgramModule
 from progc.ir.program import Program
 from progc.lift.averages import EmaLike, attached, moved
@@ -32,8 +44,10 @@ from progc.lift.selection import strides
 from progc.pipeline.manager import run
 from progc.schedule.building import network
 from progc.schedule.point import Point, size_text
-from progc.search.nesting import Nesting, kept_blocks
+from progc.search.candidates import reference_nested
+from progc.transforms.depth.naming import interpolated
 from progc.transforms.resolution.images import find_images
+from progc.transforms.shrinking.depths import Kept
 from progc.transforms.shrinking.shrink import shrunk
 
 
@@ -140,7 +154,7 @@ class Supernet:
             program: the largest network in depth and width; its image may be smaller than a point's.
             points: one per sub-network.
             base: depths that are part of every sub-network; None: the smallest of the points.
-            nesting: which other blocks a sub-network has, see progc/search/nesting.py.
+            nesting: which other blocks a sub-network has, see progc/search/supernet.py.
             own_statistics: whether each sub-network has buffers of its own.
 
         Raises:
@@ -219,3 +233,56 @@ def _image_size(program: Program) -> tuple[int, int] | None:
         return find_images(program)[0].size
     except TargetError:
         return None
+
+
+Nesting = Literal["grown", "deepest"]
+
+
+def nested(base: int, full: int, units: int, rule: Nesting = "grown") -> list[int]:
+    """Positions among `full` units of those that a sub-network of `units` keeps; base <= units <= full."""
+    assert 0 < base <= units <= full
+    if rule == "deepest":
+        return reference_nested(base, units, full)
+    left = Counter(interpolated(base, units))
+    found = []
+    for place, source in enumerate(interpolated(base, full)):
+        if left[source]:
+            left[source] -= 1
+            found.append(place)
+    return found
+
+
+def kept_blocks(
+    program: Program, depths: Mapping[str, int], base: Mapping[str, int], rule: Nesting = "grown"
+) -> list[Kept]:
+    """What stays of each chain of a supernet that gets shorter.
+
+    Args:
+        program: the supernet.
+        depths: depth per chain, as users count it (`Chain.siblings`).
+        base: depths that are nested in all others.
+
+    Raises:
+        InputError: a chain that the supernet does not have, or a depth that it cannot have.
+    """
+    found = []
+    for name, depth in depths.items():
+        chain = next((chain for chain in chains_of(program) if chain.name == name), None)
+        if chain is None:
+            known = ", ".join(chain.name for chain in chains_of(program)) or "none"
+            raise InputError(f"depth {name}:{depth}: there is no chain {name}; chains are {known}")
+        others, period = chain.siblings - len(chain.blocks), chain.period
+        blocks, first = depth - others, base.get(name, depth) - others
+        if not 0 < first <= blocks <= len(chain.blocks) or blocks % period or first % period:
+            raise InputError(
+                f"depth {name}:{depth}: expected {period + others} to {chain.siblings} blocks in steps of {period}, "
+                f"and no fewer than {base.get(name, depth)}; choose other depths"
+            )
+        if blocks == len(chain.blocks):
+            continue
+        if chain.kind == "dense":  # they grow at their end
+            found.append(Kept(chain, tuple(range(blocks))))
+            continue
+        units = nested(first // period, len(chain.blocks) // period, blocks // period, rule)
+        found.append(Kept(chain, tuple(unit * period + i for unit in units for i in range(period))))
+    return found

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from progc.data.task import Task
 from progc.schedule.running import RunningStage
+from progc.train.progress import Meter
 from progc.train.stepping import Stepper
-from progc.train.throughput import Meter
 
 if TYPE_CHECKING:
     from progc.emit.stage_module import StageModule

@@ -1,12 +1,21 @@
-"""The folder of a run: one process group at a time writes into it."""
+"""The folder of a run: one process group at a time writes into it.
+
+SIGTERM and SIGINT: the step at hand is finished, all is saved, the process exits. A second one does not wait.
+
+How a run ended.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
+import signal
+import threading
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING
 
 from progc.errors import InputError
@@ -87,3 +96,63 @@ def write_weights(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
         raise InputError(f"{path} cannot be written: {error.strerror or error}; free space") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class Asked:
+    """Whether somebody asked the run to end.
+
+    Attributes:
+        signal: number of the first signal that came; None if none did.
+    """
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+
+    def __bool__(self) -> bool:
+        return self.signal is not None
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        """The handler. It only remembers: saving in the middle of a step would save half a step."""
+        if self.signal is not None:
+            # Checkpoints are whole or not there at any moment, so leaving at once loses nothing that was saved.
+            os._exit(128 + number)
+        self.signal = number
+
+
+@contextlib.contextmanager
+def listening() -> Iterator[Asked]:
+    """Signals ask, instead of ending the process, inside; outside of a main thread they cannot be listened to."""
+    asked = Asked()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+    before = {number: signal.signal(number, asked) for number in SIGNALS}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """How a run ended.
+
+    Attributes:
+        run: its folder.
+        step: optimizer steps done.
+        finished: whether the schedule came to its end.
+        signal: number of the signal that ended it before; None otherwise.
+        metrics: of the last validation.
+        seconds: that the run took so far, those before it was interrupted included.
+    """
+
+    run: Path
+    step: int
+    finished: bool
+    signal: int | None
+    metrics: Mapping[str, float]
+    seconds: float = 0.0

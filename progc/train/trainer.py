@@ -30,18 +30,14 @@ from progc.train.boundary import Clock, Crossing
 from progc.train.emitting import emitted, expected_compiles
 from progc.train.guards import Guard
 from progc.train.keeping import Keeping, Rules, newest
-from progc.train.learning_rate import factor, set_rates
 from progc.train.metrics import Metrics
 from progc.train.parallel import Parallel
 from progc.train.parallel.processes import opened_parallel
-from progc.train.progress import Progress
-from progc.train.result import Result
-from progc.train.run_folder import held
+from progc.train.progress import Meter, Progress
+from progc.train.run_folder import Asked, Result, held, listening
 from progc.train.seen import Seen
-from progc.train.settings import Settings
-from progc.train.signals import Asked, listening
+from progc.train.settings import Settings, factor, set_rates
 from progc.train.stepping import Outcome, Stepper
-from progc.train.throughput import Meter
 from progc.train.watching import Watch, never_told
 
 if TYPE_CHECKING:

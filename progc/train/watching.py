@@ -1,25 +1,33 @@
-"""What a run is judged by on its way: validation, the best checkpoint, and the rules by which stages end."""
+"""What a run is judged by on its way: validation, the best checkpoint, and the rules by which stages end.
+
+Validation of a stage, with the trained weights and with averaged ones.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
+from torch import nn
 
+from progc.data.loading import validate
 from progc.data.task import Task
 from progc.errors import InputError
+from progc.lift.averages import Averages
 from progc.schedule.controlling import Controller
 from progc.schedule.rules import Gain
 from progc.schedule.schedule import Schedule
 from progc.train.active import Active
-from progc.train.evaluating import evaluate
 from progc.train.keeping import Keeping
 from progc.train.metrics import Metrics
 from progc.train.parallel import Parallel
 from progc.train.progress import Progress
 from progc.train.seen import Seen, score
 from progc.train.settings import Settings
+from progc.train.stepping import autocast, samples_in
 
 
 class Watch:
@@ -115,3 +123,59 @@ def never_told(task: Task, schedule: Schedule, settings: Settings) -> tuple[str,
 
 def _gains(schedule: Schedule) -> list[Gain]:
     return [rule for rule in schedule.rules if isinstance(rule, Gain)]
+
+
+def evaluate(
+    module: nn.Module,
+    task: Task,
+    inputs: Callable[[int], dict[str, torch.Tensor]],
+    ema: Averages | None,
+    parallel: Parallel,
+    settings: Settings,
+    stop: Callable[[], bool] = lambda: False,
+) -> dict[str, float] | None:
+    """What `validate` says of the weights, and of each average under the same names with `ema-DECAY/` before them.
+
+    The module is in train mode again behind it, its weights, buffers and all random numbers as they were. None where
+    `stop` ended it.
+    """
+
+    def call(batch: Any) -> Any:
+        with autocast(parallel.device, settings):
+            return task.run(module, batch, **inputs(samples_in(batch)))
+
+    def seen() -> dict[str, float] | None:
+        return validate(
+            call, task, batch=max(settings.batch // parallel.world, 1), rank=parallel.rank, world=parallel.world,
+            mean=parallel.mean, device=parallel.device, stop=stop,
+        )  # fmt: skip
+
+    module.eval()
+    try:
+        with torch.no_grad():
+            found = seen()
+            for decay in ema.decays if ema is not None else ():
+                assert ema is not None
+                if found is None:
+                    break
+                with averaged(module, ema, decay):
+                    own = seen()
+                found = None if own is None else {**found, **{f"ema-{decay!r}/{name}": v for name, v in own.items()}}
+    finally:
+        module.train()
+    return found
+
+
+@contextlib.contextmanager
+def averaged(module: nn.Module, ema: Averages, decay: float) -> Iterator[None]:
+    """The module computes with averaged weights inside, and has its own again behind it."""
+    own = module.state_dict(keep_vars=True)
+    kept = {name: tensor.detach().clone() for name, tensor in own.items()}
+    with torch.no_grad():
+        for name, value in ema.tensors[decay].items():
+            own[name].copy_(value)
+        try:
+            yield
+        finally:
+            for name, value in kept.items():
+                own[name].copy_(value)

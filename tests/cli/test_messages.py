@@ -10,7 +10,7 @@ from pathlib import Path
 import progc.errors as errors
 import progc.models
 import progc.passes
-from progc.files.suggestions import did_you_mean
+from progc.errors import did_you_mean
 
 FOLDERS = [Path(str(package.__file__)).parent for package in (progc, progc.passes, progc.models)]
 USER_ERRORS = {name for name, cls in inspect.getmembers(errors, inspect.isclass) if issubclass(cls, errors.ProgcError)}

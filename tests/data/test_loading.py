@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from progc.data.loading import steps, steps_per_epoch
+from progc.data.loading import steps, steps_per_epoch, validate
 from progc.data.task import Task
-from progc.data.validating import validate
 from progc.errors import InputError
 
 

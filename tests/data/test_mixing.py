@@ -11,7 +11,7 @@ from torch import nn
 
 import progc
 from progc.data.loading import steps
-from progc.data.mixing import Mixed, classes_of
+from progc.data.staged import Mixed, classes_of
 from progc.data.task import Task
 from progc.errors import InputError
 from progc.schedule import Regularisation

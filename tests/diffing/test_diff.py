@@ -15,9 +15,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 import progc
+from progc.diffing.compare import distance, grouped, numbers
 from progc.diffing.facts import Facts, describe_program
-from progc.diffing.patterns import grouped, numbers
-from progc.diffing.values import distance
 from progc.errors import InputError
 from progc.files.writing import json_text
 from progc.ir.deferred import defer
@@ -106,7 +105,7 @@ def test_distance(a: torch.Tensor, b: torch.Tensor, expected: float | None) -> N
 
 
 def test_large_tensors_are_compared_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("progc.diffing.values._CHUNK", 7)
+    monkeypatch.setattr("progc.diffing.compare._CHUNK", 7)
     a = torch.randn(5, 9)
     b = a.clone()
     b[4, 8] += 1

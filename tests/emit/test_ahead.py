@@ -15,8 +15,7 @@ import progc
 from progc.emit import emit, regions
 from progc.emit.ahead import compile_ahead, merge
 from progc.emit.canary import check_compiler, compare
-from progc.emit.recipe import region_from_json, region_to_json
-from progc.emit.specs import arguments, made
+from progc.emit.specs import arguments, made, region_from_json, region_to_json
 from progc.emit.stage_module import calls
 from progc.errors import CheckError, InputError
 

@@ -12,8 +12,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from progc.errors import InputError
-from progc.files.folder import read_folder
-from progc.files.writing import check_output, json_text, output_folder, write_json
+from progc.files.writing import check_output, json_text, output_folder, read_folder, write_json
 from progc.ir.tensor_file import write_tensors
 from tests.command import files_below
 

@@ -24,7 +24,7 @@ from progc.errors import CheckError, NotLosslessError, ProgcError, TargetError
 from progc.growth.grow import Growth, grow_with_report
 from progc.ir.deferred import defer, values
 from progc.lift.lift import Lift
-from progc.lift.proof import ROUNDED
+from progc.lift.revert import ROUNDED
 from progc.models.sizes import parse_sizes
 from tests import nets, zoo
 from tests.command import Command, in_process, in_subprocess

@@ -14,9 +14,8 @@ from torch import nn
 import progc
 from progc.errors import InputError, VerifyError
 from progc.growth.grow import grow_with_report
-from progc.ir.average import Average
 from progc.ir.check import compare
-from progc.ir.program import Program
+from progc.ir.program import Average, Program
 from progc.lift.averages import DECAYS, attached
 from progc.pipeline.manager import run
 from tests import nets

@@ -10,10 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from progc.lift.entry import Scale, Split, TensorLift
+from progc.lift.entry import Made, Scale, Split, TensorLift
 from progc.lift.index_map import IndexMap
 from progc.lift.lift import Lift
-from progc.lift.made import Made
 from progc.lift.revert import revert
 from tests.strategies import index_maps, tensors
 

@@ -12,7 +12,7 @@ from progc.ir.check import compare
 from progc.ir.program import Program
 from progc.lift.entry import Scale, TensorLift
 from progc.lift.lift import Lift
-from progc.lift.proof import ROUNDED, TOLERANCE, measure, tolerance
+from progc.lift.revert import ROUNDED, TOLERANCE, measure, tolerance
 from progc.passes.grow_width import GrowWidth
 
 

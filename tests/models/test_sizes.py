@@ -7,8 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from progc.errors import InputError
-from progc.models.presets import PRESETS
-from progc.models.sizes import KEYS, Size, parse_sizes
+from progc.models.sizes import KEYS, PRESETS, Size, parse_sizes
 
 
 def test_absolute_and_relative_sizes() -> None:

@@ -16,7 +16,7 @@ from progc.errors import NotLosslessError, PassOptionError, TargetError
 from progc.ir.check import compare, compare_train
 from progc.lift.lift import Lift
 from progc.passes.grow_depth import GrowDepth
-from progc.transforms.depth.places import arranged, interpolated
+from progc.transforms.depth.naming import arranged, interpolated
 from tests import zoo
 from tests.passes.deepened import captured, check_alive, check_lossless, grown
 

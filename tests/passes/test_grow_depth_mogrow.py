@@ -12,15 +12,14 @@ import progc
 from progc.errors import InputError, PassOptionError
 from progc.growth.grow import grow_with_report
 from progc.growth.plan import GrowthPlan
-from progc.ir.average import Average
-from progc.ir.program import Program
+from progc.ir.program import Average, Program
 from progc.lift.averages import attached
 from progc.lift.lift import Lift
 from progc.lift.rates import learning_rate_factors
 from progc.models.sizes import parse_sizes
 from progc.passes.grow_depth import GrowDepth
 from progc.pipeline.manager import run
-from progc.transforms.depth.places import interpolated
+from progc.transforms.depth.naming import interpolated
 from tests.command import Command, in_process
 from tests.lift.optimizers.running import fresh, parameters, train
 from tests.zoo import captured

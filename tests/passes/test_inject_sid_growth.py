@@ -7,7 +7,7 @@ import torch
 
 import progc
 from progc.ir.check import compare
-from progc.lift.proof import tolerance
+from progc.lift.revert import tolerance
 from progc.pipeline.manager import run
 from tests import zoo
 from tests.grown import EXACT

@@ -21,7 +21,7 @@ from progc.errors import ProgcError, VerifyError
 from progc.ir.graphs import fingerprint
 from progc.ir.program import Program
 from progc.ir.verify import verify
-from progc.lift.proof import measure, tolerance
+from progc.lift.revert import measure, tolerance
 from progc.pipeline.base import PassResult, to_text
 from progc.pipeline.manager import run
 from progc.pipeline.text import parse

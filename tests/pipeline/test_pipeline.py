@@ -13,8 +13,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 import progc.passes
-from progc.errors import InputError, PassOptionError, PipelineSyntaxError
-from progc.files.suggestions import did_you_mean
+from progc.errors import InputError, PassOptionError, PipelineSyntaxError, did_you_mean
 from progc.ir.program import Program
 from progc.pipeline.base import Option, Pass, PassResult, option, to_text
 from progc.pipeline.registry import PASSES, NamedClasses

@@ -15,8 +15,7 @@ from progc.growth.grow import grow_with_report
 from progc.ir.check import _default_dtype, _Float64, compare, example_inputs, run_float64, stochastic
 from progc.ir.program import MODES, Mode, Program
 from progc.lift.lift import NOISE, Lift
-from progc.lift.proof import tolerance
-from progc.lift.revert import revert
+from progc.lift.revert import revert, tolerance
 from progc.lift.shares import along
 from progc.models.sizes import parse_sizes
 from progc.passes.grow_depth import GrowDepth

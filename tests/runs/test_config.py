@@ -16,7 +16,7 @@ from progc.errors import InputError
 from progc.runs.config import MAY_CHANGE, Config, difference, flat, keys
 from progc.runs.config import OptimizerSection as Section
 from progc.runs.config_file import configured, override, read
-from progc.runs.optimizer_choice import chosen, slots
+from progc.runs.opening import chosen, slots
 from progc.train.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from progc.schedule.grids import DEPTH, HEADS, RESOLUTION, factors, grid, rounded, split
+from progc.schedule.space import DEPTH, HEADS, RESOLUTION, factors, grid, rounded, split
 
 
 @pytest.mark.parametrize(

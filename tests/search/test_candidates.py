@@ -15,7 +15,7 @@ from progc.search.candidates import (
     supernet,
     zero_shot_candidates,
 )
-from progc.transforms.depth.places import interpolated
+from progc.transforms.depth.naming import interpolated
 from progc.transforms.shrinking.depths import kept_positions
 from tests.schedule.spaces import DEPTHS, DIT, LEVELS, SHAPES, VOLO
 

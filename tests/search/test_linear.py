@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from progc.errors import InputError
 from progc.schedule import Space
-from progc.search.linear import level, linear
+from progc.search.plan import level, linear
 from tests.schedule.spaces import DIT, SHAPES, VOLO
 
 

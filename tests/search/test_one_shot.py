@@ -23,7 +23,7 @@ from progc.schedule.point import Point
 from progc.search import one_shot_stage
 from progc.search.elastic import draws
 from progc.search.one_shot import Searched, copied, decide, search, search_stage, stage_rates, train_on
-from progc.search.one_shot_settings import Settings
+from progc.search.one_shot_stage import Settings
 from progc.search.supernet import Supernet
 from tests import nets, zoo
 

@@ -9,9 +9,8 @@ from progc.errors import InputError
 from progc.lift.averages import DECAYS, Averages
 from progc.schedule import Index, Space
 from progc.schedule.point import Point
-from progc.search.nesting import nested
 from progc.search.one_shot import copied
-from progc.search.supernet import Supernet
+from progc.search.supernet import Supernet, nested
 from tests.search.test_one_shot import SMALL, equal, program, quick_times, searched, values
 
 __all__ = ["quick_times"]

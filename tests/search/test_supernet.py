@@ -16,9 +16,8 @@ from progc.ir.program import Program
 from progc.lift.averages import Averages
 from progc.schedule.point import Point
 from progc.search.elastic import losses, seeded, train_step
-from progc.search.nesting import kept_blocks, nested
 from progc.search.one_shot import copied
-from progc.search.supernet import SubNetwork, Supernet
+from progc.search.supernet import SubNetwork, Supernet, kept_blocks, nested
 from progc.transforms.shrinking import kept
 from tests import nets, zoo
 
@@ -252,7 +251,7 @@ def test_every_candidate_of_an_exactly_grown_supernet_starts_as_the_network_befo
 
 
 def test_a_frozen_candidate_gives_its_frozen_parameters_no_gradient() -> None:
-    from progc.schedule.unfreeze import Unfreeze
+    from progc.schedule.point import Unfreeze
 
     point = Point({"blocks": 3}, unfreeze=Unfreeze("suffix", 1, 3))
     net = Supernet(program("transformer"), [point])
@@ -276,7 +275,7 @@ def test_published_nesting_and_its_defect() -> None:
 
 
 def test_grown_nesting_is_nested_and_is_what_growth_would_make() -> None:
-    from progc.transforms.depth.places import interpolated
+    from progc.transforms.depth.naming import interpolated
 
     for base in range(1, 9):
         for full in range(base, 20):

@@ -7,8 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from progc.train.learning_rate import factor, set_rates
-from progc.train.settings import Settings
+from progc.train.settings import Settings, factor, set_rates
 
 
 def test_it_rises_and_falls_as_published() -> None:

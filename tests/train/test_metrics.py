@@ -13,8 +13,7 @@ import torch
 
 from progc.errors import InputError
 from progc.train.metrics import Metrics
-from progc.train.progress import Progress
-from progc.train.throughput import Meter
+from progc.train.progress import Meter, Progress
 
 
 def lines(run: Path) -> list[dict[str, Any]]:

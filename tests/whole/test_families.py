@@ -9,7 +9,7 @@ from bench.models import specs
 from progc.growth.grow import grow_with_report
 from progc.ir.check import compare_train, stochastic
 from progc.ir.program import Program
-from progc.lift.proof import tolerance
+from progc.lift.revert import tolerance
 from progc.models.sizes import parse_sizes
 from tests.zoo import perturb
 

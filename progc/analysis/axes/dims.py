@@ -16,7 +16,7 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 
-from progc.ir.reshapes import reshape_groups
+from progc.ir.graphs import reshape_groups
 
 Dim = tuple["Atom", ...]
 """Product of atoms, outermost first; the empty product is a dim of size 1."""

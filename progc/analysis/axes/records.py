@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from progc.analysis.axes import dims as D
 from progc.analysis.axes.dims import Dim
 from progc.ir.program import Mode, TensorMeta
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclasses.dataclass(frozen=True)

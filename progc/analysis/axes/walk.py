@@ -18,8 +18,8 @@ from progc.analysis.axes import lengths
 from progc.analysis.axes.context import Args, Context, flat_values
 from progc.analysis.axes.records import DECIDING, Value, fresh_like
 from progc.analysis.axes.registry import rule_for
-from progc.ir.aliases import written_to
 from progc.ir.check import stochastic
+from progc.ir.graphs import written_to
 from progc.ir.program import MODES, TensorMeta
 
 # Ops that take a part of an operand, or of some operand only its size, dtype or device.

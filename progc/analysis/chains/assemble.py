@@ -1,10 +1,13 @@
-"""A verified run becomes a `Chain`."""
+"""A verified run becomes a `Chain`.
+
+What differs between the blocks of a chain, in words.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
-from progc.analysis.chains.describe import differences
 from progc.analysis.chains.names import Container
 from progc.analysis.chains.runs import Piece, Run
 from progc.analysis.chains.table import Block, Chain
@@ -73,3 +76,58 @@ def assemble(
         shared=shared_of(members, run),
         later=tuple(container.path(number) for number in numbers if number > high),
     )
+
+
+def differences(pieces: Sequence[Piece], period: int) -> tuple[str, ...]:
+    """One line for each thing that is not the same in all blocks, values in block order."""
+    lines: list[str] = []
+    for what in dict.fromkeys(what for piece in pieces for what, _ in piece.forms["train"].noise):
+        rates = [_rates([rate for label, rate in piece.forms["train"].noise if label == what]) for piece in pieces]
+        if len(set(rates)) > 1:
+            lines.append(f"{what}: {', '.join(rates)}")
+    shifts = [_shift([value for what, value in piece.forms["eval"].soft if what == "window shift"]) for piece in pieces]
+    if len(set(shifts)) > 1:
+        lines.append(f"window shift: {', '.join(shifts)}")
+    lines += _scalars(pieces, period)
+    lines += _own_tensors(pieces)
+    return tuple(dict.fromkeys(lines))
+
+
+def _rates(rates: Sequence[float]) -> str:
+    return "/".join(dict.fromkeys(_number(rate) for rate in rates)) or "none"
+
+
+def _shift(amounts: Sequence[Any]) -> str:
+    rows = [amount if isinstance(amount, (list, tuple)) else [amount] for amount in amounts]
+    sizes = [abs(int(step)) for row in rows for step in row]
+    return "/".join(dict.fromkeys(str(size) for size in sizes)) or "0"
+
+
+def _number(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _scalars(pieces: Sequence[Piece], period: int) -> list[str]:
+    """Soft literals of the eval graph, compared between blocks that play the same part."""
+    lines: list[str] = []
+    for phase in range(min(period, len(pieces))):
+        group = pieces[phase::period]
+        for column in zip(*(piece.forms["eval"].soft for piece in group), strict=True):
+            what, values = column[0][0], [_number(value) for _, value in column]
+            if what != "window shift" and len(set(values)) > 1:
+                lines.append(f"{what}: {', '.join(values)}")
+    return lines
+
+
+def _own_tensors(pieces: Sequence[Piece]) -> list[str]:
+    """Tensors that some blocks have and others have not (mask buffers)."""
+    lines: list[str] = []
+    if len({piece.kind for piece in pieces}) > 1:  # the parts of a period are modules of different classes
+        return lines
+    every = dict.fromkeys(pattern for piece in pieces for pattern in piece.patterns)
+    for pattern in every:
+        holders = [str(piece.index) for piece in pieces if pattern in piece.patterns]
+        if len(holders) < len(pieces):
+            local = pattern.partition("#")[2].lstrip(".") or pattern
+            lines.append(f"{local}: only in {', '.join(holders)}")
+    return lines

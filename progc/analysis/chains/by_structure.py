@@ -12,13 +12,11 @@ from collections.abc import Mapping, Sequence
 
 from torch import fx
 
-from progc.analysis.chains.assemble import blocks_of, carried_of, shared_of
+from progc.analysis.chains.assemble import blocks_of, carried_of, differences, shared_of
 from progc.analysis.chains.canonical import View, canonical_form
 from progc.analysis.chains.closing import residual
-from progc.analysis.chains.describe import differences
 from progc.analysis.chains.filling import filled_blocks, place_unread, train_nodes
-from progc.analysis.chains.names import common_stem
-from progc.analysis.chains.numbering import Cut, numbered_cut, own_names
+from progc.analysis.chains.names import Cut, common_stem, numbered_cut, own_names
 from progc.analysis.chains.repeats import Region, label, live_counts, regions, sequence
 from progc.analysis.chains.runs import Links, Piece, Run, find_runs, link
 from progc.analysis.chains.table import Chain, Refused

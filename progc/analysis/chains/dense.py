@@ -13,9 +13,8 @@ from typing import Any
 
 from torch import fx
 
-from progc.analysis.chains.assemble import blocks_of
+from progc.analysis.chains.assemble import blocks_of, differences
 from progc.analysis.chains.canonical import Form, View, canonical_form, op_name
-from progc.analysis.chains.describe import differences
 from progc.analysis.chains.names import Container
 from progc.analysis.chains.runs import Piece
 from progc.analysis.chains.table import Chain

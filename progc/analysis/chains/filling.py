@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from torch import fx
 
 from progc.analysis.chains.canonical import View
-from progc.analysis.chains.numbering import own_names
+from progc.analysis.chains.names import own_names
 from progc.analysis.chains.repeats import label, sequence
 from progc.ir.program import Mode
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from progc.analysis.axes.dims import Atom
-from progc.analysis.padding import norms, pointwise, summing  # noqa: F401  importing them registers the transfer functions
+from progc.analysis.padding import transfer as _transfer  # noqa: F401  importing it registers the transfer functions
 from progc.analysis.padding.proof import Forward, Tensors
 from progc.analysis.padding.reading import Key, Reading
 from progc.analysis.padding.search import Search

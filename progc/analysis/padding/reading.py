@@ -12,7 +12,7 @@ from progc.analysis.axes import dims as D
 from progc.analysis.axes.dims import Atom, Dim
 from progc.analysis.axes.records import Value
 from progc.analysis.padding.states import PaddingRefused
-from progc.ir.aliases import first_alias
+from progc.ir.graphs import first_alias
 from progc.ir.operations import argument, op_name
 from progc.ir.program import Mode, Program
 

@@ -14,7 +14,7 @@ from progc.analysis.demand.steps import moves
 from progc.analysis.padding.proof import Tensors
 from progc.analysis.padding.reading import Key, Reading, scalar
 from progc.analysis.padding.states import PaddingRefused, State
-from progc.analysis.padding.summing import along, grouped
+from progc.analysis.padding.transfer import along, grouped
 from progc.ir.operations import POINTWISE, argument, describe, is_product, op_name
 
 _NORMS = ("layer_norm", "rms_norm")

@@ -51,7 +51,7 @@ def append_outputs(program: Program, sizes: Mapping[str, int], *, zero: bool = F
     Raises:
         NotLosslessError: some operation mixes the outputs (a softmax), so that old ones would change.
     """
-    from progc.transforms.width.rewriting import rewrite
+    from progc.transforms.width.widening import rewrite
 
     if not sizes:
         return PassResult(program, False, lossless=True)

@@ -1,11 +1,10 @@
 """Optimizers that go on after growth: parameter groups, options and state follow the parameters, by name."""
 
 from progc.lift.optimizers.correcting import apply_corrections
-from progc.lift.optimizers.files import load_optimizer, save_optimizer
 from progc.lift.optimizers.holdings import Optimizers
 from progc.lift.optimizers.ramp import Ramp
 from progc.lift.optimizers.repointing import repoint
-from progc.lift.optimizers.saved import load_optimizer_state, optimizer_state
+from progc.lift.optimizers.saved import load_optimizer, load_optimizer_state, optimizer_state, save_optimizer
 
 __all__ = [
     "Optimizers",

@@ -10,8 +10,7 @@ from typing import Any, ClassVar
 from progc.data.task import Task
 from progc.errors import InputError
 from progc.ir.program import Program
-from progc.search.proxies.base import TwoModes
-from progc.search.proxies.groups import contracted
+from progc.search.proxies.base import TwoModes, contracted
 from progc.search.proxies.running import Network
 from progc.search.proxies.zico import gradients
 

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from progc.ir.operations import describe
-from progc.search.proxies.objective import output_places
-from progc.search.proxies.running import Network, undisturbed
+from progc.search.proxies.running import Network, output_places, undisturbed
 from progc.search.proxies.sample_dims import Coupled, Place, Samples, Uses
 from progc.search.proxies.taps import TappedRun
 

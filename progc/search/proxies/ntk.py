@@ -15,9 +15,8 @@ from progc.errors import InputError
 from progc.ir.program import Program
 from progc.search.proxies import samples
 from progc.search.proxies.base import TwoModes, check_at_least
-from progc.search.proxies.objective import OBJECTIVES
 from progc.search.proxies.per_sample import kernel
-from progc.search.proxies.running import Network
+from progc.search.proxies.running import OBJECTIVES, Network
 
 
 @dataclasses.dataclass(frozen=True)

@@ -25,8 +25,7 @@ from torch import Tensor
 from progc.ir.notation import call_text
 from progc.search.proxies import samples as batches
 from progc.search.proxies.independence import compare
-from progc.search.proxies.objective import by_sample, output_places
-from progc.search.proxies.running import Network, ProxyRun, undisturbed
+from progc.search.proxies.running import Network, ProxyRun, by_sample, output_places, undisturbed
 from progc.search.proxies.sample_dims import Coupled, Samples, Uses, find_samples, find_uses
 from progc.search.proxies.taps import Collector, Products
 
@@ -57,7 +56,7 @@ def kernel(
 
     Args:
         batch: at the program's image size.
-        of: `loss` or `outputs` (progc/search/proxies/objective.py).
+        of: `loss` or `outputs` (progc/search/proxies/running.py).
         wanted: canonical names of parameters.
         seed: of the masks that are drawn; the same masks whichever way is taken.
         one_by_one: a backward per sample in any case.

@@ -14,10 +14,8 @@ from progc.data.task import Task
 from progc.errors import InputError
 from progc.ir.program import Program
 from progc.search.proxies import samples
-from progc.search.proxies.base import TwoModes, check_at_least
-from progc.search.proxies.groups import contracted, measured
-from progc.search.proxies.objective import loss_of
-from progc.search.proxies.running import Network, ProxyRun, undisturbed
+from progc.search.proxies.base import TwoModes, check_at_least, contracted, measured
+from progc.search.proxies.running import Network, ProxyRun, loss_of, undisturbed
 
 
 class Moments:

@@ -19,7 +19,7 @@ from torch.distributed.tensor import DTensor, Shard
 
 from progc.emit.stage_module import unit_paths
 from progc.errors import InputError
-from progc.ir.average import Average
+from progc.ir.program import Average
 from progc.lift.optimizers.holdings import PARKED
 from progc.train.parallel.ranks import Ranks, same_buffers
 

@@ -9,8 +9,7 @@ import torch
 import torch.distributed as dist
 
 from progc.errors import InputError
-from progc.train.parallel.base import Parallel
-from progc.train.parallel.single import Single
+from progc.train.parallel.base import Parallel, Single
 
 TIMEOUT = datetime.timedelta(hours=2)
 """Of collectives: a rank that compiles keeps the others waiting for minutes."""

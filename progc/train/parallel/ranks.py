@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from progc.train.parallel.single import Single
+from progc.train.parallel.base import Single
 
 
 class Ranks(Single):

@@ -17,7 +17,7 @@ from progc.lift.entry import TensorLift
 from progc.transforms.depth.grow import CannotGrow, GrownChains
 from progc.transforms.depth.identity import Identity, identity, lossy_reason
 from progc.transforms.depth.insertion import Inserted, joined, units
-from progc.transforms.depth.places import Place, arranged
+from progc.transforms.depth.naming import Place, arranged
 from progc.transforms.depth.targets import Choice, Size, choose
 
 Growing = Sequence[tuple[Chain, Sequence[Place]]]

@@ -31,8 +31,7 @@ from progc.ir.program import MODES, Mode, Program
 from progc.lift.entry import Split, TensorLift
 from progc.lift.index_map import How, IndexMap
 from progc.transforms.depth.insertion import Editor
-from progc.transforms.depth.naming import Naming
-from progc.transforms.depth.places import Place
+from progc.transforms.depth.naming import Naming, Place
 
 _CHANNELWISE = POINTWISE | HOMOGENEOUS | ZERO_PRESERVING | SPATIAL | {
     "relu6", "hardtanh", "hardsigmoid", "sigmoid", "softplus", "max_pool1d", "max_pool2d", "max_pool3d",

@@ -15,8 +15,7 @@ from torch import fx
 from progc.analysis.chains import Chain
 from progc.ir.graphs import copy_graph
 from progc.ir.program import MODES, Mode, Program
-from progc.transforms.depth.naming import Naming, renamed_stack
-from progc.transforms.depth.places import Place
+from progc.transforms.depth.naming import Naming, Place, renamed_stack
 
 
 @dataclasses.dataclass(frozen=True)

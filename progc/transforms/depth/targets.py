@@ -9,8 +9,7 @@ import re
 from collections.abc import Collection, Sequence
 
 from progc.analysis.chains import Chain, ChainTable
-from progc.errors import PassOptionError, TargetError
-from progc.files.suggestions import did_you_mean
+from progc.errors import PassOptionError, TargetError, did_you_mean
 
 DEPTH = re.compile(r"(?:(?P<chain>.+):)?(?P<times>\*)?(?P<number>\d+(?:\.\d+)?|\.\d+)")
 

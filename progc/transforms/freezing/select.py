@@ -7,8 +7,7 @@ import fnmatch
 import re
 from collections.abc import Sequence
 
-from progc.errors import PassOptionError
-from progc.files.suggestions import did_you_mean
+from progc.errors import PassOptionError, did_you_mean
 from progc.ir.program import Program
 from progc.transforms.freezing.blocks import Blocks, Unit
 from progc.transforms.freezing.kinds import KINDS, Kinds

@@ -14,7 +14,7 @@ def __getattr__(name: str) -> Any:
 
         return resize
     if name == "at_sizes":
-        from progc.transforms.resolution.multiple import at_sizes
+        from progc.transforms.resolution.resize import at_sizes
 
         return at_sizes
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -11,8 +11,7 @@ from torch import fx
 from progc.ir.notation import call_text, module_path
 from progc.ir.program import Mode, Program
 from progc.lift.extents import Cat, Dim, Key, Leaf, bare, cuts_of, deal, grows, leaves, new_size, old_size
-from progc.transforms.resolution.facts import Clash, Facts, Indivisible
-from progc.transforms.resolution.values import Path, Value, op_name
+from progc.transforms.resolution.values import Clash, Facts, Indivisible, Path, Value, op_name
 
 
 class Choices:

@@ -10,13 +10,11 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from progc.errors import PassOptionError, TargetError
-from progc.files.suggestions import did_you_mean
+from progc.errors import PassOptionError, TargetError, did_you_mean
 from progc.ir.layouts import Layout
 from progc.ir.program import Program, TensorMeta
 from progc.lift.extents import Dim, fixed, new_size, sized
-from progc.transforms.resolution.facts import Facts
-from progc.transforms.resolution.values import Value
+from progc.transforms.resolution.values import Facts, Value
 
 _SAME = frozenset(
     "to _to_copy contiguous clone pad constant_pad_nd reflection_pad2d batch_norm native_batch_norm layer_norm "

@@ -1,4 +1,7 @@
-"""A program at another input size: sizes found by walking, graphs and example rewritten, tables lifted."""
+"""A program at another input size: sizes found by walking, graphs and example rewritten, tables lifted.
+
+One network at several input sizes, over one set of parameters.
+"""
 
 from __future__ import annotations
 
@@ -11,20 +14,18 @@ import torch
 from torch.utils import _pytree as pytree
 
 from progc.errors import TargetError
-from progc.ir.graphs import copy_graph, propagate
-from progc.ir.literals import drop_unread_sizes, set_literal
+from progc.ir.graphs import copy_graph, drop_unread_sizes, propagate, set_literal
 from progc.ir.notation import call_text
 from progc.ir.operations import describe
 from progc.ir.program import MODES, Program
 from progc.lift.entry import TensorLift
 from progc.lift.extents import Key
 from progc.lift.lift import Lift
-from progc.transforms.resolution.facts import Clash, Facts, Indivisible
 from progc.transforms.resolution.images import Image, find_images, parse_size, walk_inputs
 from progc.transforms.resolution.images import resized as resized_example
 from progc.transforms.resolution.solve import Solution, solve, structure
 from progc.transforms.resolution.tables import resamples
-from progc.transforms.resolution.values import Value
+from progc.transforms.resolution.values import Clash, Facts, Indivisible, Value
 
 _FAR = 512
 """How far from the asked size the nearest ones that work are looked for, in pixels."""
@@ -256,3 +257,29 @@ def _works(program: Program, images: Sequence[Image], size: tuple[int, int], fac
 
 def _text(size: tuple[int, int]) -> str:
     return f"{size[0]}x{size[1]}"
+
+
+def at_sizes(program: Program, sizes: Sequence[str], **options: Any) -> dict[str, Program]:
+    """The program at several sizes, to be trained in turns.
+
+    All tensors that do not follow the image are the same objects, so that one optimizer trains them at every size.
+    Where nothing in the graphs depends on the size (convolutions, norms, pooling over all positions), all sizes are one
+    program, which takes images of any size: nothing is captured or compiled anew.
+
+    Args:
+        sizes: as option `to` of grow-resolution: `("160", "192x224")`.
+        options: of `progc.transforms.resolution.resize.resize`.
+
+    Returns:
+        A program per text in `sizes`.
+
+    Raises:
+        ProgcError: as `resize`, for the first size that does not work.
+    """
+    made = {size: resize(program, size, **options) for size in sizes}
+    if any(result.edits or result.moved or (result.lift and result.lift.tensors) for result in made.values()):
+        return {size: result.program for size, result in made.items()}
+    images = {image.index: image.dims for image in find_images(program, options.get("input"))}
+    free = tuple(images.get(index, ()) for index in range(len(program.signature.shapes)))
+    any_size = program.replace(signature=dataclasses.replace(program.signature, free_dims=free))
+    return dict.fromkeys(sizes, any_size)

@@ -10,7 +10,7 @@ from progc.errors import TargetError
 from progc.ir.program import MODES, Mode, Program
 from progc.lift.extents import Key
 from progc.transforms.resolution import rules as _rules  # noqa: F401  importing the package registers the rules
-from progc.transforms.resolution.facts import Clash, Facts, Indivisible
+from progc.transforms.resolution.values import Clash, Facts, Indivisible
 from progc.transforms.resolution.walk import Walk
 
 _TRIES = 2000

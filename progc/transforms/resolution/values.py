@@ -1,16 +1,22 @@
-"""Values of a walk, and the arguments that a rule gets."""
+"""Values of a walk, and the arguments that a rule gets.
+
+What is known so far about the parts of an image: which side of a cut stays, and what follows the image.
+
+A walk starts from these facts, and ends with the dims of every value or with a contradiction. The solver
+(progc/transforms/resolution/solve.py) changes the facts and walks again.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import fx
 
 from progc.ir.layouts import Layout
-from progc.lift.extents import Dim, new_size, old_size
+from progc.lift.extents import Cat, Dim, Key, Leaf, Origin, Step, fixed, new_size, old_size
 
 Path = tuple["int | str", ...]
 """Place of an argument: position or keyword, then indices into lists."""
@@ -103,3 +109,87 @@ def op_name(node: fx.Node) -> str:
     assert isinstance(node.target, torch._ops.OpOverload)
     name = node.target._schema.name.removeprefix("aten::")
     return name[:-1] if name.endswith("_") and not name.endswith("__") else name
+
+
+class Clash(Exception):
+    """Two sizes meet that should be one.
+
+    Attributes:
+        cuts: choices that could be made otherwise.
+        where: the operation, for messages.
+    """
+
+    def __init__(self, message: str, cuts: frozenset[Key] = frozenset(), where: str = "") -> None:
+        self.cuts, self.where = cuts, where
+        super().__init__(message)
+
+
+class Indivisible(Exception):
+    """A size at which windows, patches or strides do not come out whole."""
+
+
+@dataclasses.dataclass
+class Facts:
+    """What one walk takes as given.
+
+    Attributes:
+        scale: True if windows scale with the image and their number stays, where nothing says otherwise.
+        turned: cuts whose other side stays.
+        alike: what turned cuts are like, so that those of other blocks are turned at once.
+        settled: cuts that were tried both ways and stay as they are.
+        assigned: dims, and parts of dims, of tensors, literals and inputs that follow the image.
+    """
+
+    scale: bool = False
+    turned: set[Key] = dataclasses.field(default_factory=set)
+    alike: set[Any] = dataclasses.field(default_factory=set)
+    settled: set[Key] = dataclasses.field(default_factory=set)
+    assigned: dict[tuple[tuple[str, ...], int], dict[tuple[Step, ...], Dim]] = dataclasses.field(default_factory=dict)
+
+    def dim(self, owner: tuple[str, ...], dim: int, size: int) -> Dim:
+        """A dim of a tensor, a literal or an input: what was assigned to it, else free to follow."""
+        if size == 1:
+            return ()
+        return _built(self.assigned.get((owner, dim), {}), Origin(owner, dim), size)
+
+    def assign(self, origin: Origin, dim: Dim) -> bool:
+        """Makes a part follow the image; False if that was known."""
+        known = self.assigned.setdefault((origin.owner, origin.dim), {})
+        if known.get(origin.path) == dim:
+            return False
+        if origin.path in known:
+            raise Clash(f"{describe(origin)} would have two sizes")
+        known[origin.path] = dim
+        return True
+
+
+def _built(known: Mapping[tuple[Step, ...], Dim], origin: Origin, size: int) -> Dim:
+    path = origin.path
+    if path in known:
+        return known[path]
+    steps = {found[len(path)] for found in known if len(found) > len(path) and found[: len(path)] == path}
+    if not steps:
+        return (Leaf(size, size, origin),)
+    kinds = {(step[0], step[1] if step[0] == "cut" else None) for step in steps}
+    if len(kinds) > 1:
+        raise Clash(f"{describe(origin)} is read in more than one way")
+    if next(iter(kinds))[0] == "cut":
+        sizes = next(iter(steps))[1]
+        parts: Dim = ()
+        for index, part in enumerate(sizes):
+            parts += _built(known, origin.step(("cut", sizes, index)), part) if part > 1 else ()
+        return parts
+    bounds = sorted({0, size, *(step[1] for step in steps), *(step[2] for step in steps)})
+    pieces: list[Dim] = []
+    for start, stop in zip(bounds, bounds[1:], strict=False):
+        step = ("part", start, stop)
+        pieces.append(_built(known, origin.step(step), stop - start) if step in steps else fixed(stop - start))
+    if sum(map(old_size, pieces)) != size:
+        raise Clash(f"{describe(origin)} is read in parts that overlap")
+    return (Cat(tuple(pieces)),)
+
+
+def describe(origin: Origin) -> str:
+    """For messages: `tensor pos_embed, dim 1`."""
+    kind, *rest = origin.owner
+    return f"{kind} {rest[-1]}, dim {origin.dim}"

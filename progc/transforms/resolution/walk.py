@@ -30,8 +30,7 @@ from progc.lift.extents import (
     sized,
 )  # fmt: skip
 from progc.transforms.resolution.choices import Choices
-from progc.transforms.resolution.facts import Clash, Facts
-from progc.transforms.resolution.values import Args, Path, Size, Value, op_name
+from progc.transforms.resolution.values import Args, Clash, Facts, Path, Size, Value, op_name
 
 Rule = Callable[["Walk", fx.Node, Args], Any]
 RULES: dict[str, Rule] = {}

@@ -1,6 +1,6 @@
 """How deep: `0.5`, `6`, `layer3:*0.5` for the chains of a program, and which blocks stay.
 
-`spread` keeps the blocks that the index map of growth repeats (progc/transforms/depth/places.py, AutoProg, Li et al.,
+`spread` keeps the blocks that the index map of growth repeats (progc/transforms/depth/naming.py, AutoProg, Li et al.,
 CVPR 2022), each at the first of its copies: growing back by `identity` or `interpolate` puts every kept block where it
 came from.
 """
@@ -14,7 +14,7 @@ from typing import Literal
 
 from progc.analysis.chains import Chain, ChainTable
 from progc.errors import PassOptionError, TargetError
-from progc.transforms.depth.places import interpolated
+from progc.transforms.depth.naming import interpolated
 from progc.transforms.depth.targets import DEPTH, matching
 
 Rule = Literal["spread", "first", "last"]

@@ -2,7 +2,7 @@
 
 What read the exits of a dropped block reads its entries. In a dense chain, whose blocks append to a concatenation, the
 segment of a dropped block leaves every concatenation; the parameters that read it lose the columns
-(progc/transforms/shrinking/narrowing.py), as an axis of size 0.
+(progc/transforms/shrinking/shrink.py), as an axis of size 0.
 """
 
 from __future__ import annotations
@@ -21,8 +21,7 @@ from progc.ir.graphs import copy_graph
 from progc.ir.operations import argument, op_name, shape_of
 from progc.ir.program import MODES, Mode, Program
 from progc.transforms.depth.insertion import Editor
-from progc.transforms.depth.naming import Naming, in_order, name_places
-from progc.transforms.depth.places import Place
+from progc.transforms.depth.naming import Naming, Place, in_order, name_places
 from progc.transforms.shrinking.depths import Kept
 
 

@@ -12,8 +12,7 @@ from collections.abc import Mapping, Sequence
 from fractions import Fraction
 
 from progc.analysis.axes import AxisTable, axes_of
-from progc.errors import PassOptionError, TargetError
-from progc.files.suggestions import did_you_mean
+from progc.errors import PassOptionError, TargetError, did_you_mean
 from progc.ir.program import Program
 from progc.transforms.width.fit import attention_sizes, beside_heads, group_sizes, inner_heads, rounded
 from progc.transforms.width.sizes import FIXED, head_counts, is_made, widths

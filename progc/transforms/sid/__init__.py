@@ -5,7 +5,7 @@ parameters in the end (`folding.py`). For use beside the passes: `guided` (class
 `progc.transforms.sid.prompt` (identifiers in the text of a prompt).
 """
 
-from progc.ir.identifier import StageIdentifier
-from progc.transforms.sid.guidance import guided
+from progc.ir.program import StageIdentifier
+from progc.transforms.sid.prompt import guided
 
 __all__ = ["StageIdentifier", "guided"]

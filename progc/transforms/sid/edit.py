@@ -19,9 +19,8 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from progc.ir.graphs import copy_graph, propagate
-from progc.ir.identifier import StageIdentifier
 from progc.ir.operations import op_name
-from progc.ir.program import MODES, Mode, Program, TensorSpec
+from progc.ir.program import MODES, Mode, Program, StageIdentifier, TensorSpec
 from progc.transforms.sid.places import Place
 
 _aten = torch.ops.aten

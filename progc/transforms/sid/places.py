@@ -12,8 +12,7 @@ import torch
 
 from progc.analysis.axes import axes_of
 from progc.analysis.axes import dims as D
-from progc.ir.aliases import first_alias
-from progc.ir.graphs import infer
+from progc.ir.graphs import first_alias, infer
 from progc.ir.notation import module_path, target_text
 from progc.ir.operations import SHAPE_ONLY, op_name
 from progc.ir.program import MODES, Mode, Program, TensorMeta

@@ -18,8 +18,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from torch import fx
 
 from progc.analysis.chains import chains_of
-from progc.errors import TargetError
-from progc.files.suggestions import did_you_mean
+from progc.errors import TargetError, did_you_mean
 from progc.ir.operations import HOMOGENEOUS, ZERO_PRESERVING, is_float, op_name, shape_of
 from progc.ir.program import MODES, Program, TensorMeta
 from progc.transforms.sid.folding import Fold, find_fold

@@ -16,8 +16,7 @@ from progc.analysis.axes import Axis, AxisTable, axes_of
 from progc.analysis.axes import dims as D
 from progc.analysis.axes.dims import Dim
 from progc.analysis.chains import chains_of
-from progc.errors import TargetError
-from progc.files.suggestions import did_you_mean
+from progc.errors import TargetError, did_you_mean
 from progc.ir.program import Program
 from progc.models.sizes import KEYS, Size, Sizes
 from progc.transforms.width.fit import attention_sizes, beside_heads, group_sizes, inner_heads, rounded

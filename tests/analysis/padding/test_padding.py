@@ -20,7 +20,7 @@ from progc.growth.grow import grow_with_report
 from progc.ir.program import Program
 from progc.lift.entry import Fill
 from progc.lift.lift import Lift
-from progc.lift.proof import ROUNDED, tolerance
+from progc.lift.revert import ROUNDED, tolerance
 from progc.passes.grow_width import GrowWidth
 from progc.pipeline.base import PassResult
 from progc.transforms.width import widening

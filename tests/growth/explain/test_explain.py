@@ -16,7 +16,7 @@ from progc.growth.explain.text import explanation_text
 from progc.growth.grow import Growth, grow_with_report
 from progc.ir.program import Program
 from progc.models.sizes import parse_sizes
-from progc.pipeline.inits import parse_inits
+from progc.pipeline.text import parse_inits
 from progc.transforms.width.plan import plan_widths
 from tests import nets
 from tests.analysis.axes.growth import program_of

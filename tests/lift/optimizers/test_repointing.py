@@ -17,9 +17,8 @@ from torch.optim import Optimizer
 import progc
 from progc.errors import InputError
 from progc.ir.program import Program, TensorSpec
-from progc.lift.entry import TensorLift
+from progc.lift.entry import Made, TensorLift
 from progc.lift.lift import Lift
-from progc.lift.made import Made
 from progc.lift.moments import optimizer_state_by_name
 from progc.lift.optimizers import repoint
 from progc.lift.optimizers.holdings import PARKED

@@ -7,36 +7,6 @@ owns the sizes baked into the node (`ctx.literal`, `ctx.sizes`) and returns the 
 
 from __future__ import annotations
 
-from progc.analysis.axes.rules import (
-    attention,
-    convolution,
-    experts,
-    factory,
-    index,
-    linear,
-    movement,
-    norm,
-    pointwise,
-    pool,
-    recurrent,
-    reduction,
-    segments,
-    windows,
-)
+from progc.analysis.axes.rules import contraction, convolution, movement, pointwise, reduction, segments
 
-__all__ = [
-    "attention",
-    "convolution",
-    "experts",
-    "factory",
-    "index",
-    "linear",
-    "movement",
-    "norm",
-    "pointwise",
-    "pool",
-    "recurrent",
-    "reduction",
-    "segments",
-    "windows",
-]
+__all__ = ["contraction", "convolution", "movement", "pointwise", "reduction", "segments"]

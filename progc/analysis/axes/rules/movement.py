@@ -1,9 +1,19 @@
-"""Ops that only move values: views, permutations, repetition. A moved parameter stays a parameter."""
+"""Ops that only move values: views, permutations, repetition. A moved parameter stays a parameter.
+
+Look-ups: embedding tables, relative-position tables, gathers.
+
+Tensors made in the graph: their sizes are baked literals.
+
+Sliding windows taken apart and put together again: the rows of a column are channels x window positions.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import Any
 
+import torch
 from torch import fx
 
 from progc.analysis.axes import dims as D
@@ -12,8 +22,8 @@ from progc.analysis.axes.dims import Dim
 from progc.analysis.axes.records import Source, Value
 from progc.analysis.axes.registry import rule
 from progc.analysis.axes.rules.pointwise import broadcast
+from progc.ir.graphs import reshape_groups
 from progc.ir.program import TensorMeta
-from progc.ir.reshapes import reshape_groups
 
 
 def moved(x: Value, dims: Sequence[Dim], order: Sequence[int | None]) -> Value:
@@ -267,3 +277,111 @@ def triangle(ctx: Context, node: fx.Node, args: Args) -> Value:
     x = args["self"]
     ctx.pin(x.dims[-1] + x.dims[-2], f"{ctx.op} looks at positions")
     return Value(x.dims, constant=x.constant)
+
+
+@rule("embedding")
+def embedding(ctx: Context, node: fx.Node, args: Args) -> Value:
+    """weight `[V, E]`, indices `[...]` -> `[..., E]`: V is looked up and never grows."""
+    weight, indices = args["weight"], args["indices"]
+    ctx.pin(weight.dims[0], "rows are looked up by index")
+    ctx.carry_dims(weight, [1])
+    return Value((*indices.dims, weight.dims[1]))
+
+
+@rule("index", "_unsafe_index")
+def index(ctx: Context, node: fx.Node, args: Args) -> Value:
+    """Advanced indexing: indexed dims are looked up, the others go along."""
+    x, indices = args["self"], args["indices"]
+    indices = list(indices) + [None] * (len(x.dims) - len(indices))
+    used = [i for i, item in enumerate(indices) if isinstance(item, Value)]
+    shape = node.meta["tensor"].shape
+    for position in used:
+        ctx.pin(x.dims[position], "looked up by index")
+        ctx.pin(D.channels(sum(indices[position].dims, ())), "used as an index")
+    if any(_is_mask(args.nodes["indices"][i]) for i in used):
+        ctx.pin(sum(x.dims, ()), "selected by a mask")
+        ctx.carry(x)
+        return Value(tuple(D.new(size, extent=True) for size in shape))
+    new_rank = max(len(indices[i].dims) for i in used)
+    adjacent = used == list(range(used[0], used[-1] + 1))
+    kept = [x.dims[i] for i in range(len(x.dims)) if i not in used]
+    place = used[0] if adjacent else 0
+    fresh = [D.new(size, extent=True) for size in shape[place : place + new_rank]]
+    rows: list[int | None] = [i for i in range(len(x.dims)) if i not in used]
+    order = [*rows[:place], *[None] * new_rank, *rows[place:]]
+    # Rows of a parameter are a parameter still (experts chosen per token): the other dims are its own.
+    return moved(Value((), x.source), [*kept[:place], *fresh, *kept[place:]], order)
+
+
+def _is_mask(node: Any) -> bool:
+    return isinstance(node, fx.Node) and node.meta["tensor"].dtype in (torch.bool, torch.uint8)
+
+
+@rule("index_select", "gather", "take_along_dim", "index_copy", "index_add", "scatter", "scatter_add")
+def by_dim(ctx: Context, node: fx.Node, args: Args) -> Value:
+    """Look-ups along one dim; with a full index tensor every channel dim is fixed."""
+    x, shape = args["self"], node.meta["tensor"].shape
+    dim = int(args["dim"]) % len(x.dims)
+    if ctx.op == "aten.index_select":
+        ctx.pin(x.dims[dim], "looked up by index")
+        dims = list(x.dims)
+        dims[dim] = D.new(shape[dim], extent=True)
+        order = [None if i == dim else i for i in range(len(dims))]
+        return moved(x, dims, order)
+    for value in args.tensors():
+        ctx.pin(D.channels(sum(value.dims, ())), "looked up by index")
+    return moved(Value(()), [D.new(size, extent=True) for size in shape], [])
+
+
+@rule("one_hot")
+def one_hot(ctx: Context, node: fx.Node, args: Args) -> Value:
+    """A class axis."""
+    classes = D.new(node.meta["tensor"].shape[-1], extent=True)
+    return Value((*args["self"].dims, classes))
+
+
+@rule(*"zeros ones empty full rand randn new_zeros new_ones new_empty new_full".split())
+def filled(ctx: Context, node: fx.Node, args: Args) -> Value:
+    """Every unit alike: the sizes follow the axes that the tensor meets."""
+    raw: Sequence[object] = args.nodes["size"]
+    shape = node.meta["tensor"].shape
+    dims = tuple(D.new(size, extent=not isinstance(raw[i], int)) for i, size in enumerate(shape))
+    ctx.sizes(args, "size", dims)
+    return Value(dims, constant=True)
+
+
+@rule(*"zeros_like ones_like empty_like full_like rand_like randn_like".split())
+def like(ctx: Context, node: fx.Node, args: Args) -> Value:
+    """As large as another tensor."""
+    return Value(args["self"].dims, constant=True)
+
+
+@rule("arange", "linspace", "logspace", "eye", "scalar_tensor", "tensor")
+def counted(ctx: Context, node: fx.Node, args: Args) -> Value:
+    """Content depends on the place: never grows."""
+    dims = tuple(D.new(size) for size in node.meta["tensor"].shape)
+    for dim in dims:
+        D.pin(dim, f"counted by {ctx.op}")
+    return Value(dims, constant=True)
+
+
+@rule("im2col")
+def im2col(ctx: Context, node: fx.Node, args: Args) -> Value:
+    """x `[..., C, H, W]` -> `[..., C * window, positions]`, channels outermost."""
+    x = args["self"]
+    for dim in x.dims[-2:]:
+        ctx.pin(D.channels(dim), f"{ctx.op} runs along it")
+    window = D.new(math.prod(args["kernel_size"]), extent=True)
+    positions = D.new(node.meta["tensor"].shape[-1], extent=True)
+    return Value((*x.dims[:-3], (*x.dims[-3], *window), positions), constant=x.constant)
+
+
+@rule("col2im")
+def col2im(ctx: Context, node: fx.Node, args: Args) -> Value:
+    """x `[..., C * window, positions]` -> `[..., C, H, W]`: overlapping windows add up, channel by channel."""
+    x, shape = args["self"], node.meta["tensor"].shape
+    ctx.pin(D.channels(x.dims[-1]), f"{ctx.op} runs along it")
+    channels, window = D.reshape([x.dims[-2]], [shape[-3], math.prod(args["kernel_size"])])
+    ctx.pin(D.channels(window), f"{ctx.op} runs along it")
+    extents = tuple(D.new(size, extent=True) for size in shape[-2:])
+    return Value((*x.dims[:-2], channels, *extents), constant=x.constant)

@@ -1,13 +1,22 @@
-"""Operations that order dims anew, and reductions."""
+"""Operations that order dims anew, and reductions.
+
+Operations that make a tensor from sizes: the sizes are literals that may follow the image.
+
+Rows of a table, looked up by the values of another tensor.
+
+Operations with a list of sizes: views, expand, repeat.
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 from torch import fx
 
-from progc.lift.extents import Dim, old_size
-from progc.transforms.resolution.values import Args
+from progc.lift.extents import Dim, Leaf, fixed, new_size, old_size, reshape
+from progc.transforms.resolution.values import Args, Clash, Size, Value, number
 from progc.transforms.resolution.walk import Walk, rule
 
 
@@ -72,3 +81,176 @@ def reduce(walk: Walk, node: fx.Node, args: Args) -> Any:
     places = {index % len(dims) for index in ([chosen] if isinstance(chosen, int) else chosen)} if dims else set()
     kept = [() if index in places else dim for index, dim in enumerate(dims)]
     return kept if args.get("keepdim") else [dim for index, dim in enumerate(kept) if index not in places]
+
+
+@rule("zeros", "ones", "full", "empty", "rand", "randn", "new_zeros", "new_ones", "new_full", "new_empty")
+def create(walk: Walk, node: fx.Node, args: Args) -> Any:
+    """A list of sizes."""
+    given = args["size"]
+    dims: list[Dim] = [
+        (Leaf(item.old, item.new),) if isinstance(item, Size) else walk.literal(index, number(item))
+        for index, item in enumerate(given)
+    ]
+    walk.sizes(args.paths["size"], given, dims)
+    return dims
+
+
+@rule("arange")
+def arange(walk: Walk, node: fx.Node, args: Args) -> Any:
+    """Counts positions; only a count in steps of one may follow the image."""
+    start, step = args.get("start", 0), args.get("step", 1)
+    if step != 1 or not isinstance(start, int) or not isinstance(args["end"], int):
+        return None
+    dim = walk.literal(0, args["end"] - start)
+    walk.edit(args.paths["end"], args["end"], start + new_size(dim))
+    return [dim]
+
+
+@rule("linspace")
+def linspace(walk: Walk, node: fx.Node, args: Args) -> Any:
+    """As many positions as asked for between two fixed ends."""
+    dim = walk.literal(0, args["steps"])
+    walk.edit(args.paths["steps"], args["steps"], new_size(dim))
+    return [dim]
+
+
+@rule("eye")
+def eye(walk: Walk, node: fx.Node, args: Args) -> Any:
+    """A square."""
+    dim = walk.literal(0, args["n"])
+    walk.edit(args.paths["n"], args["n"], new_size(dim))
+    if "m" in args.paths:
+        return None
+    return [dim, dim]
+
+
+@rule("index", "_unsafe_index")
+def index(walk: Walk, node: fx.Node, args: Args) -> Any:
+    """`table[i]`: the dims of the index in place of the one that it picks from."""
+    value: Value = args["self"]
+    places = [place for place, item in enumerate(args["indices"]) if isinstance(item, Value)]
+    if len(places) != 1:
+        return None
+    picker: Value = args["indices"][places[0]]
+    _looked_up(walk, value, picker)
+    return [*value.dims[: places[0]], *picker.dims, *value.dims[places[0] + 1 :]]
+
+
+@rule("index_select")
+def index_select(walk: Walk, node: fx.Node, args: Args) -> Any:
+    """As `index`, along a given dim."""
+    value, picker, dim = args["self"], args["index"], args["dim"] % len(args["self"].dims)
+    _looked_up(walk, value, picker)
+    return [*value.dims[:dim], *picker.dims, *value.dims[dim + 1 :]]
+
+
+@rule("embedding")
+def embedding(walk: Walk, node: fx.Node, args: Args) -> Any:
+    """Rows of a matrix."""
+    weight, picker = args["weight"], args["indices"]
+    _looked_up(walk, weight, picker)
+    dims: list[Dim] = [*picker.dims, weight.dims[-1]]
+    return dims
+
+
+def _looked_up(walk: Walk, table: Value, picker: Value) -> None:
+    if table.table is not None and picker.table is not None:
+        walk.lookups.add((table.table, picker.table))
+
+
+@rule("view", "reshape", "_unsafe_view", "view_copy")
+def view(walk: Walk, node: fx.Node, args: Args) -> Any:
+    """Parts in memory order, dealt out to the new sizes."""
+    value: Value = args.first()
+    name = "shape" if "shape" in args.values else "size"
+    given = args[name]
+    if not isinstance(given, list):
+        return None  # view as another dtype
+    sizes = _whole(given, value.old)
+    dims = reshape(value.dims, sizes, walk.cut, walk.side)
+    walk.sizes(args.paths[name], given, dims)
+    return dims
+
+
+@rule("flatten")
+def flatten(walk: Walk, node: fx.Node, args: Args) -> Any:
+    """A run of dims becomes their product."""
+    value, rank = args.first(), len(args.first().dims)
+    start, end = args["start_dim"] % rank, args["end_dim"] % rank
+    if start == end:
+        return value.dims
+    joined: Dim = ()
+    for dim in value.dims[start : end + 1]:
+        joined += dim
+    return [*value.dims[:start], joined, *value.dims[end + 1 :]]
+
+
+@rule("unflatten")
+def unflatten(walk: Walk, node: fx.Node, args: Args) -> Any:
+    """One dim becomes several."""
+    value, given = args.first(), args["sizes"]
+    dim = args["dim"] % len(value.dims)
+    sizes = _whole(given, (old_size(value.dims[dim]),))
+    dims = reshape([value.dims[dim]], sizes, walk.cut, walk.side)
+    walk.sizes(args.paths["sizes"], given, dims)
+    return [*value.dims[:dim], *dims, *value.dims[dim + 1 :]]
+
+
+def _whole(given: Sequence[Any], shape: Sequence[int]) -> list[int]:
+    sizes = [number(item) for item in given]
+    if -1 in sizes:
+        known = math.prod(size for size in sizes if size != -1)
+        sizes[sizes.index(-1)] = math.prod(shape) // known if known else 0
+    return sizes
+
+
+@rule("expand", "broadcast_to", "expand_copy")
+def expand(walk: Walk, node: fx.Node, args: Args) -> Any:
+    """A dim of one unit repeated; how often is a literal of its own."""
+    value, given = args.first(), args["size"]
+    added = len(given) - len(value.dims)
+    dims: list[Dim] = []
+    for index, item in enumerate(given):
+        own = value.dims[index - added] if index >= added else ()
+        if isinstance(item, Size) and old_size(own) == 1:
+            dims.append(((Leaf(item.old, item.new),)) if item.old != 1 or item.new != 1 else ())
+        elif number(item) in (-1, old_size(own)):
+            dims.append(own)
+        elif old_size(own) == 1:
+            dims.append(walk.literal(index, number(item)))
+        else:
+            raise Clash(f"{old_size(own)} cannot be expanded to {number(item)}", where=walk.where())
+    walk.sizes(args.paths["size"], given, dims)
+    return dims
+
+
+@rule("expand_as")
+def expand_as(walk: Walk, node: fx.Node, args: Args) -> Any:
+    """The dims of the other operand."""
+    return args["other"].dims
+
+
+@rule("repeat", "tile")
+def repeat(walk: Walk, node: fx.Node, args: Args) -> Any:
+    """Copies outside, units inside."""
+    value = args.first()
+    given = args["repeats"] if "repeats" in args.values else args["dims"]
+    added = len(given) - len(value.dims)
+    if added < 0:
+        return None
+    dims: list[Dim] = []
+    for index, item in enumerate(given):
+        own = value.dims[index - added] if index >= added else ()
+        times = (Leaf(item.old, item.new),) if isinstance(item, Size) else fixed(int(item))
+        dims.append(own if old_size(times) == new_size(times) == 1 else times + own)
+    return dims
+
+
+@rule("repeat_interleave")
+def repeat_interleave(walk: Walk, node: fx.Node, args: Args) -> Any:
+    """Units outside, copies inside."""
+    value, times = args.first(), args.get("repeats")
+    if not isinstance(times, int) or args.get("dim") is None:
+        return None
+    dim = args["dim"] % len(value.dims)
+    return [*value.dims[:dim], value.dims[dim] + fixed(times), *value.dims[dim + 1 :]]

@@ -9,8 +9,7 @@ from torch import fx
 
 from progc.ir.program import TensorMeta
 from progc.lift.extents import Dim, concat, cuts_of, fixed, grows, leaves, new_size, old_size, sized, stretch
-from progc.transforms.resolution.facts import Clash, Indivisible
-from progc.transforms.resolution.values import Args, Value, number
+from progc.transforms.resolution.values import Args, Clash, Indivisible, Value, number
 from progc.transforms.resolution.walk import Walk, rule
 
 

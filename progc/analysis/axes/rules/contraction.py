@@ -1,13 +1,24 @@
-"""Ops that contract: linear, matmul, einsum and their relatives."""
+"""Rules of operations that multiply and sum.
+
+Ops that contract: linear, matmul, einsum and their relatives.
+
+Fused attention.
+
+Products with one weight per group of rows: mixtures of experts.
+
+Recurrent layers: rows of their weights are gates x hidden units, the hidden axis is produced and read by itself.
+"""
 
 from __future__ import annotations
+
+from typing import Any
 
 from torch import fx
 
 from progc.analysis.axes import dims as D
 from progc.analysis.axes.context import Args, Context
 from progc.analysis.axes.dims import Dim
-from progc.analysis.axes.records import Value
+from progc.analysis.axes.records import Value, length_roots
 from progc.analysis.axes.registry import rule
 from progc.analysis.axes.rules.pointwise import broadcast
 
@@ -143,3 +154,109 @@ def letters(equation: str, ranks: list[int]) -> tuple[list[str], str]:
         joined = "".join(expanded)
         output = "".join(sorted(letter for letter in set(joined) if joined.count(letter) == 1))
     return expanded, output
+
+
+@rule("scaled_dot_product_attention")
+def attention(ctx: Context, node: fx.Node, args: Args) -> Value:
+    """q `[..., H, L, D]`, k `[..., H, S, D]`, v `[..., H, S, V]` -> `[..., H, L, V]`.
+
+    Without an explicit `scale` the op divides by sqrt(D) itself, so widening D owes a factor. With grouped
+    queries, H of q is (H of k) x group size.
+    """
+    q, k, v = args["query"], args["key"], args["value"]
+    lead = list(q.dims[:-2])
+    if args.get("enable_gqa") and D.size_of(k.dims[-3]) != D.size_of(lead[-1]):
+        outer, inner = D.reshape([lead[-1]], [D.size_of(k.dims[-3]), D.size_of(lead[-1]) // D.size_of(k.dims[-3])])
+        ctx.unify(outer, k.dims[-3])
+        ctx.unify(k.dims[-3], v.dims[-3])
+        lead[-1] = outer + inner
+        for position in range(len(lead) - 1):
+            ctx.unify(lead[position], k.dims[position])
+    else:
+        lead = list(broadcast(ctx, [Value(tuple(lead)), Value(k.dims[:-2]), Value(v.dims[:-2])]))
+    for dim in lead:
+        ctx.event("heads", dim)
+    ctx.unify(k.dims[-2], v.dims[-2])
+    ctx.pin(D.channels(k.dims[-2]), "softmax runs over it")
+    ctx.unify(q.dims[-1], k.dims[-1])
+    ctx.decided.update(id(value) for value in (q, k, v))
+    similar = length_roots(q, q.dims[-1]) == length_roots(k, k.dims[-1]) == 1
+    if similar and args["scale"] is not None:
+        ctx.event("normalise", q.dims[-1])  # cosines: nothing is owed
+    else:
+        for value in (q, k):
+            ctx.pin_lengths(value)
+        ctx.event("contract", q.dims[-1], args.node_name("query"), args.node_name("key"), root=args["scale"] is None)
+    ctx.pin_lengths(v)
+    ctx.event("head dim", q.dims[-1])
+    ctx.event("head dim", v.dims[-1])
+    if args["attn_mask"] is not None:
+        broadcast(ctx, [args["attn_mask"], Value((*lead, q.dims[-2], k.dims[-2]))])
+        ctx.carry(args["attn_mask"])
+    return Value((*lead, q.dims[-2], v.dims[-1]))
+
+
+@rule("softmax", "log_softmax", "_softmax", "_log_softmax")
+def softmax(ctx: Context, node: fx.Node, args: Args) -> Value:
+    """Normalises over a dim by its sum: copies would change the sum."""
+    x = args["self"]
+    ctx.pin(D.channels(x.dims[args["dim"]]), "softmax runs over it")
+    ctx.carry(x)
+    return Value(x.dims, constant=x.constant)
+
+
+@rule("_grouped_mm", later=("transformers.grouped_mm_fallback",))
+def grouped(ctx: Context, node: fx.Node, args: Args) -> Value:
+    """Rows `[S, I]`, sorted by expert, times weights `[E, I, O]` -> `[S, O]`; who gets which expert is data."""
+    (name_x, x), (name_w, weight), *rest = [
+        (raw.name, ctx.resolve(raw)) for raw in args.nodes.values() if isinstance(raw, fx.Node)
+    ]
+    if len(x.dims) != 2 or len(weight.dims) != 3 or len(rest) != 1:
+        raise ValueError("another form of the operation")
+    ctx.pin(weight.dims[0], "experts are chosen by index")
+    ctx.contract(x, 1, name_x, weight, 1, name_w)
+    ctx.carry_dims(weight, [2])
+    return Value((x.dims[0], weight.dims[2]))
+
+
+_GATES = {"aten.lstm": 4, "aten.gru": 3, "aten.rnn_tanh": 1, "aten.rnn_relu": 1}
+
+
+@rule("lstm", "gru", "rnn_tanh", "rnn_relu")
+def recurrent(ctx: Context, node: fx.Node, args: Args) -> list[Value]:
+    """x `[B, T, I]` or `[T, B, I]`, state `[layers * directions, B, H]` -> `[B, T, directions * H]` and last states.
+
+    Weights per layer and direction: `[gates * H, I]`, `[gates * H, H]` and two biases `[gates * H]`. All units of a
+    layer go through the same gates, so copies stay copies; the recurrent weight shares its columns among them.
+    """
+    x, params, operand = args["input"], list(args["params"]), args.node_name("input")
+    states = args["hx"] if isinstance(args["hx"], list) else [args["hx"]]
+    layers, directions = args["num_layers"], 2 if args["bidirectional"] else 1
+    each = 4 if args["has_biases"] else 2
+    if len(params) != each * layers * directions:
+        raise ValueError("projections")
+    hidden: Dim = states[0].dims[-1]
+    for state in states[1:]:
+        ctx.unify(hidden, state.dims[-1])
+    ctx.carry(*states)
+    given: Dim = x.dims[-1]
+    for layer in range(layers):
+        for direction in range(directions):
+            start = each * (layer * directions + direction)
+            into, again, *biases = params[start : start + each]
+            for weight, read in ((into, given), (again, hidden)):
+                ctx.unify(read, weight.dims[1])
+                ctx.consume(weight, 1, operand)
+            _gated(ctx, (into, again, *biases), hidden)
+        given = D.concat([hidden] * directions)
+    out = Value((*x.dims[:-1], given))
+    return [out, *(Value(tuple(state.dims)) for state in states)]
+
+
+def _gated(ctx: Context, params: tuple[Any, ...], hidden: Dim) -> None:
+    """Dim 0 of every parameter is gates x hidden units."""
+    for value in params:
+        gates, units = D.reshape([value.dims[0]], [_GATES[ctx.op], D.size_of(hidden)])
+        D.pin(gates, "gates")
+        ctx.unify(units, hidden)
+        ctx.carry_dims(value, [0])
