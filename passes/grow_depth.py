@@ -9,7 +9,7 @@ from progc.analysis.chains import chains_of
 from progc.errors import PassOptionError
 from progc.ir.program import Program
 from progc.pipeline.base import Pass, PassResult, option
-from progc.transforms.depth.attempt import Options, deepened
+from progc.transforms.depth.attempt import InsertionOptions, deepened
 from progc.transforms.depth.grow import averaged_note, chosen_average
 from progc.transforms.depth.targets import parse_size
 
@@ -73,7 +73,7 @@ class GrowDepth(Pass):
         init = "interpolate" if self.init == "mogrow" else self.init
         deeper = deepened(
             program,
-            Options([parse_size(text) for text in self.to], self.chains, init, self.lossy),  # type: ignore[arg-type]
+            InsertionOptions([parse_size(text) for text in self.to], self.chains, init, self.lossy),  # type: ignore[arg-type]
         )
         notes = [*deeper.notes, *deeper.eval_only, *deeper.reasons]
         grown, growing = deeper.grown, deeper.growing

@@ -30,7 +30,7 @@ _SOURCE_LIMIT = 100
 
 
 @dataclasses.dataclass(frozen=True)
-class Place:
+class SourcePlace:
     """A line of the user's source: file path, line number, stripped text (empty when unknown)."""
 
     file: str
@@ -155,7 +155,7 @@ def explain(error: BaseException, model: nn.Module) -> CaptureError:
     )
 
 
-def refusal(model: nn.Module, place: Place | None, what: str, instead: str) -> CaptureError:
+def refusal(model: nn.Module, place: SourcePlace | None, what: str, instead: str) -> CaptureError:
     """The error for one construct: `cannot capture CLASS: FILE:LINE does WHAT (`source`); INSTEAD`."""
     where = f"{place} {what}" if place else f"it {what}"
     source = place.source if place else ""
@@ -165,7 +165,7 @@ def refusal(model: nn.Module, place: Place | None, what: str, instead: str) -> C
     return CaptureError(" ".join(f"cannot capture {type(model).__qualname__}: {where}{quoted}; {instead}".split()))
 
 
-def place_of(error: BaseException) -> Place | None:
+def place_of(error: BaseException) -> SourcePlace | None:
     """The user's line behind `error`: deepest user frame of the first exception in the chain that has one."""
     seen: set[int] = set()
     current: BaseException | None = error
@@ -178,13 +178,13 @@ def place_of(error: BaseException) -> Place | None:
     return None
 
 
-def place_of_trace(text: str | None) -> Place | None:
+def place_of_trace(text: str | None) -> SourcePlace | None:
     """The user's line in the `stack_trace` text that torch.export keeps on a graph node."""
     frames = re.findall(r'File "([^"]+)", line (\d+), in [^\n]*(?:\n\s+(?!File ")([^\n]*))?', text or "")
     return _deepest((file, int(line), source) for file, line, source in frames)
 
 
-def definition_of(model: nn.Module) -> Place | None:
+def definition_of(model: nn.Module) -> SourcePlace | None:
     """Where the model's `forward` is defined; None when that is not the user's code or its source is not at hand."""
     try:
         lines, number = inspect.getsourcelines(type(model).forward)
@@ -192,7 +192,7 @@ def definition_of(model: nn.Module) -> Place | None:
     except (OSError, TypeError, AttributeError):
         return None
     offset = next((i for i, line in enumerate(lines) if line.lstrip().startswith(("def ", "async def "))), 0)
-    return Place(file, number + offset, lines[offset].strip()) if file and _is_users(file) else None
+    return SourcePlace(file, number + offset, lines[offset].strip()) if file and _is_users(file) else None
 
 
 def _frames(trace: TracebackType | None) -> Iterator[tuple[str, int, str]]:
@@ -205,11 +205,11 @@ def _frames(trace: TracebackType | None) -> Iterator[tuple[str, int, str]]:
             yield file, number, linecache.getline(file, number, frame.f_globals)
 
 
-def _deepest(frames: Iterator[tuple[str, int, str]]) -> Place | None:
+def _deepest(frames: Iterator[tuple[str, int, str]]) -> SourcePlace | None:
     found = None
     for file, number, source in frames:
         if _is_users(file):
-            found = Place(file, number, source.strip())
+            found = SourcePlace(file, number, source.strip())
     return found
 
 

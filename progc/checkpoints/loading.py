@@ -15,7 +15,7 @@ import torch
 from progc.checkpoints.manifest import FileEntry, Manifest
 from progc.checkpoints.rng import fresh_rng, set_rng_state
 from progc.checkpoints.searching import verify
-from progc.checkpoints.sharded import SHARDS, Index, is_spread
+from progc.checkpoints.sharded import SHARDS, ShardIndex, is_spread
 from progc.checkpoints.state import CONFIG, MODEL, SCHEDULE, TRAINING, NamedTensors, State, ema_file, rng_stem
 from progc.data.order import DataPosition
 from progc.errors import InputError
@@ -272,9 +272,9 @@ class Checkpoint:
             raise InputError(f"{self.path / name} is no text in UTF-8") from error
 
     @cached_property
-    def _index(self) -> Index | None:
+    def _index(self) -> ShardIndex | None:
         """Where tensors are that were spread over ranks."""
-        return Index(self._object(SHARDS), self.path / SHARDS) if SHARDS in self.manifest.files else None
+        return ShardIndex(self._object(SHARDS), self.path / SHARDS) if SHARDS in self.manifest.files else None
 
     def _has(self, name: str) -> bool:
         return name in self.manifest.files or (self._index is not None and name in self._index.files)

@@ -122,7 +122,7 @@ def _spread(tensor: torch.Tensor, name: str, world: int) -> Spread:
     return Spread(shape, tuple(rows) or ((0, 0, shape[0]),))
 
 
-class Index:
+class ShardIndex:
     """What `shards.json` says."""
 
     def __init__(self, data: Mapping[str, Any], path: Path) -> None:

@@ -18,13 +18,13 @@ ALL = "all"
 
 
 @dataclasses.dataclass(frozen=True)
-class Chain:
+class ReasonChain:
     """Reasons of some axes, as text and as JSON."""
 
     axes: tuple[Explanation, ...]
 
     @staticmethod
-    def of(program: Program, pattern: str) -> Chain:
+    def of(program: Program, pattern: str) -> ReasonChain:
         """Of the axes that match `pattern`, with no growth in view.
 
         Raises:
@@ -32,7 +32,7 @@ class Chain:
         """
         from progc.growth.explain.reasons import axis_names, explain
 
-        return Chain(explain(program, names=None if pattern == ALL else axis_names(program, pattern)))
+        return ReasonChain(explain(program, names=None if pattern == ALL else axis_names(program, pattern)))
 
     def to_json(self) -> list[dict[str, Any]]:
         """Plain data."""
@@ -60,14 +60,14 @@ class Explainer:
         self._program, self._sizes = program, sizes
         self._names()
 
-    def grown(self, growth: Growth) -> Chain:
+    def grown(self, growth: Growth) -> ReasonChain:
         """The chain of a growth that succeeded."""
         if not growth.axes:
-            return Chain(()) if self._pattern == ALL else Chain.of(self._program, self._pattern)
+            return ReasonChain(()) if self._pattern == ALL else ReasonChain.of(self._program, self._pattern)
         names = self._names(growth.plan.axes)
-        return Chain(tuple(item for item in growth.axes if item.axis in names))
+        return ReasonChain(tuple(item for item in growth.axes if item.axis in names))
 
-    def refused(self) -> Chain:
+    def refused(self) -> ReasonChain:
         """The chain up to the obstacle; the plan is the one that was refused.
 
         Raises:
@@ -81,8 +81,8 @@ class Explainer:
             plan = plan_widths(self._program, self._sizes, init=self._init)
         except ProgcError:  # an axis that may not grow at all: its own line says why
             asked = [name for name in self._sizes if not axes_of(self._program)[name].growable]
-            return Chain(explain(self._program, names=asked if self._pattern == ALL else self._names()))
-        return Chain(explain(self._program, plan.growths, plan.lift, plan.obstacles, self._names(plan.growths)))
+            return ReasonChain(explain(self._program, names=asked if self._pattern == ALL else self._names()))
+        return ReasonChain(explain(self._program, plan.growths, plan.lift, plan.obstacles, self._names(plan.growths)))
 
     def _names(self, growths: Sequence[Any] = ()) -> list[str]:
         from progc.growth.explain.reasons import axis_names

@@ -10,7 +10,7 @@ from progc.analysis.chains import chains_of
 from progc.checkpoints.searching import is_checkpoint
 from progc.cli.checkpoint import print_checkpoint
 from progc.cli.common import millions
-from progc.cli.explained import Chain
+from progc.cli.explained import ReasonChain
 from progc.cli.terminal import Terminal
 from progc.errors import InputError
 from progc.files.writing import json_text, read_folder
@@ -62,7 +62,7 @@ def run_inspect(
             if chains or everything:
                 parts["chains"] = chains_of(program)
             if explain is not None:
-                parts["explain"] = Chain.of(program, explain)
+                parts["explain"] = ReasonChain.of(program, explain)
         if graph:
             from progc.ir.printer import print_graph
 

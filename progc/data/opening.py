@@ -71,7 +71,9 @@ class _Staged:
 
     def __call__(self, regularisation: Regularisation, size: tuple[int, int]) -> Task:
         numbers = isinstance(self.train, _Pairs) and self.train.numbers
-        learning, judging = (_Resized(size), _Resized(size)) if numbers else _transforms(size, regularisation)
+        learning, judging = (
+            (_ResizedImages(size), _ResizedImages(size)) if numbers else _transforms(size, regularisation)
+        )
         held_out = None if self.validation is None else Transformed(self.validation, judging)
         return dataclasses.replace(self.task, samples=Transformed(self.train, learning), validation=held_out)
 
@@ -152,7 +154,7 @@ class _Pairs:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Resized:
+class _ResizedImages:
     """Float images [channels, height, width] at another size; nothing is random, and values keep their scale."""
 
     size: tuple[int, int]

@@ -39,7 +39,7 @@ def for_stage(task: Task, regularisation: Regularisation, program: Program) -> T
     alpha = regularisation.mixup
     if alpha:
         task = dataclasses.replace(task, samples=Mixed(task.samples, alpha, classes_of(program)))
-    return task if size is None else dataclasses.replace(task, inputs=_Resized(task, size))
+    return task if size is None else dataclasses.replace(task, inputs=_ResizedBatch(task, size))
 
 
 def not_set(task: Task, wanted: Sequence[Regularisation], program: Program) -> tuple[str, ...]:
@@ -74,7 +74,7 @@ def _image_size(program: Program) -> tuple[int, int] | None:
         return None
 
 
-class _Resized:
+class _ResizedBatch:
     """A batch to the inputs of a network of one image size."""
 
     def __init__(self, task: Task, size: tuple[int, int]) -> None:

@@ -17,8 +17,8 @@ from typing import Any, TypeVar
 
 import torch
 
-from progc.diffing.facts import Facts, Side, side_of
-from progc.diffing.result import Form, ProgramDiff, SizeChange, TensorGroup
+from progc.diffing.facts import DiffSide, Facts, side_of
+from progc.diffing.result import ChangeForm, ProgramDiff, SizeChange, TensorGroup
 from progc.errors import InputError
 from progc.ir.deferred import identity, values
 from progc.ir.notation import dtype_name
@@ -77,8 +77,8 @@ def diff(
 
 
 def _shared(
-    before: Side, after: Side
-) -> tuple[dict[str, tuple[torch.Tensor, torch.Tensor]], dict[str, dict[str, Form]]]:
+    before: DiffSide, after: DiffSide
+) -> tuple[dict[str, tuple[torch.Tensor, torch.Tensor]], dict[str, dict[str, ChangeForm]]]:
     """Tensors that both have, and forms of those that only one has. What no file holds is compared in programs only."""
     programs = before.program is not None and after.program is not None
     old = {name: tensor for name, tensor in before.tensors.items() if programs or name in before.saved}
@@ -91,8 +91,8 @@ def _shared(
     return shared, alone
 
 
-def _form(tensor: torch.Tensor) -> Form:
-    return Form(dtype_name(tensor.dtype), tuple(tensor.shape))
+def _form(tensor: torch.Tensor) -> ChangeForm:
+    return ChangeForm(dtype_name(tensor.dtype), tuple(tensor.shape))
 
 
 def _by_kind(items: Iterable[tuple[str, Kind]]) -> dict[Kind, list[str]]:
@@ -103,7 +103,7 @@ def _by_kind(items: Iterable[tuple[str, Kind]]) -> dict[Kind, list[str]]:
 
 
 def _groups(
-    items: Iterable[tuple[str, tuple[Form | None, Form | None]]],
+    items: Iterable[tuple[str, tuple[ChangeForm | None, ChangeForm | None]]],
     largest: Callable[[tuple[str, ...]], float | None] = lambda names: None,
 ) -> tuple[TensorGroup, ...]:
     """Groups of names with the same forms, in order of first appearance."""
@@ -139,7 +139,7 @@ def _sizes(old: Mapping[str, int] | None, new: Mapping[str, int] | None) -> tupl
     )
 
 
-def _trainable(before: Side, after: Side) -> tuple[tuple[str, ...] | None, tuple[str, ...] | None]:
+def _trainable(before: DiffSide, after: DiffSide) -> tuple[tuple[str, ...] | None, tuple[str, ...] | None]:
     """Patterns of parameters that froze, new ones that are frozen among them, and of those that are trained again."""
     old, new = before.facts.frozen, after.facts.frozen
     if old is None or new is None:
@@ -166,7 +166,7 @@ def _operations(old: Facts, new: Facts) -> dict[str, dict[str, tuple[int, int]]]
     return found
 
 
-def _graphs(before: Side, after: Side) -> str:
+def _graphs(before: DiffSide, after: DiffSide) -> str:
     """Unified diffs of the printed graphs, train before eval; empty if both are the same."""
     assert before.program is not None and after.program is not None
     found: list[str] = []

@@ -150,7 +150,7 @@ _WEIGHTS = "model.safetensors"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Side:
+class DiffSide:
     """What is compared.
 
     Attributes:
@@ -168,7 +168,7 @@ class Side:
     program: Program | None = None
 
 
-def side_of(what: Program | Path | str, name: str | None = None) -> Side:
+def side_of(what: Program | Path | str, name: str | None = None) -> DiffSide:
     """A program, or a folder written by `--out`, as a side.
 
     Raises:
@@ -178,18 +178,18 @@ def side_of(what: Program | Path | str, name: str | None = None) -> Side:
         # Constants that capture lifted are numbered, not named: the graphs tell where they differ.
         tensors = {key: value for key, value in what.tensors.items() if what.specs[key].kind != "constant"}
         saved = frozenset(what.persistent()) & tensors.keys()
-        return Side(name or what.class_name, describe_program(what), tensors, saved, what)
+        return DiffSide(name or what.class_name, describe_program(what), tensors, saved, what)
     return _folder(Path(what), name or str(what))
 
 
-def _folder(path: Path, name: str) -> Side:
+def _folder(path: Path, name: str) -> DiffSide:
     if not path.is_dir():
         raise InputError(f"{path} is not a folder; expected one written by --out, or a program")
     content = read_folder(path)
     if _WEIGHTS not in content["tensors"]:
         raise InputError(f"{path} holds no {_WEIGHTS}; expected a folder written by --out")
     tensors = open_tensors(path / _WEIGHTS)
-    return Side(name, _facts(content), tensors, frozenset(tensors))
+    return DiffSide(name, _facts(content), tensors, frozenset(tensors))
 
 
 def _facts(content: Mapping[str, Any]) -> Facts:

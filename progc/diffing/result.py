@@ -12,7 +12,7 @@ OTHER_SHAPES = ("added", "removed", "reshaped")
 
 
 @dataclasses.dataclass(frozen=True)
-class Form:
+class ChangeForm:
     """Dtype and shape of a tensor."""
 
     dtype: str
@@ -36,8 +36,8 @@ class TensorGroup:
 
     pattern: str
     names: tuple[str, ...]
-    before: Form | None
-    after: Form | None
+    before: ChangeForm | None
+    after: ChangeForm | None
     max_abs_diff: float | None = None
 
     def to_json(self) -> dict[str, Any]:

@@ -22,24 +22,24 @@ _WITH_TENSORS = frozenset({"div", "add", "lt", "le", "gt", "ge"})
 
 
 @dataclasses.dataclass(frozen=True)
-class Rate:
+class LiftedRate:
     """A number that becomes an argument: the rate, or the probability of keeping, as `argument` of an operation."""
 
     argument: str
     value: float
 
 
-def rates_of(graph: fx.Graph) -> dict[fx.Node, Rate]:
+def rates_of(graph: fx.Graph) -> dict[fx.Node, LiftedRate]:
     """Operations of a graph that hold a rate as a number and can take it as a tensor.
 
     Rates inside of attention, and those of dropout that keeps mean and variance, stay numbers.
     """
-    found: dict[fx.Node, Rate] = {}
+    found: dict[fx.Node, LiftedRate] = {}
     for drop in find_drops(graph):
         for number in drop.numbers:
             node, value = number.node, argument(number.node, number.argument)
             if DRAWING not in node.meta and isinstance(value, float) and value and _can_take(node):
-                found[node] = Rate(number.argument, value)
+                found[node] = LiftedRate(number.argument, value)
     return found
 
 
@@ -59,7 +59,7 @@ def is_nothing(node: fx.Node) -> bool:
     )
 
 
-def with_rate(graph: fx.Graph, node: fx.Node, rate: Rate, env: dict[fx.Node, fx.Node], given: fx.Node) -> fx.Node:
+def with_rate(graph: fx.Graph, node: fx.Node, rate: LiftedRate, env: dict[fx.Node, fx.Node], given: fx.Node) -> fx.Node:
     """The operation of `node`, one of `rates_of`, with `given`, a 0-d tensor, in place of its number."""
     value = env[node.args[0]]  # type: ignore[index]
     name = op_name(node)

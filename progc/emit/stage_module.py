@@ -27,7 +27,7 @@ Compiler = Callable[..., Callable[..., Any]]
 HOWS: tuple[How, ...] = ("regions", "whole", "eager")
 
 
-class Block(nn.Module):
+class StageBlock(nn.Module):
     """The module of a block's path: runs the block's region with its own tensors."""
 
     def run_with(self, mode: Mode, function: Callable[..., Any], own: dict[int, str], count: int, again: bool) -> None:
@@ -120,11 +120,11 @@ class StageModule(nn.Module):
         pieces = {mode: cut(program, mode) if how != "whole" else [_whole(program, mode)] for mode in MODES}
         register_all(self, program.tensors, program.specs)
         self._units = tuple(blocks_of(program, pieces["train"]))
-        blocks: dict[str, Block] = {}
+        blocks: dict[str, StageBlock] = {}
         for path in self._units:
             block = self.get_submodule(path)
-            block.__class__ = Block  # registered before, in the program's order: optimizers count by it
-            assert isinstance(block, Block)
+            block.__class__ = StageBlock  # registered before, in the program's order: optimizers count by it
+            assert isinstance(block, StageBlock)
             blocks[path] = block
         self.__dict__["_blocks"] = blocks
         self._owners = {name: _owner_of(self, name) for name in program.tensors}

@@ -19,7 +19,7 @@ from progc.ir.program import Program
 
 
 @dataclasses.dataclass(frozen=True)
-class Kept:
+class KeptTensors:
     """Bytes of distinct storages, parameters and buffers not counted.
 
     Attributes:
@@ -36,7 +36,7 @@ class Kept:
         return self.forward + self.block
 
 
-def kept(program: Program, batch: int) -> Kept:
+def kept(program: Program, batch: int) -> KeptTensors:
     """What a step of `batch` samples keeps.
 
     Args:
@@ -49,7 +49,7 @@ def kept(program: Program, batch: int) -> Kept:
     with FakeTensorMode():
         tensors, inputs = empty(program, batch)
         own = {tensor.untyped_storage()._cdata for tensor in tensors.values()}
-        run = _Run(program.graphs["train"], tensors, label, own)
+        run = _RecomputedRun(program.graphs["train"], tensors, label, own)
         with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(run.pack, lambda tensor: tensor):
             run.run(*inputs, enable_io_processing=False)
         for node, block in label.items():
@@ -62,10 +62,10 @@ def kept(program: Program, batch: int) -> Kept:
         sizes = [
             sum(storage.nbytes() for key, storage in found.items() if key not in forward) for found in saved.values()
         ]
-        return Kept(sum(storage.nbytes() for storage in forward.values()), max(sizes, default=0))
+        return KeptTensors(sum(storage.nbytes() for storage in forward.values()), max(sizes, default=0))
 
 
-class _Run(GraphRun):
+class _RecomputedRun(GraphRun):
     """Notes in which block each tensor is saved; None stands for what is between blocks."""
 
     def __init__(

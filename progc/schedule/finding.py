@@ -100,10 +100,10 @@ def find(
         InputError: a text that is none, a level that the network cannot have or grow from (with the nearest that it
             can), a last level that is not the full network's, or a start that is no sub-network of it.
     """
-    return _Search(_outline(program), levels, start).run(depths, widths, resolutions, unfreeze)
+    return _SpaceSearch(_outline(program), levels, start).run(depths, widths, resolutions, unfreeze)
 
 
-class _Search:
+class _SpaceSearch:
     def __init__(self, program: Program, levels: int, start: Program | Point | None) -> None:
         self.program, self.levels = program, levels
         self.start = start_point(program, start) if start is not None else None

@@ -15,7 +15,7 @@ from progc.schedule.point import Point
 
 
 @dataclasses.dataclass(frozen=True)
-class Growth:
+class SpaceGrowth:
     """The passes between the stages.
 
     Attributes:
@@ -40,13 +40,13 @@ class Growth:
         return point.growing(at or Point(), self.inits)
 
     @property
-    def on_shapes(self) -> Growth:
+    def on_shapes(self) -> SpaceGrowth:
         """The same passes on deferred tensors: an init that would look at values gives way to one that does not."""
         inits = {key: "interpolate" if init == "mogrow" else init for key, init in (self.inits or {}).items()}
         return dataclasses.replace(self, inits=inits)
 
 
-def rehearse(program: Program, growth: Growth, full: Program) -> None:
+def rehearse(program: Program, growth: SpaceGrowth, full: Program) -> None:
     """Runs all growth of a schedule on deferred tensors, which costs analysis and no memory.
 
     Args:

@@ -13,7 +13,7 @@ from progc.errors import InputError
 from progc.ir.program import Program
 from progc.pipeline.base import Pass, PassResult
 from progc.pipeline.manager import run
-from progc.schedule.growth import Growth, written_out
+from progc.schedule.growth import SpaceGrowth, written_out
 from progc.schedule.point import Point
 from progc.schedule.regularising import dropping_everywhere, setting_for
 from progc.schedule.schedule import Schedule
@@ -42,11 +42,11 @@ def outlines(
     """
     schedule.check(program)
     points = written_out([stage.point for stage in schedule.stages], program)
-    growth = Growth(points, (), source is not None, inits, is_linear(program))
+    growth = SpaceGrowth(points, (), source is not None, inits, is_linear(program))
     return [way.program for way in outlined(program if source is None else source, schedule, growth)]
 
 
-def outlined(first: Program, schedule: Schedule, growth: Growth, stop: int | None = None) -> list[Way]:
+def outlined(first: Program, schedule: Schedule, growth: SpaceGrowth, stop: int | None = None) -> list[Way]:
     """The ways from stage to stage, from the beginning to before stage `stop`, on deferred tensors."""
     shapes = growth.on_shapes
     now, at = first.deferred, None
@@ -75,7 +75,7 @@ class Way:
         self.results: list[PassResult] = []
         self._told: tuple[str, ...] = ()
 
-    def lead(self, schedule: Schedule, growth: Growth, stage: Stage, at: Point | None) -> None:
+    def lead(self, schedule: Schedule, growth: SpaceGrowth, stage: Stage, at: Point | None) -> None:
         """Leads to a stage from the point of the stage before, None at the beginning."""
         if at is None:
             self._apply(dropping_everywhere(self.program) if _drops(schedule) else ())

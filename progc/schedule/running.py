@@ -24,7 +24,7 @@ from progc.lift.averages import EmaLike, attached
 from progc.lift.revert import TOLERANCE, tolerance
 from progc.pipeline.manager import hand_over
 from progc.schedule.controlling import Controller, Ended
-from progc.schedule.growth import Growth, rehearse, written_out
+from progc.schedule.growth import SpaceGrowth, rehearse, written_out
 from progc.schedule.outlines import Way, outlined
 from progc.schedule.outlines import outlines as outlines
 from progc.schedule.point import Point
@@ -162,7 +162,7 @@ def stages(
         controller = Controller.of(schedule, total)
     points = written_out([stage.point for stage in schedule.stages], program)
     first = trained(program if source is None else source, module)
-    growth = Growth(points, [*starts, length or 0], source is not None, inits, is_linear(program))
+    growth = SpaceGrowth(points, [*starts, length or 0], source is not None, inits, is_linear(program))
     rehearse(first, growth, program)
     return _run(first, schedule, growth, optimizer, ema, start, controller)
 
@@ -170,7 +170,7 @@ def stages(
 def _run(
     before: Program,
     schedule: Schedule,
-    growth: Growth,
+    growth: SpaceGrowth,
     optimizer: Any,
     ema: Any,
     start: int,

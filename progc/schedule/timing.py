@@ -89,7 +89,7 @@ def step_times(
         count = min(_BATCHES, max(len(task.samples) // batch, 1))
         batches = list(task.batches(batch, seed=seed, count=count))
         runs = [
-            _Run(program, task, batches, device, stage, learning)
+            _TimedRun(program, task, batches, device, stage, learning)
             for program, stage in zip(programs, chosen, strict=True)
         ]
         for _ in range(warmup):
@@ -112,7 +112,7 @@ def synchronise(device: torch.device) -> None:
         torch.accelerator.synchronize(device)
 
 
-class _Run:
+class _TimedRun:
     """A copy of a program that trains."""
 
     def __init__(

@@ -28,8 +28,8 @@ from progc.schedule.schedule import Decision
 from progc.schedule.space import Index, Space
 from progc.search.candidates import one_shot_candidates
 from progc.search.elastic import seeded, train_step
-from progc.search.one_shot_stage import BeforeStep, Progress, Settings, StageSearch
-from progc.search.power_law import Choice
+from progc.search.one_shot_stage import BeforeStep, OneShotSettings, Progress, StageSearch
+from progc.search.power_law import FitChoice
 from progc.search.supernet import Supernet
 
 
@@ -68,7 +68,7 @@ def search_stage(
     batch: int,
     seed: int = 0,
     mode: str = "default",
-    settings: Mapping[str, Any] | Settings | None = None,
+    settings: Mapping[str, Any] | OneShotSettings | None = None,
     optimizer: Optimizer | None = None,
     ema: Averages | None = None,
     regularisation: Regularisation | None = None,
@@ -104,10 +104,12 @@ def search_stage(
         raise InputError("one-shot search: candidates share their weights, so trainable sets cannot be compared; "
                          "search them with strategy zero-shot")  # fmt: skip
     with seeded(seed * 1_000_003 + stage):
-        found = StageSearch(space, task, stage, batch, seed, mode, Settings.of(settings), done, before_step, progress)
+        found = StageSearch(
+            space, task, stage, batch, seed, mode, OneShotSettings.of(settings), done, before_step, progress
+        )
         found.begin(program, current, places, optimizer, ema, regularisation)
         if len(places) == 1:
-            choice = Choice(0, 0.0, (0.0,), (0.0,), "the only candidate; nothing was searched, and no step taken")
+            choice = FitChoice(0, 0.0, (0.0,), (0.0,), "the only candidate; nothing was searched, and no step taken")
         else:
             found.train()
             choice = found.choose()
@@ -132,7 +134,7 @@ def decide(
     batch: int,
     seed: int = 0,
     mode: str = "default",
-    settings: Mapping[str, Any] | Settings | None = None,
+    settings: Mapping[str, Any] | OneShotSettings | None = None,
     progress: Progress | None = None,
 ) -> tuple[Index, Decision]:
     """As `search_stage` on copies: nothing changes, and what was trained is lost. A trainer calls `search_stage`.
@@ -159,7 +161,7 @@ def search(
     batch: int,
     seed: int = 0,
     mode: str = "default",
-    settings: Mapping[str, Any] | Settings | None = None,
+    settings: Mapping[str, Any] | OneShotSettings | None = None,
     progress: Progress | None = None,
 ) -> tuple[list[Index], list[Decision]]:
     """Decides all stages in a row, on a copy of `full`'s weights; the last stage is the full network.
@@ -170,7 +172,7 @@ def search(
     Raises:
         ProgcError: see `search_stage`.
     """
-    own = Settings.of(settings)
+    own = OneShotSettings.of(settings)
     program, current, done = copied(full), None, 0
     optimizer, ema = None, None
     places: list[Index] = []

@@ -28,7 +28,7 @@ from progc.schedule.schedule import Candidate, Decision
 from progc.schedule.space import Index, Space
 from progc.search.candidates import supernet
 from progc.search.elastic import check_finite, draws, losses, on_device, timed_losses, train_step
-from progc.search.power_law import Choice, chosen, exchange_rate, published
+from progc.search.power_law import FitChoice, chosen, exchange_rate, published
 from progc.search.supernet import Nesting, SubNetwork, Supernet
 
 Progress = Callable[[str], None]
@@ -61,7 +61,7 @@ class StageSearch:
     batch: int
     seed: int
     mode: str
-    given: Settings
+    given: OneShotSettings
     done: int
     before_step: BeforeStep | None
     progress: Progress | None
@@ -224,7 +224,7 @@ class StageSearch:
         if self.progress is not None:
             self.progress(f"stage {self.stage}: step {self.steps}, lowest loss {min(map(statistics.fmean, found)):.4g}")
 
-    def choose(self) -> Choice:
+    def choose(self) -> FitChoice:
         """The winner, the same on all ranks: losses and times are those of rank 0."""
         told = agreed(f"the network of stage {self.stage}", lambda: {"losses": self.losses, "times": self._seconds()})
         self.losses, self.times = told["losses"], told["times"]
@@ -271,7 +271,7 @@ class StageSearch:
         for name, value in self.ema.tensors[max(self.ema.decays)].items():
             self.supernet.program.tensors[name].copy_(value)
 
-    def decision(self, points: Sequence[Point], choice: Choice, seconds: float) -> Decision:
+    def decision(self, points: Sequence[Point], choice: FitChoice, seconds: float) -> Decision:
         """What was seen, as data."""
         means = [[statistics.fmean(own) for own in found] for found in self.losses]
         columns = list(zip(*means, strict=True)) or [()] * len(points)
@@ -305,7 +305,7 @@ Time = Literal["predicted", "measured"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class OneShotSettings:
     """Options of one-shot search; those that are None have a value by the mode.
 
     Attributes:
@@ -335,13 +335,13 @@ class Settings:
     between: float = 0.0
 
     @classmethod
-    def of(cls, given: Mapping[str, Any] | Settings | None) -> Settings:
+    def of(cls, given: Mapping[str, Any] | OneShotSettings | None) -> OneShotSettings:
         """The settings of a mapping.
 
         Raises:
             InputError: an unknown key, or a value out of range.
         """
-        if isinstance(given, Settings):
+        if isinstance(given, OneShotSettings):
             return given
         names = [field.name for field in dataclasses.fields(cls)]
         for name in given or {}:
@@ -377,7 +377,7 @@ class Settings:
         if self.decay is not None and not 0 <= self.decay < 1:
             raise InputError(f"one-shot search: decay is at least 0 and below 1, not {self.decay!r}")
 
-    def filled(self, mode: str, available: int) -> Settings:
+    def filled(self, mode: str, available: int) -> OneShotSettings:
         """These settings with everything that depends on the mode filled in.
 
         Args:

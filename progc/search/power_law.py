@@ -32,7 +32,7 @@ class Fit:
 
 
 @dataclasses.dataclass(frozen=True)
-class Choice:
+class FitChoice:
     """What was chosen.
 
     Attributes:
@@ -128,7 +128,7 @@ def _different(numbers: Sequence[float]) -> int:
     return len(ordered[:1]) + sum(b - a > _SAME * abs(b) for a, b in zip(ordered, ordered[1:], strict=False))
 
 
-def published(losses: Sequence[float], times: Sequence[float]) -> Choice:
+def published(losses: Sequence[float], times: Sequence[float]) -> FitChoice:
     """The published choice; of equal ones the first.
 
     Args:
@@ -138,10 +138,10 @@ def published(losses: Sequence[float], times: Sequence[float]) -> Choice:
     totals = [loss * t**alpha for loss, t in zip(losses, times, strict=True)]
     winner = totals.index(min(totals))
     why = f"smallest loss x time^{alpha:.3g}" if alpha > 0 else "lowest loss, since slower is not better"
-    return Choice(winner, alpha, tuple(totals), (0.0,) * len(losses), why)
+    return FitChoice(winner, alpha, tuple(totals), (0.0,) * len(losses), why)
 
 
-def chosen(losses: Sequence[Sequence[float]], times: Sequence[float], exchange: float | None = None) -> Choice:
+def chosen(losses: Sequence[Sequence[float]], times: Sequence[float], exchange: float | None = None) -> FitChoice:
     """Our choice.
 
     Args:
@@ -166,7 +166,7 @@ def chosen(losses: Sequence[Sequence[float]], times: Sequence[float], exchange: 
     if len(near) > 1:
         what = why.partition(" ")[2]
         why = f"fastest of {len(near)} candidates whose difference in {what} is noise"
-    return Choice(winner, alpha, tuple(totals), tuple(noise), why)
+    return FitChoice(winner, alpha, tuple(totals), tuple(noise), why)
 
 
 def _error(own: Sequence[float], best: Sequence[float]) -> float:

@@ -29,7 +29,7 @@ PER_PROXY = 2
 
 
 @dataclasses.dataclass(frozen=True)
-class Batches:
+class ProbeBatches:
     """The batches of a search, on the device of the network, at the full image size.
 
     Attributes:
@@ -48,7 +48,7 @@ class Batches:
 
 def draw(
     task: Task, full: Program, names: Sequence[str], *, mode: str, samples: int, count: int, seed: int, timed: bool
-) -> Batches:
+) -> ProbeBatches:
     """Draws the batches of a search.
 
     By default all proxies see the same shuffled batches. In `reference` they are the first ones of the data, in its
@@ -72,12 +72,12 @@ def draw(
 
     if mode != "reference":
         shuffled = [there(batch) for batch in task.batches(samples, seed=seed, count=count)]
-        return Batches(dict.fromkeys(names, shuffled))
+        return ProbeBatches(dict.fromkeys(names, shuffled))
     in_order = dataclasses.replace(task, validation=task.samples)
     wanted = PER_PROXY * len(names) + (TIMED if timed else 0)
     found = [there(batch) for batch in in_order.batches(samples, seed=seed, count=wanted, validation=True)]
     own_batches = {name: found[PER_PROXY * place : PER_PROXY * (place + 1)] for place, name in enumerate(names)}
-    return Batches(own_batches, found[PER_PROXY * len(names) :])
+    return ProbeBatches(own_batches, found[PER_PROXY * len(names) :])
 
 
 def proxies_of(names: Sequence[str], mode: str) -> dict[str, Proxy]:
@@ -99,7 +99,7 @@ def proxies_of(names: Sequence[str], mode: str) -> dict[str, Proxy]:
 def scores(
     program: Program,
     proxies: Mapping[str, Proxy],
-    batches: Batches,
+    batches: ProbeBatches,
     task: Task,
     *,
     seed: int,

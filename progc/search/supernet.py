@@ -47,7 +47,7 @@ from progc.schedule.point import Point, size_text
 from progc.search.candidates import reference_nested
 from progc.transforms.depth.naming import interpolated
 from progc.transforms.resolution.images import find_images
-from progc.transforms.shrinking.depths import Kept
+from progc.transforms.shrinking.depths import KeptBlocks
 from progc.transforms.shrinking.shrink import shrunk
 
 
@@ -254,7 +254,7 @@ def nested(base: int, full: int, units: int, rule: Nesting = "grown") -> list[in
 
 def kept_blocks(
     program: Program, depths: Mapping[str, int], base: Mapping[str, int], rule: Nesting = "grown"
-) -> list[Kept]:
+) -> list[KeptBlocks]:
     """What stays of each chain of a supernet that gets shorter.
 
     Args:
@@ -281,8 +281,8 @@ def kept_blocks(
         if blocks == len(chain.blocks):
             continue
         if chain.kind == "dense":  # they grow at their end
-            found.append(Kept(chain, tuple(range(blocks))))
+            found.append(KeptBlocks(chain, tuple(range(blocks))))
             continue
         units = nested(first // period, len(chain.blocks) // period, blocks // period, rule)
-        found.append(Kept(chain, tuple(unit * period + i for unit in units for i in range(period))))
+        found.append(KeptBlocks(chain, tuple(unit * period + i for unit in units for i in range(period))))
     return found

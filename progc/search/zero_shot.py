@@ -63,7 +63,7 @@ def search(
         batch: samples per training step, for the predicted or measured time; None: as in the example.
         seed: of the samples, and of masks that the network draws.
         mode: `default` or `reference`.
-        settings: see `Options`.
+        settings: see `ZeroShotOptions`.
         progress: told what is going on, in a few words.
 
     Returns:
@@ -76,7 +76,9 @@ def search(
     """
     if stages > 1 and space.empty:
         raise InputError("zero-shot search: the space has one point, so there is nothing to choose; give more levels")
-    searching = _Search(full, task, stages, batch, seed, Options.of(settings, mode), progress, remember=True)
+    searching = _ZeroShotSearch(
+        full, task, stages, batch, seed, ZeroShotOptions.of(settings, mode), progress, remember=True
+    )
     chosen: list[Index] = []
     decisions: list[Decision] = []
     for stage in range(stages - 1):
@@ -109,11 +111,13 @@ def decide(
 
     Others are those of `search`, and so is what it raises.
     """
-    searching = _Search(full, task, stages, batch, seed, Options.of(settings, mode), progress, remember=False)
+    searching = _ZeroShotSearch(
+        full, task, stages, batch, seed, ZeroShotOptions.of(settings, mode), progress, remember=False
+    )
     return searching.decide(space, current, stage)
 
 
-class _Search:
+class _ZeroShotSearch:
     """A search over one network; remembers scores from stage to stage where these cannot differ."""
 
     def __init__(
@@ -123,7 +127,7 @@ class _Search:
         stages: int,
         batch: int | None,
         seed: int,
-        options: Options,
+        options: ZeroShotOptions,
         progress: Progress | None,
         *,
         remember: bool,
@@ -131,7 +135,7 @@ class _Search:
         self.full, self.task, self.stages, self.batch, self.seed = full, task, stages, batch, seed
         self.options = options
         self._progress = progress or (lambda text: None)
-        self._batches: probing.Batches | None = None
+        self._batches: probing.ProbeBatches | None = None
         self._proxies = probing.proxies_of(options.proxies, options.mode)
         self._remember = remember and not options.reference and full.sid is None
         self._known: dict[Point, dict[str, float]] = {}
@@ -223,7 +227,7 @@ class _Search:
             return program
         return with_stage(program, dataclasses.replace(program.sid, stage=row))
 
-    def _time(self, program: Program, task: Task, batches: probing.Batches, row: int | None) -> float:
+    def _time(self, program: Program, task: Task, batches: probing.ProbeBatches, row: int | None) -> float:
         """Seconds of a step of a program."""
         from progc.schedule.costing import predicted_seconds
         from progc.schedule.timing import step_time
@@ -250,7 +254,7 @@ class _Search:
                 self._full_time = self._time(self._at_row(everything, row), task, batches, row)
         return self._full_time
 
-    def _drawn(self) -> tuple[Task, probing.Batches]:
+    def _drawn(self) -> tuple[Task, probing.ProbeBatches]:
         if self.task is None:
             raise InputError("zero-shot search needs samples and a loss; give a task (--data FILE with datasets())")
         if self._batches is None:
@@ -345,7 +349,7 @@ BATCHES = 2
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class ZeroShotOptions:
     """Settings of the zero-shot search. None: what the mode has.
 
     Attributes:
@@ -422,7 +426,7 @@ class Options:
         return BATCHES if self.batches is None else self.batches
 
     @classmethod
-    def of(cls, settings: Mapping[str, Any] | None, mode: str) -> Options:
+    def of(cls, settings: Mapping[str, Any] | None, mode: str) -> ZeroShotOptions:
         """From the settings of a plan.
 
         Raises:

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from progc.checkpoints.sharded import Index, Spread, cut, key_of, shard_file
+from progc.checkpoints.sharded import ShardIndex, Spread, cut, key_of, shard_file
 from progc.errors import InputError
 
 PATH = Path("shards.json")
@@ -29,7 +29,7 @@ def test_rows_of_any_number_of_ranks_make_the_whole(shape: list[int], ranks: int
     else:
         pairs = zip(ends, ends[1:], strict=False)
         spread = Spread(tuple(shape), tuple((n, a, b) for n, (a, b) in enumerate(pairs) if a < b))
-    index = Index({"ranks": ranks, "files": {"optimizer.safetensors": {"x": as_json(spread)}}}, PATH)
+    index = ShardIndex({"ranks": ranks, "files": {"optimizer.safetensors": {"x": as_json(spread)}}}, PATH)
     key = key_of("optimizer.safetensors", "x")
     files = {shard_file(n, ranks): {key: whole[a:b] if shape else whole} for n, a, b in spread.rows}
     assert torch.equal(index.whole("optimizer.safetensors", files.__getitem__)["x"], whole)
@@ -67,10 +67,10 @@ GOOD = {"ranks": 2, "files": {"model.safetensors": {"x": {"shape": [3, 2], "rows
 )
 def test_an_index_that_says_something_else_is_refused(place: tuple[str, Any]) -> None:
     data: Any = copy.deepcopy(GOOD)
-    Index(data, PATH)
+    ShardIndex(data, PATH)
     data["files"]["model.safetensors"]["x"][place[0]] = place[1]
     with pytest.raises(InputError, match=r"shards.json does not say"):
-        Index(data, PATH)
+        ShardIndex(data, PATH)
 
 
 @pytest.mark.parametrize(
@@ -78,14 +78,14 @@ def test_an_index_that_says_something_else_is_refused(place: tuple[str, Any]) ->
 )
 def test_no_index(data: Any) -> None:
     with pytest.raises(InputError, match=r"shards.json does not say"):
-        Index(data, PATH)
+        ShardIndex(data, PATH)
 
 
 @pytest.mark.parametrize("piece", [None, torch.zeros(2, 2), torch.zeros(1)])
 def test_a_piece_that_is_not_there_or_has_another_shape(piece: torch.Tensor | None) -> None:
     files = {shard_file(0, 2): {"x": torch.zeros(2, 2)}, shard_file(1, 2): {} if piece is None else {"x": piece}}
     with pytest.raises(InputError, match="rows 2 to 3 of 'x'"):
-        Index(GOOD, PATH).whole("model.safetensors", files.__getitem__)
+        ShardIndex(GOOD, PATH).whole("model.safetensors", files.__getitem__)
 
 
 def test_spread_reads_what_it_is() -> None:

@@ -23,7 +23,7 @@ from progc.schedule.point import Point
 from progc.search import one_shot_stage
 from progc.search.elastic import draws
 from progc.search.one_shot import Searched, copied, decide, search, search_stage, stage_rates, train_on
-from progc.search.one_shot_stage import Settings
+from progc.search.one_shot_stage import OneShotSettings
 from progc.search.supernet import Supernet
 from tests import nets, zoo
 
@@ -257,7 +257,7 @@ def test_the_last_stage_is_the_full_network() -> None:
     (1, 1, (6, (6,))),
 ])  # fmt: skip
 def test_any_length_of_search(epochs: float, evaluations: int, marks: tuple[int, tuple[int, ...]]) -> None:
-    assert Settings(epochs=epochs, evaluations=evaluations).marks(6) == marks
+    assert OneShotSettings(epochs=epochs, evaluations=evaluations).marks(6) == marks
     found = searched(settings={"epochs": epochs, "evaluations": evaluations})
     assert found.steps == marks[0]
     names = [name for name in found.decision.candidates[0].scores if name.startswith("loss at")]
@@ -334,7 +334,7 @@ def test_too_few_samples_and_wrong_settings_are_one_line() -> None:
         ({"clip": float("nan")}, "clip is above 0, or None, not nan"),
     ):
         with pytest.raises(InputError, match=message):
-            Settings.of(given)
+            OneShotSettings.of(given)
 
 
 def test_a_size_that_the_network_cannot_have_is_one_line() -> None:
@@ -361,4 +361,4 @@ def test_the_page_names_every_setting() -> None:
     from tests.test_docs import ROOT
 
     text = (ROOT / "docs/one-shot.md").read_text(encoding="utf-8")
-    assert all(f"`{field.name}`" in text for field in dataclasses.fields(Settings))
+    assert all(f"`{field.name}`" in text for field in dataclasses.fields(OneShotSettings))

@@ -12,7 +12,7 @@ from progc.analysis.axes.dims import Dim
 from progc.analysis.axes.records import (
     Event,
     Literal,
-    Source,
+    MovedTensor,
     Use,
     Value,
     length_roots,
@@ -59,7 +59,7 @@ class Context:
                 for dim in dims:
                     D.pin(dim, "holds indices or flags")
         dims = self.tensor_dims[name]
-        return Value(dims, Source(name, tuple(frozenset((i,)) for i in range(len(dims)))), constant=True)
+        return Value(dims, MovedTensor(name, tuple(frozenset((i,)) for i in range(len(dims)))), constant=True)
 
     # -- what rules state -------------------------------------------------------------------------------
 

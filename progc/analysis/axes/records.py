@@ -12,7 +12,7 @@ from progc.ir.program import Mode, TensorMeta
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
+class MovedTensor:
     """A value that is a parameter or buffer, moved about: `dims[i]` are the tensor dims that value dim i holds."""
 
     name: str
@@ -29,7 +29,7 @@ class Value:
     """
 
     dims: tuple[Dim, ...]
-    source: Source | None = None
+    source: MovedTensor | None = None
     constant: bool = False
     lengths: tuple[tuple[Dim, int], ...] = ()
 

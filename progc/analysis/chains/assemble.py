@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from progc.analysis.chains.names import Container
-from progc.analysis.chains.runs import Piece, Run
+from progc.analysis.chains.runs import Run, RunPiece
 from progc.analysis.chains.table import Block, Chain
 from progc.ir.program import MODES, Mode
 
 
-def blocks_of(pieces: Sequence[Piece]) -> tuple[Block, ...]:
+def blocks_of(pieces: Sequence[RunPiece]) -> tuple[Block, ...]:
     """Pieces as the blocks that users and passes see."""
     return tuple(
         Block(
@@ -28,7 +28,7 @@ def blocks_of(pieces: Sequence[Piece]) -> tuple[Block, ...]:
     )
 
 
-def carried_of(pieces: Sequence[Piece], run: Run) -> dict[Mode, tuple[tuple[str, ...], ...]]:
+def carried_of(pieces: Sequence[RunPiece], run: Run) -> dict[Mode, tuple[tuple[str, ...], ...]]:
     """Names of the values at every boundary; `pieces` are those of the run."""
     carried: dict[Mode, tuple[tuple[str, ...], ...]] = {}
     for mode in MODES:
@@ -42,7 +42,7 @@ def carried_of(pieces: Sequence[Piece], run: Run) -> dict[Mode, tuple[tuple[str,
     return carried
 
 
-def shared_of(pieces: Sequence[Piece], run: Run) -> dict[Mode, tuple[str, ...]]:
+def shared_of(pieces: Sequence[RunPiece], run: Run) -> dict[Mode, tuple[str, ...]]:
     """Names of the outside values that blocks of the run read and that do not cross its boundaries."""
     return {
         mode: tuple(
@@ -58,7 +58,7 @@ def shared_of(pieces: Sequence[Piece], run: Run) -> dict[Mode, tuple[str, ...]]:
 
 
 def assemble(
-    container: Container, numbers: Sequence[int], pieces: Sequence[Piece], run: Run, alone: bool = True
+    container: Container, numbers: Sequence[int], pieces: Sequence[RunPiece], run: Run, alone: bool = True
 ) -> Chain:
     """The chain of a run among the numbered modules of a container; several in one container carry their numbers."""
     members = pieces[run.start : run.stop]
@@ -78,7 +78,7 @@ def assemble(
     )
 
 
-def differences(pieces: Sequence[Piece], period: int) -> tuple[str, ...]:
+def differences(pieces: Sequence[RunPiece], period: int) -> tuple[str, ...]:
     """One line for each thing that is not the same in all blocks, values in block order."""
     lines: list[str] = []
     for what in dict.fromkeys(what for piece in pieces for what, _ in piece.forms["train"].noise):
@@ -107,7 +107,7 @@ def _number(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _scalars(pieces: Sequence[Piece], period: int) -> list[str]:
+def _scalars(pieces: Sequence[RunPiece], period: int) -> list[str]:
     """Soft literals of the eval graph, compared between blocks that play the same part."""
     lines: list[str] = []
     for phase in range(min(period, len(pieces))):
@@ -119,7 +119,7 @@ def _scalars(pieces: Sequence[Piece], period: int) -> list[str]:
     return lines
 
 
-def _own_tensors(pieces: Sequence[Piece]) -> list[str]:
+def _own_tensors(pieces: Sequence[RunPiece]) -> list[str]:
     """Tensors that some blocks have and others have not (mask buffers)."""
     lines: list[str] = []
     if len({piece.kind for piece in pieces}) > 1:  # the parts of a period are modules of different classes

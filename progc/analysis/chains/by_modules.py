@@ -13,7 +13,7 @@ from progc.analysis.chains.closing import MISFIT, nested_calls, odd_entry, resid
 from progc.analysis.chains.dense import dense_chain
 from progc.analysis.chains.filling import completed
 from progc.analysis.chains.names import Container, block_tensors, plain_path, split_number
-from progc.analysis.chains.runs import Links, Piece, Run, find_runs, link, turned
+from progc.analysis.chains.runs import Links, Run, RunPiece, find_runs, link, turned
 from progc.analysis.chains.table import Chain, Refused
 from progc.ir.program import MODES, Mode, Program
 
@@ -78,13 +78,13 @@ def chains_by_modules(views: Mapping[Mode, View]) -> tuple[list[Chain], list[Cha
     """
     program = views["eval"].program
     modules = read_stacks(views)
-    search = _Search(program, views, modules)
+    search = _ModuleSearch(program, views, modules)
     for container in sorted(modules.containers, key=lambda c: -len(c.path(0).split("."))):
         search.visit(container)
     return search.result()
 
 
-class _Search:
+class _ModuleSearch:
     def __init__(self, program: Program, views: Mapping[Mode, View], modules: Modules) -> None:
         self.program = program
         self.views = views
@@ -148,7 +148,7 @@ class _Search:
             if beside_runs or not (inner or one.reason.startswith((MISFIT, LONELY))):
                 self.refused.append(one)
 
-    def piece(self, container: Container, number: int) -> Piece | None:
+    def piece(self, container: Container, number: int) -> RunPiece | None:
         """The numbered module as a candidate block; None when a graph has no nodes of it."""
         path = container.path(number)
         tensors, patterns = block_tensors(self.program, path, number, container.stem)
@@ -164,13 +164,13 @@ class _Search:
                 self.refused.append(Refused(path, "it is called more than once"))
                 return None
             forms[mode] = form
-        return Piece(path, number, self.modules.kinds.get(path, ""), tensors, patterns, forms)
+        return RunPiece(path, number, self.modules.kinds.get(path, ""), tensors, patterns, forms)
 
-    def composite(self, piece: Piece) -> bool:
+    def composite(self, piece: RunPiece) -> bool:
         """Whether the block is a module made of modules."""
         return piece.label in self.parents
 
-    def is_series(self, container: Container, pieces: Sequence[Piece], run: Run) -> bool:
+    def is_series(self, container: Container, pieces: Sequence[RunPiece], run: Run) -> bool:
         """Names like `conv1, conv2` are roles more often than a series: their blocks must be residual."""
         if not container.prefix:
             return True
@@ -180,7 +180,7 @@ class _Search:
             for place, slot in zip(run.tails["eval"], run.heads["eval"][0], strict=True)
         )
 
-    def one_period(self, pieces: Sequence[Piece], links: Sequence[Links | str], taken: set[int]) -> list[Run]:
+    def one_period(self, pieces: Sequence[RunPiece], links: Sequence[Links | str], taken: set[int]) -> list[Run]:
         """Pairs like (plain, shifted) that occur once: same class, same parameters, different graph."""
         runs: list[Run] = []
         k = 0
@@ -197,14 +197,14 @@ class _Search:
             k += 2
         return runs
 
-    def twins(self, one: Piece, two: Piece) -> bool:
+    def twins(self, one: RunPiece, two: RunPiece) -> bool:
         """Same class, same parameters, and only one of them shifts windows."""
         if one.kind != two.kind or not self.composite(one) or one.isomorphic(two):
             return False
         shifts = [any(what == "window shift" for what, _ in piece.forms["eval"].soft) for piece in (one, two)]
         return shifts[0] != shifts[1] and self.parameters(one) == self.parameters(two)
 
-    def parameters(self, piece: Piece) -> dict[str, tuple[int, ...]]:
+    def parameters(self, piece: RunPiece) -> dict[str, tuple[int, ...]]:
         """Pattern to shape of the block's parameters."""
         tensors = self.program.tensors
         return {
@@ -214,7 +214,7 @@ class _Search:
         }
 
     def single(
-        self, container: Container, pieces: Sequence[Piece], links: Sequence[Links | str], k: int, taken: set[int]
+        self, container: Container, pieces: Sequence[RunPiece], links: Sequence[Links | str], k: int, taken: set[int]
     ) -> Run | str:
         """A block on its own as a chain of one, or why not; `taken` are the pieces that are in a run already."""
         piece = pieces[k]

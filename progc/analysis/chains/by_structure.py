@@ -17,8 +17,8 @@ from progc.analysis.chains.canonical import View, canonical_form
 from progc.analysis.chains.closing import residual
 from progc.analysis.chains.filling import filled_blocks, place_unread, train_nodes
 from progc.analysis.chains.names import Cut, common_stem, numbered_cut, own_names
-from progc.analysis.chains.repeats import Region, label, live_counts, regions, sequence
-from progc.analysis.chains.runs import Links, Piece, Run, find_runs, link
+from progc.analysis.chains.repeats import RepeatedRegion, label, live_counts, regions, sequence
+from progc.analysis.chains.runs import Links, Run, RunPiece, find_runs, link
 from progc.analysis.chains.table import Chain, Refused
 from progc.ir.program import MODES, Mode
 
@@ -78,7 +78,7 @@ def chains_by_structure(
     return chains, refused
 
 
-def _clipped(region: Region, taken: Sequence[tuple[int, int]]) -> Region | None:
+def _clipped(region: RepeatedRegion, taken: Sequence[tuple[int, int]]) -> RepeatedRegion | None:
     """The region without what has been decided at its ends; None when less than two repeats are left."""
     start, stop = region.start, region.stop
     for low, high in taken:
@@ -88,10 +88,10 @@ def _clipped(region: Region, taken: Sequence[tuple[int, int]]) -> Region | None:
             stop = low
         if start <= low and high <= stop and start < stop:
             return None
-    return Region(start, stop, region.period) if stop - start >= 2 * region.period else None
+    return RepeatedRegion(start, stop, region.period) if stop - start >= 2 * region.period else None
 
 
-def _name(nodes: Sequence[fx.Node | None], region: Region) -> str:
+def _name(nodes: Sequence[fx.Node | None], region: RepeatedRegion) -> str:
     node = nodes[region.start]
     assert node is not None
     return node.name
@@ -99,7 +99,7 @@ def _name(nodes: Sequence[fx.Node | None], region: Region) -> str:
 
 def _pieces(
     views: Mapping[Mode, View], nodes: Sequence[fx.Node | None], cut: Cut, mapping: Mapping[fx.Node, fx.Node]
-) -> list[Piece] | None:
+) -> list[RunPiece] | None:
     """Blocks with their forms; None when the train graph has no counterpart of a node."""
     stem = common_stem(pattern for names in cut.names for pattern in names.values())
     members: dict[Mode, list[list[fx.Node]]] = {mode: [] for mode in MODES}
@@ -109,7 +109,7 @@ def _pieces(
             return None
         members["eval"].append(block)
         members["train"].append([mapping[node] for node in block])
-    pieces: list[Piece] = []
+    pieces: list[RunPiece] = []
     filled = {mode: filled_blocks(views[mode], members[mode]) for mode in MODES}
     place_unread(views["train"], filled["train"], cut.names)
     for b, (names, number) in enumerate(zip(cut.names, cut.numbers, strict=True)):
@@ -127,7 +127,7 @@ def _pieces(
             return None
         owned = tuple(name for name in program.tensors if name in known)
         pieces.append(
-            Piece(
+            RunPiece(
                 stem.replace("#", str(number)).rstrip("._"),
                 number,
                 "",
@@ -151,7 +151,7 @@ def _like(name: str, number: int, known: Mapping[str, str]) -> str | None:
     return None
 
 
-def _repeats_feed(view: View, nodes: Sequence[fx.Node | None], live: Sequence[int], region: Region) -> bool:
+def _repeats_feed(view: View, nodes: Sequence[fx.Node | None], live: Sequence[int], region: RepeatedRegion) -> bool:
     """Whether each repeat reads the one before it and only that: what makes a badly named region worth a refusal."""
     best = min(range(region.start, region.start + region.period), key=lambda c: (live[c + region.period], c))
     repeats = (region.stop - best) // region.period
@@ -165,12 +165,12 @@ def _repeats_feed(view: View, nodes: Sequence[fx.Node | None], live: Sequence[in
             return False
         local = {name: f"part {k}" for k, name in enumerate(names)}
         form = canonical_form(view, filled_blocks(view, [found])[0], local.get)
-        groups.append(Piece(str(i), i, "", (), (), dict.fromkeys(MODES, form)))
+        groups.append(RunPiece(str(i), i, "", (), (), dict.fromkeys(MODES, form)))
     runs = find_runs(groups, [link(one, two) for one, two in itertools.pairwise(groups)])
     return any(_believable(groups[run.start], run) for run in runs)
 
 
-def _believable(piece: Piece, run: Run) -> bool:
+def _believable(piece: RunPiece, run: Run) -> bool:
     """Whether repeats are blocks and no mere row of layers: written in one forward, or with a residual path."""
     form = piece.forms["eval"]
     paths = set()
@@ -181,7 +181,7 @@ def _believable(piece: Piece, run: Run) -> bool:
     return len(paths) == 1 or (run.period == 1 and all(residual(form, place, slot) for place, slot in pairs))
 
 
-def _clash(view: View, members: Sequence[Piece]) -> str:
+def _clash(view: View, members: Sequence[RunPiece]) -> str:
     """A name that the next block would need and that is taken by something else, as a reason."""
     after = members[-1].index + 1
     for pattern in members[-1].patterns:
@@ -191,7 +191,7 @@ def _clash(view: View, members: Sequence[Piece]) -> str:
     return ""
 
 
-def _chain(members: Sequence[Piece], run: Run) -> Chain:
+def _chain(members: Sequence[RunPiece], run: Run) -> Chain:
     patterns = list(dict.fromkeys(pattern for piece in members for pattern in piece.patterns))
     stem = common_stem(patterns)
     return Chain(

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from torch import fx
 
 from progc.analysis.chains.canonical import Form, View, meta_key, op_name
-from progc.analysis.chains.runs import Links, Piece, Run
+from progc.analysis.chains.runs import Links, Run, RunPiece
 from progc.ir.notation import meta_text
 from progc.ir.program import MODES, Mode
 
@@ -22,7 +22,7 @@ _TRUNK = frozenset(
 )
 
 
-def stretch(pieces: Sequence[Piece], links: Sequence[Links | str], start: int, stop: int) -> Run | str:
+def stretch(pieces: Sequence[RunPiece], links: Sequence[Links | str], start: int, stop: int) -> Run | str:
     """The pieces `start .. stop - 1` as a run of one period, closed by shape, or why they cannot be one."""
     first, last = pieces[start], pieces[stop - 1]
     heads: dict[Mode, tuple[tuple[int, ...], ...]] = {}

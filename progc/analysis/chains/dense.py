@@ -16,7 +16,7 @@ from torch import fx
 from progc.analysis.chains.assemble import blocks_of, differences
 from progc.analysis.chains.canonical import Form, View, canonical_form, op_name
 from progc.analysis.chains.names import Container
-from progc.analysis.chains.runs import Piece
+from progc.analysis.chains.runs import RunPiece
 from progc.analysis.chains.table import Chain
 from progc.ir.program import MODES, Mode
 
@@ -29,7 +29,7 @@ class _Stage:
 
 
 def dense_chain(
-    views: Mapping[Mode, View], container: Container, numbers: Sequence[int], pieces: Sequence[Piece]
+    views: Mapping[Mode, View], container: Container, numbers: Sequence[int], pieces: Sequence[RunPiece]
 ) -> Chain | None:
     """The numbered modules of a container as one dense chain, or None."""
     if len(pieces) < 2 or len(pieces) != len(numbers):
@@ -52,7 +52,7 @@ def dense_chain(
     )
 
 
-def _stage(view: View, pieces: Sequence[Piece], mode: Mode) -> _Stage | None:
+def _stage(view: View, pieces: Sequence[RunPiece], mode: Mode) -> _Stage | None:
     forms = [piece.forms[mode] for piece in pieces]
     if any(len(form.exits) != 1 for form in forms):
         return None
@@ -143,7 +143,7 @@ def _entry(form: Form, exit_node: fx.Node) -> fx.Node | None:
 
 
 def _rests(
-    view: View, pieces: Sequence[Piece], forms: Sequence[Form], heads: Sequence[fx.Node]
+    view: View, pieces: Sequence[RunPiece], forms: Sequence[Form], heads: Sequence[fx.Node]
 ) -> tuple[str, ...] | None:
     """Checks that the blocks are equal but for the concatenated size; gives the names of the values they share."""
     keys: list[Any] = []

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import fx
 
-from progc.analysis.chains.repeats import Region
+from progc.analysis.chains.repeats import RepeatedRegion
 from progc.ir.program import Program
 
 _NUMBERED = re.compile(r"^(.*?)(\d+)$")
@@ -113,7 +113,7 @@ def own_names(node: fx.Node | None) -> list[str]:
 
 
 def numbered_cut(
-    nodes: Sequence[fx.Node | None], labels: Sequence[Any], live: Sequence[int], region: Region
+    nodes: Sequence[fx.Node | None], labels: Sequence[Any], live: Sequence[int], region: RepeatedRegion
 ) -> Cut | str:
     """Cuts a region into blocks by the numbers in its parameter names, or says what is wrong with the names."""
     numbers: dict[int, dict[str, tuple[int, str]]] = {}
@@ -162,7 +162,7 @@ def numbered_cut(
 
 
 def _spans(
-    labels: Sequence[Any], live: Sequence[int], anchors: Sequence[tuple[int, int]], region: Region
+    labels: Sequence[Any], live: Sequence[int], anchors: Sequence[tuple[int, int]], region: RepeatedRegion
 ) -> list[tuple[int, int] | None]:
     """Blocks from the first and last parametrised operation of each; None for an incomplete block at an end."""
     cuts = [

@@ -18,7 +18,7 @@ from progc.analysis.chains.canonical import View, meta_key, op_name
 
 
 @dataclasses.dataclass(frozen=True)
-class Region:
+class RepeatedRegion:
     """Indices `start .. stop - 1` of a sequence whose labels repeat with `period`, at least twice."""
 
     start: int
@@ -72,7 +72,7 @@ def label(view: View, node: fx.Node, both_modes: bool = False) -> Any:
     return (str(node.target), tuple(args), kwargs, meta_key(node.meta.get("tensor")))
 
 
-def regions(labels: Sequence[Any]) -> list[Region]:
+def regions(labels: Sequence[Any]) -> list[RepeatedRegion]:
     """All maximal regions of every period, largest first, then smallest period.
 
     Compares the sequence with itself at every distance: n^2 / 2 integer comparisons, vectorised.
@@ -81,7 +81,7 @@ def regions(labels: Sequence[Any]) -> list[Region]:
     codes = np.array(
         [-1 - k if one is None else table.setdefault(one, len(table)) for k, one in enumerate(labels)], dtype=np.int64
     )
-    found: list[Region] = []
+    found: list[RepeatedRegion] = []
     for period in range(1, len(codes) // 2 + 1):
         same = codes[period:] == codes[:-period]
         if int(same.sum()) < period:
@@ -89,7 +89,7 @@ def regions(labels: Sequence[Any]) -> list[Region]:
         edges = np.flatnonzero(np.diff(np.concatenate(([0], same.view(np.int8), [0]))))
         for start, stop in edges.reshape(-1, 2):
             if stop - start >= period:
-                found.append(Region(int(start), int(stop) + period, period))
+                found.append(RepeatedRegion(int(start), int(stop) + period, period))
     return sorted(found, key=lambda region: (-region.length, region.period, region.start))
 
 

@@ -19,7 +19,7 @@ MAX_PERIOD = 8
 
 
 @dataclasses.dataclass(frozen=True)
-class Piece:
+class RunPiece:
     """A candidate block. `kind` is its class name, or empty when blocks come from structure."""
 
     label: str
@@ -29,7 +29,7 @@ class Piece:
     patterns: tuple[str, ...]
     forms: Mapping[Mode, Form]
 
-    def isomorphic(self, other: Piece) -> bool:
+    def isomorphic(self, other: RunPiece) -> bool:
         """Whether both graphs of the two blocks are the same up to soft literals and noise."""
         return all(self.forms[mode].key == other.forms[mode].key for mode in MODES)
 
@@ -72,7 +72,7 @@ def owner(node: fx.Node) -> str:
     return f"`{path}`" if path and not path.startswith("_") else f"`{node.name}` of the outer forward"
 
 
-def link(before: Piece, after: Piece) -> Links | str:
+def link(before: RunPiece, after: RunPiece) -> Links | str:
     """How `after` reads `before` in both graphs, or why it is not the next block."""
     found: dict[Mode, Link] = {}
     for mode in MODES:
@@ -85,7 +85,7 @@ def link(before: Piece, after: Piece) -> Links | str:
     return found
 
 
-def _link(before: Piece, after: Piece, mode: Mode) -> Link | str:
+def _link(before: RunPiece, after: RunPiece, mode: Mode) -> Link | str:
     exits = dict(before.forms[mode].exits)
     inside = set(after.forms[mode].nodes)
     wires: list[tuple[int, int]] = []
@@ -109,7 +109,7 @@ def _link(before: Piece, after: Piece, mode: Mode) -> Link | str:
     return Link(tuple(wires))
 
 
-def find_runs(pieces: Sequence[Piece], links: Sequence[Links | str]) -> list[Run]:
+def find_runs(pieces: Sequence[RunPiece], links: Sequence[Links | str]) -> list[Run]:
     """Maximal runs of at least two periods, greedily from the left; a run of one block is `single`'s business.
 
     `links[j]` is the link between piece j and piece j + 1.
@@ -132,7 +132,7 @@ def find_runs(pieces: Sequence[Piece], links: Sequence[Links | str]) -> list[Run
     return runs
 
 
-def turned(pieces: Sequence[Piece], links: Sequence[Links | str], run: Run) -> Run:
+def turned(pieces: Sequence[RunPiece], links: Sequence[Links | str], run: Run) -> Run:
     """A run of single layers, moved on until its periods end with one that has no parameters, an activation.
 
     Found from the left, `conv relu conv relu` behind a wider convolution reads `relu conv, relu conv`. Only a copy
@@ -147,7 +147,7 @@ def turned(pieces: Sequence[Piece], links: Sequence[Links | str], run: Run) -> R
     return run
 
 
-def _extent(pieces: Sequence[Piece], links: Sequence[Links | str], start: int, period: int) -> int:
+def _extent(pieces: Sequence[RunPiece], links: Sequence[Links | str], start: int, period: int) -> int:
     """End of the longest run of whole periods from `start`."""
     stop = start + 1
     while stop < len(pieces):
@@ -169,12 +169,12 @@ def _extent(pieces: Sequence[Piece], links: Sequence[Links | str], start: int, p
     return start + (stop - start) // period * period
 
 
-def _same_shared(one: Piece, two: Piece, step: Link, mode: Mode) -> bool:
+def _same_shared(one: RunPiece, two: RunPiece, step: Link, mode: Mode) -> bool:
     slots = zip(one.forms[mode].slots, two.forms[mode].slots, strict=True)
     return all(a is b for k, (a, b) in enumerate(slots) if k not in step.carried)
 
 
-def _closed(pieces: Sequence[Piece], links: Sequence[Links | str], start: int, stop: int, period: int) -> Run | None:
+def _closed(pieces: Sequence[RunPiece], links: Sequence[Links | str], start: int, stop: int, period: int) -> Run | None:
     """The run with its boundaries, shortened from the right while the last block has an exit that does not carry."""
     turn = links[start + period - 1]
     assert not isinstance(turn, str)

@@ -130,7 +130,7 @@ def _proposals(program: Program, graph: _Graph, demand: Demand) -> list[Scales]:
     """
     node = graph.nodes[demand.nodes["eval"]]
     mask = demand.mask if demand.mask is not None else torch.ones((), dtype=torch.bool).expand(shape_of(node))
-    search = _Search(program, demand.factor)
+    search = _DemandSearch(program, demand.factor)
     found: list[Scales] = []
     reasons: list[str] = []
     for masks in itertools.islice(search.walk(node, mask), _PROPOSALS):
@@ -160,7 +160,7 @@ def _is_zero(tensor: torch.Tensor) -> bool:
         return False
 
 
-class _Search:
+class _DemandSearch:
     """Depth first, backwards, over the alternatives at every product."""
 
     def __init__(self, program: Program, factor: float) -> None:

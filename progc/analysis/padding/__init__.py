@@ -9,6 +9,6 @@ graphs, that nothing else changes (proof.py, transfer.py).
 from __future__ import annotations
 
 from progc.analysis.padding.find import Padding, can_pad, padding_of
-from progc.analysis.padding.states import PaddingRefused, State
+from progc.analysis.padding.states import PaddingRefused, PadState
 
-__all__ = ["Padding", "PaddingRefused", "State", "can_pad", "padding_of"]
+__all__ = ["Padding", "PaddingRefused", "PadState", "can_pad", "padding_of"]

@@ -12,7 +12,7 @@ from progc.analysis.padding import transfer as _transfer  # noqa: F401  importin
 from progc.analysis.padding.proof import Forward, Tensors
 from progc.analysis.padding.reading import Key, Reading
 from progc.analysis.padding.search import Search
-from progc.analysis.padding.states import Differs, PaddingRefused, State
+from progc.analysis.padding.states import Differs, PaddingRefused, PadState
 from progc.ir.operations import DemandRefused
 from progc.ir.program import MODES, Program
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 class Padding:
     """How to pad one axis: the state of every tensor dim that it runs along. Holds for every new size."""
 
-    states: Mapping[Key, State]
+    states: Mapping[Key, PadState]
 
     @property
     def means(self) -> bool:
@@ -75,6 +75,6 @@ def _find(program: Program, atom: Atom) -> Padding:
                 Forward(readings[mode], chosen, searches[mode].want).run()
         except Differs as differs:
             # What nothing normalises (the last sum of a stage) has the factor too: each round asks for one value more.
-            searches[differs.mode].ask(differs.value, State(differs.power, "any"))
+            searches[differs.mode].ask(differs.value, PadState(differs.power, "any"))
         else:
             return Padding(chosen.states)

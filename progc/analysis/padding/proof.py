@@ -15,11 +15,11 @@ from torch import fx
 
 from progc.analysis.demand.steps import moves
 from progc.analysis.padding.reading import Key, Reading, scalar, stale_reads
-from progc.analysis.padding.states import ALIKE, Differs, PaddingRefused, State, joined
+from progc.analysis.padding.states import ALIKE, Differs, PaddingRefused, PadState, joined
 from progc.ir.operations import SHAPE_ONLY, argument, describe, op_name, shape_of
 from progc.ir.program import TensorMeta
 
-Result = State | tuple[State, ...]
+Result = PadState | tuple[PadState, ...]
 Rule = Callable[["Forward", fx.Node], Result]
 RULES: dict[str, Rule] = {}
 
@@ -39,10 +39,10 @@ def transfer(*names: str) -> Callable[[Rule], Rule]:
 class Tensors:
     """States of the tensors' dims along the axis; one state each, whoever asks."""
 
-    def __init__(self, states: Mapping[Key, State] | None = None) -> None:
-        self.states: dict[Key, State] = dict(states or {})
+    def __init__(self, states: Mapping[Key, PadState] | None = None) -> None:
+        self.states: dict[Key, PadState] = dict(states or {})
 
-    def give(self, key: Key, state: State) -> None:
+    def give(self, key: Key, state: PadState) -> None:
         """Raises:
         PaddingRefused: it has another state already.
         """
@@ -53,7 +53,7 @@ class Tensors:
             )
 
 
-def _words(state: State) -> str:
+def _words(state: PadState) -> str:
     fill = {"zero": "padded with zeros", "mean": "padded with means", "one": "padded with ones"}.get(
         state.new, "padded"
     )
@@ -63,7 +63,7 @@ def _words(state: State) -> str:
 class Forward:
     """The walk over one graph. `want` holds the states that the search asks of values."""
 
-    def __init__(self, reading: Reading, tensors: Tensors, want: Mapping[fx.Node, State]) -> None:
+    def __init__(self, reading: Reading, tensors: Tensors, want: Mapping[fx.Node, PadState]) -> None:
         self.reading, self.tensors, self.want = reading, tensors, want
         self.states: dict[fx.Node, Result] = {}
 
@@ -110,24 +110,24 @@ class Forward:
         if name in RULES:
             return RULES[name](self, node)
         if name in SHAPE_ONLY:
-            return State(0, "free" if self.reading.carries(node) else "const")
+            return PadState(0, "free" if self.reading.carries(node) else "const")
         if moves(node):
             return self._moved(node)
         raise PaddingRefused(f"{describe(node)} has no rule for it")
 
     # -- states of values ------------------------------------------------------------------------------------
 
-    def state(self, item: Any, place: int | None = None) -> State:
+    def state(self, item: Any, place: int | None = None) -> PadState:
         """State of a value (or of one dim of a tensor); a tensor that nobody asked anything of gets free units."""
         if not isinstance(item, fx.Node):
             return ALIKE
         if self.reading.is_tensor(item):
             key = self.key(item, place)
-            return ALIKE if key is None else self.tensors.states.setdefault(key, State(0, "free"))
+            return ALIKE if key is None else self.tensors.states.setdefault(key, PadState(0, "free"))
         if item.op == "get_attr" and self.reading.carries(item):  # written to in place: nothing is known of new units
             for at in self.reading.places(item):
-                self.tensors.give((str(item.target), at), State(0, "free"))
-            return State(0, "free")
+                self.tensors.give((str(item.target), at), PadState(0, "free"))
+            return PadState(0, "free")
         found = self.states.get(item, ALIKE)
         if isinstance(found, tuple):
             raise PaddingRefused(f"{describe(item)} has several results")
@@ -151,7 +151,7 @@ class Forward:
         """The power that the search asks of a value: 0 if it asks for none."""
         return self.want[node].power if node in self.want else 0
 
-    def unscaled(self, node: fx.Node, *items: Any) -> list[State]:
+    def unscaled(self, node: fx.Node, *items: Any) -> list[PadState]:
         """States of operands that may have no factor."""
         states = [self.state(item) for item in items]
         if any(state.power for state in states):
@@ -170,7 +170,7 @@ class Forward:
 
     # -- operations that move values -------------------------------------------------------------------------
 
-    def _item(self, node: fx.Node) -> State:
+    def _item(self, node: fx.Node) -> PadState:
         base, position = node.args
         assert isinstance(base, fx.Node) and isinstance(position, int)
         found = self.states.get(base, ALIKE)
@@ -178,7 +178,7 @@ class Forward:
             return found[position]
         return found if self.reading.carries(node) or found.new == "const" else ALIKE
 
-    def _moved(self, node: fx.Node) -> State:
+    def _moved(self, node: fx.Node) -> PadState:
         """Views, slices and concatenations; operands without the axis are put beside those that have it."""
         # Numbers that are put in (padding) are zero: moves() says so.
         sources = [n for n in node.all_input_nodes if isinstance(n.meta.get("tensor"), (TensorMeta, tuple))]
@@ -205,7 +205,7 @@ class Forward:
                 return ALIKE if not total.power else self._refuse(node)
         return total
 
-    def _refuse(self, node: fx.Node) -> State:
+    def _refuse(self, node: fx.Node) -> PadState:
         raise PaddingRefused(f"{describe(node)} loses the axis")
 
 

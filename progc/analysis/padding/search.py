@@ -13,7 +13,7 @@ from progc.analysis.demand.contractions import contraction
 from progc.analysis.demand.steps import moves
 from progc.analysis.padding.proof import Tensors
 from progc.analysis.padding.reading import Key, Reading, scalar
-from progc.analysis.padding.states import PaddingRefused, State
+from progc.analysis.padding.states import PaddingRefused, PadState
 from progc.analysis.padding.transfer import along, grouped
 from progc.ir.operations import POINTWISE, argument, describe, is_product, op_name
 
@@ -28,7 +28,7 @@ class Search:
 
     def __init__(self, reading: Reading, tensors: Tensors) -> None:
         self.reading, self.tensors = reading, tensors
-        self.want: dict[fx.Node, State] = {}
+        self.want: dict[fx.Node, PadState] = {}
         self._visits = 0
 
     def run(self) -> None:
@@ -54,11 +54,11 @@ class Search:
         for node in later:
             x = self.reading.uncast(node.args[0])
             if x not in self.want and not self.reading.is_tensor(x):
-                self.ask(x, State(0, "mean"))
+                self.ask(x, PadState(0, "mean"))
         for node in heads:
             query = node.args[0]
             if isinstance(query, fx.Node) and len(self.reading.value(query).dims) - 1 in self.reading.places(query):
-                self.ask(query, State(1, "any"))  # the operation divides by the root of the head dim
+                self.ask(query, PadState(1, "any"))  # the operation divides by the root of the head dim
         self._tied()
 
     def _reduces(self, node: fx.Node) -> bool:
@@ -68,13 +68,13 @@ class Search:
         place = self.reading.places(x)[-1]
         if fill == "mean" and (not self.reading.alone(x, place) or len(argument(node, "normalized_shape")) > 1):
             raise PaddingRefused(f"{describe(node)} takes statistics over a product of it and another dim")
-        self.ask(x, State(1, fill))  # type: ignore[arg-type]
+        self.ask(x, PadState(1, fill))  # type: ignore[arg-type]
 
     def _statistics(self, node: fx.Node) -> None:
         """Norms that are written out: a variance, a mean of squares, a mean of squares of what is centred."""
         x = self.reading.uncast(node.args[0])
         if op_name(node) != "mean":
-            self.ask(x, State(1, "mean"))
+            self.ask(x, PadState(1, "mean"))
             return
         if not isinstance(x, fx.Node):
             return
@@ -83,10 +83,10 @@ class Search:
         if squared:
             base = self.reading.uncast(x.args[0])
             if op_name(base) == "sub" and _is_mean(self.reading, base.args[1]):
-                self.ask(self.reading.uncast(base.args[0]), State(1, "mean"))
+                self.ask(self.reading.uncast(base.args[0]), PadState(1, "mean"))
             else:
-                self.ask(base, State(1, "zero"))
-            self.want[x] = State(2, "zero")
+                self.ask(base, PadState(1, "zero"))
+            self.want[x] = PadState(2, "zero")
 
     def _tied(self) -> None:
         """A tensor that is read as table and as weight has the table's state: what it multiplies makes up for it."""
@@ -97,11 +97,11 @@ class Search:
             if state is not None and use.operand is not None:
                 sides = table.sides.get((use.name, use.dim), {}).get(self.reading.atom, set())
                 if len(sides) > 1:
-                    self.ask(self.reading.nodes[use.operand], State(-state.power, "any"))
+                    self.ask(self.reading.nodes[use.operand], PadState(-state.power, "any"))
 
     # -- one demand ------------------------------------------------------------------------------------------
 
-    def ask(self, node: object, state: State) -> None:
+    def ask(self, node: object, state: PadState) -> None:
         """A value shall have this state.
 
         Raises:
@@ -110,7 +110,7 @@ class Search:
         self._visits += 1
         if not isinstance(node, fx.Node) or self._visits > _VISITS:
             raise PaddingRefused(f"{node} is a number, not a value that a parameter makes")
-        if state == State(0, "any"):
+        if state == PadState(0, "any"):
             return
         known = self.want.get(node)
         if known == state or (known is not None and state.new == "any" and known.power == state.power):
@@ -132,21 +132,21 @@ class Search:
         self.want[node] = state
         self._back(node, state)
 
-    def _tensor(self, node: fx.Node, state: State) -> None:
+    def _tensor(self, node: fx.Node, state: PadState) -> None:
         places = self.reading.places(node)
         key = self.reading.key(node, places[0]) if len(places) == 1 else None
         if key is None:
             raise PaddingRefused(f"{node} has the axis along two dims, or repeats one entry along it")
         self._tensor_dim(key, state)
 
-    def _tensor_dim(self, key: Key, state: State) -> None:
+    def _tensor_dim(self, key: Key, state: PadState) -> None:
         known = self.tensors.states.get(key)
         if state.new != "any":
             self.tensors.give(key, state)
         elif known is None or known.power != state.power:
-            self.tensors.give(key, State(state.power, "free"))
+            self.tensors.give(key, PadState(state.power, "free"))
 
-    def _back(self, node: fx.Node, state: State) -> None:
+    def _back(self, node: fx.Node, state: PadState) -> None:
         name = op_name(node)
         if name in POINTWISE or name == "masked_fill":
             self.ask(node.args[0], state)
@@ -166,7 +166,7 @@ class Search:
         elif name == "square" or (name == "pow" and node.args[1] == 2):
             if state.new == "mean" or state.power % 2:
                 raise PaddingRefused(f"{describe(node)} is no linear function of its units")
-            self.ask(node.args[0], State(state.power // 2, state.new))
+            self.ask(node.args[0], PadState(state.power // 2, state.new))
         elif name in _ZERO_STAYS:
             scaled = state.power != 0 and name != "leaky_relu"
             if state.new == "mean" or scaled:
@@ -180,7 +180,7 @@ class Search:
         else:
             self._linear(node, state)
 
-    def _moved(self, node: fx.Node, state: State) -> None:
+    def _moved(self, node: fx.Node, state: PadState) -> None:
         operands = [n for n in node.all_input_nodes if self.reading.carries(n)]
         if op_name(node) in ("index", "index_select", "expand_as", "view_as", "reshape_as"):
             operands = operands[:1]
@@ -189,7 +189,7 @@ class Search:
         for operand in operands:
             self.ask(operand, state)
 
-    def _product(self, node: fx.Node, state: State) -> None:
+    def _product(self, node: fx.Node, state: PadState) -> None:
         sides = list(node.args[: 2 if op_name(node) == "mul" else 1])
         carrying = [side for side in sides if self.reading.carries(side)]
         if len(carrying) == 1:
@@ -207,13 +207,13 @@ class Search:
             key = self.reading.key(gain, self.reading.places(gain)[0])
             if key is None:
                 raise PaddingRefused(f"{gain} repeats one entry along the axis")
-            self.tensors.give(key, State(0, "one", (key[0],)))
-            self.ask(values[0], State(state.power, "mean", tuple(sorted((*state.weights, key[0])))))
+            self.tensors.give(key, PadState(0, "one", (key[0],)))
+            self.ask(values[0], PadState(state.power, "mean", tuple(sorted((*state.weights, key[0])))))
             return
         # Not a table that depends on no input (cosines of positions).
         self.ask(min(values or carrying, key=lambda side: self.reading.value(side).constant), state)
 
-    def _linear(self, node: fx.Node, state: State) -> None:
+    def _linear(self, node: fx.Node, state: PadState) -> None:
         name = op_name(node)
         found = contraction(node) if name not in ("batch_norm", "group_norm", "instance_norm") else None
         if found is None or grouped(node):

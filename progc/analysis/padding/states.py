@@ -31,7 +31,7 @@ class Differs(PaddingRefused):
 
 
 @dataclasses.dataclass(frozen=True)
-class State:
+class PadState:
     """State of a value for one axis that is padded.
 
     Attributes:
@@ -48,11 +48,11 @@ class State:
     weights: tuple[str, ...] = ()
 
 
-ALIKE = State(0, "const")
+ALIKE = PadState(0, "const")
 """A value that padding leaves alone."""
 
 
-def joined(a: State, b: State) -> State | None:
+def joined(a: PadState, b: PadState) -> PadState | None:
     """State of a sum, or of values put side by side; None if their factors differ."""
     if a.power != b.power:
         return None
@@ -60,27 +60,27 @@ def joined(a: State, b: State) -> State | None:
     if a == b and a.new != "one":
         return a
     if kinds == {"mean", "const"} and not a.weights and not b.weights:
-        return State(a.power, "mean")
-    return State(a.power, "free")
+        return PadState(a.power, "mean")
+    return PadState(a.power, "free")
 
 
-def multiplied(a: State, b: State) -> State:
+def multiplied(a: PadState, b: PadState) -> PadState:
     """State of a product, unit by unit."""
     power = a.power + b.power
     if "zero" in (a.new, b.new):
-        return State(power, "zero")
+        return PadState(power, "zero")
     for x, y in ((a, b), (b, a)):
         if x.new == "const" and y.new != "one":
-            return State(power, y.new, y.weights)
+            return PadState(power, y.new, y.weights)
         if x.new == "one" and y.new == "mean" and x.weights[0] in y.weights:
             rest = list(y.weights)
             rest.remove(x.weights[0])
-            return State(power, "mean", tuple(rest))
-    return State(power, "free")
+            return PadState(power, "mean", tuple(rest))
+    return PadState(power, "free")
 
 
-def mapped(a: State, zero_stays: bool) -> State:
+def mapped(a: PadState, zero_stays: bool) -> PadState:
     """State of a function of each unit; only for factor 1."""
     if a.new == "const" or (a.new == "zero" and zero_stays):
         return a
-    return State(a.power, "free")
+    return PadState(a.power, "free")

@@ -19,7 +19,7 @@ from torch import fx
 from progc.analysis.demand.contractions import Contraction, Operand, contraction
 from progc.analysis.padding.proof import Forward, Result, is_zero, transfer
 from progc.analysis.padding.reading import Reading, scalar
-from progc.analysis.padding.states import ALIKE, PaddingRefused, State, joined, mapped, multiplied
+from progc.analysis.padding.states import ALIKE, PaddingRefused, PadState, joined, mapped, multiplied
 from progc.ir.operations import POINTWISE, SPATIAL, argument, describe, op_name
 
 
@@ -43,7 +43,7 @@ def grouped(node: fx.Node) -> bool:
     "_grouped_mm", "transformers.grouped_mm_fallback",
     *sorted(SPATIAL),
 )  # fmt: skip
-def through_contraction(walk: Forward, node: fx.Node) -> State:
+def through_contraction(walk: Forward, node: fx.Node) -> PadState:
     """A sum of products: over the axis, along it, or beside it."""
     found = contraction(node)
     if found is None or (grouped(node) and any(walk.reading.carries(n) for n in node.all_input_nodes)):
@@ -67,11 +67,11 @@ def through_contraction(walk: Forward, node: fx.Node) -> State:
     return _with_bias(walk, node, found, total)
 
 
-def _beside(walk: Forward, item: fx.Node) -> State:
+def _beside(walk: Forward, item: fx.Node) -> PadState:
     return ALIKE if walk.reading.carries(item) else walk.state(item)
 
 
-def _summed(walk: Forward, node: fx.Node, operands: list[tuple[fx.Node, int]]) -> State:
+def _summed(walk: Forward, node: fx.Node, operands: list[tuple[fx.Node, int]]) -> PadState:
     """The sum over the axis, as a factor for everything else. New units must not contribute."""
     if not operands:
         return ALIKE
@@ -81,7 +81,7 @@ def _summed(walk: Forward, node: fx.Node, operands: list[tuple[fx.Node, int]]) -
         key = walk.open_key(weight, at)
         if key is not None and walk.open_key(value, there) is None:
             given = walk.state(value, there)
-            walk.tensors.give(key, State(-given.power, "free" if given.new == "zero" else "zero"))
+            walk.tensors.give(key, PadState(-given.power, "free" if given.new == "zero" else "zero"))
             break
     a, b = (walk.state(item, place) for item, place in operands)
     if a.new == b.new == "zero" and not any(walk.reading.is_tensor(item) for item, _ in operands):
@@ -90,15 +90,15 @@ def _summed(walk: Forward, node: fx.Node, operands: list[tuple[fx.Node, int]]) -
         raise PaddingRefused(f"{describe(node)} sums over new units that are not zero")
     if a.power + b.power and not all(walk.reading.product(item, place) for item, place in operands):
         raise PaddingRefused(f"{describe(node)} sums over more than the axis, and only that has the factor")
-    return State(a.power + b.power, "const")
+    return PadState(a.power + b.power, "const")
 
 
-def _with_bias(walk: Forward, node: fx.Node, found: Contraction, total: State) -> State:
+def _with_bias(walk: Forward, node: fx.Node, found: Contraction, total: PadState) -> PadState:
     if found.bias is None:
         return total
     key = walk.open_key(found.bias.node) if walk.reading.carries(found.bias.node) else None
     if key is not None:
-        walk.tensors.give(key, State(total.power, "free"))
+        walk.tensors.give(key, PadState(total.power, "free"))
     both = joined(total, walk.state(found.bias.node))
     if both is None:
         raise PaddingRefused(f"{describe(node)} adds a bias without the factor of what it is added to")
@@ -106,7 +106,7 @@ def _with_bias(walk: Forward, node: fx.Node, found: Contraction, total: State) -
 
 
 @transfer("outer", "ger")
-def outer(walk: Forward, node: fx.Node) -> State:
+def outer(walk: Forward, node: fx.Node) -> PadState:
     """Every unit of one vector times every unit of the other."""
     a, b = node.args[:2]
     if walk.reading.carries(a) and walk.reading.carries(b):
@@ -115,7 +115,7 @@ def outer(walk: Forward, node: fx.Node) -> State:
 
 
 @transfer("scaled_dot_product_attention")
-def attention(walk: Forward, node: fx.Node) -> State:
+def attention(walk: Forward, node: fx.Node) -> PadState:
     """Scores sum over the head dim of q and k; the op divides them by its root unless told otherwise."""
     query, key, value = node.args[:3]
     assert isinstance(query, fx.Node) and isinstance(key, fx.Node) and isinstance(value, fx.Node)
@@ -138,12 +138,12 @@ def attention(walk: Forward, node: fx.Node) -> State:
         raise PaddingRefused(f"{describe(node)} would see scores with a factor")
     given = walk.state(value)
     if heads and given.new != "zero":
-        return State(given.power, "free")
+        return PadState(given.power, "free")
     return given
 
 
 @transfer("lstm", "gru", "rnn_tanh", "rnn_relu")
-def through_recurrent(walk: Forward, node: fx.Node) -> tuple[State, ...]:
+def through_recurrent(walk: Forward, node: fx.Node) -> tuple[PadState, ...]:
     """A recurrent layer sums over its input; its own units are another axis."""
     x, others = node.args[0], [n for n in node.all_input_nodes if n is not node.args[0]]
     places = walk.reading.places(x) if isinstance(x, fx.Node) else []
@@ -155,7 +155,7 @@ def through_recurrent(walk: Forward, node: fx.Node) -> tuple[State, ...]:
         key = walk.key(weight, 1) if walk.reading.is_tensor(weight) else None
         if key is None:
             raise PaddingRefused(f"{describe(node)} sums over it with a weight that is computed")
-        walk.tensors.give(key, State(-given.power, "free" if given.new == "zero" else "zero"))
+        walk.tensors.give(key, PadState(-given.power, "free" if given.new == "zero" else "zero"))
     return tuple(ALIKE for _ in node.meta["tensor"])
 
 
@@ -178,19 +178,19 @@ _HOMOGENEOUS = "leaky_relu max_pool1d max_pool2d max_pool3d adaptive_max_pool1d 
 
 
 @transfer(*sorted(POINTWISE), "native_dropout")
-def same(walk: Forward, node: fx.Node) -> State:
+def same(walk: Forward, node: fx.Node) -> PadState:
     """Copies, casts, dropout."""
     return walk.state(node.args[0])
 
 
 @transfer(*_ZERO_STAYS)
-def zero_stays(walk: Forward, node: fx.Node) -> State:
+def zero_stays(walk: Forward, node: fx.Node) -> PadState:
     """Functions with phi(0) = 0."""
     return mapped(walk.unscaled(node, node.args[0])[0], True)
 
 
 @transfer(*_FLAT)
-def flat(walk: Forward, node: fx.Node) -> State:
+def flat(walk: Forward, node: fx.Node) -> PadState:
     """Any factor above zero passes relu and abs; no zero may come in."""
     name = op_name(node)
     state = walk.state(node.args[0]) if name in ("relu", "abs") else walk.unscaled(node, node.args[0])[0]
@@ -200,21 +200,21 @@ def flat(walk: Forward, node: fx.Node) -> State:
 
 
 @transfer(*_FINITE)
-def finite(walk: Forward, node: fx.Node) -> State:
+def finite(walk: Forward, node: fx.Node) -> PadState:
     """Any other function of a unit: it knows nothing of new units but that they are finite."""
     states = walk.unscaled(node, *node.all_input_nodes)
     # A power of zero and alike everywhere, or free.
-    return State(0, "const" if all(state.new == "const" for state in states) else "free")
+    return PadState(0, "const" if all(state.new == "const" for state in states) else "free")
 
 
 @transfer(*_HOMOGENEOUS)
-def homogeneous(walk: Forward, node: fx.Node) -> State:
+def homogeneous(walk: Forward, node: fx.Node) -> PadState:
     """phi(s x) = s phi(x) for s > 0."""
     return mapped(walk.state(node.args[0]), True)
 
 
 @transfer("amax", "amin", "any", "all")
-def extremum(walk: Forward, node: fx.Node) -> State:
+def extremum(walk: Forward, node: fx.Node) -> PadState:
     """Over other dims as a pooling; over the axis new units would take part."""
     if walk.reading.carries(node.args[0]) and not walk.reading.carries(node):
         raise PaddingRefused(f"{describe(node)} looks at all units")
@@ -222,21 +222,21 @@ def extremum(walk: Forward, node: fx.Node) -> State:
 
 
 @transfer("add", "sub", "rsub")
-def total(walk: Forward, node: fx.Node) -> State:
+def total(walk: Forward, node: fx.Node) -> PadState:
     """A shift that nobody asked anything of follows what it is added to."""
     a, b = node.args[:2]
     for shift, value in ((b, a), (a, b)):
         key = walk.open_key(shift)
         if key is not None and walk.open_key(value) is None:
             state = walk.state(value)
-            walk.tensors.give(key, State(state.power, "zero" if state.new == "zero" else "free"))
+            walk.tensors.give(key, PadState(state.power, "zero" if state.new == "zero" else "free"))
             break
     if is_zero(a) or is_zero(b):
         return walk.state(b if is_zero(a) else a)
     first, second = walk.state(a), walk.state(b)
     if op_name(node) == "sub" and isinstance(a, fx.Node) and _is_mean_of(walk, b, a):
-        if first == State(second.power, "mean"):
-            return State(first.power, "zero")
+        if first == PadState(second.power, "mean"):
+            return PadState(first.power, "zero")
     both = joined(first, second)
     if both is None:
         raise walk.differs(node, [a, b])
@@ -256,13 +256,13 @@ def _is_mean_of(walk: Forward, mean: Any, value: fx.Node) -> bool:
 
 
 @transfer("mul")
-def product(walk: Forward, node: fx.Node) -> State:
+def product(walk: Forward, node: fx.Node) -> PadState:
     """A gain that nobody asked anything of takes out the factor of what it multiplies."""
     a, b = node.args[:2]
     for gain, value in ((a, b), (b, a)):
         key = walk.open_key(gain)
         if key is not None and walk.open_key(value) is None and walk.reading.carries(value):
-            walk.tensors.give(key, State(walk.wanted(node) - walk.state(value).power, "free"))
+            walk.tensors.give(key, PadState(walk.wanted(node) - walk.state(value).power, "free"))
             break
     first, second = walk.state(a), walk.state(b)
     if first.new == second.new == "zero" and a is not b:
@@ -271,18 +271,18 @@ def product(walk: Forward, node: fx.Node) -> State:
 
 
 @transfer("div")
-def quotient(walk: Forward, node: fx.Node) -> State:
+def quotient(walk: Forward, node: fx.Node) -> PadState:
     """By values that are alike for all units."""
     a, b = (walk.state(item) for item in node.args[:2])
     if argument(node, "rounding_mode") is not None:
         walk.unscaled(node, *node.args[:2])
     if b.new != "const":
         raise PaddingRefused(f"{describe(node)} divides by values of its units")
-    return State(a.power - b.power, a.new, a.weights)
+    return PadState(a.power - b.power, a.new, a.weights)
 
 
 @transfer("pow")
-def power(walk: Forward, node: fx.Node) -> State:
+def power(walk: Forward, node: fx.Node) -> PadState:
     """By a fixed exponent."""
     base, exponent = node.args[:2]
     if not scalar(exponent):
@@ -292,36 +292,36 @@ def power(walk: Forward, node: fx.Node) -> State:
 
 
 @transfer("square")
-def square(walk: Forward, node: fx.Node) -> State:
+def square(walk: Forward, node: fx.Node) -> PadState:
     """x ** 2."""
     return _raised(node, walk.state(node.args[0]), 2.0)
 
 
 @transfer("sqrt")
-def root(walk: Forward, node: fx.Node) -> State:
+def root(walk: Forward, node: fx.Node) -> PadState:
     """x ** 0.5."""
     return _raised(node, walk.state(node.args[0]), 0.5)
 
 
 @transfer("rsqrt", "reciprocal")
-def inverse(walk: Forward, node: fx.Node) -> State:
+def inverse(walk: Forward, node: fx.Node) -> PadState:
     """x ** -0.5, x ** -1."""
     return _raised(node, walk.state(node.args[0]), -0.5 if op_name(node) == "rsqrt" else -1.0)
 
 
-def _raised(node: fx.Node, state: State, exponent: float) -> State:
+def _raised(node: fx.Node, state: PadState, exponent: float) -> PadState:
     factor = state.power * exponent
     if factor != int(factor):
         raise PaddingRefused(f"{describe(node)} does not pass this factor on")
     if state.new == "const" or (state.new == "zero" and exponent > 0):
-        return State(int(factor), state.new)
+        return PadState(int(factor), state.new)
     if exponent < 0 or exponent != int(exponent):
         raise PaddingRefused(f"{describe(node)} may not be finite for new units")
-    return State(int(factor), "free")
+    return PadState(int(factor), "free")
 
 
 @transfer("masked_fill")
-def masked(walk: Forward, node: fx.Node) -> State:
+def masked(walk: Forward, node: fx.Node) -> PadState:
     """Zeros, or another number, where a mask is true."""
     x, mask, value = node.args[:3]
     state, given = walk.state(x), walk.unscaled(node, mask)[0]
@@ -331,82 +331,82 @@ def masked(walk: Forward, node: fx.Node) -> State:
         state = both
     elif state.new == "zero":
         return state
-    return state if given.new == "const" else State(state.power, "free")
+    return state if given.new == "const" else PadState(state.power, "free")
 
 
 @transfer("where")
-def choice(walk: Forward, node: fx.Node) -> State:
+def choice(walk: Forward, node: fx.Node) -> PadState:
     """One of two values."""
     condition, a, b = node.args[:3]
     given = walk.unscaled(node, condition)[0]
     both = joined(walk.state(a), walk.state(b))
     if both is None:
         raise walk.differs(node, [a, b])
-    return both if given.new == "const" or both.new == "zero" else State(both.power, "free")
+    return both if given.new == "const" or both.new == "zero" else PadState(both.power, "free")
 
 
 @transfer("zeros", "zeros_like", "new_zeros")
-def zeros(walk: Forward, node: fx.Node) -> State:
+def zeros(walk: Forward, node: fx.Node) -> PadState:
     """Zero for new units too."""
-    return State(0, "zero" if walk.reading.carries(node) else "const")
+    return PadState(0, "zero" if walk.reading.carries(node) else "const")
 
 
 @transfer("ones", "ones_like", "new_ones", "full", "full_like", "new_full", "scalar_tensor")
-def constant(walk: Forward, node: fx.Node) -> State:
+def constant(walk: Forward, node: fx.Node) -> PadState:
     """Alike for all units."""
     return ALIKE
 
 
 @transfer("bernoulli")
-def drawn(walk: Forward, node: fx.Node) -> State:
+def drawn(walk: Forward, node: fx.Node) -> PadState:
     """Random numbers: nothing is known of new units."""
-    return State(0, "free" if walk.reading.carries(node) else "const")
+    return PadState(0, "free" if walk.reading.carries(node) else "const")
 
 
 @transfer("layer_norm", "rms_norm")
-def layer_norm(walk: Forward, node: fx.Node) -> State:
+def layer_norm(walk: Forward, node: fx.Node) -> PadState:
     """Statistics over the last dims."""
     x, weight, bias = (argument(node, name) for name in ("input", "weight", "bias"))
     given = walk.state(x)
     if not walk.reading.carries(x):
         walk.unscaled(node, *node.all_input_nodes)
-        return State(0, "const")
+        return PadState(0, "const")
     if not walk.reading.over_axis(node):
         walk.unscaled(node, *node.all_input_nodes)
         stays = given.new == "zero" and op_name(node) == "rms_norm"
-        return State(0, "zero" if stays else "free")
+        return PadState(0, "zero" if stays else "free")
     (place,) = walk.reading.places(x)
     if op_name(node) == "rms_norm":
-        good = given == State(1, "zero") and walk.reading.product(x, place)
+        good = given == PadState(1, "zero") and walk.reading.product(x, place)
     else:
         only = len(argument(node, "normalized_shape")) == 1 and walk.reading.alone(x, place)
-        good = given == State(1, "mean") and only
+        good = given == PadState(1, "mean") and only
     if not good:
         raise PaddingRefused(f"{describe(node)} would see other statistics")
     key = walk.open_key(weight)
     if key is not None:
-        walk.tensors.give(key, State(walk.wanted(node) - 1, "free"))
+        walk.tensors.give(key, PadState(walk.wanted(node) - 1, "free"))
     power = 1 + walk.state(weight).power
     key = walk.open_key(bias)
     if key is not None:
-        walk.tensors.give(key, State(power, "zero"))
-    if bias is not None and walk.state(bias) != State(power, "zero"):
+        walk.tensors.give(key, PadState(power, "zero"))
+    if bias is not None and walk.state(bias) != PadState(power, "zero"):
         raise PaddingRefused(f"{describe(node)} has a shift that has to be another elsewhere")
-    return State(power, "zero")
+    return PadState(power, "zero")
 
 
 @transfer("batch_norm", "instance_norm")
-def batch_norm(walk: Forward, node: fx.Node) -> State:
+def batch_norm(walk: Forward, node: fx.Node) -> PadState:
     """Every channel by itself; a factor would be lost."""
     x = node.args[0]
     states = walk.unscaled(node, *node.all_input_nodes)
     if walk.reading.carries(x) and 1 not in walk.reading.places(x):
         raise PaddingRefused(f"{describe(node)} takes statistics over it")
-    return State(0, "const" if all(state.new == "const" for state in states) else "free")
+    return PadState(0, "const" if all(state.new == "const" for state in states) else "free")
 
 
 @transfer("group_norm")
-def group_norm(walk: Forward, node: fx.Node) -> State:
+def group_norm(walk: Forward, node: fx.Node) -> PadState:
     """Statistics over space and channels together: means of units are no means of those."""
     raise PaddingRefused(f"{describe(node)} takes statistics over space and channels together")
 
@@ -422,9 +422,9 @@ def mean(walk: Forward, node: fx.Node) -> Result:
         return through_contraction(walk, node)
     (place,) = walk.reading.places(x)
     if given.new == "zero" and walk.reading.product(x, place):
-        return State(given.power - 2, "const")
-    if given == State(given.power, "mean") and walk.reading.product(x, place):
-        return State(given.power, "const")
+        return PadState(given.power - 2, "const")
+    if given == PadState(given.power, "mean") and walk.reading.product(x, place):
+        return PadState(given.power, "const")
     raise PaddingRefused(f"{describe(node)} would see another mean")
 
 
@@ -437,10 +437,10 @@ def variance(walk: Forward, node: fx.Node) -> Result:
     places = walk.reading.places(x) if isinstance(x, fx.Node) else []
     if not places or walk.reading.carries(node):
         walk.unscaled(node, x)
-        state = State(0, "const" if not places else "free")
+        state = PadState(0, "const" if not places else "free")
         return (state, state) if op_name(node) == "var_mean" else state
     alone = over is not None and len(over) == 1 and walk.reading.alone(x, places[0])
-    if given != State(given.power, "mean") or not alone:
+    if given != PadState(given.power, "mean") or not alone:
         raise PaddingRefused(f"{describe(node)} would see another variance")
-    state = State(2 * given.power - 2, "const")
-    return (state, State(given.power, "const")) if op_name(node) == "var_mean" else state
+    state = PadState(2 * given.power - 2, "const")
+    return (state, PadState(given.power, "const")) if op_name(node) == "var_mean" else state

@@ -31,7 +31,7 @@ from progc.transforms.width.widening import AxisGrowth, conflicts
 
 
 @dataclasses.dataclass(frozen=True)
-class Place:
+class ReasonPlace:
     """An operation: its name, its node, the module that calls it, and the user's `file:line` ("" where unknown)."""
 
     op: str
@@ -41,7 +41,7 @@ class Place:
 
 
 @dataclasses.dataclass(frozen=True)
-class Side:
+class AxisSide:
     """A tensor dim that makes an axis, goes along with it (`along`), or sums over it, and what growth does there."""
 
     tensor: str
@@ -58,7 +58,7 @@ class Side:
 class Norm:
     """An operation that limits how the axis may grow; `holds` is None where nothing grows."""
 
-    place: Place
+    place: ReasonPlace
     condition: str
     holds: bool | None
 
@@ -72,7 +72,7 @@ class Pin:
     """A reason why an axis may not grow, and the operation that gives it."""
 
     reason: str
-    place: Place | None
+    place: ReasonPlace | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,15 +99,15 @@ class Explanation:
     new: int
     kind: str
     why: str = ""
-    producers: tuple[Side, ...] = ()
-    consumers: tuple[Side, ...] = ()
+    producers: tuple[AxisSide, ...] = ()
+    consumers: tuple[AxisSide, ...] = ()
     norms: tuple[Norm, ...] = ()
     contractions: tuple[Norm, ...] = ()
     factors: tuple[Factor, ...] = ()
     sizes: int = 0
     pins: tuple[Pin, ...] = ()
     obstacle: str | None = None
-    obstacle_at: Place | None = None
+    obstacle_at: ReasonPlace | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain data: the entry of `axes` in report.json."""
@@ -211,10 +211,10 @@ class _Reader:
 
     # -- tensors ------------------------------------------------------------------------------------------
 
-    def _producers(self, axis: Axis, growth: AxisGrowth | None) -> Iterator[Side]:
+    def _producers(self, axis: Axis, growth: AxisGrowth | None) -> Iterator[AxisSide]:
         places = dict.fromkeys((use.name, use.dim) for use in self.uses.get(axis.atom, ()) if use.role == "carry")
         for tensor, dim in places:
-            yield Side(tensor, dim, self._made(tensor, dim, growth), along=len(self.table.tensor_dims[tensor]) < 2)
+            yield AxisSide(tensor, dim, self._made(tensor, dim, growth), along=len(self.table.tensor_dims[tensor]) < 2)
 
     def _made(self, tensor: str, dim: int, growth: AxisGrowth | None) -> str:
         entry = self.entries.get(tensor)
@@ -248,10 +248,10 @@ class _Reader:
         factors = {value for scale in entry.scales for value in scale.values if value != 1.0}
         return [f"old ones times {value:.4g}" for value in sorted(factors)[:2]]
 
-    def _consumers(self, axis: Axis, growth: AxisGrowth | None) -> Iterator[Side]:
+    def _consumers(self, axis: Axis, growth: AxisGrowth | None) -> Iterator[AxisSide]:
         places = dict.fromkeys((use.name, use.dim) for use in self.uses.get(axis.atom, ()) if use.role == "consume")
         for tensor, dim in places:
-            yield Side(tensor, dim, self._absorbed(axis.atom, tensor, dim, growth))
+            yield AxisSide(tensor, dim, self._absorbed(axis.atom, tensor, dim, growth))
 
     def _absorbed(self, atom: Atom, tensor: str, dim: int, growth: AxisGrowth | None) -> str:
         entry = self.entries.get(tensor)
@@ -294,7 +294,7 @@ class _Reader:
                 return text
         return None
 
-    def _named_place(self, text: str | None) -> Place | None:
+    def _named_place(self, text: str | None) -> ReasonPlace | None:
         """The operation that an obstacle names."""
         for node in re.findall(r"\bat (\w+)\b", text or ""):
             for mode in ("eval", "train"):
@@ -302,14 +302,14 @@ class _Reader:
                     return self._place((mode, node))
         return None
 
-    def _place(self, place: tuple[Any, str] | None) -> Place | None:
+    def _place(self, place: tuple[Any, str] | None) -> ReasonPlace | None:
         node = self.nodes.get(place) if place is not None else None
         if node is None or node.op == "output":
             return None
         line = place_of_trace(node.meta.get("stack_trace"))
         op = "" if node.op in ("placeholder", "get_attr") else target_text(node.target)
         where = str(line).rpartition("site-packages/")[2] if line else ""  # a library's file by its own path
-        return Place(op.rpartition(".")[0] or op, node.name, module_path(node), where)
+        return ReasonPlace(op.rpartition(".")[0] or op, node.name, module_path(node), where)
 
 
 def _names_node(text: str, node: str) -> bool:

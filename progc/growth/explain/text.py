@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
-from progc.growth.explain.reasons import Explanation, Norm, Place, Side
+from progc.growth.explain.reasons import AxisSide, Explanation, Norm, ReasonPlace
 
 _KINDS = {
     "copy": "new units are copies of old ones",
@@ -65,7 +65,7 @@ def _times(count: int) -> str:
     return {1: "once", 2: "twice"}.get(count, f"{count} times")
 
 
-def _sides(what: str, sides: Sequence[Side]) -> Iterator[str]:
+def _sides(what: str, sides: Sequence[AxisSide]) -> Iterator[str]:
     for text in _joined((f"{side.tensor} dim {side.dim}", side.how) for side in sides):
         yield f"{what} {text}"
 
@@ -94,7 +94,7 @@ def _value(value: float, ratio: float) -> str:
     return f"{value:.4g}" + (f" = {word}" if word is not None and ratio != 1 else "")
 
 
-def _place(place: Place | None, lines: bool = False) -> str:
+def _place(place: ReasonPlace | None, lines: bool = False) -> str:
     if place is None:
         return ""
     where = (

@@ -10,7 +10,7 @@ from torch import Tensor, fx
 
 from progc.ir.operations import describe
 from progc.search.proxies.running import Network, output_places, undisturbed
-from progc.search.proxies.sample_dims import Coupled, Place, Samples, Uses
+from progc.search.proxies.sample_dims import Coupled, SamplePlace, Samples, Uses
 from progc.search.proxies.taps import TappedRun
 
 _STRETCH = 65_537
@@ -66,7 +66,7 @@ def compare(
             values.append(run.values)
         for node in several:
             place = orders[node]
-            orders[node] = Place(place.dim, place.each, _apart(place, values[0][node], values[1][node], node))
+            orders[node] = SamplePlace(place.dim, place.each, _apart(place, values[0][node], values[1][node], node))
     with undisturbed(network.program, 0):
         run = _Probe(network.program, tensors, uses, wanted, noted=())
         flat = run.run(*inputs, enable_io_processing=False)
@@ -79,17 +79,19 @@ def _each(samples: Samples, node: fx.Node) -> int:
     return samples.dims[node].each if node in samples.dims else 0
 
 
-def _apart(place: Place, one: Tensor, other: Tensor, node: fx.Node) -> bool:
+def _apart(place: SamplePlace, one: Tensor, other: Tensor, node: fx.Node) -> bool:
     """Whether the order is `inner`: the entries of the first sample are the same with another second one."""
     changed = one != other
     for inner in (False, True):
-        if not Place(place.dim, place.each, inner).split(changed, 2)[0].any():
+        if not SamplePlace(place.dim, place.each, inner).split(changed, 2)[0].any():
             return inner
     raise Coupled(f"a sample changes with the other one in {describe(node)}")
 
 
 def _backwards(
-    ends: list[tuple[Tensor, Place | None]], results: list[tuple[fx.Node, Tensor]], orders: dict[fx.Node, Place]
+    ends: list[tuple[Tensor, SamplePlace | None]],
+    results: list[tuple[fx.Node, Tensor]],
+    orders: dict[fx.Node, SamplePlace],
 ) -> None:
     if any(place is None for _, place in ends):
         raise Coupled("an output has no dim of samples")

@@ -23,7 +23,7 @@ _BYTES = 2**25
 
 
 @dataclasses.dataclass(frozen=True)
-class Use:
+class SharedUse:
     """One use with its values.
 
     Attributes:

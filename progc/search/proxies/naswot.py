@@ -17,7 +17,7 @@ from progc.ir.program import Program
 from progc.search.proxies import samples
 from progc.search.proxies.base import TwoModes
 from progc.search.proxies.running import Network, ProxyRun, undisturbed
-from progc.search.proxies.sample_dims import Coupled, Place, find_samples
+from progc.search.proxies.sample_dims import Coupled, SamplePlace, find_samples
 
 _GATES = {
     "relu", "relu6", "leaky_relu", "prelu", "rrelu", "elu", "celu", "selu", "hardtanh", "hardswish", "gelu", "silu",
@@ -40,7 +40,7 @@ class _Codes(ProxyRun):
     def run_node(self, n: fx.Node) -> Any:
         """Reads the signs of what enters a gate, then runs the node."""
         if n.op == "call_function" and op_name(n) in _GATES and isinstance(n.args[0], fx.Node):
-            place, value = self.places.get(n.args[0], Place(0, 1)), self.env[n.args[0]]
+            place, value = self.places.get(n.args[0], SamplePlace(0, 1)), self.env[n.args[0]]
             if value.dim() > place.dim and value.shape[place.dim] == place.each * self.count:
                 code = (place.split(value, self.count).flatten(1) > 0).to(torch.float32)
                 both = code @ code.T + (1 - code) @ (1 - code).T  # counts: exact in float32 up to 2^24 units

@@ -19,7 +19,7 @@ from progc.ir.binding import InputBinding
 from progc.ir.check import GraphRun
 from progc.ir.program import Mode, Program
 from progc.search.proxies import samples as batches
-from progc.search.proxies.sample_dims import Place
+from progc.search.proxies.sample_dims import SamplePlace
 
 
 class ProxyRun(GraphRun):
@@ -99,7 +99,7 @@ def undisturbed(program: Program, seed: int) -> Iterator[None]:
 OBJECTIVES = ("loss", "outputs")
 
 
-def output_places(network: Network, dims: Any) -> list[Place | None]:
+def output_places(network: Network, dims: Any) -> list[SamplePlace | None]:
     """The dim of samples of every flat output of the train graph; None where it has none.
 
     Args:
@@ -109,12 +109,12 @@ def output_places(network: Network, dims: Any) -> list[Place | None]:
     leaves = output.args[0]
     flat: Sequence[Any] = leaves if isinstance(leaves, (list, tuple)) else [leaves]
     if dims is None:
-        return [Place(0, 1) if isinstance(leaf, fx.Node) else None for leaf in flat]
+        return [SamplePlace(0, 1) if isinstance(leaf, fx.Node) else None for leaf in flat]
     return [dims.get(leaf) if isinstance(leaf, fx.Node) else None for leaf in flat]
 
 
 def by_sample(
-    network: Network, of: str, flat: Sequence[Any], places: Sequence[Place | None], batch: Any, count: int
+    network: Network, of: str, flat: Sequence[Any], places: Sequence[SamplePlace | None], batch: Any, count: int
 ) -> Tensor:
     """`[count]`: the loss of each sample alone, or the sum of all its output elements.
 
@@ -158,5 +158,5 @@ def loss_of(network: Network, flat: Sequence[Any], batch: Any) -> Tensor:
     return loss.reshape(())
 
 
-def _holds(leaf: Any, place: Place, count: int) -> bool:
+def _holds(leaf: Any, place: SamplePlace, count: int) -> bool:
     return isinstance(leaf, Tensor) and leaf.dim() > place.dim and leaf.shape[place.dim] == place.each * count

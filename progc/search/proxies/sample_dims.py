@@ -26,7 +26,7 @@ class Coupled(Exception):
 
 
 @dataclasses.dataclass(frozen=True)
-class Place:
+class SamplePlace:
     """Where the samples are in one value.
 
     Attributes:
@@ -56,7 +56,7 @@ class Samples:
         dependent: nodes whose value depends on the samples.
     """
 
-    dims: Mapping[fx.Node, Place]
+    dims: Mapping[fx.Node, SamplePlace]
     numbers: Mapping[fx.Node, int]
     dependent: Collection[fx.Node]
 
@@ -65,7 +65,7 @@ class Samples:
 class _Named:
     """`Samples` by names: nodes would keep their graph alive in the cache."""
 
-    dims: Mapping[str, Place]
+    dims: Mapping[str, SamplePlace]
     numbers: Mapping[str, int]
     dependent: Collection[str]
 
@@ -109,7 +109,7 @@ def _find(program: Program, graph: fx.Graph) -> Samples:
     except VerifyError as error:
         raise Coupled(f"the graph cannot run at twice the batch: {error}") from error
     inputs = iter(_inputs(program))
-    dims: dict[fx.Node, Place] = {}
+    dims: dict[fx.Node, SamplePlace] = {}
     numbers: dict[fx.Node, int] = {}
     dependent: set[fx.Node] = set()
     for node in graph.nodes:
@@ -140,7 +140,7 @@ def _inputs(program: Program) -> list[tuple[Any, bool]]:
     return list(zip(program.flat_example(), program.signature.batch_dims, strict=True))
 
 
-def _grown(before: Any, after: Any, batch: int) -> Place | int | None:
+def _grown(before: Any, after: Any, batch: int) -> SamplePlace | int | None:
     """The dim that doubled with its entries per sample; for a number that doubled its value for one sample."""
     if isinstance(before, int) and isinstance(after, int):
         if after == before:
@@ -155,7 +155,7 @@ def _grown(before: Any, after: Any, batch: int) -> Place | int | None:
     size = before.shape[dim]
     if others or after.shape[dim] != 2 * size or size % batch:
         raise Coupled(f"a value of shape {list(before.shape)} becomes {list(after.shape)} at twice the batch")
-    return Place(dim, size // batch)
+    return SamplePlace(dim, size // batch)
 
 
 def is_complex(node: fx.Node) -> bool:

@@ -17,7 +17,7 @@ from torch import Tensor, fx
 
 from progc.ir.operations import mutates
 from progc.ir.program import Program
-from progc.search.proxies.local import Use
+from progc.search.proxies.local import SharedUse
 from progc.search.proxies.running import ProxyRun
 from progc.search.proxies.sample_dims import Coupled, Samples, Uses
 
@@ -113,7 +113,7 @@ class Collector(TappedRun):
         if _versions(values) != versions:
             raise Coupled(f"an input of {node.name} is written to after it is used")
         inputs = {item: value.detach() if isinstance(value, Tensor) else value for item, value in values.items()}
-        use = Use(node, inputs, gradient, self.samples, self.count)
+        use = SharedUse(node, inputs, gradient, self.samples, self.count)
         with torch.no_grad():
             for item in shared:
                 if item.op == "get_attr" and item.target in self.uses.solo:

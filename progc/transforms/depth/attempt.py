@@ -17,17 +17,17 @@ from progc.lift.entry import TensorLift
 from progc.transforms.depth.grow import CannotGrow, GrownChains
 from progc.transforms.depth.identity import Identity, identity, lossy_reason
 from progc.transforms.depth.insertion import Inserted, joined, units
-from progc.transforms.depth.naming import Place, arranged
-from progc.transforms.depth.targets import Choice, Size, choose
+from progc.transforms.depth.naming import BlockPlace, arranged
+from progc.transforms.depth.targets import DepthChoice, DepthSize, choose
 
-Growing = Sequence[tuple[Chain, Sequence[Place]]]
+Growing = Sequence[tuple[Chain, Sequence[BlockPlace]]]
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class InsertionOptions:
     """What the user asked for: as the options of `grow-depth`."""
 
-    sizes: Sequence[Size]
+    sizes: Sequence[DepthSize]
     names: Sequence[str]
     init: Literal["identity", "interpolate", "stack", "random"]
     lossy: bool
@@ -52,7 +52,7 @@ class Deeper:
     eval_only: tuple[str, ...] = ()
 
 
-def deepened(program: Program, options: Options) -> Deeper:
+def deepened(program: Program, options: InsertionOptions) -> Deeper:
     """Grows all chains that are meant and can.
 
     Raises:
@@ -65,7 +65,7 @@ def deepened(program: Program, options: Options) -> Deeper:
 class _Attempts:
     """The growth again without each chain that turns out not to grow; what was found for the others is kept."""
 
-    def __init__(self, program: Program, options: Options) -> None:
+    def __init__(self, program: Program, options: InsertionOptions) -> None:
         self.program, self.options = program, options
         self.left: dict[str, str] = {}
         self.first: ProgcError | None = None
@@ -90,7 +90,7 @@ class _Attempts:
     def _init(self, chain: Chain) -> Literal["identity", "interpolate", "stack", "random"]:
         return "random" if chain.kind == "dense" else self.options.init
 
-    def _attempt(self, choice: Choice, growing: Growing) -> Deeper | None:
+    def _attempt(self, choice: DepthChoice, growing: Growing) -> Deeper | None:
         """The growth of these chains; None if one has to be left alone, which is then in `left`."""
         try:
             grown = GrownChains(self.program, growing, random=self.options.init == "random")
@@ -126,13 +126,13 @@ class _Attempts:
         notes = [*choice.notes, *(f"{name} keeps its depth: {reason}" for name, reason in self.left.items())]
         return Deeper(grown, growing, tuple(dict.fromkeys(reasons)), tuple(notes), tuple(_eval_only(made)))
 
-    def _leave(self, choice: Choice, chain: Chain, error: ProgcError, reason: str) -> None:
+    def _leave(self, choice: DepthChoice, chain: Chain, error: ProgcError, reason: str) -> None:
         if chain.name not in choice.unnamed:
             raise error
         self.first = self.first or error
         self.left[chain.name] = reason
 
-    def _leave_plain(self, choice: Choice, growing: Growing, made: dict[str, list[Identity]]) -> None:
+    def _leave_plain(self, choice: DepthChoice, growing: Growing, made: dict[str, list[Identity]]) -> None:
         """Layers without a skip path are the blocks of a plain network, and stems and transitions of any other."""
         plain = {name: next((one.plain for one in found if one.plain), None) for name, found in made.items()}
         residual = [

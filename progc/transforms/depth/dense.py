@@ -31,7 +31,7 @@ from progc.ir.program import MODES, Mode, Program
 from progc.lift.entry import Split, TensorLift
 from progc.lift.index_map import How, IndexMap
 from progc.transforms.depth.insertion import Editor
-from progc.transforms.depth.naming import Naming, Place
+from progc.transforms.depth.naming import BlockPlace, Naming
 
 _CHANNELWISE = POINTWISE | HOMOGENEOUS | ZERO_PRESERVING | SPATIAL | {
     "relu6", "hardtanh", "hardsigmoid", "sigmoid", "softplus", "max_pool1d", "max_pool2d", "max_pool3d",
@@ -55,7 +55,12 @@ Grown = dict[str, tuple[int, _Growth]]
 
 
 def insert_dense(
-    editor: Editor, chain: Chain, places: Sequence[Place], naming: Naming, lifts: dict[str, TensorLift], random: bool
+    editor: Editor,
+    chain: Chain,
+    places: Sequence[BlockPlace],
+    naming: Naming,
+    lifts: dict[str, TensorLift],
+    random: bool,
 ) -> None:
     """Inserts copies of the last block behind it, and grows what reads the final concatenation.
 
@@ -95,7 +100,9 @@ def _grown(program: Program, lift: TensorLift, dim: int, growth: _Growth, how: H
     )
 
 
-def _insert(editor: Editor, mode: Mode, chain: Chain, places: Sequence[Place], naming: Naming) -> tuple[Grown, Grown]:
+def _insert(
+    editor: Editor, mode: Mode, chain: Chain, places: Sequence[BlockPlace], naming: Naming
+) -> tuple[Grown, Grown]:
     """Edits one graph; what grows in inserted blocks, and what grows behind the final concatenation."""
     graph, last = editor.graphs[mode], len(chain.blocks) - 1
     head, final = chain.cats[mode][last], editor.now[mode][chain.cats[mode][last + 1]]

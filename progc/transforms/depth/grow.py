@@ -16,7 +16,7 @@ from progc.lift.entry import TensorLift
 from progc.lift.lift import Lift
 from progc.transforms.depth.dense import insert_dense
 from progc.transforms.depth.insertion import Editor, Inserted
-from progc.transforms.depth.naming import Naming, Place, in_order, name_places
+from progc.transforms.depth.naming import BlockPlace, Naming, in_order, name_places
 
 
 class CannotGrow(TargetError):
@@ -37,7 +37,7 @@ class GrownChains:
             values.
     """
 
-    def __init__(self, program: Program, growing: Sequence[tuple[Chain, Sequence[Place]]], random: bool) -> None:
+    def __init__(self, program: Program, growing: Sequence[tuple[Chain, Sequence[BlockPlace]]], random: bool) -> None:
         self._program = program
         self.lifts: dict[str, TensorLift] = {}
         self.inserted: list[Inserted] = []
@@ -96,7 +96,7 @@ class GrownChains:
                 propagate(program, graph, mode)
         return program, lift
 
-    def _lift(self, editor: Editor, chain: Chain, places: Sequence[Place], naming: Naming) -> None:
+    def _lift(self, editor: Editor, chain: Chain, places: Sequence[BlockPlace], naming: Naming) -> None:
         """Lifts of inserted blocks: own tensors are new, those tied to a tensor outside the block stay tied."""
         program = self._program
         for place, names in zip(places, naming.copies, strict=True):

@@ -15,7 +15,7 @@ from torch import fx
 from progc.analysis.chains import Chain
 from progc.ir.graphs import copy_graph
 from progc.ir.program import MODES, Mode, Program
-from progc.transforms.depth.naming import Naming, Place, renamed_stack
+from progc.transforms.depth.naming import BlockPlace, Naming, renamed_stack
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Editor:
         tensors = set(chain.blocks[block].tensors)
         return {name for name in tensors if name in self.groups and self.groups[name] <= tensors}
 
-    def insert(self, chain: Chain, places: Sequence[Place], naming: Naming) -> list[Inserted]:
+    def insert(self, chain: Chain, places: Sequence[BlockPlace], naming: Naming) -> list[Inserted]:
         """Inserts a copy at every place that is one; returns them in order."""
         found: list[dict[Mode, tuple[tuple[fx.Node, ...], tuple[fx.Node, ...], dict[str, fx.Node]]]] = [
             {} for _ in places

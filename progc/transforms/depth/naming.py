@@ -38,7 +38,7 @@ class Naming:
     order: Mapping[str, tuple[int, int, int]]
 
 
-def name_places(program: Program, chain: Chain, places: Sequence[Place]) -> Naming:
+def name_places(program: Program, chain: Chain, places: Sequence[BlockPlace]) -> Naming:
     """Numbers the places of `chain` from the number of its first block on and renames what has to move."""
     first = chain.blocks[0].index
     numbers = tuple(range(first, first + len(places)))
@@ -150,7 +150,7 @@ Arrangement = Literal["identity", "interpolate", "stack", "random"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Place:
+class BlockPlace:
     """One place of the grown chain: the index of the old block it is made from, and whether it is a copy."""
 
     source: int
@@ -163,7 +163,7 @@ def interpolated(old: int, new: int) -> list[int]:
     return [i for i in range(old) for _ in range(times + (i >= old - rest))]
 
 
-def arranged(old: int, new: int, period: int, init: Arrangement) -> list[Place]:
+def arranged(old: int, new: int, period: int, init: Arrangement) -> list[BlockPlace]:
     """The places of a chain that grows from `old` to `new` blocks, both whole numbers of periods, old <= new.
 
     Blocks of one period stay together and in order, whatever the arrangement.
@@ -179,6 +179,6 @@ def arranged(old: int, new: int, period: int, init: Arrangement) -> list[Place]:
     seen: set[int] = set()
     places = []
     for unit in sources:
-        places += [Place(unit * period + i, unit in seen) for i in range(period)]
+        places += [BlockPlace(unit * period + i, unit in seen) for i in range(period)]
         seen.add(unit)
     return places

@@ -32,7 +32,7 @@ _SCALING = {f"{kind}avg_pool{dim}d" for kind in ("", "adaptive_") for dim in (1,
 
 
 @dataclasses.dataclass(frozen=True)
-class Step:
+class SkipStep:
     """One operation on the skip path, the values it takes from there, and for a sum the branch that is added.
 
     `layer` says how a layer with parameters is set to the identity.
@@ -51,7 +51,7 @@ class Skip:
 
     entry: fx.Node
     exit: fx.Node
-    steps: tuple[Step, ...]
+    steps: tuple[SkipStep, ...]
     others: tuple[fx.Node, ...] = ()
     """Further entries of the block, which may join the path (image and text tokens in one sequence) and part again."""
 
@@ -99,7 +99,7 @@ class _Paths:
                     self.behind.add(user)
                     todo.append(user)
 
-    def to(self, goal: fx.Node, limit: int) -> Iterator[tuple[Step, ...]]:
+    def to(self, goal: fx.Node, limit: int) -> Iterator[tuple[SkipStep, ...]]:
         """Steps from the entry to `goal`."""
         if goal is self.entry or goal in self.others:
             yield ()
@@ -108,11 +108,11 @@ class _Paths:
             return
         for step in _steps_back(goal, self.through_layers):
             for parts in self._to_all(step.sources, limit - 1):
-                known: dict[fx.Node, Step] = {}
+                known: dict[fx.Node, SkipStep] = {}
                 if all(known.setdefault(one.node, one) == one for part in parts for one in part):
                     yield (*known.values(), step)
 
-    def _to_all(self, sources: Sequence[fx.Node], limit: int) -> Iterator[tuple[tuple[Step, ...], ...]]:
+    def _to_all(self, sources: Sequence[fx.Node], limit: int) -> Iterator[tuple[tuple[SkipStep, ...], ...]]:
         """A path to each of the sources, in all combinations."""
         if not sources:
             yield ()
@@ -122,36 +122,36 @@ class _Paths:
                 yield (first, *rest)
 
 
-def _steps_back(node: fx.Node, through_layers: bool) -> Iterator[Step]:
+def _steps_back(node: fx.Node, through_layers: bool) -> Iterator[SkipStep]:
     name = op_name(node)
     if name in ("add", "sub") and all(is_float(item) for item in node.args[:2]):
         left, right = node.args[:2]
         assert isinstance(left, fx.Node) and isinstance(right, fx.Node)
         if shape_of(left) == shape_of(node):
-            yield Step("add", node, (left,), right)
+            yield SkipStep("add", node, (left,), right)
         if name == "add" and shape_of(right) == shape_of(node) and node.kwargs.get("alpha", 1) == 1:
-            yield Step("add", node, (right,), left)
+            yield SkipStep("add", node, (right,), left)
         return
     operands = tuple(operand for operand in node.all_input_nodes if is_float(operand))
     if not operands or not isinstance(node.meta.get("tensor"), TensorMeta):
         return
     first = node.args[0] if isinstance(node.args[0], fx.Node) else operands[0]
     if is_product(node) and isinstance(node.args[1], (int, float)):
-        yield Step("factor", node, (first,))
+        yield SkipStep("factor", node, (first,))
     elif name in IDEMPOTENT:
-        yield Step("idempotent", node, (first,))
+        yield SkipStep("idempotent", node, (first,))
     elif name in NORMS:
-        yield Step("norm", node, (first,))
+        yield SkipStep("norm", node, (first,))
     elif name in POINTWISE and name != "neg":
-        yield Step("same", node, (first,))
+        yield SkipStep("same", node, (first,))
     elif moves(node) and name != "getitem":
-        yield Step("move", node, operands)
+        yield SkipStep("move", node, operands)
     elif through_layers:
         layer = None
         for layer in layers_at(node):
-            yield Step("layer", node, (layer.source,), layer=layer)
+            yield SkipStep("layer", node, (layer.source,), layer=layer)
         if layer is None and len(operands) == 1 and shape_of(first) == shape_of(node):
-            yield Step("idempotent", node, (first,))  # any other activation: what is judged names it
+            yield SkipStep("idempotent", node, (first,))  # any other activation: what is judged names it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,7 +191,7 @@ def check_identity(program: Program, skip: Skip) -> None:
         raise NotLosslessError("the skip path of the block rearranges its value, so a silent block is not the identity")
 
 
-def _after(program: Program, step: Step, before: Sequence[_State], ticket: torch.Tensor) -> _State:
+def _after(program: Program, step: SkipStep, before: Sequence[_State], ticket: torch.Tensor) -> _State:
     state, node = before[0], step.node
     if step.kind == "move":
         if len({one.factor for one in before}) > 1:

@@ -15,7 +15,7 @@ DEPTH = re.compile(r"(?:(?P<chain>.+):)?(?P<times>\*)?(?P<number>\d+(?:\.\d+)?|\
 
 
 @dataclasses.dataclass(frozen=True)
-class Size:
+class DepthSize:
     """A depth for the chains that match `chain` (None: all selected ones), absolute or relative."""
 
     chain: str | None
@@ -23,7 +23,7 @@ class Size:
     relative: bool
 
 
-def parse_size(text: str) -> Size:
+def parse_size(text: str) -> DepthSize:
     """`12`, `*2`, `*1.5`, `blocks:12`, `layers.*:*2`.
 
     Raises:
@@ -35,11 +35,11 @@ def parse_size(text: str) -> Size:
             f"grow-depth: to={text} is no depth; write a number of blocks (12), a factor (*2), or either for one "
             "chain (blocks:12)"
         )
-    return Size(match["chain"], float(match["number"]), bool(match["times"]))
+    return DepthSize(match["chain"], float(match["number"]), bool(match["times"]))
 
 
 @dataclasses.dataclass(frozen=True)
-class Choice:
+class DepthChoice:
     """What grows.
 
     Attributes:
@@ -54,8 +54,8 @@ class Choice:
 
 
 def choose(
-    table: ChainTable, sizes: Sequence[Size], names: Sequence[str] = (), without: Collection[str] = ()
-) -> Choice:
+    table: ChainTable, sizes: Sequence[DepthSize], names: Sequence[str] = (), without: Collection[str] = ()
+) -> DepthChoice:
     """New number of blocks for every chain that grows.
 
     Args:
@@ -68,7 +68,7 @@ def choose(
         PassOptionError: a name that no chain has.
         TargetError: a depth that the chain cannot reach.
     """
-    chosen: dict[str, Size] = {}
+    chosen: dict[str, DepthSize] = {}
     notes: list[str] = []
     unnamed: set[str] = set()
     general = [size for size in sizes if size.chain is None]
@@ -89,7 +89,7 @@ def choose(
             unnamed.difference_update(chain.name for chain in matching(table, size.chain))
     grown = [(chain, _blocks(chain, chosen[chain.name])) for chain in table if chain.name in chosen]
     _check_apart([chain for chain, blocks in grown if blocks != len(chain.blocks)])
-    return Choice(tuple(grown), frozenset(unnamed), tuple(notes))
+    return DepthChoice(tuple(grown), frozenset(unnamed), tuple(notes))
 
 
 def matching(table: ChainTable, name: str, user: str = "grow-depth") -> list[Chain]:
@@ -138,7 +138,7 @@ def _inside(chain: Chain, other: Chain) -> bool:
     return all(name in nodes for block in chain.blocks for name in block.nodes["eval"])
 
 
-def _blocks(chain: Chain, size: Size) -> int:
+def _blocks(chain: Chain, size: DepthSize) -> int:
     """Number of blocks of the chain at the wanted depth, which counts every numbered block of the container."""
     others = chain.siblings - len(chain.blocks)
     wanted = chain.siblings * size.number if size.relative else size.number

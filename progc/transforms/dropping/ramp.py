@@ -20,7 +20,7 @@ Ramp = Literal["keep", "linear", "uniform"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Step:
+class RampStep:
     """One step of a linear ramp: a block.
 
     Attributes:
@@ -34,7 +34,9 @@ class Step:
     like: str | None = None
 
 
-def steps(program: Program, graph: fx.Graph, drops: Sequence[Drop], put: Mapping[str, str] | None = None) -> list[Step]:
+def steps(
+    program: Program, graph: fx.Graph, drops: Sequence[Drop], put: Mapping[str, str] | None = None
+) -> list[RampStep]:
     """The blocks of a ramp in order of execution, up to the last one that drops.
 
     These are the blocks of chains with their numbered neighbours, whether they drop or not (at rate 0 there is nothing
@@ -64,7 +66,7 @@ def steps(program: Program, graph: fx.Graph, drops: Sequence[Drop], put: Mapping
         owned.setdefault(label, []).append(drop)
     order = sorted(starts, key=lambda label: starts[label])
     last = max((index for index, label in enumerate(order) if owned[label]), default=-1)
-    return [Step(label, tuple(owned[label]), _like(label, owned, chains)) for label in order[: last + 1]]
+    return [RampStep(label, tuple(owned[label]), _like(label, owned, chains)) for label in order[: last + 1]]
 
 
 def _chains(program: Program, dropping: set[str]) -> list[Chain]:
@@ -111,7 +113,9 @@ def shares(drops: Sequence[Drop]) -> list[Share]:
     ]
 
 
-def ramp(drops: Sequence[Drop], rate: float, shape: Ramp, placed: Sequence[Step]) -> list[tuple[Drop, Share, float]]:
+def ramp(
+    drops: Sequence[Drop], rate: float, shape: Ramp, placed: Sequence[RampStep]
+) -> list[tuple[Drop, Share, float]]:
     """The new share and rate of every drop.
 
     Raises:

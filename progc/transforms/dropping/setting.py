@@ -16,7 +16,7 @@ from progc.ir.operations import argument, op_name
 from progc.ir.program import Program
 from progc.transforms.dropping.find import DRAWING, MEMORY, Drop, Kind, Share, find_drops
 from progc.transforms.dropping.insert import insert
-from progc.transforms.dropping.ramp import Ramp, Step, ramp, steps
+from progc.transforms.dropping.ramp import Ramp, RampStep, ramp, steps
 
 _aten = torch.ops.aten
 _STILL = {
@@ -91,8 +91,8 @@ def set_drops(program: Program, *, path: float | None, dropout: float | None, sh
 
 
 def _completed(
-    program: Program, graph: fx.Graph, placed: list[Step], rate: float, shape: Ramp
-) -> tuple[list[Step], list[str]]:
+    program: Program, graph: fx.Graph, placed: list[RampStep], rate: float, shape: Ramp
+) -> tuple[list[RampStep], list[str]]:
     """The steps, of which those that lack a drop and need one have got those of another block of their chain."""
     put: dict[str, str] = {}
     chains = {block.label: chain for chain in chains_of(program) for block in chain.blocks}

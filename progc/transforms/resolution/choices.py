@@ -11,7 +11,7 @@ from torch import fx
 from progc.ir.notation import call_text, module_path
 from progc.ir.program import Mode, Program
 from progc.lift.extents import Cat, Dim, Key, Leaf, bare, cuts_of, deal, grows, leaves, new_size, old_size
-from progc.transforms.resolution.values import Clash, Facts, Indivisible, Path, Value, op_name
+from progc.transforms.resolution.values import Indivisible, Path, SizeClash, SizedValue, SizeFacts, op_name
 
 
 class Choices:
@@ -28,7 +28,7 @@ class Choices:
         changed: whether facts were added, so that the walk has to be repeated.
     """
 
-    def __init__(self, program: Program, mode: Mode, facts: Facts) -> None:
+    def __init__(self, program: Program, mode: Mode, facts: SizeFacts) -> None:
         self.program, self.mode, self.facts = program, mode, facts
         self.values: dict[str, Any] = {}
         self.node: fx.Node = next(iter(program.graphs[mode].nodes))
@@ -104,7 +104,7 @@ class Choices:
         marked = tuple(Leaf(p.old, p.new, p.origin, p.cuts | {key}) if isinstance(p, Leaf) else p for p in parts)
         return marked, not turned
 
-    def meet(self, dims: Sequence[Dim], values: Sequence[Value | None] = (), follow: bool = True) -> Dim:
+    def meet(self, dims: Sequence[Dim], values: Sequence[SizedValue | None] = (), follow: bool = True) -> Dim:
         """One dim that several operands share; those that are free follow the image where others do.
 
         Args:
@@ -122,10 +122,10 @@ class Choices:
             return max(dims, key=lambda dim: (grows(dim), not any(leaf.origin for leaf in leaves(dim))))
         others = [dim for dim in dims if old_size(dim) == new_size(dim)]
         if len({new_size(dim) for dim in moving}) > 1 or not follow:
-            raise Clash(self._two(dims), cuts_of(dims), self.where())
+            raise SizeClash(self._two(dims), cuts_of(dims), self.where())
         for dim in others:
             if self._precious(dim) and (turnable := self._turnable(moving[0])):
-                raise Clash(self._two(dims), turnable, self.where())
+                raise SizeClash(self._two(dims), turnable, self.where())
             self.follow(dim, moving[0])
         return moving[0]
 
@@ -157,7 +157,7 @@ class Choices:
             Clash: it does not.
         """
         if old_size(dim) != new_size(dim):
-            raise Clash(
+            raise SizeClash(
                 f"its weights are for {old_size(dim)} positions or features, which would be {new_size(dim)}",
                 cuts_of([dim]), self.where(),
             )  # fmt: skip
@@ -181,10 +181,10 @@ class Choices:
                     self.follow(own, other)
                 return
         if len(dim) < 2:
-            raise Clash(self._two([dim, target]), cuts_of([target]), self.where())
+            raise SizeClash(self._two([dim, target]), cuts_of([target]), self.where())
         dealt, rest = deal(target, [part.old for part in dim], self.cut)
         if rest:
-            raise Clash(self._two([dim, target]), cuts_of([target]), self.where())
+            raise SizeClash(self._two([dim, target]), cuts_of([target]), self.where())
         for part, share in zip(dim, dealt, strict=True):
             self.follow((part,), share)
 

@@ -14,7 +14,7 @@ from progc.errors import PassOptionError, TargetError, did_you_mean
 from progc.ir.layouts import Layout
 from progc.ir.program import Program, TensorMeta
 from progc.lift.extents import Dim, fixed, new_size, sized
-from progc.transforms.resolution.values import Facts, Value
+from progc.transforms.resolution.values import SizedValue, SizeFacts
 
 _SAME = frozenset(
     "to _to_copy contiguous clone pad constant_pad_nd reflection_pad2d batch_norm native_batch_norm layer_norm "
@@ -124,7 +124,7 @@ def parse_size(text: str | Sequence[str], old: tuple[int, int]) -> tuple[int, in
     raise PassOptionError(f"grow-resolution: to is a size such as 224, 160x224 (height x width) or *1.5, not `{given}`")
 
 
-def walk_inputs(program: Program, images: Sequence[Image], size: tuple[int, int], facts: Facts) -> list[Any]:
+def walk_inputs(program: Program, images: Sequence[Image], size: tuple[int, int], facts: SizeFacts) -> list[Any]:
     """Values of the inputs for a walk: images at their new size, others free to follow."""
     found: list[Any] = []
     chosen = {image.index: image for image in images}
@@ -146,7 +146,7 @@ def walk_inputs(program: Program, images: Sequence[Image], size: tuple[int, int]
         strides = [1] * len(shape)
         for dim in range(len(shape) - 2, -1, -1):
             strides[dim] = strides[dim + 1] * max(shape[dim + 1], 1)
-        found.append(Value(tuple(dims), Layout(shape, tuple(strides), layout.dtype, layout.device)))
+        found.append(SizedValue(tuple(dims), Layout(shape, tuple(strides), layout.dtype, layout.device)))
     return found
 
 

@@ -25,7 +25,7 @@ from progc.transforms.resolution.images import Image, find_images, parse_size, w
 from progc.transforms.resolution.images import resized as resized_example
 from progc.transforms.resolution.solve import Solution, solve, structure
 from progc.transforms.resolution.tables import resamples
-from progc.transforms.resolution.values import Clash, Facts, Indivisible, Value
+from progc.transforms.resolution.values import Indivisible, SizeClash, SizedValue, SizeFacts
 
 _FAR = 512
 """How far from the asked size the nearest ones that work are looked for, in pixels."""
@@ -87,7 +87,7 @@ def resize(
         raise TargetError(
             f"grow-resolution: the network cannot take {_text(new)}: {odd}; {_nearest(program, images, new, facts)}"
         ) from odd
-    except Clash as clash:
+    except SizeClash as clash:
         near = _nearest(program, images, new, facts)
         if near == _NONE:
             raise TargetError(
@@ -112,7 +112,7 @@ def _inputs_at(program: Program, images: Sequence[Image]) -> Any:
     return at
 
 
-def _solved(program: Program, images: Sequence[Image], size: tuple[int, int], facts: Facts) -> Solution:
+def _solved(program: Program, images: Sequence[Image], size: tuple[int, int], facts: SizeFacts) -> Solution:
     return solve(program, lambda known: walk_inputs(program, images, size, known), facts)
 
 
@@ -178,7 +178,7 @@ def _example(program: Program, found: Solution) -> tuple[Any, tuple[tuple[int, .
     leaves, spec = pytree.tree_flatten(program.example)
     made: list[Any] = []
     for leaf, value in zip(leaves, walk.inputs, strict=True):
-        same = not isinstance(leaf, torch.Tensor) or not isinstance(value, Value) or value.new == tuple(leaf.shape)
+        same = not isinstance(leaf, torch.Tensor) or not isinstance(value, SizedValue) or value.new == tuple(leaf.shape)
         made.append(leaf if same else resized_example(leaf, value.new))
     shapes = tuple(tuple(leaf.shape) if isinstance(leaf, torch.Tensor) else None for leaf in made)
     return pytree.tree_unflatten(made, spec), shapes
@@ -197,7 +197,7 @@ def _ambiguous(program: Program, undecided: Sequence[Key]) -> str:
 # -- sizes that work -------------------------------------------------------------------------------------------------
 
 
-def _nearest(program: Program, images: Sequence[Image], size: tuple[int, int], facts: Facts) -> str:
+def _nearest(program: Program, images: Sequence[Image], size: tuple[int, int], facts: SizeFacts) -> str:
     """The nearest sizes that work, in words: both sides together if the image and the wish are square."""
     old = images[0].size
     if old[0] == old[1] and size[0] == size[1]:
@@ -218,7 +218,7 @@ def _nearest(program: Program, images: Sequence[Image], size: tuple[int, int], f
     return f"the nearest that work are {', '.join(words)}"
 
 
-def _around(program: Program, images: Sequence[Image], facts: Facts, wish: int, at: Any) -> list[int]:
+def _around(program: Program, images: Sequence[Image], facts: SizeFacts, wish: int, at: Any) -> list[int]:
     """The nearest side that works at or below `wish`, and the nearest above."""
     found = []
     own = images[0].size
@@ -248,8 +248,8 @@ def _first(sides: Iterator[int]) -> list[int]:
     return []
 
 
-def _works(program: Program, images: Sequence[Image], size: tuple[int, int], facts: Facts) -> bool:
-    with contextlib.suppress(Clash, Indivisible, TargetError):
+def _works(program: Program, images: Sequence[Image], size: tuple[int, int], facts: SizeFacts) -> bool:
+    with contextlib.suppress(SizeClash, Indivisible, TargetError):
         _solved(program, images, size, facts)
         return True
     return False

@@ -10,13 +10,13 @@ from progc.errors import TargetError
 from progc.ir.program import MODES, Mode, Program
 from progc.lift.extents import Key
 from progc.transforms.resolution import rules as _rules  # noqa: F401  importing the package registers the rules
-from progc.transforms.resolution.values import Clash, Facts, Indivisible
+from progc.transforms.resolution.values import Indivisible, SizeClash, SizeFacts
 from progc.transforms.resolution.walk import Walk
 
 _TRIES = 2000
 """Walks before giving up; every choice is turned twice at most, so that only a very large network comes near."""
 
-Inputs = Callable[[Facts], Sequence[Any]]
+Inputs = Callable[[SizeFacts], Sequence[Any]]
 """Values of the inputs under some facts."""
 
 
@@ -24,7 +24,7 @@ Inputs = Callable[[Facts], Sequence[Any]]
 class Solution:
     """Facts without contradiction, and the walks under them, by graph."""
 
-    facts: Facts
+    facts: SizeFacts
     walks: dict[Mode, Walk]
 
     @property
@@ -38,7 +38,7 @@ class Solution:
         return found
 
 
-def solve(program: Program, inputs: Inputs, start: Facts) -> Solution:
+def solve(program: Program, inputs: Inputs, start: SizeFacts) -> Solution:
     """Walks until nothing changes.
 
     Args:
@@ -48,8 +48,8 @@ def solve(program: Program, inputs: Inputs, start: Facts) -> Solution:
         Clash: no choice avoids a contradiction.
         Indivisible: the choices that fit do not come out whole at this size.
     """
-    facts = Facts(start.scale, set(start.turned), set(start.alike), set(start.settled))
-    first: Clash | None = None
+    facts = SizeFacts(start.scale, set(start.turned), set(start.alike), set(start.settled))
+    first: SizeClash | None = None
     for _ in range(_TRIES):
         walks: dict[Mode, Walk] = {}
         walk: Walk | None = None
@@ -57,7 +57,7 @@ def solve(program: Program, inputs: Inputs, start: Facts) -> Solution:
             for mode in MODES:
                 walk = walks[mode] = Walk(program, mode, facts, inputs(facts))
                 walk.run()
-        except Clash as clash:
+        except SizeClash as clash:
             first = first or clash
             assert walk is not None
             if not _turn(facts, walk, clash):
@@ -68,7 +68,7 @@ def solve(program: Program, inputs: Inputs, start: Facts) -> Solution:
     raise TargetError(f"no consistent sizes after {_TRIES} tries")
 
 
-def _turn(facts: Facts, walk: Walk, clash: Clash) -> bool:
+def _turn(facts: SizeFacts, walk: Walk, clash: SizeClash) -> bool:
     """Another choice among those that the clash depends on, the latest first; False if all were tried."""
     order = {key: place for place, key in enumerate(walk.cuts)}
     keys = sorted((key for key in clash.cuts if key in order), key=order.__getitem__, reverse=True)
@@ -88,7 +88,7 @@ def _turn(facts: Facts, walk: Walk, clash: Clash) -> bool:
     return False
 
 
-def structure(program: Program, inputs_at: Callable[[int], Inputs], scale: bool) -> tuple[Facts, list[Key]]:
+def structure(program: Program, inputs_at: Callable[[int], Inputs], scale: bool) -> tuple[SizeFacts, list[Key]]:
     """Choices that do not depend on the size, found at multiples of the captured size, where windows come out whole.
 
     Returns:
@@ -96,8 +96,8 @@ def structure(program: Program, inputs_at: Callable[[int], Inputs], scale: bool)
     """
     for factor in (2, 3, 4):
         try:
-            found = solve(program, inputs_at(factor), Facts(scale))
-        except (Clash, Indivisible):
+            found = solve(program, inputs_at(factor), SizeFacts(scale))
+        except (SizeClash, Indivisible):
             continue
         return found.facts, found.open
-    return Facts(scale), []
+    return SizeFacts(scale), []

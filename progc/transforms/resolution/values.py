@@ -23,7 +23,7 @@ Path = tuple["int | str", ...]
 
 
 @dataclasses.dataclass(frozen=True)
-class Value:
+class SizedValue:
     """A tensor: its dims at both sizes, and its layout at the new one.
 
     `table` names the tensor of the program whose values it holds, moved at most; `counts` says that it numbers the
@@ -48,14 +48,14 @@ class Value:
 
 
 @dataclasses.dataclass(frozen=True)
-class Size:
+class BatchSize:
     """A number that depends on the batch."""
 
     old: int
     new: int
 
 
-class Args:
+class SizedArgs:
     """Arguments of an operation by schema name.
 
     Args:
@@ -87,21 +87,21 @@ class Args:
         found = self.values.get(name)
         return default if found is None else found
 
-    def first(self) -> Value:
+    def first(self) -> SizedValue:
         """The first tensor."""
         return next(self.tensors())
 
-    def tensors(self) -> Iterator[Value]:
+    def tensors(self) -> Iterator[SizedValue]:
         """All tensors, lists flattened."""
         for value in self.values.values():
             for item in value if isinstance(value, (list, tuple)) else (value,):
-                if isinstance(item, Value):
+                if isinstance(item, SizedValue):
                     yield item
 
 
 def number(value: Any) -> int:
     """A size before the change."""
-    return value.old if isinstance(value, Size) else int(value)
+    return value.old if isinstance(value, BatchSize) else int(value)
 
 
 def op_name(node: fx.Node) -> str:
@@ -111,7 +111,7 @@ def op_name(node: fx.Node) -> str:
     return name[:-1] if name.endswith("_") and not name.endswith("__") else name
 
 
-class Clash(Exception):
+class SizeClash(Exception):
     """Two sizes meet that should be one.
 
     Attributes:
@@ -129,7 +129,7 @@ class Indivisible(Exception):
 
 
 @dataclasses.dataclass
-class Facts:
+class SizeFacts:
     """What one walk takes as given.
 
     Attributes:
@@ -158,7 +158,7 @@ class Facts:
         if known.get(origin.path) == dim:
             return False
         if origin.path in known:
-            raise Clash(f"{describe(origin)} would have two sizes")
+            raise SizeClash(f"{describe(origin)} would have two sizes")
         known[origin.path] = dim
         return True
 
@@ -172,7 +172,7 @@ def _built(known: Mapping[tuple[Step, ...], Dim], origin: Origin, size: int) -> 
         return (Leaf(size, size, origin),)
     kinds = {(step[0], step[1] if step[0] == "cut" else None) for step in steps}
     if len(kinds) > 1:
-        raise Clash(f"{describe(origin)} is read in more than one way")
+        raise SizeClash(f"{describe(origin)} is read in more than one way")
     if next(iter(kinds))[0] == "cut":
         sizes = next(iter(steps))[1]
         parts: Dim = ()
@@ -185,7 +185,7 @@ def _built(known: Mapping[tuple[Step, ...], Dim], origin: Origin, size: int) -> 
         step = ("part", start, stop)
         pieces.append(_built(known, origin.step(step), stop - start) if step in steps else fixed(stop - start))
     if sum(map(old_size, pieces)) != size:
-        raise Clash(f"{describe(origin)} is read in parts that overlap")
+        raise SizeClash(f"{describe(origin)} is read in parts that overlap")
     return (Cat(tuple(pieces)),)
 
 

@@ -30,9 +30,9 @@ from progc.lift.extents import (
     sized,
 )  # fmt: skip
 from progc.transforms.resolution.choices import Choices
-from progc.transforms.resolution.values import Args, Clash, Facts, Path, Size, Value, op_name
+from progc.transforms.resolution.values import BatchSize, Path, SizeClash, SizedArgs, SizedValue, SizeFacts, op_name
 
-Rule = Callable[["Walk", fx.Node, Args], Any]
+Rule = Callable[["Walk", fx.Node, SizedArgs], Any]
 RULES: dict[str, Rule] = {}
 
 
@@ -57,7 +57,7 @@ class Walk(Choices):
         lookups: `(table, index)`: tensors whose rows are looked up by the values of another.
     """
 
-    def __init__(self, program: Program, mode: Mode, facts: Facts, inputs: Sequence[Any]) -> None:
+    def __init__(self, program: Program, mode: Mode, facts: SizeFacts, inputs: Sequence[Any]) -> None:
         super().__init__(program, mode, facts)
         self.inputs = list(inputs)
         self.retargets: dict[str, Any] = {}
@@ -85,7 +85,7 @@ class Walk(Choices):
                     try:
                         self.values[node.name] = self._visit(node)
                     except Misfit as misfit:
-                        raise Clash(str(misfit), self._touching(), self.where()) from misfit
+                        raise SizeClash(str(misfit), self._touching(), self.where()) from misfit
 
     # -- values -----------------------------------------------------------------------------------------
 
@@ -97,15 +97,15 @@ class Walk(Choices):
             return [self.resolve(item) for item in raw]
         return raw
 
-    def tensor(self, name: str) -> Value:
+    def tensor(self, name: str) -> SizedValue:
         """A tensor of the program, with the dims that follow the image at their new size."""
         tensor = self.program.tensors[name]
         return self.free(("tensor", name), Layout.of(tensor), name)
 
-    def free(self, owner: tuple[str, ...], layout: Layout, table: str | None = None) -> Value:
+    def free(self, owner: tuple[str, ...], layout: Layout, table: str | None = None) -> SizedValue:
         """A value whose sizes may follow the image."""
         dims = tuple(self.facts.dim(owner, index, size) for index, size in enumerate(layout.shape))
-        return Value(dims, _at(layout, dims), table)
+        return SizedValue(dims, _at(layout, dims), table)
 
     def _visit(self, node: fx.Node) -> Any:
         meta = node.meta.get("tensor")
@@ -114,8 +114,8 @@ class Walk(Choices):
         if node.target is operator.getitem:
             return self.values[node.args[0].name][node.args[1]]  # type: ignore[union-attr, index]
         if not isinstance(node.target, torch._ops.OpOverload):
-            raise Clash(f"{self.where()} is no operation on tensors", where=self.where())
-        args = Args(self.resolve, node)
+            raise SizeClash(f"{self.where()} is no operation on tensors", where=self.where())
+        args = SizedArgs(self.resolve, node)
         name = op_name(node)
         found = RULES.get(name)
         dims: Any = None
@@ -127,16 +127,16 @@ class Walk(Choices):
         if pointwise:
             self._scalars(node, args)
         value = self._fitted(meta, self._evaluate(node), dims, list(args.tensors()))
-        if isinstance(value, Value) and (pointwise or name in _MOVING or name == "arange"):
+        if isinstance(value, SizedValue) and (pointwise or name in _MOVING or name == "arange"):
             counts = any(operand.counts for operand in args.tensors()) or (name == "arange" and grows(value.dims[0]))
             value = dataclasses.replace(value, counts=counts)
-        if isinstance(value, Value) and name == "sum":
+        if isinstance(value, SizedValue) and name == "sum":
             own = args.first()
             old, new = (math.prod(a) // max(math.prod(b), 1) for a, b in ((own.old, value.old), (own.new, value.new)))
             value = dataclasses.replace(value, summed=(old, new))
         return value
 
-    def _scalars(self, node: fx.Node, args: Args) -> None:
+    def _scalars(self, node: fx.Node, args: SizedArgs) -> None:
         """Numbers beside a tensor that may be sizes: the count of a mean follows, others are refused.
 
         Raises:
@@ -151,19 +151,19 @@ class Walk(Choices):
                     if op_name(node) == "div" and number == old:
                         self.edit((place,), old, new)
                     elif op_name(node) == "mul" and math.isclose(number, 1 / old):
-                        raise Clash(
+                        raise SizeClash(
                             f"a sum is multiplied by {number:g}, which may be one over {old}", where=self.where()
                         )
                 if value.counts and any(grows(dim) and abs(old_size(dim) - number) <= 1 for dim in value.dims):
-                    raise Clash(f"positions are counted, and {number:g} may be their number", where=self.where())
+                    raise SizeClash(f"positions are counted, and {number:g} may be their number", where=self.where())
 
-    def _number(self, node: fx.Node, meta: int) -> Size:
+    def _number(self, node: fx.Node, meta: int) -> BatchSize:
         """Sizes that depend on the batch: `sym_size`, and products of it."""
         resolved = [self.resolve(arg) for arg in node.args]
-        if isinstance(resolved[0], Value):
-            return Size(meta, resolved[0].layout.shape[int(resolved[1])])
-        new = node.target(*(item.new if isinstance(item, Size) else item for item in resolved))  # type: ignore[operator]
-        return Size(meta, int(new))
+        if isinstance(resolved[0], SizedValue):
+            return BatchSize(meta, resolved[0].layout.shape[int(resolved[1])])
+        new = node.target(*(item.new if isinstance(item, BatchSize) else item for item in resolved))  # type: ignore[operator]
+        return BatchSize(meta, int(new))
 
     def _evaluate(self, node: fx.Node) -> Any:
         args, kwargs = self._given(node)
@@ -177,7 +177,7 @@ class Walk(Choices):
                 except Exception:  # the first error says more
                     pass
             reason = " ".join(str(error).split()) or type(error).__name__
-            raise Clash(reason, self._touching(), self.where()) from error
+            raise SizeClash(reason, self._touching(), self.where()) from error
 
     def _given(self, node: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments at the new size."""
@@ -199,9 +199,9 @@ class Walk(Choices):
 
     def _touching(self) -> frozenset[Key]:
         operands = [self.values.get(item.name) for item in self.node.all_input_nodes]
-        return cuts_of(dim for value in operands if isinstance(value, Value) for dim in value.dims)
+        return cuts_of(dim for value in operands if isinstance(value, SizedValue) for dim in value.dims)
 
-    def _fitted(self, meta: Any, result: Any, dims: Any, operands: list[Value]) -> Any:
+    def _fitted(self, meta: Any, result: Any, dims: Any, operands: list[SizedValue]) -> Any:
         """Values of the results: the dims of the rule where they have the right sizes, else what can be told."""
         if isinstance(meta, tuple):
             many = dims if dims is not None else [None] * len(meta)
@@ -215,17 +215,17 @@ class Walk(Choices):
             dims = tuple(dims)
             if tuple(map(old_size, dims)) != meta.shape or tuple(map(new_size, dims)) != result.shape:
                 found = f"{list(meta.shape)} would become {list(map(new_size, dims))} and is {list(result.shape)}"
-                raise Clash(found, self._touching(), self.where())
-            return Value(dims, result, table)
+                raise SizeClash(found, self._touching(), self.where())
+            return SizedValue(dims, result, table)
         for operand in operands[:1]:
             if operand.old == meta.shape and operand.new == result.shape:
-                return Value(operand.dims, result, table)
-        return Value(tuple(self._guess(operands, index, *pair) for index, pair in _pairs(meta, result)), result)
+                return SizedValue(operand.dims, result, table)
+        return SizedValue(tuple(self._guess(operands, index, *pair) for index, pair in _pairs(meta, result)), result)
 
-    def _moved(self, operands: list[Value]) -> str | None:
+    def _moved(self, operands: list[SizedValue]) -> str | None:
         return operands[0].table if op_name(self.node) in _MOVING else None
 
-    def _guess(self, operands: list[Value], index: int, old: int, new: int) -> Dim:
+    def _guess(self, operands: list[SizedValue], index: int, old: int, new: int) -> Dim:
         """The parts of a dim of sizes `old`, `new` in a result without a rule."""
         if old == new:
             return fixed(old)
@@ -247,7 +247,7 @@ class Walk(Choices):
     def sizes(self, path: Path, given: Sequence[Any], dims: Sequence[Dim]) -> None:
         """The list of sizes at `path` is that of `dims`."""
         for position, (item, dim) in enumerate(zip(given, dims, strict=True)):
-            if isinstance(item, Size):
+            if isinstance(item, BatchSize):
                 if item.new != new_size(dim):
                     place = (*path, position)
                     self._here[place] = new_size(dim)
@@ -266,7 +266,7 @@ class Walk(Choices):
             self._patched[operand.name] = _at(value.layout, dims)
 
 
-def broadcast(walk: Walk, values: list[Value]) -> list[Dim]:
+def broadcast(walk: Walk, values: list[SizedValue]) -> list[Dim]:
     """Dims of a pointwise operation; operands that are free follow the others."""
     rank = max((len(value.dims) for value in values), default=0)
     out: list[Dim] = []
@@ -277,7 +277,7 @@ def broadcast(walk: Walk, values: list[Value]) -> list[Dim]:
             out.append(max((dim for _, dim in own), key=new_size))
             continue
         if any(new_size(dim) != 1 for value, dim in own if old_size(dim) == 1):
-            raise Clash("one position before would be several", walk._touching(), walk.where())
+            raise SizeClash("one position before would be several", walk._touching(), walk.where())
         out.append(walk.meet([dim for _, dim in wide], [value for value, _ in wide]))
     patch(walk, out)
     return out
@@ -287,7 +287,7 @@ def patch(walk: Walk, dims: Sequence[Dim]) -> None:
     """Gives operands of a broadcasting operation the sizes that they will have in the next walk."""
     for operand in walk.node.all_input_nodes:
         value = walk.values[operand.name]
-        if isinstance(value, Value):
+        if isinstance(value, SizedValue):
             own = [dim if old_size(dim) == 1 else dims[index - len(value.dims)] for index, dim in enumerate(value.dims)]
             walk.take(operand, own)
 
@@ -304,9 +304,9 @@ def _at(layout: Layout, dims: Sequence[Dim]) -> Layout:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, Value):
+    if isinstance(value, SizedValue):
         return value.layout
-    if isinstance(value, Size):
+    if isinstance(value, BatchSize):
         return value.new
     return [_plain(item) for item in value] if isinstance(value, list) else value
 

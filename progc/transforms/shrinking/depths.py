@@ -31,7 +31,7 @@ class Depth:
 
 
 @dataclasses.dataclass(frozen=True)
-class Kept:
+class KeptBlocks:
     """A chain that gets shorter: positions in `chain.blocks` of the blocks that stay, ascending."""
 
     chain: Chain
@@ -72,7 +72,7 @@ def kept_positions(old: int, new: int, rule: Rule) -> list[int]:
 
 def choose(
     table: ChainTable, depths: Sequence[Depth], names: Sequence[str], rule: Rule
-) -> tuple[list[Kept], list[str]]:
+) -> tuple[list[KeptBlocks], list[str]]:
     """The chains that get shorter, and notes about what was left alone or rounded.
 
     Args:
@@ -112,7 +112,7 @@ def choose(
             if blocks < len(chain.blocks):
                 if blocks < (2 if chain.kind == "dense" else 1):
                     notes.append(f"too little of {chain.name} stays for grow-depth to find it again")
-                kept.append(Kept(chain, tuple(_positions(chain, blocks, rule, notes))))
+                kept.append(KeptBlocks(chain, tuple(_positions(chain, blocks, rule, notes))))
     _check_apart([one.chain for one in kept])
     return kept, notes
 

@@ -21,8 +21,8 @@ from progc.ir.graphs import copy_graph
 from progc.ir.operations import argument, op_name, shape_of
 from progc.ir.program import MODES, Mode, Program
 from progc.transforms.depth.insertion import Editor
-from progc.transforms.depth.naming import Naming, Place, in_order, name_places
-from progc.transforms.shrinking.depths import Kept
+from progc.transforms.depth.naming import BlockPlace, Naming, in_order, name_places
+from progc.transforms.shrinking.depths import KeptBlocks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Shorter:
     vanished: frozenset[Atom]
 
 
-def shortened(program: Program, kept: Sequence[Kept]) -> Shorter:
+def shortened(program: Program, kept: Sequence[KeptBlocks]) -> Shorter:
     """The program with only the blocks in `kept` of these chains.
 
     Raises:
@@ -50,7 +50,7 @@ def shortened(program: Program, kept: Sequence[Kept]) -> Shorter:
         graphs = {mode: copy_graph(program.graphs[mode]) for mode in MODES}
         return Shorter(program.replace(graphs=graphs), {name: name for name in program.tensors}, frozenset())
     editor = Editor(program)
-    namings = [name_places(program, one.chain, [Place(block, False) for block in one.blocks]) for one in kept]
+    namings = [name_places(program, one.chain, [BlockPlace(block, False) for block in one.blocks]) for one in kept]
     gone = {name for one in kept for block in one.dropped for name in one.chain.blocks[block].tensors}
     renamed = {old: new for naming in namings for old, new in naming.tensors.items()}
     origin = _ordered(program, namings, gone, renamed)
@@ -95,7 +95,7 @@ def _ties(program: Program, gone: Collection[str], origin: dict[str, str]) -> tu
     return tied, heirs
 
 
-def _drop(editor: Editor, mode: Mode, kept: Kept) -> None:
+def _drop(editor: Editor, mode: Mode, kept: KeptBlocks) -> None:
     """Readers of a dropped block's exits read its entries."""
     chain, now = kept.chain, editor.now[mode]
     carried = chain.carried[mode]
@@ -111,7 +111,7 @@ def _drop(editor: Editor, mode: Mode, kept: Kept) -> None:
     _erase(editor, mode, chain, kept.dropped)
 
 
-def _drop_dense(editor: Editor, mode: Mode, kept: Kept) -> set[Atom]:
+def _drop_dense(editor: Editor, mode: Mode, kept: KeptBlocks) -> set[Atom]:
     """Segments of dropped blocks leave the concatenations; the axes that they made."""
     chain, now, vanished = kept.chain, editor.now[mode], set()
     table = axes_of(editor.program)

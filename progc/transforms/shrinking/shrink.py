@@ -23,7 +23,7 @@ from progc.lift.entry import Scale, TensorLift
 from progc.lift.index_map import How
 from progc.lift.lift import Lift
 from progc.lift.selection import strides
-from progc.transforms.shrinking.depths import Kept
+from progc.transforms.shrinking.depths import KeptBlocks
 from progc.transforms.shrinking.removal import shortened
 from progc.transforms.width.widening import Widening
 
@@ -46,7 +46,7 @@ class Smaller:
 
 
 def shrunk(
-    program: Program, kept: Sequence[Kept], sizes: Mapping[str, int], *, units: Units, storage: str, seed: int = 0
+    program: Program, kept: Sequence[KeptBlocks], sizes: Mapping[str, int], *, units: Units, storage: str, seed: int = 0
 ) -> Smaller:
     """The sub-network with these blocks and sizes.
 

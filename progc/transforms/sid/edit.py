@@ -21,12 +21,12 @@ from torch.utils import _pytree as pytree
 from progc.ir.graphs import copy_graph, propagate
 from progc.ir.operations import op_name
 from progc.ir.program import MODES, Mode, Program, StageIdentifier, TensorSpec
-from progc.transforms.sid.places import Place
+from progc.transforms.sid.places import SitePlace
 
 _aten = torch.ops.aten
 
 
-def with_sid(program: Program, sid: StageIdentifier, table: nn.Parameter, places: Sequence[Place]) -> Program:
+def with_sid(program: Program, sid: StageIdentifier, table: nn.Parameter, places: Sequence[SitePlace]) -> Program:
     """The program with the rows of `table` `[K + 1, width]` added at `places`."""
     result = program.replace(
         tensors={**program.tensors, sid.table: table},
@@ -54,7 +54,7 @@ def with_stage(program: Program, sid: StageIdentifier) -> Program:
     return with_sid(plain, sid, table, places)
 
 
-def without_sid(program: Program) -> tuple[Program, list[Place]]:
+def without_sid(program: Program) -> tuple[Program, list[SitePlace]]:
     """The program without its stage identifier, as if the row were zero, and the values that the row was added to."""
     sid = program.sid
     assert sid is not None
@@ -78,7 +78,7 @@ def without_sid(program: Program) -> tuple[Program, list[Place]]:
     if sid.input is not None:
         result = _without_input(result, sid.input)
     places = [
-        Place({"eval": own[0], "train": other[0]}, own[1], own[2], own[3])
+        SitePlace({"eval": own[0], "train": other[0]}, own[1], own[2], own[3])
         for own, other in zip(found["eval"], found["train"], strict=True)
     ]
     return _finished(result), places
@@ -105,7 +105,7 @@ def input_name(program: Program) -> str:
 # --- the sum --------------------------------------------------------------------------------------------------------
 
 
-def _join(graph: fx.Graph, value: fx.Node, row: fx.Node, place: Place, laid: dict[Any, fx.Node], form: str) -> None:
+def _join(graph: fx.Graph, value: fx.Node, row: fx.Node, place: SitePlace, laid: dict[Any, fx.Node], form: str) -> None:
     """Adds the row to the value, or appends it as one more token; whatever read the value reads the result."""
     key = (place.batch, place.channel, place.rank)
     if key not in laid:
@@ -123,7 +123,7 @@ def _join(graph: fx.Graph, value: fx.Node, row: fx.Node, place: Place, laid: dic
     value.replace_all_uses_with(total, delete_user_cb=lambda user: user is not total)
 
 
-def _laid(graph: fx.Graph, row: fx.Node, place: Place) -> fx.Node:
+def _laid(graph: fx.Graph, row: fx.Node, place: SitePlace) -> fx.Node:
     """The row `[batch, width]` with its dims where the value's are, and dims of size 1 elsewhere."""
     after = row
     if place.channel < place.batch:

@@ -19,7 +19,7 @@ from torch import fx
 from progc.ir.check import stochastic
 from progc.ir.operations import argument, describe, is_float, op_name, shape_of
 from progc.ir.program import MODES, Mode, Program
-from progc.transforms.sid.places import Place
+from progc.transforms.sid.places import SitePlace
 
 _AS_IT_IS = {"dropout", "feature_dropout", "clone", "contiguous", "alias", "detach", "to", "_to_copy", "positive"}
 _RESHAPE = {
@@ -43,7 +43,7 @@ class Fold:
     reason: str = ""
 
 
-def find_fold(program: Program, places: Sequence[Place]) -> Fold:
+def find_fold(program: Program, places: Sequence[SitePlace]) -> Fold:
     """The parameters that take over one row for all `places`, all of which get it.
 
     The values must be the network's own: graphs without the sum that adds the row.

@@ -19,7 +19,7 @@ from progc.ir.program import MODES, Mode, Program, TensorMeta
 
 
 @dataclasses.dataclass(frozen=True)
-class Place:
+class SitePlace:
     """One value that gets the row.
 
     Attributes:
@@ -121,7 +121,7 @@ class Survey:
         last = (1 if len(dims) > 3 else len(dims) - 1) if not found else found[-1]
         return last if 0 < len(dims) and last != batch else None
 
-    def place(self, name: str) -> Place | None:
+    def place(self, name: str) -> SitePlace | None:
         """The place of a value of the eval graph; None if it has no samples, no channels or no twin."""
         node = self.nodes["eval"][name]
         meta = node.meta.get("tensor")
@@ -131,10 +131,10 @@ class Survey:
         channel = None if batch is None else self.channel_dim(name, batch)
         if batch is None or channel is None or not node.users:
             return None
-        place = Place({"eval": name, "train": self.twins[name]}, batch, channel, len(meta.shape))
+        place = SitePlace({"eval": name, "train": self.twins[name]}, batch, channel, len(meta.shape))
         return None if any(self._written_through(place, mode) for mode in MODES) else place
 
-    def _written_through(self, place: Place, mode: Mode) -> bool:
+    def _written_through(self, place: SitePlace, mode: Mode) -> bool:
         """True if the value shares memory with one that is read elsewhere, and that memory is written to later."""
         node = self.nodes[mode][place.nodes[mode]]
         root, shared = node, False

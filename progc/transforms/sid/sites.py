@@ -22,7 +22,7 @@ from progc.errors import TargetError, did_you_mean
 from progc.ir.operations import HOMOGENEOUS, ZERO_PRESERVING, is_float, op_name, shape_of
 from progc.ir.program import MODES, Program, TensorMeta
 from progc.transforms.sid.folding import Fold, find_fold
-from progc.transforms.sid.places import Place, Survey
+from progc.transforms.sid.places import SitePlace, Survey
 
 KINDS = ("conditioning", "tokens", "features", "context")
 _STEPS = 8
@@ -49,7 +49,7 @@ class Site:
     """
 
     name: str
-    places: tuple[Place, ...]
+    places: tuple[SitePlace, ...]
     width: int
     fold: Fold
 
@@ -96,7 +96,7 @@ def choose_site(program: Program, name: str, form: str = "add") -> Site:
     )
 
 
-def _site(survey: Survey, name: str, places: Sequence[Place]) -> Site:
+def _site(survey: Survey, name: str, places: Sequence[SitePlace]) -> Site:
     first = places[0]
     width = shape_of(survey.nodes["eval"][first.nodes["eval"]])[first.channel]
     return Site(name, tuple(places), width, find_fold(survey.program, places))
@@ -127,11 +127,11 @@ def _conditioning(survey: Survey) -> Site | None:
     return site
 
 
-def _first_place(survey: Survey, names: Sequence[str]) -> Place | None:
+def _first_place(survey: Survey, names: Sequence[str]) -> SitePlace | None:
     return next((place for name in names if (place := survey.place(name)) is not None), None)
 
 
-def _alike(survey: Survey, places: Sequence[Place]) -> Site | None:
+def _alike(survey: Survey, places: Sequence[SitePlace]) -> Site | None:
     """One row for all places that are as wide as the first."""
     nodes = survey.nodes["eval"]
     widths = [shape_of(nodes[place.nodes["eval"]])[place.channel] for place in places]

@@ -13,7 +13,7 @@ from progc.analysis.axes import Axis, AxisTable
 from progc.analysis.axes import dims as D
 from progc.analysis.axes.dims import Atom, Dim
 from progc.analysis.axes.records import Event
-from progc.analysis.padding import Padding, PaddingRefused, State, padding_of
+from progc.analysis.padding import Padding, PaddingRefused, PadState, padding_of
 from progc.errors import TargetError
 from progc.ir.graphs import copy_graph, drop_unread_sizes, propagate, set_literal
 from progc.ir.program import MODES, Program
@@ -93,7 +93,7 @@ class Widening:
             for atom in dict.fromkeys(self.grows(dim)):
                 if atom not in self.paddings:
                     continue
-                state = self.paddings[atom].states.get((name, position), State(0, "free"))
+                state = self.paddings[atom].states.get((name, position), PadState(0, "free"))
                 if state.power:
                     factor = (self.new[atom] / atom.size) ** (state.power / 2)
                     scales.append(Scale(position, tuple(factor if on else 1.0 for on in _belongs(dim, atom))))

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import progc
-from progc.analysis.padding import State, padding_of
+from progc.analysis.padding import PadState, padding_of
 from progc.errors import CheckError
 from progc.growth.grow import grow_with_report
 from progc.ir.program import Program
@@ -150,15 +150,15 @@ def test_the_states_of_a_transformer() -> None:
     program = NETWORKS["transformer"]()
     axis = program.axes["patches"]
     states = padding_of(program.axes, axis.atom).states
-    assert states["patches.weight", 0] == states["positions", 2] == states["token", 2] == State(1, "mean")
-    assert states["blocks.0.proj.weight", 0] == State(1, "mean", ("blocks.0.gain1",))
-    assert states["blocks.0.gain1", 0] == State(0, "one", ("blocks.0.gain1",))
-    assert states["norm.weight", 0] == State(-1, "free") and states["norm.bias", 0] == State(0, "zero")
-    assert states["head.weight", 1] == State(0, "free")
+    assert states["patches.weight", 0] == states["positions", 2] == states["token", 2] == PadState(1, "mean")
+    assert states["blocks.0.proj.weight", 0] == PadState(1, "mean", ("blocks.0.gain1",))
+    assert states["blocks.0.gain1", 0] == PadState(0, "one", ("blocks.0.gain1",))
+    assert states["norm.weight", 0] == PadState(-1, "free") and states["norm.bias", 0] == PadState(0, "zero")
+    assert states["head.weight", 1] == PadState(0, "free")
     tied = NETWORKS["decoder"]()
     states = padding_of(tied.axes, tied.axes["embed"].atom).states
-    assert states["embed.weight", 1] == State(1, "zero")
-    assert states["final.weight", 0] == State(-2, "free") and states["norm1.weight", 0] == State(-1, "free")
+    assert states["embed.weight", 1] == PadState(1, "zero")
+    assert states["final.weight", 0] == PadState(-2, "free") and states["norm1.weight", 0] == PadState(-1, "free")
 
 
 # -- what a wrong rule would do ----------------------------------------------------------------------------------

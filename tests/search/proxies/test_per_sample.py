@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import progc
 from progc.search.proxies import per_sample
-from progc.search.proxies.local import Use
+from progc.search.proxies.local import SharedUse
 from progc.search.proxies.running import Network
 from progc.search.proxies.sample_dims import find_samples
 from tests.search.proxies import networks
@@ -89,15 +89,15 @@ def test_parameters_in_parts_give_the_same(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_a_planted_error_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """One layer of many counted twice."""
-    original = Use.add_products
+    original = SharedUse.add_products
 
-    def doubled(self: Use, shared: torch.fx.Node, add: object, products: object) -> None:
+    def doubled(self: SharedUse, shared: torch.fx.Node, add: object, products: object) -> None:
         original(self, shared, add, products)  # type: ignore[arg-type]
         if shared.target == "blocks.1.attn.proj.weight":
             original(self, shared, add, products)  # type: ignore[arg-type]
 
     assert difference("dropped", "loss")[0] < 1e-5
-    monkeypatch.setattr(Use, "add_products", doubled)
+    monkeypatch.setattr(SharedUse, "add_products", doubled)
     assert difference("dropped", "loss")[0] > 1e-4
 
 

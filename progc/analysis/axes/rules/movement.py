@@ -19,7 +19,7 @@ from torch import fx
 from progc.analysis.axes import dims as D
 from progc.analysis.axes.context import Args, Context
 from progc.analysis.axes.dims import Dim
-from progc.analysis.axes.records import Source, Value
+from progc.analysis.axes.records import MovedTensor, Value
 from progc.analysis.axes.registry import rule
 from progc.analysis.axes.rules.pointwise import broadcast
 from progc.ir.graphs import reshape_groups
@@ -30,7 +30,7 @@ def moved(x: Value, dims: Sequence[Dim], order: Sequence[int | None]) -> Value:
     """`x` re-arranged: result dim i is x's dim `order[i]` (None: a new dim)."""
     source = None
     if x.source is not None:
-        source = Source(x.source.name, tuple(frozenset() if i is None else x.source.dims[i] for i in order))
+        source = MovedTensor(x.source.name, tuple(frozenset() if i is None else x.source.dims[i] for i in order))
     return Value(tuple(dims), source, x.constant)
 
 
@@ -68,7 +68,7 @@ def _reshaped(x: Value, shape: Sequence[int]) -> Value:
         for old, wanted in reshape_groups([D.size_of(dim) for dim in x.dims], list(shape)):
             union = frozenset().union(*(x.source.dims[i] for i in old)) if len(old) else frozenset()
             held.extend(union for _ in wanted)
-        source = Source(x.source.name, tuple(held))
+        source = MovedTensor(x.source.name, tuple(held))
     return Value(tuple(dims), source, x.constant)
 
 

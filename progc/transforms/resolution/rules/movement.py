@@ -16,19 +16,19 @@ from typing import Any
 from torch import fx
 
 from progc.lift.extents import Dim, Leaf, fixed, new_size, old_size, reshape
-from progc.transforms.resolution.values import Args, Clash, Size, Value, number
+from progc.transforms.resolution.values import BatchSize, SizeClash, SizedArgs, SizedValue, number
 from progc.transforms.resolution.walk import Walk, rule
 
 
 @rule("permute")
-def permute(walk: Walk, node: fx.Node, args: Args) -> Any:
+def permute(walk: Walk, node: fx.Node, args: SizedArgs) -> Any:
     """Dims in another order."""
     dims = args.first().dims
     return [dims[index] for index in args["dims"]]
 
 
 @rule("transpose", "swapaxes", "swapdims")
-def transpose(walk: Walk, node: fx.Node, args: Args) -> Any:
+def transpose(walk: Walk, node: fx.Node, args: SizedArgs) -> Any:
     """Two dims swapped."""
     dims = list(args.first().dims)
     a, b = (args[name] for name in [name for name in args.values if name != "self"][:2])
@@ -37,14 +37,14 @@ def transpose(walk: Walk, node: fx.Node, args: Args) -> Any:
 
 
 @rule("t", "mT", "numpy_T", "matrix_H", "adjoint")
-def transposed(walk: Walk, node: fx.Node, args: Args) -> Any:
+def transposed(walk: Walk, node: fx.Node, args: SizedArgs) -> Any:
     """The last two dims swapped."""
     dims = args.first().dims
     return dims if len(dims) < 2 else [*dims[:-2], dims[-1], dims[-2]]
 
 
 @rule("movedim", "moveaxis")
-def movedim(walk: Walk, node: fx.Node, args: Args) -> Any:
+def movedim(walk: Walk, node: fx.Node, args: SizedArgs) -> Any:
     """Dims moved to other places."""
     dims, rank = args.first().dims, len(args.first().dims)
     source, target = ([item] if isinstance(item, int) else item for item in (args["source"], args["destination"]))
@@ -54,7 +54,7 @@ def movedim(walk: Walk, node: fx.Node, args: Args) -> Any:
 
 
 @rule("unsqueeze")
-def unsqueeze(walk: Walk, node: fx.Node, args: Args) -> Any:
+def unsqueeze(walk: Walk, node: fx.Node, args: SizedArgs) -> Any:
     """A dim of one unit."""
     dims: list[Dim] = list(args.first().dims)
     dims.insert(args["dim"] % (len(dims) + 1), ())
@@ -62,7 +62,7 @@ def unsqueeze(walk: Walk, node: fx.Node, args: Args) -> Any:
 
 
 @rule("squeeze")
-def squeeze(walk: Walk, node: fx.Node, args: Args) -> Any:
+def squeeze(walk: Walk, node: fx.Node, args: SizedArgs) -> Any:
     """Dims of one unit left out; those that would have several then are left to the operation to refuse."""
     dims = args.first().dims
     chosen = args.get("dim", range(len(dims)))
@@ -72,7 +72,7 @@ def squeeze(walk: Walk, node: fx.Node, args: Args) -> Any:
 
 @rule("mean", "sum", "amax", "amin", "var", "std", "logsumexp", "argmax", "argmin", "prod", "any", "all", "norm",
       "linalg_vector_norm", "count_nonzero")  # fmt: skip
-def reduce(walk: Walk, node: fx.Node, args: Args) -> Any:
+def reduce(walk: Walk, node: fx.Node, args: SizedArgs) -> Any:
     """Dims summed over go; the others stay in order."""
     dims = args.first().dims
     chosen = args.get("dim")
@@ -84,11 +84,11 @@ def reduce(walk: Walk, node: fx.Node, args: Args) -> Any:
 
 
 @rule("zeros", "ones", "full", "empty", "rand", "randn", "new_zeros", "new_ones", "new_full", "new_empty")
-def create(walk: Walk, node: fx.Node, args: Args) -> Any:
+def create(walk: Walk, node: fx.Node, args: SizedArgs) -> Any:
     """A list of sizes."""
     given = args["size"]
     dims: list[Dim] = [
-        (Leaf(item.old, item.new),) if isinstance(item, Size) else walk.literal(index, number(item))
+        (Leaf(item.old, item.new),) if isinstance(item, BatchSize) else walk.literal(index, number(item))
         for index, item in enumerate(given)
     ]
     walk.sizes(args.paths["size"], given, dims)
@@ -96,7 +96,7 @@ def create(walk: Walk, node: fx.Node, args: Args) -> Any:
 
 
 @rule("arange")
-def arange(walk: Walk, node: fx.Node, args: Args) -> Any:
+def arange(walk: Walk, node: fx.Node, args: SizedArgs) -> Any:
     """Counts positions; only a count in steps of one may follow the image."""
     start, step = args.get("start", 0), args.get("step", 1)
     if step != 1 or not isinstance(start, int) or not isinstance(args["end"], int):
@@ -107,7 +107,7 @@ def arange(walk: Walk, node: fx.Node, args: Args) -> Any:
 
 
 @rule("linspace")
-def linspace(walk: Walk, node: fx.Node, args: Args) -> Any:
+def linspace(walk: Walk, node: fx.Node, args: SizedArgs) -> Any:
     """As many positions as asked for between two fixed ends."""
     dim = walk.literal(0, args["steps"])
     walk.edit(args.paths["steps"], args["steps"], new_size(dim))
@@ -115,7 +115,7 @@ def linspace(walk: Walk, node: fx.Node, args: Args) -> Any:
 
 
 @rule("eye")
-def eye(walk: Walk, node: fx.Node, args: Args) -> Any:
+def eye(walk: Walk, node: fx.Node, args: SizedArgs) -> Any:
     """A square."""
     dim = walk.literal(0, args["n"])
     walk.edit(args.paths["n"], args["n"], new_size(dim))
@@ -125,19 +125,19 @@ def eye(walk: Walk, node: fx.Node, args: Args) -> Any:
 
 
 @rule("index", "_unsafe_index")
-def index(walk: Walk, node: fx.Node, args: Args) -> Any:
+def index(walk: Walk, node: fx.Node, args: SizedArgs) -> Any:
     """`table[i]`: the dims of the index in place of the one that it picks from."""
-    value: Value = args["self"]
-    places = [place for place, item in enumerate(args["indices"]) if isinstance(item, Value)]
+    value: SizedValue = args["self"]
+    places = [place for place, item in enumerate(args["indices"]) if isinstance(item, SizedValue)]
     if len(places) != 1:
         return None
-    picker: Value = args["indices"][places[0]]
+    picker: SizedValue = args["indices"][places[0]]
     _looked_up(walk, value, picker)
     return [*value.dims[: places[0]], *picker.dims, *value.dims[places[0] + 1 :]]
 
 
 @rule("index_select")
-def index_select(walk: Walk, node: fx.Node, args: Args) -> Any:
+def index_select(walk: Walk, node: fx.Node, args: SizedArgs) -> Any:
     """As `index`, along a given dim."""
     value, picker, dim = args["self"], args["index"], args["dim"] % len(args["self"].dims)
     _looked_up(walk, value, picker)
@@ -145,7 +145,7 @@ def index_select(walk: Walk, node: fx.Node, args: Args) -> Any:
 
 
 @rule("embedding")
-def embedding(walk: Walk, node: fx.Node, args: Args) -> Any:
+def embedding(walk: Walk, node: fx.Node, args: SizedArgs) -> Any:
     """Rows of a matrix."""
     weight, picker = args["weight"], args["indices"]
     _looked_up(walk, weight, picker)
@@ -153,15 +153,15 @@ def embedding(walk: Walk, node: fx.Node, args: Args) -> Any:
     return dims
 
 
-def _looked_up(walk: Walk, table: Value, picker: Value) -> None:
+def _looked_up(walk: Walk, table: SizedValue, picker: SizedValue) -> None:
     if table.table is not None and picker.table is not None:
         walk.lookups.add((table.table, picker.table))
 
 
 @rule("view", "reshape", "_unsafe_view", "view_copy")
-def view(walk: Walk, node: fx.Node, args: Args) -> Any:
+def view(walk: Walk, node: fx.Node, args: SizedArgs) -> Any:
     """Parts in memory order, dealt out to the new sizes."""
-    value: Value = args.first()
+    value: SizedValue = args.first()
     name = "shape" if "shape" in args.values else "size"
     given = args[name]
     if not isinstance(given, list):
@@ -173,7 +173,7 @@ def view(walk: Walk, node: fx.Node, args: Args) -> Any:
 
 
 @rule("flatten")
-def flatten(walk: Walk, node: fx.Node, args: Args) -> Any:
+def flatten(walk: Walk, node: fx.Node, args: SizedArgs) -> Any:
     """A run of dims becomes their product."""
     value, rank = args.first(), len(args.first().dims)
     start, end = args["start_dim"] % rank, args["end_dim"] % rank
@@ -186,7 +186,7 @@ def flatten(walk: Walk, node: fx.Node, args: Args) -> Any:
 
 
 @rule("unflatten")
-def unflatten(walk: Walk, node: fx.Node, args: Args) -> Any:
+def unflatten(walk: Walk, node: fx.Node, args: SizedArgs) -> Any:
     """One dim becomes several."""
     value, given = args.first(), args["sizes"]
     dim = args["dim"] % len(value.dims)
@@ -205,33 +205,33 @@ def _whole(given: Sequence[Any], shape: Sequence[int]) -> list[int]:
 
 
 @rule("expand", "broadcast_to", "expand_copy")
-def expand(walk: Walk, node: fx.Node, args: Args) -> Any:
+def expand(walk: Walk, node: fx.Node, args: SizedArgs) -> Any:
     """A dim of one unit repeated; how often is a literal of its own."""
     value, given = args.first(), args["size"]
     added = len(given) - len(value.dims)
     dims: list[Dim] = []
     for index, item in enumerate(given):
         own = value.dims[index - added] if index >= added else ()
-        if isinstance(item, Size) and old_size(own) == 1:
+        if isinstance(item, BatchSize) and old_size(own) == 1:
             dims.append(((Leaf(item.old, item.new),)) if item.old != 1 or item.new != 1 else ())
         elif number(item) in (-1, old_size(own)):
             dims.append(own)
         elif old_size(own) == 1:
             dims.append(walk.literal(index, number(item)))
         else:
-            raise Clash(f"{old_size(own)} cannot be expanded to {number(item)}", where=walk.where())
+            raise SizeClash(f"{old_size(own)} cannot be expanded to {number(item)}", where=walk.where())
     walk.sizes(args.paths["size"], given, dims)
     return dims
 
 
 @rule("expand_as")
-def expand_as(walk: Walk, node: fx.Node, args: Args) -> Any:
+def expand_as(walk: Walk, node: fx.Node, args: SizedArgs) -> Any:
     """The dims of the other operand."""
     return args["other"].dims
 
 
 @rule("repeat", "tile")
-def repeat(walk: Walk, node: fx.Node, args: Args) -> Any:
+def repeat(walk: Walk, node: fx.Node, args: SizedArgs) -> Any:
     """Copies outside, units inside."""
     value = args.first()
     given = args["repeats"] if "repeats" in args.values else args["dims"]
@@ -241,13 +241,13 @@ def repeat(walk: Walk, node: fx.Node, args: Args) -> Any:
     dims: list[Dim] = []
     for index, item in enumerate(given):
         own = value.dims[index - added] if index >= added else ()
-        times = (Leaf(item.old, item.new),) if isinstance(item, Size) else fixed(int(item))
+        times = (Leaf(item.old, item.new),) if isinstance(item, BatchSize) else fixed(int(item))
         dims.append(own if old_size(times) == new_size(times) == 1 else times + own)
     return dims
 
 
 @rule("repeat_interleave")
-def repeat_interleave(walk: Walk, node: fx.Node, args: Args) -> Any:
+def repeat_interleave(walk: Walk, node: fx.Node, args: SizedArgs) -> Any:
     """Units outside, copies inside."""
     value, times = args.first(), args.get("repeats")
     if not isinstance(times, int) or args.get("dim") is None:

@@ -9,12 +9,12 @@ from torch import fx
 
 from progc.ir.program import TensorMeta
 from progc.lift.extents import Dim, concat, cuts_of, fixed, grows, leaves, new_size, old_size, sized, stretch
-from progc.transforms.resolution.values import Args, Clash, Indivisible, Value, number
+from progc.transforms.resolution.values import Indivisible, SizeClash, SizedArgs, SizedValue, number
 from progc.transforms.resolution.walk import Walk, rule
 
 
 @rule("cat", "concat", "concatenate", "hstack", "vstack")
-def cat(walk: Walk, node: fx.Node, args: Args) -> Any:
+def cat(walk: Walk, node: fx.Node, args: SizedArgs) -> Any:
     """One dim put together, the others shared."""
     values = [value for value in args.tensors() if value.old != (0,)]
     rank = len(values[0].dims)
@@ -27,13 +27,13 @@ def cat(walk: Walk, node: fx.Node, args: Args) -> Any:
     ]
     for operand in walk.node.all_input_nodes:
         own = walk.values[operand.name]
-        if isinstance(own, Value) and len(own.dims) == rank:
+        if isinstance(own, SizedValue) and len(own.dims) == rank:
             walk.take(operand, [own.dims[i] if i == dim else d for i, d in enumerate(dims)])
     return dims
 
 
 @rule("stack")
-def stack(walk: Walk, node: fx.Node, args: Args) -> Any:
+def stack(walk: Walk, node: fx.Node, args: SizedArgs) -> Any:
     """A new dim of as many units as there are operands."""
     values = list(args.tensors())
     shared = [walk.meet([value.dims[i] for value in values], values) for i in range(len(values[0].dims))]
@@ -44,7 +44,7 @@ def stack(walk: Walk, node: fx.Node, args: Args) -> Any:
 
 
 @rule("slice", "slice_copy", "narrow")
-def slice_(walk: Walk, node: fx.Node, args: Args) -> Any:
+def slice_(walk: Walk, node: fx.Node, args: SizedArgs) -> Any:
     """A stretch of a dim: whole parts of a concatenation, or counted from one end."""
     value = args.first()
     dim = args["dim"] % len(value.dims)
@@ -55,7 +55,7 @@ def slice_(walk: Walk, node: fx.Node, args: Args) -> Any:
     step = int(args.get("step", 1))
     low, high = _bounded(start, size), _bounded(stop, size)
     if high <= low:
-        raise Clash("an empty part is taken", where=walk.where())
+        raise SizeClash("an empty part is taken", where=walk.where())
     if step != 1:
         if low == 0 and high == size:  # every second position: a stride
             if grows(own) and new_size(own) % step and not size % step:
@@ -85,7 +85,7 @@ def _bounded(place: int, size: int) -> int:
     return max(0, min(size, place + size if place < 0 else place))
 
 
-def _bounds(walk: Walk, args: Args, narrow: bool, old: tuple[int, int, int], new: tuple[int, int, int]) -> None:
+def _bounds(walk: Walk, args: SizedArgs, narrow: bool, old: tuple[int, int, int], new: tuple[int, int, int]) -> None:
     """Rewrites start and end; a negative one counts from the other end."""
     start, stop, size = old
     if "start" in args.paths and args["start"] is not None:
@@ -105,12 +105,12 @@ def _counted(walk: Walk, own: Dim, start: tuple[int, int], stop: tuple[int, int]
     elif start[1] == 0 and stop[0] >= 0:
         first, last = 0, stop[1]
     else:
-        raise Clash(f"positions {start[1]} to {stop[1]} of {size} are taken; which they would be is not known",
+        raise SizeClash(f"positions {start[1]} to {stop[1]} of {size} are taken; which they would be is not known",
                     cuts_of([own]), walk.where())  # fmt: skip
     cut_at = [place for place in (start[1], size - stop[1]) if place and start[0] >= 0]
     kept = stop[1] if start[1] == 0 and 0 < stop[0] < size else max(cut_at, default=0)
     if kept * 4 > size:  # neither a border nor all but a border: perhaps half the image
-        raise Clash(f"positions {start[1]} to {stop[1]} of {size} are taken; which they would be is not known",
+        raise SizeClash(f"positions {start[1]} to {stop[1]} of {size} are taken; which they would be is not known",
                     cuts_of([own]), walk.where())  # fmt: skip
     if last <= first:
         raise Indivisible(f"{new} positions are too few")
@@ -118,7 +118,7 @@ def _counted(walk: Walk, own: Dim, start: tuple[int, int], stop: tuple[int, int]
 
 
 @rule("select", "select_copy")
-def select(walk: Walk, node: fx.Node, args: Args) -> Any:
+def select(walk: Walk, node: fx.Node, args: SizedArgs) -> Any:
     """One position of a dim."""
     value, dim = args.first(), args["dim"] % len(args.first().dims)
     own, index = value.dims[dim], number(args["index"])
@@ -128,34 +128,34 @@ def select(walk: Walk, node: fx.Node, args: Args) -> Any:
         if found is not None and new_size(found[0]) == 1:
             walk.edit(args.paths["index"], index, found[1] if index >= 0 else found[1] - new_size(own))
         elif index not in (0, -1):
-            raise Clash(f"position {index} of {old_size(own)} is taken; which it would be is not known",
+            raise SizeClash(f"position {index} of {old_size(own)} is taken; which it would be is not known",
                         cuts_of([own]), walk.where())  # fmt: skip
     return [*value.dims[:dim], *value.dims[dim + 1 :]]
 
 
 @rule("unbind")
-def unbind(walk: Walk, node: fx.Node, args: Args) -> Any:
+def unbind(walk: Walk, node: fx.Node, args: SizedArgs) -> Any:
     """Every position of a dim by itself."""
     value, dim = args.first(), args.get("dim", 0) % len(args.first().dims)
     if grows(value.dims[dim]):
-        raise Clash("every position is taken by itself", cuts_of([value.dims[dim]]), walk.where())
+        raise SizeClash("every position is taken by itself", cuts_of([value.dims[dim]]), walk.where())
     return [[*value.dims[:dim], *value.dims[dim + 1 :]] for _ in range(old_size(value.dims[dim]))]
 
 
 @rule("chunk", "tensor_split")
-def chunk(walk: Walk, node: fx.Node, args: Args) -> Any:
+def chunk(walk: Walk, node: fx.Node, args: SizedArgs) -> Any:
     """Equal parts."""
     return _split(walk, node, args, None)
 
 
 @rule("split", "split_with_sizes", "split_copy", "split_with_sizes_copy")
-def split(walk: Walk, node: fx.Node, args: Args) -> Any:
+def split(walk: Walk, node: fx.Node, args: SizedArgs) -> Any:
     """Parts of given sizes; their number stays."""
     name = "split_size" if "split_size" in args.values else "split_sizes"
     return _split(walk, node, args, name)
 
 
-def _split(walk: Walk, node: fx.Node, args: Args, name: str | None) -> list[list[Dim]]:
+def _split(walk: Walk, node: fx.Node, args: SizedArgs, name: str | None) -> list[list[Dim]]:
     value, dim = args.first(), args.get("dim", 0) % len(args.first().dims)
     own, metas = value.dims[dim], node.meta["tensor"]
     old = [meta.shape[dim] for meta in metas if isinstance(meta, TensorMeta)]
@@ -184,7 +184,7 @@ def _pieces(walk: Walk, own: Dim, old: list[int]) -> list[Dim]:
     if len(found) == len(old):
         return found
     if len(set(old)) > 1:
-        raise Clash(
+        raise SizeClash(
             f"{old_size(own)} is split into {old}; what these would be is not known", cuts_of([own]), walk.where()
         )
     if new_size(own) % len(old):

@@ -11,12 +11,12 @@ from torch import fx
 
 from progc.lift.extents import Dim, Leaf, cuts_of, fixed, grows, new_size, old_size, sized
 from progc.transforms.resolution.choices import scaled_shift
-from progc.transforms.resolution.values import Args, Clash, Indivisible, Value
+from progc.transforms.resolution.values import Indivisible, SizeClash, SizedArgs, SizedValue
 from progc.transforms.resolution.walk import Walk, rule
 
 
 @rule("conv1d", "conv2d", "conv3d", "convolution")
-def convolution(walk: Walk, node: fx.Node, args: Args) -> Any:
+def convolution(walk: Walk, node: fx.Node, args: SizedArgs) -> Any:
     """Patches that do not overlap have to cover the image, where they did before."""
     value, weight = args["input"], args["weight"]
     rank = len(weight.dims) - 2
@@ -33,7 +33,7 @@ def convolution(walk: Walk, node: fx.Node, args: Args) -> Any:
 
 
 @rule("roll")
-def roll(walk: Walk, node: fx.Node, args: Args) -> Any:
+def roll(walk: Walk, node: fx.Node, args: SizedArgs) -> Any:
     """A roll over windows that scale goes as far into them as before; one before the cut is told at the cut."""
     value = args.first()
     for place, dim in enumerate(args["dims"]):
@@ -45,7 +45,7 @@ def roll(walk: Walk, node: fx.Node, args: Args) -> Any:
 
 
 @rule("im2col")
-def im2col(walk: Walk, node: fx.Node, args: Args) -> Any:
+def im2col(walk: Walk, node: fx.Node, args: SizedArgs) -> Any:
     """Patches become one dim: rows of patches, then columns."""
     value, kernel = args.first(), args["kernel_size"]
     channels = value.dims[-3]
@@ -60,15 +60,15 @@ def im2col(walk: Walk, node: fx.Node, args: Args) -> Any:
     return [*value.dims[:-3], channels + fixed(area), counts]
 
 
-def _blocks(size: int, args: Args, place: int) -> int:
+def _blocks(size: int, args: SizedArgs, place: int) -> int:
     kernel, dilation, padding, stride = (args[name][place] for name in ("kernel_size", "dilation", "padding", "stride"))
     return int((size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1)
 
 
 @rule("col2im")
-def col2im(walk: Walk, node: fx.Node, args: Args) -> Any:
+def col2im(walk: Walk, node: fx.Node, args: SizedArgs) -> Any:
     """Patches put back: the output size is a literal."""
-    value: Value = args.first()
+    value: SizedValue = args.first()
     given, counts = args["output_size"], value.dims[-1]
     outs: list[Dim] = []
     blocks = [_blocks(size, args, place) for place, size in enumerate(given)]
@@ -80,7 +80,7 @@ def col2im(walk: Walk, node: fx.Node, args: Args) -> Any:
             new = new_size(known) if grows(known) else stride * part.new + left
             outs.append(sized(given[place], new, part.cuts if hasattr(part, "cuts") else frozenset()))
     elif grows(counts):
-        raise Clash("rows and columns of patches cannot be told apart", cuts_of([counts]), walk.where())
+        raise SizeClash("rows and columns of patches cannot be told apart", cuts_of([counts]), walk.where())
     else:
         outs = [fixed(size) for size in given]
     for place, dim in enumerate(outs):
@@ -91,7 +91,7 @@ def col2im(walk: Walk, node: fx.Node, args: Args) -> Any:
 @rule("upsample_nearest2d", "upsample_nearest1d", "upsample_nearest3d", "_upsample_nearest_exact2d",
       "upsample_bilinear2d", "upsample_bicubic2d", "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa",
       "upsample_linear1d", "upsample_trilinear3d")  # fmt: skip
-def upsample(walk: Walk, node: fx.Node, args: Args) -> Any:
+def upsample(walk: Walk, node: fx.Node, args: SizedArgs) -> Any:
     """A given output size follows what it is made from, or what it meets."""
     value, given = args.first(), args.get("output_size")
     if given is None:
@@ -116,7 +116,7 @@ def upsample(walk: Walk, node: fx.Node, args: Args) -> Any:
 
 
 @rule("linear")
-def linear(walk: Walk, node: fx.Node, args: Args) -> Any:
+def linear(walk: Walk, node: fx.Node, args: SizedArgs) -> Any:
     """The last dim is summed over."""
     value, weight = args["input"], args["weight"]
     walk.weighed(value.dims[-1])
@@ -124,7 +124,7 @@ def linear(walk: Walk, node: fx.Node, args: Args) -> Any:
 
 
 @rule("layer_norm", "native_layer_norm", "rms_norm")
-def layer_norm(walk: Walk, node: fx.Node, args: Args) -> Any:
+def layer_norm(walk: Walk, node: fx.Node, args: SizedArgs) -> Any:
     """Normalised dims have a gain per unit."""
     value = args.first()
     for dim in value.dims[len(value.dims) - len(args["normalized_shape"]) :]:
@@ -133,7 +133,7 @@ def layer_norm(walk: Walk, node: fx.Node, args: Args) -> Any:
 
 
 @rule("mm", "bmm", "matmul", "mv", "dot")
-def matmul(walk: Walk, node: fx.Node, args: Args) -> Any:
+def matmul(walk: Walk, node: fx.Node, args: SizedArgs) -> Any:
     """Batch dims are shared, the inner dim is summed over."""
     a, b = list(args.tensors())[:2]
     inner = (a.dims[-1], b.dims[-2] if len(b.dims) > 1 else b.dims[-1])
@@ -146,7 +146,7 @@ def matmul(walk: Walk, node: fx.Node, args: Args) -> Any:
 
 
 @rule("addmm", "baddbmm")
-def addmm(walk: Walk, node: fx.Node, args: Args) -> Any:
+def addmm(walk: Walk, node: fx.Node, args: SizedArgs) -> Any:
     """A product with something added."""
     a, b = list(args.tensors())[1:3]
     walk.meet((a.dims[-1], b.dims[-2]), (a, b), follow=False)
@@ -165,11 +165,11 @@ def shared(walk: Walk, left: tuple[Dim, ...], right: tuple[Dim, ...]) -> list[Di
 
 
 @rule("scaled_dot_product_attention")
-def attention(walk: Walk, node: fx.Node, args: Args) -> Any:
+def attention(walk: Walk, node: fx.Node, args: SizedArgs) -> Any:
     """Queries by keys; what is added to the scores is shared with both."""
     query, key, value = args["query"], args["key"], args["value"]
     walk.meet((key.dims[-2], value.dims[-2]), follow=False)
-    mask: Value | None = args.get("attn_mask")
+    mask: SizedValue | None = args.get("attn_mask")
     if mask is not None:
         scores = [*query.dims[:-1], key.dims[-2]]
         dims: list[Dim] = []
@@ -183,7 +183,7 @@ def attention(walk: Walk, node: fx.Node, args: Args) -> Any:
 
 
 @rule("einsum")
-def einsum(walk: Walk, node: fx.Node, args: Args) -> Any:
+def einsum(walk: Walk, node: fx.Node, args: SizedArgs) -> Any:
     """Equal letters are one dim."""
     equation = str(args["equation"]).replace(" ", "")
     values = list(args.tensors())
