@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from progc.errors import InputError
+from progc.ir.module import ProgramModule
 from progc.ir.program import Program
 from progc.lift.averages import EmaLike, attached
 from progc.lift.revert import TOLERANCE, tolerance
@@ -33,7 +34,6 @@ from progc.schedule.stage import Stage
 from progc.transforms.dropping import is_linear
 
 if TYPE_CHECKING:
-    from progc.ir.module import ProgramModule
     from progc.lift.optimizers import Optimizers
 
 
