@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ from progc.files.writing import check_file, json_text
 from progc.models.opening import open_source, open_target, resolve_target
 from progc.models.sizes import Sizes
 from progc.models.source import Source
+from progc.runs.config_file import key_values, literal
 from progc.schedule.schedule import MODES, STRATEGIES, Schedule
 from progc.schedule.shares import time_shares
 from progc.schedule.text import schedule_text
@@ -61,7 +61,7 @@ def run_plan(
             hint = did_you_mean(value, known) or f"; expected {', '.join(known[:-1])} or {known[-1]}"
             raise InputError(f"there is no {what} `{value}`{hint}")
     total, unit = _length(stages, epochs, steps)
-    options = parse_settings(settings)
+    options = {key: literal(text) for key, text in key_values(settings, example="batches=4").items()}
     if options and strategy == "linear":
         raise InputError(f"--set {settings[0]}: a linear plan has no settings; choose --strategy one-shot or zero-shot")
     if sid:
@@ -125,34 +125,6 @@ def run_plan(
 def described(schedule: Schedule) -> dict[str, Any]:
     """The schedule as JSON, with what follows from it."""
     return {**schedule.to_json(), "speedup": schedule.speedup, "time_shares": time_shares(schedule.stages)}
-
-
-def parse_settings(texts: Sequence[str]) -> dict[str, Any]:
-    """`key=value` texts; values are Python literals (numbers, true, false, none, lists), else text.
-
-    Raises:
-        InputError: a text without `=`, or a key that is given twice.
-    """
-    found: dict[str, Any] = {}
-    for text in texts:
-        key, equals, value = text.partition("=")
-        key = key.strip()
-        if not equals or not key:
-            raise InputError(f"--set {text}: expected key=value, such as --set batches=4")
-        if key in found:
-            raise InputError(f"--set gives `{key}` twice; give it once")
-        found[key] = _literal(value.strip())
-    return found
-
-
-def _literal(text: str) -> Any:
-    words = {"true": True, "false": False, "none": None}
-    if text.lower() in words:
-        return words[text.lower()]
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
 
 
 def _strengths(text: str | None) -> bool | Regularisation:

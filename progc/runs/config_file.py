@@ -11,7 +11,7 @@ from typing import Any
 
 from progc.errors import InputError
 from progc.files.json import read_text
-from progc.runs.config import Config, checked, keys, unknown
+from progc.runs.config import Config, checked, keys, nullable, unknown
 
 SUFFIXES = (".toml", ".yaml", ".yml", ".json")
 MAX_BYTES = 1 << 20
@@ -56,48 +56,68 @@ def configured(given: str, flags: Mapping[str, tuple[str, Any]], sets: Sequence[
             if key == "plan.file":
                 data["plan"] = {}
             put(key, str(value) if isinstance(value, Path) else value, flag)
-    seen: set[str] = set()
-    for text in sets:
-        key, value = override(text)
-        if key in seen:
-            raise InputError(f"--set gives `{key}` twice; give it once")
-        seen.add(key)
-        put(key, value, f"--set {text}")
+    for key, text in key_values(sets, example="train.lr=0.001").items():
+        label = f"--set {key}={text}"
+        try:
+            value = override(key, text)
+        except InputError as error:
+            raise InputError(f"{label}: {error}") from error
+        put(key, value, label)
     return checked(data, origin, given if file else "command line")
 
 
-def override(text: str) -> tuple[str, Any]:
-    """Key and value of a `--set`; numbers, true, false and lists are such where the key's type is not text.
+def key_values(texts: Sequence[str], *, example: str) -> dict[str, str]:
+    """Splits the texts `key=value` of several `--set` options.
+
+    Args:
+        example: what the error suggests, such as `train.lr=0.001`.
 
     Raises:
-        InputError: no `=`, or an unknown key.
+        InputError: a text has no `=` or no key, or a key is given twice.
     """
-    key, equals, value = text.partition("=")
-    key, value = key.strip(), value.strip()
-    if not equals or not key:
-        raise InputError(f"--set {text}: expected key=value, such as --set train.lr=0.001")
-    known = keys()
-    annotation = known.get(key)
-    if annotation is None:
+    found: dict[str, str] = {}
+    for text in texts:
+        key, equals, value = (part.strip() for part in text.partition("="))
+        if not equals or not key:
+            raise InputError(f"--set {text}: expected key=value, such as --set {example}")
+        if key in found:
+            raise InputError(f"--set gives `{key}` twice; give it once")
+        found[key] = value
+    return found
+
+
+def literal(text: str) -> Any:
+    """Returns the value of a `--set` option: `true`, `false`, `none` (in any case), a Python literal, else the text."""
+    words = {"true": True, "false": False, "none": None}
+    if text.lower() in words:
+        return words[text.lower()]
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return text
+
+
+def override(key: str, text: str) -> Any:
+    """Returns the value that a `--set` option gives a key: a text where the key takes one, else a `literal`.
+
+    Raises:
+        InputError: there is no such key.
+    """
+    annotation = keys().get(key)
+    if annotation is None:  # an entry of a table of free keys, such as plan.settings.batches
         table, dot, inner = key.rpartition(".")
-        if not (dot and _is_table(known.get(table)) and inner):
-            raise InputError(f"--set {text}: {unknown(key)}")
-    kinds = set(typing.get_args(annotation)) or {annotation}
-    return key, value if kinds <= {str, type(None)} else _literal(value)
+        if not (dot and _is_table(keys().get(table)) and inner):
+            raise InputError(unknown(key))
+        return literal(text)
+    if (set(typing.get_args(annotation)) or {annotation}) <= {str, type(None)}:
+        return text
+    value = literal(text)
+    return text if value is None and not nullable(annotation) else value
 
 
 def _is_table(annotation: Any) -> bool:
     kinds = (annotation, *typing.get_args(annotation))
     return any(typing.get_origin(kind) is dict for kind in kinds)
-
-
-def _literal(text: str) -> Any:
-    if text.lower() in ("true", "false"):
-        return text.lower() == "true"
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        return text
 
 
 def read(path: Path) -> dict[str, Any]:

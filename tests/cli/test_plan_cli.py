@@ -12,7 +12,6 @@ import pytest
 
 import progc
 import progc.search.plan
-from progc.cli.plan import parse_settings
 from progc.growth.grow import grow_with_report
 from progc.models.opening import open_source, resolve_target
 from progc.schedule import Schedule
@@ -270,10 +269,3 @@ def test_linear_plans_print(
     assert outcome.code == 0, outcome.err
     assert max(map(len, outcome.out.splitlines())) <= 100
     golden(path, f"$ progc plan {PLANS[path]}\n{outcome.out}")
-
-
-def test_settings_are_read_as_values() -> None:
-    texts = ["a=1", "b=0.5", "c=true", "d=None", "e=ntk,zico", "f=[1, 2]", "g=x=y", "h="]
-    assert parse_settings(texts) == {
-        "a": 1, "b": 0.5, "c": True, "d": None, "e": "ntk,zico", "f": [1, 2], "g": "x=y", "h": "",
-    }  # fmt: skip

@@ -15,7 +15,7 @@ from torch import nn
 from progc.errors import InputError
 from progc.runs.config import MAY_CHANGE, Config, difference, flat, keys
 from progc.runs.config import OptimizerSection as Section
-from progc.runs.config_file import configured, override, read
+from progc.runs.config_file import configured, key_values, literal, override, read
 from progc.runs.opening import chosen, slots
 from progc.train.settings import Settings
 
@@ -163,10 +163,38 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
 
 
 def test_texts_stay_texts_in_set() -> None:
-    assert override("out=007") == ("out", "007")
-    assert override("plan.depths=0.5:1:4") == ("plan.depths", "0.5:1:4")
-    assert override("train.compile=eager") == ("train.compile", "eager")
-    assert override("trackers.tensorboard=TRUE") == ("trackers.tensorboard", True)
+    assert override("out", "007") == "007"
+    assert override("plan.depths", "0.5:1:4") == "0.5:1:4"
+    assert override("train.compile", "eager") == "eager"
+    assert override("trackers.tensorboard", "TRUE") is True
+
+
+def test_settings_are_read_as_values() -> None:
+    """By `progc plan` and `progc train` alike."""
+    texts = ["a=1", "b=0.5", "c=true", "d=None", "e=ntk,zico", "f=[1, 2]", "g=x=y", "h=", " i = none", "j=NONE"]
+    wanted: dict[str, Any] = {
+        "a": 1, "b": 0.5, "c": True, "d": None, "e": "ntk,zico", "f": [1, 2], "g": "x=y", "h": "", "i": None, "j": None,
+    }  # fmt: skip
+    found = key_values(texts, example="batches=4")
+    assert {key: literal(text) for key, text in found.items()} == wanted
+    assert {key: override(f"plan.settings.{key}", text) for key, text in found.items()} == wanted
+    assert literal("(" * 5000) == "(" * 5000
+    for bad, message in ((["a"], "--set a: expected key=value, such as --set batches=4"), (["a=1", "a=2"], "twice")):
+        with pytest.raises(InputError, match=message):
+            key_values(bad, example="batches=4")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("train.keep", None), ("train.clip", None), ("plan.batch", None), ("trackers.wandb", None),
+        ("plan.settings.batches", None), ("optimizer.options.foreach", None),  # empty
+        ("train.amp", "none"), ("train.parallel", "none"), ("plan.depths", "none"), ("plan.regularise", "none"),
+        ("train.batch", "none"),  # refused by the config, as it was written
+    ],
+)  # fmt: skip
+def test_none_is_empty_except_where_it_is_a_word_of_the_key(key: str, value: None | str) -> None:
+    assert override(key, "none") == value
 
 
 # --- going on -------------------------------------------------------------------------------------------------------
