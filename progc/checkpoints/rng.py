@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import random
 import struct
 from collections.abc import Mapping
@@ -66,16 +65,16 @@ def set_rng_state(state: Mapping[str, Any], generators: Mapping[str, torch.Gener
 def fresh_rng(state: Mapping[str, Any], rank: int, generators: Mapping[str, torch.Generator]) -> None:
     """Seeds all generators of a rank that did not exist when `state` (of rank 0) was saved.
 
-    Ranks come out different, and the same every time.
+    The seeds depend on `state` and `rank` only, and differ between ranks.
     """
-    parts = state["torch"].numpy().tobytes(), repr(state["python"]).encode(), str(rank).encode()
-    text = hashlib.sha256(b"|".join(parts)).digest()
-    seed = int.from_bytes(text[:8], "little") >> 1
-    torch.manual_seed(seed)
-    random.seed(seed)
-    np.random.seed(int.from_bytes(text[8:12], "little"))
-    for index, generator in enumerate(generators.values()):
-        generator.manual_seed(seed ^ (index + 1))
+    words = [*state["torch"].numpy().view(np.uint32).tolist(), *state["python"][1]]
+    sequence = np.random.SeedSequence(words, spawn_key=(rank,))
+    for_torch, for_python, for_numpy, *own = sequence.generate_state(3 + len(generators), np.uint64).tolist()
+    torch.manual_seed(for_torch >> 1)
+    random.seed(for_python)
+    np.random.seed(for_numpy % 2**32)
+    for generator, seed in zip(generators.values(), own, strict=True):
+        generator.manual_seed(seed >> 1)
 
 
 def _accelerator_state() -> dict[str, Any] | None:

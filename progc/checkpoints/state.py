@@ -222,7 +222,7 @@ def snapshot(
     training = {
         **named.facts,
         "ema": None if state.ema is None else {"decays": state.ema.decays, "num_updates": state.ema.num_updates},
-        "data": None if data is None else dataclasses.asdict(data),
+        "data": None if data is None else data.to_json(),
         "scaler": None if state.scaler is None else state.scaler.state_dict(),
         "controllers": {name: item.state_dict() for name, item in state.controllers.items()},
     }

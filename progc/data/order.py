@@ -1,8 +1,11 @@
-"""Order of the data and random numbers of its samples, as functions of (seed, epoch, index): nothing to restore.
+"""Order of the data and random numbers of its samples, as pure functions of (seed, epoch, index).
 
-Nothing depends on workers, on what was drawn before, or on the version of a library: keys come from a counter-based
-generator (SplitMix64: Steele, Lea, Flood, Fast splittable pseudorandom number generators, OOPSLA 2014), and sorting by
-them gives the order. A run resumes at any index, on another number of ranks if need be.
+Neither depends on the number of workers, ranks or micro-batches, nor on what was drawn before. There is no state to
+save: a run resumes at any index, on another number of ranks if need be.
+
+Seeds are derived by numpy's `SeedSequence`. An order comes from sorting the raw output of numpy's counter-based
+generator `Philox` (Salmon et al., Parallel random numbers: as easy as 1, 2, 3, SC 2011). numpy guarantees both streams
+across its versions, but not what its `Generator.permutation` makes of them.
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -18,18 +21,19 @@ import torch
 
 from progc.errors import InputError
 
-_GOLDEN = 0x9E3779B97F4A7C15
+ORDER = 2
+"""Version of the order, saved with every position: 1 came from SplitMix64, 2 comes from Philox."""
 _MASK = 2**64 - 1
-_ORDER, _SAMPLE = 1, 2  # streams that have nothing to do with each other
+_EPOCH, _SAMPLE = 1, 2  # independent streams of one seed
 
 
 @dataclasses.dataclass(frozen=True)
 class DataPosition:
-    """Where a run stands in its data.
+    """The position of a run in its data.
 
     Attributes:
-        seed: of the order.
-        epoch: counted from 0.
+        seed: seed of the order.
+        epoch: epoch, counted from 0.
         index: samples of this epoch that all ranks together have used.
     """
 
@@ -37,32 +41,56 @@ class DataPosition:
     epoch: int = 0
     index: int = 0
 
+    def to_json(self) -> dict[str, int]:
+        """Returns a JSON object, with the version of the order that the position refers to."""
+        return {"order": ORDER, **dataclasses.asdict(self)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, int]) -> DataPosition:
+        """Reads what `to_json` returned.
+
+        Raises:
+            InputError: the position refers to another version of the order.
+            TypeError, ValueError: not a position.
+        """
+        values = dict(data)
+        version = values.pop("order", 1)
+        position = cls(**values)
+        if not all(isinstance(value, int) for value in (version, *values.values())):
+            raise ValueError("not a position in the data")
+        if version != ORDER:
+            raise InputError(
+                f"data order: expected version {ORDER}, got version {version}, which shuffles samples differently; "
+                "finish the run with the progc version that started it, or start a new run"
+            )
+        return position
+
 
 def order(seed: int, epoch: int, length: int) -> torch.Tensor:
-    """A random order of `length` samples for one epoch: indices `[length]`, int64.
+    """Returns a random order of `length` samples for one epoch: indices `[length]`, int64.
 
     Raises:
         InputError: the length is negative.
     """
     if length < 0:
         raise InputError(f"{length} samples: expected 0 or more")
-    keys = _keys(_ORDER, seed, epoch, np.arange(length, dtype=np.uint64))
+    keys = np.random.Philox(_sequence(seed, _EPOCH, epoch)).random_raw(length)
     return torch.from_numpy(np.argsort(keys, kind="stable"))
 
 
 def sample_seed(seed: int, epoch: int, index: int) -> int:
-    """Seed for all that is drawn for sample `index` (its place in the data set) in this epoch: an int of 63 bits."""
-    return int(_keys(_SAMPLE, seed, epoch, np.array([index & _MASK], dtype=np.uint64))[0] >> np.uint64(1))
+    """Returns the seed for everything drawn for sample `index` of the data set in this epoch: an int of 63 bits."""
+    return int(_sequence(seed, _SAMPLE, epoch, index).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 def sample_generator(seed: int, epoch: int, index: int) -> torch.Generator:
-    """A generator (CPU) for all that is drawn for one sample, seeded with `sample_seed`."""
+    """Returns a generator (CPU) for everything drawn for one sample, seeded with `sample_seed`."""
     return torch.Generator().manual_seed(sample_seed(seed, epoch, index))
 
 
 @contextlib.contextmanager
 def global_random() -> Iterator[None]:
-    """Puts the global generators of torch (CPU), Python and numpy back at the end."""
+    """Restores the global generators of torch (CPU), Python and numpy on exit."""
     held = torch.get_rng_state(), random.getstate(), np.random.get_state()
     try:
         yield
@@ -81,7 +109,7 @@ def seed_global(seed: int, epoch: int, index: int) -> None:
 
 
 def fetch(samples: Any, indices: list[int], seed: int, epoch: int) -> list[Any]:
-    """`samples[index]` for every index, each with random numbers of its own; the global generators stay as they are."""
+    """Returns `samples[index]` for every index, each seeded for itself; the global generators are left unchanged."""
     found = []
     with global_random():
         for index in indices:
@@ -91,9 +119,9 @@ def fetch(samples: Any, indices: list[int], seed: int, epoch: int) -> list[Any]:
 
 
 class Seeded:
-    """A map-style data set whose random transforms follow (seed, epoch, index), in workers too.
+    """A map-style data set whose random transforms depend on (seed, epoch, index) only, in workers too.
 
-    Its items are asked for by `(epoch, index)`, as `Batches` gives them:
+    It is indexed by `(epoch, index)`, as `Batches` yields them:
 
         loader = DataLoader(Seeded(samples, seed), batch_sampler=Batches(len(samples), 32, seed, epoch), num_workers=4)
     """
@@ -110,9 +138,9 @@ class Seeded:
 
 
 class Batches:
-    """Batches of one epoch for one rank, as lists of `(epoch, index)`; a batch sampler for `Seeded`.
+    """Yields the batches of one epoch for one rank as lists of `(epoch, index)`; a batch sampler for `Seeded`.
 
-    Ranks share every global batch evenly, so that a batch holds the same samples however many ranks there are.
+    Ranks share every global batch evenly, so a batch holds the same samples for any number of ranks.
     """
 
     def __init__(
@@ -129,19 +157,25 @@ class Batches:
     ) -> None:
         """
         Args:
-            length: samples of the data set.
-            batch: samples per step over all ranks; an incomplete batch at the end of the epoch is left out.
-            start: samples of this epoch that were used already, as `DataPosition.index`.
-            rank: of `world`.
-            shuffle: False: the order of the data set.
+            length: number of samples in the data set.
+            batch: samples per step over all ranks; an incomplete batch at the end of the epoch is dropped.
+            seed, epoch: what the order depends on.
+            start: samples of this epoch that are already used, as in `DataPosition.index`.
+            rank: rank of this process.
+            world: number of ranks.
+            shuffle: if False, samples come in the order of the data set.
 
         Raises:
-            InputError: a batch that the ranks cannot share evenly, or numbers out of range.
+            InputError: the ranks cannot share a batch evenly, or a number is out of range.
         """
         if batch < 1 or world < 1 or not 0 <= rank < world or batch % world:
-            raise InputError(f"a batch of {batch} for rank {rank} of {world}: expected a multiple of the ranks")
+            raise InputError(
+                f"a batch of {batch} for rank {rank} of {world}: expected a multiple of the number of ranks"
+            )
         if not 0 <= start <= length:
-            raise InputError(f"{start} of {length} samples are used: expected 0 to {length}; is it another data set?")
+            raise InputError(
+                f"{start} of {length} samples are used: expected 0 to {length}; check that it is the same data set"
+            )
         self.length, self.batch, self.seed, self.epoch, self.start = length, batch, seed, epoch, start
         self.rank, self.world, self.shuffle = rank, world, shuffle
 
@@ -156,17 +190,5 @@ class Batches:
             yield [(self.epoch, index) for index in indices[first : first + share].tolist()]
 
 
-def _keys(stream: int, seed: int, epoch: int, indices: np.ndarray[Any, np.dtype[np.uint64]]) -> Any:
-    """64 random bits for each index `[n]`."""
-    base = stream
-    for part in (seed, epoch):
-        base = int(_mixed(np.array([(base + part * _GOLDEN) & _MASK], dtype=np.uint64))[0])
-    with np.errstate(over="ignore"):
-        return _mixed(np.uint64(base) + (indices + np.uint64(1)) * np.uint64(_GOLDEN))
-
-
-def _mixed(values: np.ndarray[Any, np.dtype[np.uint64]]) -> Any:
-    with np.errstate(over="ignore"):
-        values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
+def _sequence(seed: int, *key: int) -> np.random.SeedSequence:
+    return np.random.SeedSequence(seed & _MASK, spawn_key=tuple(part & _MASK for part in key))

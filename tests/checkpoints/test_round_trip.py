@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 from pathlib import Path
@@ -41,6 +42,19 @@ def test_a_run_goes_on_as_if_it_had_not_been_interrupted(kind: str, tmp_path: Pa
     assert train(again, 3) == losses and same(everything(again), after)
     assert found.data == DataPosition(5, 1, 40) and found.config == {"lr": 0.1}
     assert (found.manifest.step, found.manifest.epoch, found.manifest.stage) == (3, 1, 2)
+
+
+def test_the_data_of_a_run_with_the_older_order_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights and everything else come back: only the position means something else now."""
+    state = new_state()
+    train(state, 1)
+    monkeypatch.setattr(DataPosition, "to_json", dataclasses.asdict)
+    found = load(save(tmp_path, state, 1, data=DataPosition(5, 1, 40)))
+    saved, again = everything(state), new_state(seed=9)
+    found.restore(again)
+    assert same(everything(again), saved)
+    with pytest.raises(InputError, match="step-00000001: data order: expected version 2, got version 1"):
+        _ = found.data
 
 
 def test_the_comparison_can_fail() -> None:

@@ -77,7 +77,7 @@ def test_the_naive_way_depends_on_what_was_drawn_before() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"world": 3}, "expected a multiple of the ranks"),
+        ({"world": 3}, "expected a multiple of the number of ranks"),
         ({"world": 4, "accumulate": 3}, "cannot make 3 micro-batches"),
     ],
 )

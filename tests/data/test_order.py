@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from progc.data.order import Batches, Seeded, fetch, order, sample_generator, sample_seed
+from progc.data.order import ORDER, Batches, DataPosition, Seeded, fetch, order, sample_generator, sample_seed
 from progc.data.task import Task
 from progc.errors import InputError
 
@@ -26,7 +26,8 @@ class Drawing:
 
 
 def test_an_order_is_a_permutation_and_never_changes() -> None:
-    assert order(0, 0, 12).tolist() == [8, 1, 6, 9, 0, 2, 11, 7, 10, 5, 3, 4]  # for ever
+    assert order(0, 0, 12).tolist() == [4, 10, 6, 3, 5, 11, 2, 9, 1, 0, 7, 8]  # as long as ORDER is 2
+    assert ORDER == 2 and sample_seed(0, 0, 1) == 7189287542454764870
     for seed, epoch, length in ((0, 0, 0), (0, 0, 1), (3, 2, 1000), (-1, 0, 10), (2**70, 5, 10)):
         found = order(seed, epoch, length)
         assert found.dtype == torch.int64 and sorted(found.tolist()) == list(range(length))
@@ -34,6 +35,22 @@ def test_an_order_is_a_permutation_and_never_changes() -> None:
         assert torch.equal(order(seed, epoch, length), found)
     with pytest.raises(InputError, match="-1 samples"):
         order(0, 0, -1)
+
+
+def test_a_position_of_another_order_is_refused() -> None:
+    position = DataPosition(3, 2, 16)
+    assert DataPosition.from_json(position.to_json()) == position
+    before = {"seed": 3, "epoch": 2, "index": 16}  # as saved before orders had a version
+    for data, version in ((before, 1), ({**before, "order": ORDER + 1}, ORDER + 1)):
+        with pytest.raises(
+            InputError, match=rf"data order: expected version {ORDER}, got version {version}, .*new run$"
+        ):
+            DataPosition.from_json(data)
+    for odd in ({**before, "order": "2"}, {**position.to_json(), "seed": None}):
+        with pytest.raises(ValueError, match="not a position"):
+            DataPosition.from_json(odd)
+    with pytest.raises(TypeError):
+        DataPosition.from_json({"seed": 3, "place": 2})
 
 
 def test_orders_of_seeds_and_epochs_differ() -> None:

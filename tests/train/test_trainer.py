@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -18,6 +19,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from progc.checkpoints import latest, load
+from progc.data.order import DataPosition
 from progc.data.task import Task, cross_entropy
 from progc.errors import CheckError, InputError
 from progc.schedule.rules import Gain
@@ -68,6 +70,17 @@ def test_a_run_that_was_asked_to_end_goes_on_bit_for_bit(whole: Path, tmp_path: 
     assert expected.keys() == found.keys()
     assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
     assert lines(run) == lines(whole)
+
+
+def test_a_run_with_the_older_order_of_data_does_not_continue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = Interrupted(samples(72), BATCH, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with monkeypatch.context() as patch:
+        patch.setattr(DataPosition, "to_json", dataclasses.asdict)
+        train(tmp_path, data)
+    before = outcome(tmp_path)
+    with pytest.raises(InputError, match="data order: expected version 2, got version 1"):
+        train(tmp_path)
+    assert all(torch.equal(value, outcome(tmp_path)[name]) for name, value in before.items())
 
 
 @pytest.mark.parametrize(
