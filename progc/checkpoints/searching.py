@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import stat
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from progc.checkpoints.manifest import NAME, Manifest, NewerFormat, read_manifest, step_of
 from progc.errors import InputError
@@ -114,3 +116,19 @@ def latest(run: str | Path, *, tell: Tell | None = None) -> Path | None:
             "put a copy back, or give a new run folder to start again"
         )
     return None
+
+
+def facts(path: str | Path) -> dict[str, Any]:
+    """The manifest of a checkpoint as a JSON object, with the number of tensors of each file of tensors.
+
+    Raises:
+        InputError: it does not verify.
+    """
+    folder = Path(path)
+    manifest = verify(folder)
+    files: dict[str, Any] = {}
+    for name, entry in manifest.files.items():
+        files[name] = dataclasses.asdict(entry)
+        if name.endswith(".safetensors"):
+            files[name]["tensors"] = len(read_header(folder / name))
+    return {"checkpoint": str(folder), **manifest.to_json(), "bytes": manifest.size, "verified": True, "files": files}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from progc.checkpoints.facts import facts
+from progc.checkpoints.searching import facts
 from progc.cli.terminal import Terminal
 from progc.files.writing import json_text
 

@@ -1,4 +1,4 @@
-"""The next stage compiled while the present one trains. Whatever happens there, training goes on."""
+"""Compiles the next stage while the current one trains. Training continues whatever happens to that compilation."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ from progc.train.stepping import AMP_DTYPES
 
 
 class NextStage:
-    """Compiles what a stage will need.
+    """Compiles one stage in another process.
 
     Attributes:
-        failed: why it did not work, for people; None if it did, so far. The stage is then compiled where it begins.
+        failed: why compiling ahead failed, for people; None if it has not failed so far. A stage for which it failed is
+            compiled when it begins.
     """
 
     def __init__(
@@ -37,11 +38,13 @@ class NextStage:
     ) -> None:
         """
         Args:
-            outline: the stage's program; its tensors may be deferred and stay so: no second set of weights is made.
+            outline: program of the stage; its tensors may be deferred and stay so, since no second set of weights is
+                made.
+            settings: settings of the run.
             call: positional and keyword inputs at the size of a micro-batch; values and devices do not matter.
-            device: where the stage will train.
-            present: outline and inputs of the stage that trains, whose regions are compiled by now: what the next one
-                shares with it is not compiled again.
+            device: device on which the stage will train.
+            present: outline and inputs of the stage that trains now. Its regions are already compiled, so what the
+                next stage shares with it is not compiled again.
         """
         self.failed: str | None = None
         self._ahead: Ahead | None = None
@@ -58,10 +61,13 @@ class NextStage:
             self.failed = _said(error)
 
     def finish(self, stop: Callable[[], bool] = lambda: False) -> bool:
-        """Waits until everything is in the cache of this process; False if it is to be compiled in place.
+        """Waits until everything is in the compile cache of this process.
 
         Args:
-            stop: asked while it waits; once it says so nothing is waited for any more.
+            stop: asked while waiting; waiting ends once it returns True.
+
+        Returns:
+            False if the stage has to be compiled when it begins.
         """
         ahead, self._ahead = self._ahead, None
         if ahead is None:
@@ -72,11 +78,11 @@ class NextStage:
             done, self.failed = False, _said(error)
             self._cancelled(ahead)
         if not done:
-            self.failed = self.failed or "the process that compiles ended without having compiled everything"
+            self.failed = self.failed or "the compiling process ended before it had compiled everything"
         return done
 
     def cancel(self) -> None:
-        """Ends it, if it still runs, and removes what it made."""
+        """Ends the compilation if it still runs, and removes its files."""
         ahead, self._ahead = self._ahead, None
         if ahead is not None:
             self._cancelled(ahead)
@@ -89,7 +95,7 @@ class NextStage:
 
 
 class LookAhead:
-    """Compiles the stage behind each, and has at most one under way."""
+    """Compiles the stage that follows the current one; at most one compilation runs at a time."""
 
     def __init__(
         self,
@@ -106,8 +112,10 @@ class LookAhead:
         """
         Args:
             program, schedule, source, inits: as for `progc.stages`.
-            device: where stages train.
-            micro: samples of a micro-batch.
+            task: samples and loss of the run.
+            settings: settings of the run.
+            device: device on which stages train.
+            micro: samples per micro-batch.
         """
         self.program, self.schedule, self.task, self.settings = program, schedule, task, settings
         self.device, self.micro, self.source, self.inits = device, micro, source, inits
@@ -117,7 +125,7 @@ class LookAhead:
         self._outlines: list[Program] | None = None
 
     def begin(self, index: int) -> None:
-        """Begins to compile what comes behind stage `index`, which has taken a step; once, however often called."""
+        """Starts compiling the stage after stage `index`, once that has taken a step; further calls do nothing."""
         if not self._wanted or self._begun == index or index + 1 >= len(self.schedule.stages):
             return
         self._begun = index
@@ -129,14 +137,14 @@ class LookAhead:
         self._next = NextStage(following, self.settings, next_call, self.device, (present, call))
 
     def finish(self, stop: Callable[[], bool]) -> str | None:
-        """Waits for what is under way, until `stop` says otherwise; returns why it did not work, if it did not."""
+        """Waits for the compilation until `stop` returns True; returns why it failed, or None."""
         following, self._next = self._next, None
         if following is None or following.finish(stop):
             return None
         return following.failed
 
     def cancel(self) -> None:
-        """Ends what is under way."""
+        """Ends the compilation if one runs."""
         following, self._next = self._next, None
         if following is not None:
             following.cancel()

@@ -1,21 +1,24 @@
-"""What a boundary is checked by, and the record that it leaves.
+"""Checks a boundary between two stages, and records what was found.
 
-The order of a boundary is the trainer's (`Trainer._crossed`): save, transform, map optimizer and averages, check, hash
-across ranks, emit and wrap anew, go on compiled. Checking compares the network before with the one behind it, on one
-batch: its loss, and its outputs in float64.
+The trainer runs a boundary in this order (`Trainer._crossed`): save, grow the network with its optimizer and
+averages, check, compare hashes across ranks, emit and wrap the next stage. The check compares the networks before and
+after growth on one batch: the loss, and the outputs in float64. The hash covers everything that trains.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
+from torch.optim import Optimizer
 from torch.utils import _pytree as pytree
 
 from progc.data.staged import for_stage
@@ -23,8 +26,8 @@ from progc.data.task import Task
 from progc.errors import CheckError
 from progc.ir.binding import InputBinding
 from progc.ir.check import run_float64
+from progc.lift.averages import Averages
 from progc.schedule.running import RunningStage, stage_inputs, trained
-from progc.train.hashing import check_same, digest
 from progc.train.parallel.base import Parallel
 from progc.train.settings import Settings
 from progc.train.stepping import autocast, samples_in
@@ -32,21 +35,22 @@ from progc.train.stepping import autocast, samples_in
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """One boundary.
+    """What happened at one boundary.
 
     Attributes:
         stage: index of the stage that begins.
-        previous: of the one that ended.
+        previous: index of the stage that ended.
         step: optimizer steps done.
-        loss_before, loss_after: in eval mode on the same batch, each network at its own image size.
-        max_abs_diff, max_rel_diff: of all outputs in float64; None where they cannot be compared.
-        lossless: by analysis.
-        compared: why outputs are not compared; None if they are.
-        hash: sha256 over weights, averages and optimizer state behind the boundary, the same on all ranks.
-        compiles: functions that the train graph of the stage compiles.
-        notes: what the passes say.
-        seconds: by phase.
-        lost: seconds in all from the last step of the stage before until the next one can take its first.
+        loss_before, loss_after: loss in eval mode on the same batch, each network at its own image size.
+        max_abs_diff, max_rel_diff: largest absolute and relative difference over all outputs, in float64; None where
+            outputs cannot be compared.
+        lossless: whether analysis says that growth keeps the function.
+        compared: why outputs were not compared; None if they were.
+        hash: sha256 (hex) over weights, averages and optimizer state after the boundary, the same on all ranks.
+        compiles: number of functions that the train graph of the stage compiles.
+        notes: notes of the passes.
+        seconds: seconds by phase.
+        lost: seconds from the last step of the previous stage until the next stage can take its first step.
     """
 
     stage: int
@@ -65,7 +69,7 @@ class Record:
     lost: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
-        """As metrics have it: what the clock says stands under `measured`."""
+        """Returns the line for `metrics.jsonl`, with all times under `measured`."""
         values = dataclasses.asdict(self)
         seconds = {**values.pop("seconds"), "lost": values.pop("lost")}
         del values["step"]
@@ -83,7 +87,7 @@ class Record:
 
 
 class Clock:
-    """Seconds of a boundary since this was made, and by phase."""
+    """Measures the seconds of a boundary, in total and by phase."""
 
     def __init__(self) -> None:
         self.phases: dict[str, float] = {}
@@ -91,19 +95,19 @@ class Clock:
 
     @contextlib.contextmanager
     def timed(self, phase: str) -> Iterator[None]:
-        """Adds to the seconds of a phase."""
+        """Adds the time spent inside to a phase."""
         start = time.perf_counter()
         yield
         self.phases[phase] = round(self.phases.get(phase, 0.0) + time.perf_counter() - start, 4)
 
     @property
     def total(self) -> float:
-        """Seconds until now."""
+        """Seconds since this object was made."""
         return round(time.perf_counter() - self._start, 4)
 
 
 class Crossing:
-    """One boundary: made before growth, closed behind it."""
+    """The check of one boundary: made before growth, closed after it."""
 
     def __init__(
         self,
@@ -116,8 +120,12 @@ class Crossing:
     ) -> None:
         """
         Args:
+            before: the stage that ended.
+            task: samples and loss of the run.
             batch: samples at the full image size, the same on all ranks.
-            clock: that runs since the boundary began; None: it begins here.
+            parallel: the processes that train together.
+            settings: settings of the run.
+            clock: clock of the boundary; None starts one here.
         """
         self.parallel, self.settings, self.task = parallel, settings, task
         self.batch = pytree.tree_map_only(torch.Tensor, lambda tensor: tensor.to(parallel.device), batch)
@@ -129,10 +137,10 @@ class Crossing:
             self._loss = self._loss_of(before, before.module)
 
     def close(self, after: RunningStage, step: int) -> Record:
-        """The record, where everything is as it ought to be; before the stage is wrapped: tensors are whole.
+        """Compares the networks and returns the record. Call it before the stage is wrapped, while tensors are whole.
 
         Raises:
-            CheckError: analysis says that nothing changed, and the outputs did; or ranks differ.
+            CheckError: growth is lossless by analysis but the outputs changed, or ranks differ.
         """
         with self.clock.timed("check"):
             loss = self._loss_of(after, after.module)
@@ -146,8 +154,8 @@ class Crossing:
                 absolute, relative = self._difference(after)
                 if after.lossless and not relative <= after.tolerance:
                     raise CheckError(
-                        f"{self._name(after)}: growth is lossless by analysis, and outputs differ by {relative:.1e} "
-                        "(float64, relative); the checkpoint before it is whole: report this"
+                        f"{self._name(after)}: growth is lossless by analysis, but outputs differ by {relative:.1e} "
+                        "(float64, relative); please report this (the checkpoint before the boundary is whole)"
                     )
         with self.clock.timed("hash"):
             own = digest(after.module, after.optimizer, after.ema)
@@ -158,13 +166,13 @@ class Crossing:
         )  # fmt: skip
 
     def _difference(self, after: RunningStage) -> tuple[float, float]:
-        """Largest absolute difference, and largest relative to the largest entry of an output; inf where not finite."""
+        """Largest absolute difference, and largest relative to the largest entry of its output; inf if not finite."""
         found = self._outputs(after)
         absolute = relative = 0.0
         if [_shape(output) for output in self._before] != [_shape(output) for output in found]:
             raise CheckError(
-                f"{self._name(after)}: outputs had shapes {[_shape(o) for o in self._before]} before, and have "
-                f"{[_shape(o) for o in found]} now; the checkpoint before it is whole: report this"
+                f"{self._name(after)}: expected outputs of shapes {[_shape(o) for o in self._before]}, got "
+                f"{[_shape(o) for o in found]}; please report this (the checkpoint before the boundary is whole)"
             )
         for a, b in zip(self._before, found, strict=True):
             if isinstance(a, torch.Tensor) and (a.is_floating_point() or a.is_complex()) and a.numel():
@@ -192,7 +200,7 @@ class Crossing:
         """In eval mode, float64."""
         _, args, kwargs = self._call(running)
         program = trained(running.program, running.module)
-        # The same row of the stage identifier on both sides: the next stage has one of its own.
+        # Use the same row of the stage identifier on both sides: the next stage has another row.
         kwargs = {**kwargs, **stage_inputs(program, self._stage, samples_in(self.batch), self.parallel.device)}
         leaves = InputBinding(program).flatten(args, kwargs)
         double = [
@@ -218,3 +226,72 @@ def _shape(output: Any) -> list[int] | None:
 
 def _finite(output: Any) -> bool:
     return not isinstance(output, torch.Tensor) or bool(torch.isfinite(output).all())
+
+
+def digest(module: nn.Module, optimizer: Optimizer | None, ema: Averages | None) -> str:
+    """Returns the sha256 (hex) over parameters, buffers, averages and optimizer state.
+
+    It covers names, shapes, dtypes, bytes, and which parameters train. Optimizer state and groups are hashed by the
+    names of their parameters, so the order of parameters in the optimizer does not matter. Tensors must be whole (no
+    DTensor).
+    """
+    whole = hashlib.sha256()
+    names: dict[int, str] = {}
+    held = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
+    for name, tensor in sorted(held, key=lambda item: item[0]):
+        names.setdefault(id(tensor), name)
+        _add(whole, f"{name} {tensor.requires_grad}", tensor)
+    if ema is not None:
+        _add(whole, "ema", ema.num_updates)
+        for decay, copy in sorted(ema.tensors.items()):
+            for name, tensor in sorted(copy.items()):
+                _add(whole, f"ema {decay!r} {name}", tensor)
+    for number, group in enumerate(optimizer.param_groups if optimizer is not None else ()):
+        for key, value in sorted(group.items()):
+            if key != "params":
+                _add(whole, f"group {number} {key}", value)
+        # A parameter outside the module has no name and is hashed by its place.
+        entries = [(names.get(id(p), f"?{place}"), p) for place, p in enumerate(group["params"])]
+        for name, parameter in sorted(entries, key=lambda entry: entry[0]):
+            _add(whole, f"group {number}", name)
+            assert optimizer is not None
+            _add(whole, f"state {number} {name}", optimizer.state.get(parameter, {}))
+    return whole.hexdigest()
+
+
+def check_same(own: str) -> None:
+    """Compares the hash of this rank with those of all others.
+
+    Raises:
+        CheckError: some ranks differ from rank 0; raised on every rank, with their numbers.
+    """
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return
+    found: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, own)
+    odd = [str(rank) for rank, value in enumerate(found) if value != found[0]]
+    if odd:
+        raise CheckError(
+            f"ranks differ from rank 0 in weights, averages or optimizer state: {', '.join(odd)}; resume from the last "
+            "checkpoint"
+        )
+
+
+def _add(whole: Any, name: str, value: Any) -> None:
+    """Adds a tensor, or plain data with tensors in it. Other objects are hashed by type: their text has addresses."""
+    if isinstance(value, torch.Tensor):
+        tensor = value.detach().cpu().contiguous()
+        whole.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        if tensor.numel():
+            whole.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    elif isinstance(value, Mapping):
+        whole.update(f"{name} {len(value)}\n".encode())
+        for key in sorted(value, key=str):
+            _add(whole, f"{name} {key}", value[key])
+    elif isinstance(value, (list, tuple)):
+        whole.update(f"{name} {len(value)}\n".encode())
+        for place, item in enumerate(value):
+            _add(whole, f"{name} {place}", item)
+    else:
+        plain = isinstance(value, (bool, int, float, complex, str, type(None)))
+        whole.update(f"{name} {value!r}\n".encode() if plain else f"{name} {type(value).__qualname__}\n".encode())

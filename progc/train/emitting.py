@@ -1,7 +1,8 @@
-"""A stage's program as the module that trains: compiled where compiling is right on this machine.
+"""Turns the program of a stage into the module that trains, compiled where compiling works on this machine.
 
-Compiling may fail, by a damaged cache as well as by a fault of the compiler. It is then tried once more with an empty
-cache of this process's own (the shared one is left alone: others may use it); after that functions run as they are.
+Compiling may fail because of a damaged cache or a fault of the compiler. It is then tried once more with an empty cache
+that belongs to this process; the shared cache is left alone, since other processes may use it. If that fails too,
+functions run without being compiled.
 """
 
 from __future__ import annotations
@@ -28,19 +29,22 @@ Tell = Callable[[str], None]
 
 
 def emitted(program: Program, settings: Settings, device: torch.device, tell: Tell | None = None) -> StageModule:
-    """The stage module of a program; train graphs are compiled, eval graphs are not.
+    """Returns the stage module of a program; train graphs are compiled, eval graphs are not.
 
     Args:
-        tell: hears of compilations that failed; None: logging.
+        program: program of the stage, with its tensors.
+        settings: settings of the run.
+        device: device on which the stage trains.
+        tell: called with a message for every failed compilation; None logs it.
 
     Raises:
         CheckError: compiled gradients are wrong on this machine.
     """
     if settings.compile == "eager":
         return emit(program, "eager", recompute=settings.recompute)
-    # Every stage brings functions of its own; what ran before must not count against the limit of one function.
+    # Dynamo limits how often one function is compiled; functions of earlier stages must not count.
     torch._dynamo.reset()
-    # A backward that cannot be compiled then says so in the forward, where it can still run without.
+    # A backward that cannot be compiled then fails in the forward, where falling back is still possible.
     torch._functorch.config.force_non_lazy_backward_lowering = True
     compiling = Compiling(tell)
     compiling.attempt(lambda: check_compiler(device.type), lambda: None)
@@ -48,15 +52,15 @@ def emitted(program: Program, settings: Settings, device: torch.device, tell: Te
 
 
 def expected_compiles(module: StageModule) -> int:
-    """How many functions a stage compiles for its train graph, at one size of micro-batch."""
+    """Returns how many functions a stage compiles for its train graph, at one size of micro-batch."""
     return len(regions(module, "train"))
 
 
 class Compiling:
-    """`torch.compile` for a stage, which never ends a run.
+    """`torch.compile` for a stage, with a fallback so that a failed compilation never ends a run.
 
     Attributes:
-        given_up: whether functions run as they are by now.
+        given_up: whether functions now run without being compiled.
     """
 
     def __init__(self, tell: Tell | None = None) -> None:
@@ -65,7 +69,7 @@ class Compiling:
         self._again = False
 
     def __call__(self, function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
-        """The function compiled; where that fails at a call, compiled again, or as it is."""
+        """Returns the compiled function. If compiling fails at a call, it is tried again; then the function runs."""
         compiled = torch.compile(function, **options)
 
         def guarded(*values: Any) -> Any:
@@ -74,9 +78,9 @@ class Compiling:
         return guarded
 
     def attempt(self, compiled: Callable[[], Any], otherwise: Callable[[], Any]) -> Any:
-        """What a compiled function gives; after a second failure to compile, here or elsewhere, what the other does.
+        """Calls `compiled`; after a second failure to compile, here or elsewhere in the stage, calls `otherwise`.
 
-        A compilation fails before anything runs: no buffer was written to, and no random number drawn.
+        A compilation fails before anything runs: no buffer has been written to and no random number drawn.
         """
         while not self.given_up:
             try:
@@ -86,18 +90,18 @@ class Compiling:
         return otherwise()
 
     def _failed(self, error: Exception) -> None:
-        cause = getattr(error, "inner_exception", None) or error  # what a backend raised says more
+        cause = getattr(error, "inner_exception", None) or error  # the error of the backend says more
         reason = next(iter(str(cause).strip().splitlines()), "") or type(cause).__name__
         self.given_up, self._again = self._again, True
         if self.given_up:
-            self.tell(f"torch.compile failed again: {reason}; the stage trains without it, slower")
+            self.tell(f"torch.compile failed again: {reason}; the stage trains uncompiled, which is slower")
         else:
             self.tell(f"torch.compile failed: {reason}; trying once more with an empty cache")
             empty_cache()
 
 
 def empty_cache() -> None:
-    """Lets this process, and those that it starts, go on with an empty cache of compiled code; the old one stays."""
+    """Points this process, and those it starts, to an empty cache of compiled code; the old cache stays."""
     from torch._inductor.utils import clear_caches
 
     folder = tempfile.mkdtemp(prefix="progc-cache-")

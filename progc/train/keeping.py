@@ -1,4 +1,4 @@
-"""The checkpoints of a run: what is in one, and the way back into the objects that train."""
+"""Saves the checkpoints of a run, and restores them into the objects that train."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 
 
 class Keeping:
-    """Saves, and restores.
+    """Saves and restores the state of a run.
 
     Attributes:
         saved: step of the last checkpoint; None before the first.
-        saver: writes, in the background where the settings say so.
+        saver: writes checkpoints, in the background if the settings ask for it.
     """
 
     def __init__(
@@ -45,8 +45,15 @@ class Keeping:
     ) -> None:
         """
         Args:
-            controllers: live objects with a state: guards, sums, the rules that end stages.
-            per_epoch: optimizer steps of an epoch.
+            run: folder of the run.
+            saver: writes the checkpoints.
+            schedule: schedule of the run.
+            settings: settings of the run.
+            parallel: the processes that train together.
+            scaler: gradient scaler; saved if it is enabled.
+            controllers: objects with a `state_dict`, by name: the guard, running sums, the rules that end stages.
+            per_epoch: optimizer steps per epoch.
+            config: saved with every checkpoint, plain JSON data.
         """
         self.run, self.saver, self.schedule, self.settings = run, saver, schedule, settings
         self.parallel, self.config = parallel, config
@@ -55,15 +62,15 @@ class Keeping:
         self._controllers, self._per_epoch = dict(controllers), per_epoch
 
     def position(self, step: int) -> DataPosition:
-        """Where a run stands in its data when `step` steps are done: it follows from the step."""
+        """Returns the position in the data after `step` steps; it depends on the step only."""
         epoch, place = divmod(step, self._per_epoch)
         return DataPosition(self.settings.seed, epoch, place * self.settings.batch)
 
     def save(self, running: RunningStage, module: StageModule, step: int) -> None:
-        """A checkpoint of this step, unless there is one.
+        """Saves a checkpoint of this step, unless it is already saved.
 
         Raises:
-            InputError: the disk refuses, now or at the save before.
+            InputError: the disk refuses this save, or refused the previous one in the background.
         """
         if self.saved == step:
             return
@@ -75,27 +82,27 @@ class Keeping:
         self.saved = step
 
     def mark_best(self, step: int, value: float | None) -> None:
-        """Says that the checkpoint of this step, which is there, is the best so far."""
+        """Marks the saved checkpoint of this step as the best so far."""
         self.saver.wait()
         if self.parallel.rank == 0:
             mark_best(self.run, step, value)
 
     def restore(self, checkpoint: Checkpoint, running: RunningStage, module: StageModule) -> int:
-        """Puts a checkpoint back into the stage that it was saved in; returns its step.
+        """Restores a checkpoint into the stage it was saved in, and returns its step.
 
         Raises:
-            InputError: it is of other data, or of another schedule.
+            InputError: the checkpoint was saved with other data, another order of the data, or another schedule.
         """
         step = checkpoint.manifest.step
         if checkpoint.data is not None and checkpoint.data != self.position(step):
             raise InputError(
-                f"{self.run} was trained with another seed, batch or number of samples; go on with the same, or choose "
-                "another folder"
+                f"{self.run} was trained with another seed, batch size or number of samples; use the same ones, or "
+                "choose another folder"
             )
         known = checkpoint.schedule
         if known is not None and known.to_json() != self.schedule.to_json():
             raise InputError(
-                f"{self.run} was trained by another schedule; go on with the same, or choose another folder"
+                f"{self.run} was trained with another schedule; use the same one, or choose another folder"
             )
         checkpoint.restore(State(module, running.optimizer, running.ema, self._scaler, self._controllers))
         self.saved = step
@@ -103,10 +110,14 @@ class Keeping:
 
 
 def newest(run: Path, tell: Callable[[str], None]) -> Path | None:
-    """The checkpoint to go on from: rank 0 looks, so that all ranks go on from the same one.
+    """Returns the checkpoint to resume from. Rank 0 looks for it, so that all ranks resume from the same one.
+
+    Args:
+        run: folder of the run.
+        tell: called with a message for every newer checkpoint that is passed over.
 
     Raises:
-        InputError: as `latest`, on every rank.
+        InputError: as for `latest`, on every rank.
     """
     found, failed = None, None
     try:
@@ -118,14 +129,14 @@ def newest(run: Path, tell: Callable[[str], None]) -> Path | None:
 
 
 class Rules:
-    """The controller of the stages as an object with a state."""
+    """Wraps the controller of the stages as an object with a `state_dict`."""
 
     def __init__(self, controller: Controller) -> None:
         self.controller = controller
 
     def state_dict(self) -> dict[str, Any]:
-        """Its state, JSON."""
+        """Returns the state, JSON data."""
         return self.controller.state()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """It was made of this state already: the stage that it is in decides what is built."""
+        """Does nothing: the controller was already built from this state, since it decides which stage is built."""

@@ -1,7 +1,7 @@
-"""Metrics as JSON lines: the source of plots. TensorBoard and Weights & Biases get a copy where asked for.
+"""Writes metrics as JSON lines, the source of plots, and on request to TensorBoard and Weights & Biases too.
 
-What training computes is reproducible; what the clock or the machine says stands under `measured`. A run that goes on
-from a checkpoint takes back the lines that came after it.
+Values that training computes are reproducible; values that depend on the clock or the machine are under `measured`. A
+run that resumes from a checkpoint removes the lines written after it.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from progc.files.writing import finite, sync
 
 FILE = "metrics.jsonl"
 LONGEST = 1e10
-"""Seconds that no run takes; a larger number is none of ours."""
-_LINE = 1 << 20  # bytes; ours have some hundreds
+"""Upper limit, in seconds, for the duration of a run; larger numbers in a file are ignored."""
+_LINE = 1 << 20  # bytes; lines of progc have some hundreds
 
 
 class Metrics:
-    """Lines of one run."""
+    """The metrics of one run."""
 
     def __init__(
         self,
@@ -37,9 +37,10 @@ class Metrics:
     ) -> None:
         """
         Args:
-            writes: whether this process writes at all.
-            tensorboard: also write event files into `run/tensorboard`.
-            wandb: arguments of `wandb.init`; None: not used.
+            run: folder of the run.
+            writes: whether this process writes anything.
+            tensorboard: whether to also write event files into `run/tensorboard`.
+            wandb: arguments of `wandb.init`; None does not use W&B.
 
         Raises:
             InputError: the file cannot be written, or a library is missing.
@@ -49,7 +50,7 @@ class Metrics:
         if not writes:
             return
         self._boards = None if not tensorboard else _Boards(run / "tensorboard")
-        # Seconds of training go on where the run was: a plot over time has no gap while nothing ran.
+        # Seconds continue from the last line: a plot over time has no gap for the time between two starts.
         self._before = _last_seconds(self.path)
         self._start = time.monotonic()
         if wandb is not None:
@@ -63,11 +64,11 @@ class Metrics:
 
     @property
     def seconds(self) -> float:
-        """That the run took so far; 0 where this process does not write."""
+        """Seconds that the run has taken so far, all its starts together; 0 if this process does not write."""
         return round(self._before + time.monotonic() - self._start, 3) if self.writes else 0.0
 
     def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
-        """One line: `kind`, `step`, the values, and `measured` with the seconds that the run has taken so far."""
+        """Writes one line: `kind`, `step`, the values, and `measured` with the seconds of the run so far."""
         if not self.writes:
             return
         measured = {"seconds": self.seconds, **values.get("measured", {})}
@@ -85,9 +86,9 @@ class Metrics:
             self._wandb.log(numbers, step=step)
 
     def cut(self, step: int, stage: int) -> None:
-        """Takes back what came after the checkpoint of `step` in `stage`, and a line that was not finished.
+        """Removes the lines written after the checkpoint of `step` in `stage`, and an unfinished last line.
 
-        A boundary is written at the step at which the stage before ended; it stays if that stage is over.
+        A boundary is written at the step at which the previous stage ended; it stays if that stage is over.
 
         Raises:
             InputError: the disk refuses.
@@ -113,7 +114,7 @@ class Metrics:
         self._before, self._start = _last_seconds(self.path), time.monotonic()
 
     def close(self) -> None:
-        """Nothing is written any more."""
+        """Closes the file and the trackers."""
         if not self.writes:
             return
         self._file.close()
@@ -131,17 +132,17 @@ def _before(line: Mapping[str, Any], step: int, stage: int) -> bool:
 
 
 def _appending(path: Path) -> TextIO:
-    """The file for lines at its end; a link would let a run write elsewhere, a pipe would wait for its reader."""
+    """Opens a regular file for appending; a link could lead elsewhere, and a pipe would wait for a reader."""
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
     descriptor = os.open(path, flags, 0o644)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise OSError("it is not a regular file")
+        raise OSError("not a regular file")
     return os.fdopen(descriptor, "a", encoding="utf-8")
 
 
 def texts(file: BinaryIO) -> Iterator[bytes]:
-    """Lines of a file one after another, whatever its size; of one that is longer than ours ever are, a piece."""
+    """Yields the lines of a file of any size; of a line longer than 1 MiB, only the beginning."""
     torn = False
     while text := file.readline(_LINE):
         whole = text.endswith(b"\n")
@@ -151,7 +152,7 @@ def texts(file: BinaryIO) -> Iterator[bytes]:
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Whole lines of a file; what is none was torn by a kill."""
+    """Yields the records of a file; a line that is not a record was cut off by a kill, and is skipped."""
     if not path.is_file():
         return
     with path.open("rb") as file:
@@ -175,21 +176,21 @@ def _last_seconds(path: Path) -> float:
 
 
 class _Boards:
-    """Event files of TensorBoard. One that was begun behind a checkpoint takes back what others say of later steps."""
+    """Event files of TensorBoard. A file begun after a resume purges later steps of the files before it."""
 
     def __init__(self, folder: Path) -> None:
         try:
             import torch.utils.tensorboard  # noqa: F401
         except ImportError as error:
             raise InputError(
-                "TensorBoard is not installed; pip install 'progc[tensorboard]', or leave it out"
+                "TensorBoard is not installed; pip install 'progc[tensorboard]', or set trackers.tensorboard to false"
             ) from error
         self.folder = folder
         self._writer: Any = None
         self._purge: int | None = None
 
     def write(self, numbers: Mapping[str, float], step: int) -> None:
-        """A point of each of these curves."""
+        """Adds a point to each curve."""
         if self._writer is None:
             from torch.utils.tensorboard import SummaryWriter
 
@@ -198,12 +199,12 @@ class _Boards:
             self._writer.add_scalar(name, number, step)
 
     def cut(self, step: int) -> None:
-        """What was written of later steps does not count any more."""
+        """Makes the next file purge what was written for later steps."""
         self.close()
         self._purge = step + 1 if step else 0
 
     def close(self) -> None:
-        """The present file is whole."""
+        """Closes the current file."""
         if self._writer is not None:
             self._writer.close()
         self._writer = None
@@ -213,9 +214,13 @@ def _wandb(run: Path, options: Mapping[str, Any]) -> Any:
     try:
         import wandb
     except ImportError as error:
-        raise InputError("Weights & Biases is not installed; pip install 'progc[wandb]', or leave it out") from error
+        raise InputError(
+            "Weights & Biases is not installed; pip install 'progc[wandb]', or leave trackers.wandb out"
+        ) from error
     try:
         return wandb.init(**{"dir": str(run), **options})
-    except Exception as error:  # wrong arguments, no login, no network: the library has many kinds
+    except Exception as error:  # wrong arguments, no login, no network: the library raises many types
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(f"trackers.wandb: {reason}; mend its arguments of wandb.init, or leave it out") from error
+        raise InputError(
+            f"trackers.wandb: {reason}; fix these arguments of wandb.init, or leave trackers.wandb out"
+        ) from error

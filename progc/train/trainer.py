@@ -24,21 +24,18 @@ from progc.lift.averages import Averages
 from progc.schedule.controlling import Controller
 from progc.schedule.running import RunningStage, stages, trained
 from progc.schedule.schedule import Schedule
-from progc.train.active import Active
 from progc.train.ahead import LookAhead
 from progc.train.boundary import Clock, Crossing
 from progc.train.emitting import emitted, expected_compiles
-from progc.train.guards import Guard
 from progc.train.keeping import Keeping, Rules, newest
 from progc.train.metrics import Metrics
 from progc.train.parallel import Parallel
 from progc.train.parallel.processes import opened_parallel
 from progc.train.progress import Meter, Progress
 from progc.train.run_folder import Asked, Result, held, listening
-from progc.train.seen import Seen
 from progc.train.settings import Settings, factor, set_rates
-from progc.train.stepping import Outcome, Stepper
-from progc.train.watching import Watch, never_told
+from progc.train.stepping import Active, Guard, Outcome, Stepper
+from progc.train.watching import Seen, Watch, never_told
 
 if TYPE_CHECKING:
     from progc.checkpoints import Checkpoint

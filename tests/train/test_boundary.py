@@ -14,8 +14,7 @@ from progc.data.task import Task
 from progc.errors import CheckError
 from progc.schedule import Point, Regularisation
 from progc.schedule.running import RunningStage
-from progc.train.boundary import Crossing, Record
-from progc.train.hashing import digest
+from progc.train.boundary import Crossing, Record, digest
 from progc.train.parallel import Single
 from progc.train.settings import Settings
 from tests.schedule.test_outlines import plan
@@ -71,7 +70,7 @@ def test_a_record_is_json() -> None:
 
 
 def test_growth_that_is_said_to_be_lossless_and_is_not_ends_the_run() -> None:
-    with pytest.raises(CheckError, match="lossless by analysis, and outputs differ"):
+    with pytest.raises(CheckError, match="lossless by analysis, but outputs differ"):
         crossed(plan("width"), spoiled)
 
 

@@ -8,8 +8,8 @@ import math
 import pytest
 
 from progc.errors import CheckError
-from progc.train.guards import Guard
 from progc.train.settings import Settings
+from progc.train.stepping import Guard
 
 NAN, INF = math.nan, math.inf
 

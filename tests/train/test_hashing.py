@@ -12,7 +12,7 @@ from torch import nn
 import progc
 from progc.errors import CheckError
 from progc.train import hashing
-from progc.train.hashing import check_same, digest
+from progc.train.boundary import check_same, digest
 
 
 def made(reverse: bool = False) -> tuple[nn.Module, torch.optim.Optimizer, progc.EMA]:

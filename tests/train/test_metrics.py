@@ -82,7 +82,7 @@ def test_weights_and_biases_gets_a_copy(tmp_path: Path) -> None:
 
 def test_wrong_arguments_of_a_tracker_are_one_line(tmp_path: Path) -> None:
     pytest.importorskip("wandb")
-    with pytest.raises(InputError, match=r"trackers\.wandb: .*projekt.*; mend its arguments"):
+    with pytest.raises(InputError, match=r"trackers\.wandb: .*projekt.*; fix these arguments"):
         Metrics(tmp_path, wandb={"projekt": "x", "mode": "offline"})
 
 

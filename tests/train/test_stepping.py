@@ -11,10 +11,9 @@ from torch import nn
 
 from progc.data.task import Task
 from progc.errors import CheckError
-from progc.train.guards import Guard
 from progc.train.parallel import Single
 from progc.train.settings import Settings
-from progc.train.stepping import Stepper
+from progc.train.stepping import Guard, Stepper
 from tests.train.running import BATCH, STEPS, lines, outcome, samples, trainer
 
 CPU = torch.device("cpu")

@@ -211,9 +211,8 @@ def test_a_finished_run_stays_as_it_is(whole: Path) -> None:
 
 def test_micro_batches_give_the_gradient_of_the_batch() -> None:
     """Of unequal sizes too: 16 samples in 3 parts."""
-    from progc.train.guards import Guard
     from progc.train.parallel import Single
-    from progc.train.stepping import Stepper
+    from progc.train.stepping import Guard, Stepper
 
     torch.manual_seed(0)
     data = samples(BATCH)

@@ -1,4 +1,4 @@
-"""How one stage trains on one or many processes: what the trainer asks for is `Parallel`, whatever is behind it."""
+"""Training on one or several processes (DDP, FSDP); the trainer uses the interface `Parallel` only."""
 
 from progc.train.parallel.base import Parallel, Single
 

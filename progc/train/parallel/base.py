@@ -1,7 +1,4 @@
-"""What the trainer needs of the processes that train together.
-
-One process.
-"""
+"""Defines what the trainer needs from the processes that train together, and implements it for one process."""
 
 from __future__ import annotations
 
@@ -20,15 +17,16 @@ if TYPE_CHECKING:
 
 
 class Parallel(Protocol):
-    """One way to train on several processes.
+    """A way to train on one or several processes.
 
-    Every stage is wrapped anew: what wraps a module looks at what trains once, and would leave the ranks to drift apart
-    where that changes later.
+    Every stage is wrapped again: a wrapper looks once at which parameters train, and ranks would drift apart if that
+    changed later.
 
     Attributes:
         name: `none`, `ddp` or `fsdp`.
-        rank, world: of this process, and how many there are.
-        device: on which it computes.
+        rank: rank of this process.
+        world: number of processes.
+        device: device on which this process computes.
     """
 
     name: str
@@ -37,26 +35,26 @@ class Parallel(Protocol):
     device: torch.device
 
     def wrap(self, module: StageModule, optimizer: Optimizer | None, ema: Averages | None) -> nn.Module:
-        """The module to call for a stage; optimizer and averages then hold what it holds (shards, where it shards)."""
+        """Returns the module to call for a stage; optimizer and averages then hold its tensors (shards with FSDP)."""
 
     def unwrap(self, optimizer: Optimizer | None, ema: Averages | None) -> None:
-        """Undoes `wrap`: module, optimizer and averages hold whole tensors again, the same on all ranks."""
+        """Undoes `wrap`: module, optimizer and averages hold whole tensors again, equal on all ranks."""
 
     def reducing(self, last: bool) -> contextlib.AbstractContextManager[Any]:
-        """Around forward and backward of a micro-batch; gradients are reduced over ranks in the last one of a step."""
+        """Context for forward and backward of a micro-batch; gradients are reduced over ranks in the last of a step."""
 
     def clip(self, parameters: Iterable[nn.Parameter], limit: float | None) -> torch.Tensor:
-        """Norm of all gradients, 0-d f32, equal on all ranks; they are scaled down to `limit` where it is larger."""
+        """Scales gradients down to norm `limit`; returns their norm before, 0-d f32, equal on all ranks."""
 
     def mean(self, value: torch.Tensor) -> torch.Tensor:
-        """Mean over ranks of a tensor."""
+        """Returns the mean of a tensor over ranks."""
 
     def any(self, flag: bool) -> bool:
-        """Whether it is so on some rank; the same answer on all."""
+        """Returns whether the flag is set on some rank; the same answer on all ranks."""
 
 
 class Single:
-    """One process on one device: nothing is wrapped, nothing is reduced. See `Parallel`."""
+    """One process on one device: nothing is wrapped and nothing is reduced. See `Parallel`."""
 
     name = "none"
     rank = 0
@@ -66,14 +64,14 @@ class Single:
         self.device = device
 
     def wrap(self, module: StageModule, optimizer: Optimizer | None, ema: Averages | None) -> nn.Module:
-        """The module itself."""
+        """Returns the module itself."""
         return module
 
     def unwrap(self, optimizer: Optimizer | None, ema: Averages | None) -> None:
-        """Nothing."""
+        """Does nothing."""
 
     def reducing(self, last: bool) -> contextlib.AbstractContextManager[Any]:
-        """Nothing."""
+        """Returns a context that does nothing."""
         return contextlib.nullcontext()
 
     def clip(self, parameters: Iterable[nn.Parameter], limit: float | None) -> torch.Tensor:
@@ -85,9 +83,9 @@ class Single:
         return norm
 
     def mean(self, value: torch.Tensor) -> torch.Tensor:
-        """The value."""
+        """Returns the value."""
         return value
 
     def any(self, flag: bool) -> bool:
-        """The flag."""
+        """Returns the flag."""
         return flag

@@ -1,8 +1,8 @@
-"""Parameters, gradients, optimizer state and averages spread over ranks: torch's fully_shard, anew for every stage.
+"""Shards parameters, gradients, optimizer state and averages over ranks: torch's fully_shard, again for every stage.
 
-Every block of a stage module is a unit: gathered for its forward and its backward, and let go of behind them. Between
-two stages all is whole on every rank, since growth is arithmetic on whole tensors; the tensors that grow are the very
-objects that the stage began with, only their memory is given away meanwhile.
+Every block of a stage module is a unit: it is gathered for its forward and its backward, and freed after each. Between
+two stages everything is whole on every rank, since growth is arithmetic on whole tensors. The tensors that grow are the
+objects that the stage began with; only their memory is freed in the meantime.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 class Fsdp(Ranks):
-    """See `Parallel`. Rows of every tensor are spread evenly over the ranks, as `torch.chunk` cuts them."""
+    """See `Parallel`. The rows of every tensor are split over the ranks as by `torch.chunk`."""
 
     name = "fsdp"
 
@@ -42,15 +42,15 @@ class Fsdp(Ranks):
         self._pairs: dict[str, tuple[nn.Parameter, nn.Parameter]] = {}
 
     def wrap(self, module: StageModule, optimizer: Optimizer | None, ema: Averages | None) -> nn.Module:
-        """Shards the module in place, and with it what optimizer and averages hold.
+        """Shards the module in place, with the tensors of optimizer and averages.
 
         Raises:
-            InputError: a parameter is a single number, or an optimizer keeps state of another shape than the parameter.
+            InputError: a parameter is 0-d, or the optimizer keeps state of another shape than its parameter.
         """
         whole = dict(module.named_parameters())
         single = next((name for name, parameter in whole.items() if not parameter.dim()), None)
         if single is not None:
-            raise InputError(f"parallel=fsdp: {single} is a single number, which no ranks can share; use parallel=ddp")
+            raise InputError(f"parallel=fsdp: {single} is 0-d and cannot be sharded; use parallel=ddp")
         _check_state(optimizer, whole)
         for parameter in whole.values():
             parameter.data = parameter.data.contiguous()
@@ -65,7 +65,7 @@ class Fsdp(Ranks):
         return root
 
     def unwrap(self, optimizer: Optimizer | None, ema: Averages | None) -> None:
-        """Gathers everything on every rank; the module that was wrapped is of no use behind it."""
+        """Gathers everything on every rank; the wrapped module must not be used afterwards."""
         if self._root is None:
             return
         with torch.no_grad():
@@ -77,7 +77,7 @@ class Fsdp(Ranks):
 
     @contextlib.contextmanager
     def reducing(self, last: bool) -> Iterator[Any]:
-        """Gradients stay whole until the last micro-batch; then each rank keeps its share of their mean."""
+        """Keeps gradients whole until the last micro-batch; then each rank keeps its shard of their mean."""
         assert self._root is not None
         root: Any = self._root
         root.set_requires_gradient_sync(last)
@@ -86,7 +86,7 @@ class Fsdp(Ranks):
             same_buffers(root)
 
     def clip(self, parameters: Iterable[nn.Parameter], limit: float | None) -> torch.Tensor:
-        """See `Parallel.clip`; the norm is that of the whole gradients."""
+        """See `Parallel.clip`; the norm is taken over the whole gradients."""
         trained = [parameter for parameter in parameters if parameter.grad is not None]
         norm = torch.nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
         norm = _full(norm)
@@ -95,7 +95,7 @@ class Fsdp(Ranks):
         return norm
 
     def _share(self, tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-        """This rank's rows of a whole tensor, spread as `like` is."""
+        """This rank's rows of a whole tensor, sharded as `like` is."""
         assert isinstance(like, DTensor) and like.placements == (Shard(0),)
         size = -(-tensor.shape[0] // self.world)
         rows = tensor[self.rank * size : (self.rank + 1) * size].clone(memory_format=torch.contiguous_format)
@@ -109,11 +109,13 @@ class Fsdp(Ranks):
         pairs: Mapping[str, tuple[nn.Parameter, nn.Parameter]],
         make: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
     ) -> None:
-        """Optimizer and averages go over to other parameters of the same names.
+        """Moves optimizer and averages to other parameters of the same names.
 
         Args:
-            pairs: those that are left, and those that come, by name.
-            make: of a tensor that has the shape of a parameter, and the parameter that comes.
+            optimizer: its state and groups are changed in place; None where there is none.
+            ema: its tensors are replaced; None where there is none.
+            pairs: old and new parameter by name.
+            make: makes the new tensor from a tensor of the parameter's shape and the new parameter.
         """
         new = {id(left): comes for left, comes in pairs.values()}
         to = {name: comes for name, (_, comes) in pairs.items()}
@@ -152,9 +154,9 @@ class Fsdp(Ranks):
 
 
 def _units(module: StageModule) -> list[str]:
-    """Paths of blocks that share no parameter with what is outside of them, inner ones first.
+    """Paths of blocks that share no parameter with the rest of the module, inner ones first.
 
-    A tied parameter belongs to the root: two units would each keep a copy of it, and no longer be tied.
+    A tied parameter belongs to the root: two units would each keep a copy of it, which would no longer be tied.
     """
     places: dict[int, list[str]] = {}
     for name, parameter in module.named_parameters(remove_duplicate=False):
@@ -174,14 +176,14 @@ def _check_state(optimizer: Optimizer | None, whole: dict[str, nn.Parameter]) ->
             if isinstance(value, torch.Tensor) and value.dim() and value.shape != key.shape:
                 raise InputError(
                     f"parallel=fsdp: the optimizer keeps {label} of shape {list(value.shape)} for {names[id(key)]} of "
-                    f"shape {list(key.shape)}, which cannot be spread with it; use parallel=ddp or another optimizer"
+                    f"shape {list(key.shape)}, which cannot be sharded with it; use parallel=ddp or another optimizer"
                 )
 
 
 def _each(
     tensors: dict[str, torch.Tensor], make: Callable[[str, torch.Tensor], torch.Tensor]
 ) -> dict[str, torch.Tensor]:
-    """A value made of every tensor, once for tied names."""
+    """Makes a tensor from each tensor, once for tied names."""
     made: dict[int, torch.Tensor] = {}
     for name, tensor in tensors.items():
         if id(tensor) not in made:
@@ -190,15 +192,15 @@ def _each(
 
 
 def _full(tensor: torch.Tensor) -> torch.Tensor:
-    """The whole of a tensor, gathered from all ranks."""
+    """The whole tensor, gathered from all ranks."""
     return tensor.full_tensor().detach() if isinstance(tensor, DTensor) else tensor
 
 
 def _forget(parameter: nn.Parameter) -> None:
-    """Gives the memory of a parameter away; its shape stays, which is all that planning ahead asks for."""
+    """Frees the memory of a parameter and keeps its shape, which is all that planning the next stage needs."""
     storage = parameter.untyped_storage()
-    if storage.nbytes() == parameter.numel() * parameter.element_size():  # nobody else's memory
-        with contextlib.suppress(RuntimeError):  # memory that is not torch's own, such as that of a mapped file
+    if storage.nbytes() == parameter.numel() * parameter.element_size():  # memory that nothing else uses
+        with contextlib.suppress(RuntimeError):  # memory that torch does not own, such as a mapped file
             storage.resize_(0)
 
 

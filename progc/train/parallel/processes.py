@@ -1,4 +1,4 @@
-"""The processes that torchrun started, as a way to train."""
+"""Joins the processes that torchrun started."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from progc.errors import InputError
 from progc.train.parallel.base import Parallel, Single
 
 TIMEOUT = datetime.timedelta(hours=2)
-"""Of collectives: a rank that compiles keeps the others waiting for minutes."""
+"""Timeout of collectives: a rank that compiles keeps the others waiting for minutes."""
 
 
 def opened_parallel(kind: str, device: str) -> Parallel:
-    """Joins the processes that torchrun named in the environment; one process without torchrun.
+    """Joins the processes that torchrun describes in the environment; without torchrun there is one process.
 
     Args:
-        kind: `auto`, `none`, `ddp` or `fsdp`; one process that torchrun started trains alone with each of them.
-        device: `auto`, `cpu`, `cuda`, `cuda:1`; with several processes each takes the accelerator of its local rank.
+        kind: `auto`, `none`, `ddp` or `fsdp`; a single process started by torchrun trains alone with any of them.
+        device: `auto`, `cpu`, `cuda`, `cuda:1`; with several processes each takes the GPU of its local rank.
 
     Raises:
-        InputError: several processes and `none`, an unknown device, or the processes do not find one another.
+        InputError: `none` with several processes, an unknown device, or the processes cannot connect.
     """
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1:
         if kind in ("ddp", "fsdp") and "WORLD_SIZE" not in os.environ:
-            raise InputError(f"parallel={kind} needs several processes; start it by torchrun -m progc train")
+            raise InputError(f"parallel={kind} needs several processes; start it with torchrun -m progc train")
         return Single(_device(device))
     if kind == "none":
-        raise InputError(f"torchrun started {world} processes, and parallel=none trains in one; leave parallel out")
+        raise InputError(f"torchrun started {world} processes, but parallel=none trains in one; leave parallel out")
     place = _device(device)
     if place.type == "cuda":
         place = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
@@ -39,18 +39,18 @@ def opened_parallel(kind: str, device: str) -> Parallel:
     try:
         dist.init_process_group("nccl" if place.type == "cuda" else "gloo", timeout=TIMEOUT)
     except (RuntimeError, ValueError) as error:
-        raise InputError(f"the processes cannot find one another: {' '.join(str(error).split())}") from error
+        raise InputError(f"the processes cannot connect to one another: {' '.join(str(error).split())}") from error
     if kind == "fsdp":
         from progc.train.parallel.fsdp import Fsdp
 
         return Fsdp(place)
-    from progc.train.parallel.ddp import Ddp
+    from progc.train.parallel.ranks import Ddp
 
     return Ddp(place)
 
 
 def closed() -> None:
-    """Leaves the process group, if there is one."""
+    """Leaves the process group if there is one."""
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
 
@@ -61,7 +61,7 @@ def _device(text: str) -> torch.device:
     try:
         found = torch.device(text)
     except RuntimeError as error:
-        raise InputError(f"there is no device `{text}`; use auto, cpu or cuda") from error
+        raise InputError(f"unknown device `{text}`; use auto, cpu or cuda") from error
     if found.type == "cuda" and not torch.cuda.is_available():
-        raise InputError(f"device `{text}`: torch sees no such accelerator here; use auto or cpu")
+        raise InputError(f"device `{text}`: torch finds no CUDA device on this machine; use auto or cpu")
     return found

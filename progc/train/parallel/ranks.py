@@ -1,16 +1,27 @@
-"""What all ways to train on several processes share: who they are, and what they tell one another."""
+"""Training on several processes: what DDP and FSDP share, and DDP itself."""
 
 from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from progc.train.parallel.base import Single
 
+if TYPE_CHECKING:
+    from torch.optim import Optimizer
+
+    from progc.emit.stage_module import StageModule
+    from progc.lift.averages import Averages
+
 
 class Ranks(Single):
-    """See `Parallel`."""
+    """What DDP and FSDP share. See `Parallel`."""
 
     def __init__(self, device: torch.device) -> None:
         super().__init__(device)
@@ -29,12 +40,47 @@ class Ranks(Single):
         return bool(told.item())
 
 
+class Ddp(Ranks):
+    """A whole copy on every rank, with averaged gradients: torch's DistributedDataParallel. See `Parallel`.
+
+    Every rank takes the buffers of rank 0 after each step. DistributedDataParallel does so before each forward, which
+    is too late for averages, validation and checkpoints in between.
+    """
+
+    name = "ddp"
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__(device)
+        self._wrapped: DistributedDataParallel | None = None
+
+    def wrap(self, module: StageModule, optimizer: Optimizer | None, ema: Averages | None) -> nn.Module:
+        """Returns a new wrapper; a wrapper kept from an earlier stage would not reduce layers that train only now."""
+        if not any(parameter.requires_grad for parameter in module.parameters()):
+            self._wrapped = None
+            return module
+        ids = [self.device.index] if self.device.type == "cuda" else None
+        self._wrapped = DistributedDataParallel(module, device_ids=ids, broadcast_buffers=False)
+        return self._wrapped
+
+    def unwrap(self, optimizer: Optimizer | None, ema: Averages | None) -> None:
+        """Drops the wrapper, and with it its hooks on the parameters."""
+        self._wrapped = None
+
+    @contextlib.contextmanager
+    def reducing(self, last: bool) -> Iterator[Any]:
+        """Averages gradients in the last micro-batch of a step only."""
+        with contextlib.nullcontext() if last or self._wrapped is None else self._wrapped.no_sync():
+            yield
+        if last and self._wrapped is not None:
+            same_buffers(self._wrapped.module)
+
+
 @torch.no_grad()
 def same_buffers(module: nn.Module) -> None:
-    """Gives every rank the saved buffers of rank 0, such as running statistics, in one message for each dtype.
+    """Gives every rank the persistent buffers of rank 0, such as running statistics, in one message per dtype.
 
-    Every rank has seen other samples. Averaged copies, validation and checkpoints take buffers at their word, behind
-    the step in which they changed.
+    Every rank has seen other samples. Averaged copies, validation and checkpoints read the buffers after the step in
+    which they changed.
     """
     own = {id(value) for value in module.state_dict(keep_vars=True).values()}
     kinds: dict[torch.dtype, list[torch.Tensor]] = {}

@@ -45,8 +45,8 @@ import torch, torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from progc.errors import CheckError
-from progc.train.hashing import check_same, digest
-from progc.train.parallel.ddp import Ddp
+from progc.train.boundary import check_same, digest
+from progc.train.parallel.ranks import Ddp
 
 dist.init_process_group("gloo")
 naive = sys.argv[1] == "naive"

@@ -12,9 +12,9 @@ from torch import nn
 import progc
 from progc.emit import emit
 from progc.lift.averages import Averages
-from progc.train.hashing import check_same, digest
-from progc.train.parallel.ddp import Ddp
+from progc.train.boundary import check_same, digest
 from progc.train.parallel.fsdp import Fsdp
+from progc.train.parallel.ranks import Ddp
 
 SIZE = 7  # odd, so that the shares differ
 
