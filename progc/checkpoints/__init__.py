@@ -1,11 +1,13 @@
-"""Checkpoints that survive kills and tell damage (docs/checkpoints.md). Importing this does not import torch.
+"""Checkpoints that survive kills and detect damage (docs/checkpoints.md).
 
-run = "runs/one"
-state = State(model, optimizer=optimizer, ema=ema)
-save(run, state, step=100, data=DataPosition(seed=0, epoch=2, index=640))
-found = latest(run)                     # the newest that verifies
-if found is not None:
-    load(found).restore(state)
+    run = "runs/one"
+    state = State(model, optimizer=optimizer, ema=ema)
+    save(run, state, step=100, data=DataPosition(seed=0, epoch=2, index=640))
+    found = latest(run)                     # the newest that verifies
+    if found is not None:
+        load(found).restore(state)
+
+Importing this package does not import torch. May import `schedule` and everything below it, but not `search`.
 """
 
 from __future__ import annotations

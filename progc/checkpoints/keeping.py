@@ -1,4 +1,4 @@
-"""Which checkpoints stay: the newest that verify, and the best one. No torch but for writing."""
+"""Decides which checkpoints are kept: the newest that verify, and the best one. Imports torch for writing only."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ BEST = "best.json"
 
 @dataclasses.dataclass(frozen=True)
 class Pruned:
-    """What `prune` did, as names of folders, newest first.
+    """The result of `prune`, as names of folders, newest first.
 
     Attributes:
-        kept: verified ones that stay.
-        removed: older ones that are gone.
-        broken: those that do not verify; they were left alone.
+        kept: checkpoints that verify and were kept.
+        removed: older checkpoints that were removed.
+        broken: checkpoints that do not verify; they were left alone.
     """
 
     kept: tuple[str, ...]
@@ -32,13 +32,14 @@ class Pruned:
 
 
 def prune(run: str | Path, *, keep: int, tell: Tell | None = None) -> Pruned:
-    """Removes checkpoints that are older than the newest `keep` that verify. The best one stays, whatever its age.
+    """Removes checkpoints older than the newest `keep` that verify. The best one is kept whatever its age.
 
-    Only what verifies counts and only what verifies is removed, so a row of broken ones never pushes out a good one.
+    Only checkpoints that verify are counted and removed, so broken ones never push out a good one.
 
     Args:
-        keep: at least 1.
-        tell: is given a message where nothing was removed; None: it becomes a warning.
+        run: folder of the run.
+        keep: number of checkpoints to keep, at least 1.
+        tell: called with a message if a checkpoint could not be removed; None issues a warning.
 
     Raises:
         InputError: `keep` is below 1, or the run cannot be read.
@@ -57,7 +58,7 @@ def prune(run: str | Path, *, keep: int, tell: Tell | None = None) -> Pruned:
         try:
             marked = _marked(folder)
         except InputError as error:
-            message = f"no checkpoint is removed, since nobody knows which is best: {error}; mark it again"
+            message = f"no checkpoint was removed, since the best one is unknown: {error}; mark it again"
             _say(message, tell)
             return Pruned((), (), ())
         for step, path in steps(folder):
@@ -80,10 +81,15 @@ def prune(run: str | Path, *, keep: int, tell: Tell | None = None) -> Pruned:
 
 
 def mark_best(run: str | Path, step: int, metric: float | None = None) -> None:
-    """Says that the checkpoint of this step is the best so far; `prune` leaves it alone from now on.
+    """Marks the checkpoint of this step as the best so far; `prune` keeps it from now on.
+
+    Args:
+        run: folder of the run.
+        step: step of the checkpoint.
+        metric: the value that makes it the best, for the record.
 
     Raises:
-        InputError: it does not verify, or the disk refuses.
+        InputError: the checkpoint does not verify, or the disk refuses.
     """
     from progc.checkpoints.manifest import folder_name
     from progc.files.reading import digest
@@ -110,10 +116,10 @@ def mark_best(run: str | Path, step: int, metric: float | None = None) -> None:
 
 
 def best(run: str | Path) -> Path | None:
-    """The checkpoint that was marked as best, None if none was.
+    """Returns the checkpoint marked as best; None if none is marked.
 
     Raises:
-        InputError: the mark or the checkpoint is damaged, or the checkpoint is another one than was marked.
+        InputError: the mark or the checkpoint is damaged, or the checkpoint was replaced after it was marked.
     """
     from progc.checkpoints.manifest import folder_name
     from progc.files.reading import digest
@@ -135,7 +141,7 @@ def _marked(run: Path) -> tuple[int, str] | None:
         return None
     value = unsealed(read_text(path), path)
     if not is_count(value.get("step")) or not isinstance(value.get("manifest"), str):
-        raise InputError(f"{path} names no checkpoint")
+        raise InputError(f"{path} does not name a checkpoint; mark the best one again")
     return value["step"], value["manifest"]
 
 

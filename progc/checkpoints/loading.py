@@ -1,4 +1,4 @@
-"""Reading a checkpoint back: verified first, then part by part, each compared with its sha256 as it is read."""
+"""Reads a checkpoint: verifies it first, then reads part by part and compares each with its sha256."""
 
 from __future__ import annotations
 
@@ -34,20 +34,20 @@ _CHUNK = 8 << 20
 
 
 def load(path: str | Path) -> Checkpoint:
-    """Opens a checkpoint that verifies; nothing but its manifest is kept in memory.
+    """Verifies and opens a checkpoint; only its manifest is kept in memory.
 
     Raises:
-        InputError: as `verify`.
+        InputError: as for `verify`.
     """
     return Checkpoint(Path(path), verify(path))
 
 
 class Checkpoint:
-    """A checkpoint that has been verified.
+    """A verified checkpoint.
 
     Attributes:
-        path: its folder.
-        manifest: its facts.
+        path: folder of the checkpoint.
+        manifest: manifest of the checkpoint.
     """
 
     def __init__(self, path: Path, manifest: Manifest) -> None:
@@ -55,14 +55,14 @@ class Checkpoint:
         self._kept: dict[str, dict[str, torch.Tensor]] | None = None
 
     def weights(self) -> dict[str, torch.Tensor]:
-        """The model's tensors, on the CPU."""
+        """Returns the tensors of the model by name, on the CPU."""
         return self._tensors(MODEL)
 
     def average(self, decay: float) -> dict[str, torch.Tensor]:
-        """The averaged copy with this decay.
+        """Returns the averaged copy with this decay, tensors by name on the CPU.
 
         Raises:
-            InputError: there is none; says which there are.
+            InputError: there is no such copy; the message lists the decays that exist.
         """
         if not self._has(ema_file(decay)):
             raise InputError(f"{self.path} has no average with decay {decay}; it has {list(self.decays)}")
@@ -88,10 +88,10 @@ class Checkpoint:
             raise InputError(f"{self.path}: {error}") from error
 
     def controller(self, name: str) -> dict[str, Any]:
-        """State of one controller, for what has to be known before there is an object to restore.
+        """Returns the state of one controller, for values that are needed before there is an object to restore.
 
         Raises:
-            InputError: there is none of this name.
+            InputError: there is no controller of this name.
         """
         found = self._training["controllers"].get(name)
         if not isinstance(found, dict):
@@ -100,12 +100,12 @@ class Checkpoint:
 
     @cached_property
     def config(self) -> dict[str, Any] | None:
-        """The resolved configuration."""
+        """The resolved configuration; None if none was saved."""
         return self._object(CONFIG) if CONFIG in self.manifest.files else None
 
     @cached_property
     def schedule(self) -> Schedule | None:
-        """The schedule of the run."""
+        """The schedule of the run; None if none was saved."""
         if SCHEDULE not in self.manifest.files:
             return None
         from progc.schedule import Schedule
@@ -114,19 +114,20 @@ class Checkpoint:
             return Schedule.from_json(self._object(SCHEDULE))
 
     def restore(self, state: State, *, skip: Iterable[str] = (), rank: int | None = None) -> None:
-        """Puts everything back into the live objects: optimizers, weights, averages, then the rest, RNG last.
+        """Restores the live objects: optimizers, weights, averages, then the rest, and random states last.
 
-        What belongs to the model is compared before anything is changed: names, shapes, dtypes, tied names, and which
-        parameters train. A model that was built for another stage is refused, not trained half frozen.
+        Names, shapes, dtypes, tied names and which parameters train are compared before anything is changed. A model
+        that was built for another stage is refused instead of being trained half frozen.
 
         Args:
-            state: built as the one that was saved, of the same stage.
-            skip: parts that are there on one side only and shall be: `ema`, `optimizer`, `scaler`, `controllers`;
-                `rng` leaves the generators alone; `frozen` accepts another trainable set.
-            rank: whose random numbers; None: of this process. A rank that was not there gets fresh ones.
+            state: the objects to restore, built as the saved ones and of the same stage.
+            skip: parts to leave out, although one side has them: `ema`, `optimizer`, `scaler`, `controllers`; `rng`
+                leaves the generators unchanged; `frozen` accepts another set of trainable parameters.
+            rank: rank whose random states are restored; None is this process. A rank that did not save gets new
+                seeds.
 
         Raises:
-            InputError: a part is missing on one side, does not fit, or is none.
+            InputError: a part is missing on one side, does not fit, or is invalid.
         """
         with self._reading_once():
             self._restore(state, set(skip), rank)
@@ -139,7 +140,7 @@ class Checkpoint:
         named = NamedTensors(state.model)
         spread = next((name for name, tensor in named.persistent.items() if is_spread(tensor)), None)
         if spread is not None:
-            raise InputError(f"{spread} is spread over ranks (DTensor); restore first, and shard behind it")
+            raise InputError(f"{spread} is sharded over ranks (DTensor); restore the model first, then shard it")
         weights = self.weights()
         self._check_model(named, weights, type(state.model).__name__, left_out)
         random = None if "rng" in left_out else self._random(state, own_rank() if rank is None else rank)
@@ -168,17 +169,18 @@ class Checkpoint:
         there = set(self.manifest.holds) - {"rng", "data", "schedule", "config"}
         given = set(state.holds)
         for part in sorted((there ^ given) - left_out):
-            side = f"{self.path} holds {part}, which" if part in there else f"{part} is not in {self.path}, and"
-            what = "is given nothing to go to" if part in there else "would start anew"
-            raise InputError(f"{side} {what}; build the state as it was saved, or give skip=({part!r},)")
+            problem = f"{self.path} holds {part}, but the state does not"
+            if part in given:
+                problem = f"the state has {part}, but {self.path} does not, so it would start from scratch"
+            raise InputError(f"{problem}; build the state as it was saved, or give skip=({part!r},)")
         if "controllers" not in left_out and set(self._training["controllers"]) != set(state.controllers):
             found = sorted(self._training["controllers"])
-            raise InputError(f"{self.path} holds controllers {found}, given are {sorted(state.controllers)}")
+            raise InputError(f"{self.path} holds controllers {found}, but the state has {sorted(state.controllers)}")
         if "optimizer" not in left_out:
             files = {name.removesuffix(".json") for name in self.manifest.files if name.startswith("optimizer")}
             files -= {name for name in files if name.endswith(".safetensors")}
             if files != set(state.optimizers):
-                raise InputError(f"{self.path} holds {sorted(files)}, given are {sorted(state.optimizers)}")
+                raise InputError(f"{self.path} holds {sorted(files)}, but the state has {sorted(state.optimizers)}")
 
     def _check_model(
         self, named: NamedTensors, weights: Mapping[str, torch.Tensor], label: str, left_out: set[str]
@@ -188,28 +190,28 @@ class Checkpoint:
         for name, tensor in weights.items():
             if tensor.dtype != named.persistent[name].dtype:
                 raise InputError(
-                    f"{path}: {name} is {tensor.dtype}, in the model it is {named.persistent[name].dtype}; "
+                    f"{path}: {name} is {tensor.dtype}, but in the model it is {named.persistent[name].dtype}; "
                     "build the model in the dtype it was saved in"
                 )
         facts, saved = named.facts, self._training
         if facts["tied"] != saved["tied"]:
             both = [*facts["tied"], *saved["tied"]]
             names = next(group for group in both if (group in facts["tied"]) != (group in saved["tied"]))
-            raise InputError(f"{path}: {', '.join(names)} are one tensor on one side only; tie them as they were saved")
+            raise InputError(f"{path}: {', '.join(names)} are tied on one side only; tie them as they were saved")
         differ = sorted(set(facts["frozen"]) ^ set(saved["frozen"]))
         if differ and "frozen" not in left_out:
             state = "does not train in the model" if differ[0] in facts["frozen"] else "trains in the model"
             raise InputError(
-                f"{self.path} was saved with another trainable set: {differ[0]} {state} ({len(differ)} parameters "
+                f"{self.path} was saved with other trainable parameters: {differ[0]} {state} ({len(differ)} parameters "
                 f"differ); build stage {self.manifest.stage} first, or give skip=('frozen',)"
             )
 
     def _averages(self, ema: Averages) -> dict[str, torch.Tensor]:
-        """As `Averages.load_state_dict` takes them."""
+        """The averages in the form that `Averages.load_state_dict` takes."""
         saved = self._training["ema"]
         if list(ema.decays) != list(saved["decays"]):
             raise InputError(
-                f"{self.path} has averages of decays {list(saved['decays'])}, given are {list(ema.decays)}"
+                f"{self.path} has averages of decays {list(saved['decays'])}, but the state has {list(ema.decays)}"
             )
         own = ema.state_dict()
         found = {"num_updates": torch.tensor(saved["num_updates"])}
@@ -217,13 +219,13 @@ class Checkpoint:
             for name, tensor in self.average(decay).items():
                 key = f"{decay!r}/{name}"
                 if key not in own and name in ema.tensors[decay]:
-                    continue  # a tied name: the same values under its first name
+                    continue  # a tied name; its values are under the first name
                 found[key] = tensor
                 if key in own and (own[key].dtype != tensor.dtype or own[key].shape != tensor.shape):
-                    raise InputError(f"{self.path / ema_file(decay)}: {name} has another shape or dtype than given")
+                    raise InputError(f"{self.path / ema_file(decay)}: {name} has another shape or dtype in the state")
         if found.keys() != own.keys():
             odd = sorted(found.keys() ^ own.keys())[0]
-            raise InputError(f"{self.path}: average {odd} is on one side only; average this stage's model")
+            raise InputError(f"{self.path}: average {odd} exists on one side only; average the model of this stage")
         return found
 
     def _load_optimizer(self, stem: str, optimizer: torch.optim.Optimizer, named: NamedTensors) -> None:
@@ -233,14 +235,16 @@ class Checkpoint:
             load_optimizer_data(data, lambda: self._tensors(f"{stem}.safetensors"), optimizer, named.as_program, path)
 
     def _random(self, state: State, rank: int) -> Callable[[], None]:
-        """What sets the generators of a rank, once all else is done."""
+        """Returns a function that restores the generators of a rank, to be called last."""
         there = rank < self.manifest.world
         path = self.path / f"{rng_stem(rank if there else 0)}.json"
         saved = self._decoded(path.stem)
         names = saved.get("generators")
         if not isinstance(names, dict) or set(names) != set(state.generators):
             found = sorted(map(str, names or ()))
-            raise InputError(f"{path} holds generators {found}, expected {sorted(state.generators)}; give the same")
+            raise InputError(
+                f"{path} holds generators {found}, but the state has {sorted(state.generators)}; give the same ones"
+            )
 
         def restore() -> None:
             with _reading(path):
@@ -256,7 +260,7 @@ class Checkpoint:
         found = self._decoded(TRAINING)
         wanted = {"frozen", "tied", "ema", "data", "scaler", "controllers"}
         if found.keys() != wanted or not isinstance(found["controllers"], dict):
-            raise InputError(f"{self.path / TRAINING}.json is no training state")
+            raise InputError(f"{self.path / TRAINING}.json is not a training state")
         with _reading(self.path / f"{TRAINING}.json"):
             _check_training(found)
         return found
@@ -268,7 +272,7 @@ class Checkpoint:
         with _reading(path):
             found = decode(data, tensors)
         if not isinstance(found, dict):
-            raise InputError(f"{path} holds a {type(found).__name__}; expected a JSON object")
+            raise InputError(f"{path}: expected a JSON object, got a {type(found).__name__}")
         return found
 
     def _object(self, name: str) -> dict[str, Any]:
@@ -276,11 +280,11 @@ class Checkpoint:
         try:
             return parse_object(data.numpy().tobytes().decode("utf-8"), self.path / name)
         except UnicodeDecodeError as error:
-            raise InputError(f"{self.path / name} is no text in UTF-8") from error
+            raise InputError(f"{self.path / name} is not valid UTF-8") from error
 
     @cached_property
     def _index(self) -> ShardIndex | None:
-        """Where tensors are that were spread over ranks."""
+        """The places of tensors that were sharded over ranks; None if none were."""
         return ShardIndex(self._object(SHARDS), self.path / SHARDS) if SHARDS in self.manifest.files else None
 
     def _has(self, name: str) -> bool:
@@ -288,7 +292,7 @@ class Checkpoint:
 
     @contextlib.contextmanager
     def _reading_once(self) -> Iterator[None]:
-        """Files of ranks, which each hold a part of everything, are read once inside."""
+        """Keeps files of ranks inside the context, since each holds a part of every tensor."""
         self._kept = {}
         try:
             yield
@@ -312,10 +316,10 @@ class Checkpoint:
     def _file(self, name: str) -> dict[str, torch.Tensor]:
         path, data = self.path / name, self._bytes(name)
         if len(data) < 8:
-            raise InputError(f"{path} is no safetensors file: it has {len(data)} bytes")
+            raise InputError(f"{path} is not a safetensors file: it has only {len(data)} bytes")
         length = int.from_bytes(data[:8].numpy().tobytes(), "little")
         if length > len(data) - 8:
-            raise InputError(f"{path} is no safetensors file: a header of {length} bytes")
+            raise InputError(f"{path} is not a safetensors file: its header claims {length} bytes")
         entries = header_entries(data[8 : 8 + length].numpy().tobytes(), len(data), path)
         with _reading(path):
             return {key: _tensor(data, entry) for key, entry in entries.items()}
@@ -323,12 +327,12 @@ class Checkpoint:
     def _bytes(self, name: str) -> torch.Tensor:
         entry = self.manifest.files.get(name)
         if entry is None:
-            raise InputError(f"{self.path / name} is missing in the manifest")
+            raise InputError(f"{self.path / name} is missing from the manifest")
         return _checked_bytes(self.path / name, entry)
 
 
 def _checked_bytes(path: Path, entry: FileEntry) -> torch.Tensor:
-    """A file's bytes `[size]`, compared with its sha256 while they are read."""
+    """Reads the bytes of a file, `[size]` uint8, and compares them with its sha256."""
     try:
         with open_file(path) as file:
             if os.fstat(file.fileno()).st_size != entry.size:
@@ -361,22 +365,22 @@ def _tensor(data: torch.Tensor, entry: Entry) -> torch.Tensor:
 
 
 def _check_training(found: dict[str, Any]) -> None:
-    """Raises ValueError, TypeError or KeyError where a value is none that belongs there."""
+    """Raises ValueError, TypeError or KeyError if a value is invalid."""
     ema, data = found["ema"], found["data"]
     names = [*found["frozen"], *(name for group in found["tied"] for name in group)]
     if not all(isinstance(name, str) for name in names) or not all(isinstance(group, list) for group in found["tied"]):
-        raise ValueError("names of tensors that are none")
+        raise ValueError("invalid names of tensors")
     if ema is not None and not (
         all(isinstance(decay, float) for decay in ema["decays"]) and is_count(ema["num_updates"])
     ):
-        raise ValueError("averages that are none")
-    with contextlib.suppress(InputError):  # another version of the order matters to those who use the position
+        raise ValueError("invalid averages")
+    with contextlib.suppress(InputError):  # another version of the order matters only to those who use the position
         if data is not None:
             DataPosition.from_json(data)
 
 
 class _reading:
-    """Turns whatever data of the wrong kind makes other code raise into one InputError that names the file."""
+    """Turns any error that invalid data cause in other code into an InputError that names the file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -388,4 +392,4 @@ class _reading:
         if isinstance(error, InputError) or not isinstance(error, Exception):
             return
         text = " ".join(str(error).split())[:160] or type(error).__name__
-        raise InputError(f"{self.path} holds something else than was saved ({text})") from error
+        raise InputError(f"{self.path} does not hold what was saved ({text})") from error

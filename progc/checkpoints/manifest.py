@@ -1,7 +1,7 @@
-"""The manifest of a checkpoint: what it holds, with sha256 and size of every file, sealed by a sha256 of its own.
+"""The manifest of a checkpoint: what it holds, with sha256 and size of every file, sealed by a sha256 over itself.
 
-It is canonical: the text that `sealed` makes of what was read is the text that was read, so a change of any bit shows.
-No torch.
+Its text is canonical: `sealed` applied to what was read gives the same text again, so a change of any bit is noticed.
+Does not import torch.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _SHA = re.compile(r"[0-9a-f]{64}")
 
 
 class NewerFormat(InputError):
-    """A checkpoint that is whole, written by a newer progc."""
+    """A whole checkpoint in the format of a newer progc."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,18 +40,18 @@ class FileEntry:
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-    """Facts of a checkpoint.
+    """Facts about a checkpoint.
 
     Attributes:
         step: optimizer steps done when it was saved.
-        epoch: epochs begun before the present one.
+        epoch: epoch in which it was saved, counted from 0.
         stage: index of the stage of the schedule.
         run: identifier of the run, empty if it has none.
-        world: how many ranks saved it.
-        holds: parts that are in it, such as `model`, `ema`, `optimizer`.
+        world: number of ranks that saved it.
+        holds: parts that it holds, such as `model`, `ema`, `optimizer`.
         created: date and time (UTC).
-        versions: of progc, torch and Python.
-        files: every file but the manifest.
+        versions: versions of progc, torch and Python.
+        files: every file except the manifest.
     """
 
     step: int
@@ -66,45 +66,45 @@ class Manifest:
 
     @property
     def size(self) -> int:
-        """Bytes of all files but the manifest."""
+        """Bytes of all files except the manifest."""
         return sum(entry.size for entry in self.files.values())
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON object."""
+        """Returns a JSON object."""
         return {"format": FORMAT, "version": VERSION, **dataclasses.asdict(self), "holds": list(self.holds)}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Manifest:
-        """What `to_json` gave.
+        """Reads what `to_json` returned.
 
         Raises:
-            NewerFormat: of a newer version.
-            InputError: anything that is none, a name of a file that leads out of the folder among them.
+            NewerFormat: the manifest has a newer version.
+            InputError: it is invalid, such as a file name that leads out of the folder.
         """
         if data.get("format") != FORMAT:
-            raise InputError(f"its format is {str(data.get('format'))[:40]!r}, expected {FORMAT!r}")
+            raise InputError(f"format: expected {FORMAT!r}, got {str(data.get('format'))[:40]!r}")
         version = data.get("version")
         if not is_count(version):
-            raise InputError(f"its version is {str(version)[:40]!r}, expected a number")
+            raise InputError(f"version: expected an integer, got {str(version)[:40]!r}")
         if version != VERSION:
-            raise NewerFormat(f"it has version {version}, this progc reads up to {VERSION}; update progc")
+            raise NewerFormat(f"version {version} is newer than {VERSION}, the last this progc reads; update progc")
         wanted = {field.name for field in dataclasses.fields(cls)} | {"format", "version"}
         if data.keys() != wanted:
             odd = sorted(data.keys() ^ wanted)[0]
             raise InputError(f"key {odd[:40]!r} is {'unknown' if odd in data else 'missing'}")
         for key in ("step", "epoch", "stage", "world"):
             if not is_count(data[key]):
-                raise InputError(f"{key} is {str(data[key])[:40]!r}, expected a number of at least 0")
+                raise InputError(f"{key}: expected an integer of at least 0, got {str(data[key])[:40]!r}")
         for key in ("run", "created"):
             if not _is_text(data[key]):
-                raise InputError(f"{key} is no text")
+                raise InputError(f"{key}: expected printable text")
         holds, versions, files = data["holds"], data["versions"], data["files"]
         if not isinstance(holds, list) or not all(map(_is_text, holds)):
-            raise InputError("holds is no list of names")
+            raise InputError("holds: expected a list of names")
         if not isinstance(versions, dict) or not all(map(_is_text, [*versions, *versions.values()])):
-            raise InputError("versions are none")
+            raise InputError("versions: expected names and versions")
         if not isinstance(files, dict):
-            raise InputError("files are none")
+            raise InputError("files: expected a table of files")
         found = {name: _entry(name, item) for name, item in files.items()}
         numbers = {key: data[key] for key in ("step", "epoch", "stage", "world")}
         return cls(
@@ -113,42 +113,40 @@ class Manifest:
 
 
 def _is_text(value: Any) -> bool:
-    """Whether it is text that a terminal may be shown."""
+    """Whether it is text that is safe to print."""
     return isinstance(value, str) and value.isprintable()
 
 
 def _entry(name: str, item: Any) -> FileEntry:
     if not _FILE.fullmatch(name) or name == NAME:
-        raise InputError(
-            f"it lists a file {name[:80]!r}; expected names of .safetensors and .json files in the folder itself"
-        )
+        raise InputError(f"files: expected .safetensors and .json files in the folder itself, got {name[:80]!r}")
     known = isinstance(item, dict) and item.keys() == {"sha256", "size"} and is_count(item["size"])
     if not known or not isinstance(item["sha256"], str) or not _SHA.fullmatch(item["sha256"]):
-        raise InputError(f"sha256 or size of {name} is none")
+        raise InputError(f"files: {name} has no valid sha256 and size")
     return FileEntry(item["sha256"], item["size"])
 
 
 def folder_name(step: int) -> str:
-    """The folder of a step in its run."""
+    """Returns the name of the folder of a step."""
     return f"step-{step:08d}"
 
 
 def step_of(name: str) -> int | None:
-    """The step that a folder's name tells, None if it is no such name."""
+    """Returns the step in the name of a folder; None if it is not the name of a checkpoint."""
     match = _STEP.fullmatch(name)
     return int(match[1]) if match and folder_name(int(match[1])) == name else None
 
 
 def sealed(value: Mapping[str, Any]) -> str:
-    """JSON text of an object with the sha256 of the rest as its last key."""
+    """Returns the JSON text of an object, with the sha256 of the rest as its last key."""
     return _text({**value, "seal": hashlib.sha256(_text(value).encode()).hexdigest()})
 
 
 def unsealed(text: str, path: Path) -> dict[str, Any]:
-    """The object that `sealed` was given.
+    """Returns the object that was given to `sealed`.
 
     Raises:
-        InputError: a bit was changed, or it never was one; names `path`.
+        InputError: the text was changed or was never sealed; names `path`.
     """
     value = parse_object(text, path)
     rest = {key: item for key, item in value.items() if key != "seal"}
@@ -162,11 +160,11 @@ def _text(value: Mapping[str, Any]) -> str:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of a checkpoint; whether the files are as it says is another question (`verify`).
+    """Reads the manifest of a checkpoint; `verify` checks the files too.
 
     Raises:
-        NewerFormat: written by a newer progc.
-        InputError: it is missing, damaged, or of another step than the folder's name says; names the file and why.
+        NewerFormat: the checkpoint has a newer format.
+        InputError: the manifest is missing, damaged, or of another step than the name of the folder; names the file.
     """
     path = folder / NAME
     data = unsealed(read_text(path, _MAX_MANIFEST), path)
@@ -177,5 +175,5 @@ def read_manifest(folder: Path) -> Manifest:
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     if step_of(folder.name) not in (None, found.step):
-        raise InputError(f"{path} is of step {found.step}, not of {folder.name}: folders were swapped")
+        raise InputError(f"{path} belongs to step {found.step}, not to {folder.name}: folders were swapped")
     return found

@@ -1,4 +1,4 @@
-"""Random number generators of one process as data: torch (CPU and accelerators), Python, numpy, and the user's own."""
+"""Saves the random states of a process: torch (CPU and accelerators), Python, numpy, and the user's generators."""
 
 from __future__ import annotations
 
@@ -17,15 +17,18 @@ _POSITION = struct.Struct("<QiiQ")  # how torch's state begins: seed, words left
 
 
 def rng_state(generators: Mapping[str, torch.Generator]) -> dict[str, Any]:
-    """The state of all generators, tensors on the CPU.
+    """Returns the state of all generators, with tensors on the CPU.
 
     Args:
-        generators: the user's own, by name.
+        generators: the user's generators by name.
+
+    Raises:
+        InputError: the global generator of numpy is not MT19937.
     """
     numpy = np.random.get_state(legacy=False)
     assert isinstance(numpy, dict)
     if numpy["bit_generator"] != "MT19937":
-        raise InputError(f"numpy's global generator is {numpy['bit_generator']}; expected its default, MT19937")
+        raise InputError(f"numpy's global generator: expected the default MT19937, got {numpy['bit_generator']}")
     return {
         "torch": torch.get_rng_state(),
         "python": random.getstate(),
@@ -41,18 +44,22 @@ def rng_state(generators: Mapping[str, torch.Generator]) -> dict[str, Any]:
 
 
 def set_rng_state(state: Mapping[str, Any], generators: Mapping[str, torch.Generator]) -> None:
-    """Puts back what `rng_state` gave, for generators of the same names.
+    """Restores what `rng_state` returned, for generators of the same names.
 
-    A state of another kind of accelerator, or of more devices than there are now, is used as far as it goes: the
-    current device takes the state of the device that was current.
+    The state of another kind of accelerator is ignored. If the number of devices has changed, the current device takes
+    the state of the device that was current.
+
+    Args:
+        state: what `rng_state` returned.
+        generators: the user's generators by name.
 
     Raises:
-        Exception: it is no state; each library refuses in its own way.
+        Exception: the state is invalid; each library raises its own type.
     """
     numpy = state["numpy"]
     keys = numpy["key"].numpy().astype(np.uint32)
-    if keys.shape != (_WORDS,) or not 0 <= numpy["pos"] <= _WORDS:  # numpy itself does not look
-        raise ValueError("a state of numpy that is none")
+    if keys.shape != (_WORDS,) or not 0 <= numpy["pos"] <= _WORDS:  # numpy does not check
+        raise ValueError("invalid state of numpy")
     for name, generator in generators.items():
         generator.set_state(_checked(state["generators"][name], generator.device))
     torch.set_rng_state(_checked(state["torch"], torch.device("cpu")))
@@ -83,7 +90,7 @@ def _accelerator_state() -> dict[str, Any] | None:
         return None
     module: Any = torch.get_device_module(found)
     if hasattr(module, "is_initialized") and not module.is_initialized():
-        return None  # nothing was drawn on it, and asking would start it
+        return None  # nothing was drawn on it, and reading the state would initialise it
     return {
         "type": found.type,
         "current": torch.accelerator.current_device_index(),
@@ -100,14 +107,14 @@ def _set_accelerator_state(state: Mapping[str, Any]) -> None:
     if len(states) == torch.accelerator.device_count():
         for index, value in enumerate(states):
             _set(module, value, index)
-    # Last, so that it holds where a process has moved to another device.
+    # Set last, so that it applies if the process has moved to another device.
     _set(module, states[state["current"]], torch.accelerator.current_device_index())
 
 
 def _get(module: Any, index: int) -> torch.Tensor:
     try:
         value: torch.Tensor = module.get_rng_state(index)
-    except TypeError:  # a kind with one device takes no index
+    except TypeError:  # kinds with a single device take no index
         value = module.get_rng_state()
     return value.cpu()
 
@@ -121,17 +128,17 @@ def _set(module: Any, value: torch.Tensor, index: int) -> None:
 
 
 def _checked(state: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """A state for torch, in memory of its own: torch reads from the start of the storage, whatever part it is given.
+    """A validated copy of a state: torch reads from the start of the storage, whatever view it is given.
 
     Raises:
-        ValueError: no state; some with which torch reads beyond its 624 words pass its own check.
+        ValueError: the state is invalid; torch accepts some states with which it reads beyond its 624 words.
     """
     state = state.clone()
     if device.type == "cpu":
         like = torch.get_rng_state()
         if state.shape != like.shape or state.dtype != like.dtype:
-            raise ValueError("a state of torch of another size")
+            raise ValueError("a state of torch has the wrong size")
         _, left, seeded, following = _POSITION.unpack(state[: _POSITION.size].numpy().tobytes())
         if seeded != 1 or not 1 <= left <= _WORDS or not 0 <= following <= _WORDS + 1 - left:
-            raise ValueError("a state of torch that is none")
+            raise ValueError("invalid state of torch")
     return state

@@ -1,4 +1,4 @@
-"""Saving from a training loop: at once, or in the background after a copy to host memory."""
+"""Saves from a training loop: at once, or in the background after a copy to host memory."""
 
 from __future__ import annotations
 
@@ -35,24 +35,25 @@ def save(
     run_id: str = "",
     replace: bool = False,
 ) -> Path:
-    """Writes a checkpoint and returns its folder, which is complete and on the disk then.
+    """Writes a checkpoint and returns its folder, which is then complete and on the disk.
 
-    Every rank calls it; rank 0 writes, with the random numbers of all. Where tensors are spread over ranks (DTensor),
-    each writes its own rows, into the same folder: all ranks have to see it.
+    Every rank has to call it. Rank 0 writes, with the random states of all ranks. If tensors are sharded over ranks
+    (DTensor), each rank writes its own rows into the same folder, so all ranks need access to it.
 
     Args:
-        run: folder of the run, made if it is not there.
+        run: folder of the run; it is created if it does not exist.
+        state: the objects to save.
         step: optimizer steps done.
-        epoch, stage: where the run is.
+        epoch, stage: epoch and index of the stage.
         data: position in the data.
-        schedule: of the run.
+        schedule: schedule of the run.
         config: the resolved configuration, plain JSON data.
-        run_id: of the run.
-        replace: whether a whole checkpoint of this step with other contents may be replaced.
+        run_id: identifier of the run.
+        replace: whether an existing checkpoint of this step with other contents may be replaced.
 
     Raises:
-        InputError: the disk refuses, the step is there already with other contents, or something in `state` can be
-            neither tensor nor JSON. On every rank.
+        InputError: the disk refuses, the step exists with other contents, or something in `state` can be saved neither
+            as tensor nor as JSON; on every rank.
     """
     facts: dict[str, Any] = {"epoch": epoch, "stage": stage, "data": data, "schedule": schedule, "config": config}
     failed: BaseException | None = None
@@ -67,17 +68,17 @@ def save(
 
 
 class Saver:
-    """Saves in a thread, and removes old checkpoints there.
+    """Saves in a background thread, and removes old checkpoints there.
 
         with Saver("runs/one", keep=3) as saver:
             for ...:
                 saver.save(state, step, ...)        # returns after the copy to host memory
 
-    At most one save is under way: the next one waits for it. What went wrong in the background is raised by the next
-    `save`, `wait` or `close`. The host memory of the copies is kept for the next save.
+    At most one save runs at a time: the next one waits for it. An error in the background is raised by the next `save`,
+    `wait` or `close`. The host memory of the copies is kept for the next save.
 
     Attributes:
-        stall: seconds for which the last `save` held up training: waiting for the one before, and copying.
+        stall: seconds for which the last `save` blocked training: waiting for the previous save, and copying.
     """
 
     def __init__(
@@ -91,9 +92,9 @@ class Saver:
         """
         Args:
             run: folder of the run.
-            keep: how many checkpoints that verify stay after each save (`prune`); None: all.
-            background: False: every save is complete when it returns.
-            tell: is given a message where something had to be left alone; None: it becomes a warning.
+            keep: number of verified checkpoints to keep after each save (`prune`); None keeps all.
+            background: False completes every save before it returns.
+            tell: called with a message if a checkpoint could not be removed; None issues a warning.
 
         Raises:
             InputError: `keep` is below 1.
@@ -110,10 +111,10 @@ class Saver:
             clean(self.run)
 
     def save(self, state: State, step: int, *, replace: bool = False, **facts: Any) -> None:
-        """As the function `save`, with its arguments.
+        """Saves as the function `save` does, with the same arguments.
 
         Raises:
-            InputError: as there; or the save before failed, which is said on every rank, and this one was not begun.
+            InputError: as for `save`, or the previous save failed (on every rank); then this save was not started.
         """
         start = time.perf_counter()
         self.wait()
@@ -135,10 +136,10 @@ class Saver:
         self.stall = time.perf_counter() - start
 
     def wait(self) -> None:
-        """Returns when nothing is under way.
+        """Waits until no save is running.
 
         Raises:
-            InputError: a save failed; once, on every rank.
+            InputError: a save failed; raised once, on every rank.
         """
         if self._thread is not None:
             self._thread.join()
@@ -147,7 +148,7 @@ class Saver:
         agreed(failed)
 
     def close(self) -> None:
-        """As `wait`, and lets go of the memory."""
+        """Waits as `wait` does, and frees the memory of the copies."""
         try:
             self.wait()
         finally:
@@ -161,7 +162,7 @@ class Saver:
     ) -> None:
         if error is None:
             self.close()
-        elif self._thread is not None:  # finish what is under way; what went wrong in the loop is the news
+        elif self._thread is not None:  # let the save finish; the error of the loop is the one to raise
             self._thread.join()
 
     def _work(self, held: Snapshot, replace: bool) -> None:
@@ -177,7 +178,7 @@ class Saver:
 
 
 def _write(run: Path, held: Snapshot, replace: bool, group: Any) -> Path | None:
-    """The folder, on rank 0; every rank that has a part of what is spread writes it."""
+    """Writes the checkpoint, and returns its folder on rank 0; every rank writes its shards."""
     if not held.together:
         return write(run, held, replace=replace)
     others = Others(group)

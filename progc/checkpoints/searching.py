@@ -1,4 +1,4 @@
-"""Which checkpoints of a run are whole. No torch."""
+"""Finds and verifies the checkpoints of a run. Does not import torch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Tell = Callable[[str], None]
 
 
 def is_checkpoint(path: str | Path) -> bool:
-    """Whether a folder says that it is a checkpoint; it may be damaged."""
+    """Returns whether a folder is a checkpoint by its name or manifest; it may be damaged."""
     return (Path(path) / NAME).is_file() or step_of(Path(path).name) is not None
 
 
@@ -26,8 +26,8 @@ def verify(path: str | Path) -> Manifest:
     """Reads every byte of a checkpoint and compares it with its manifest.
 
     Raises:
-        NewerFormat: written by a newer progc.
-        InputError: a file is missing, changed, cut off, a link, or one too many; names the file and why.
+        NewerFormat: the checkpoint has a newer format.
+        InputError: a file is missing, changed, truncated, a link, or unexpected; names the file and the reason.
     """
     folder = Path(path)
     manifest = check_files(folder)
@@ -42,14 +42,14 @@ def verify(path: str | Path) -> Manifest:
 
 
 def check_files(folder: Path) -> Manifest:
-    """The manifest of a checkpoint whose folder holds the files that it lists, and nothing else; contents are not read.
+    """Checks that a folder holds exactly the files of its manifest, without reading them; returns the manifest.
 
     Raises:
-        InputError: as `verify`.
+        InputError: as for `verify`.
     """
     try:
         if not stat.S_ISDIR(os.stat(folder).st_mode):
-            raise InputError(f"{folder} is no folder; expected a checkpoint")
+            raise InputError(f"{folder} is not a folder; expected a checkpoint")
         there = {entry.name: entry.is_file(follow_symlinks=False) for entry in os.scandir(folder)}
     except (OSError, ValueError) as error:
         raise InputError(f"{folder} cannot be read: {getattr(error, 'strerror', None) or error}") from error
@@ -58,17 +58,17 @@ def check_files(folder: Path) -> Manifest:
         if name not in there:
             raise InputError(f"{folder / name} is missing")
         if not there[name]:
-            raise InputError(f"{folder / name} is a link or no file; expected a file of the folder itself")
+            raise InputError(f"{folder / name} is not a regular file; expected a file in the folder itself")
         if name not in manifest.files:
-            raise InputError(f"{folder / name} is not in the manifest; expected only what progc wrote")
+            raise InputError(f"{folder / name} is not in the manifest; expected only files that progc wrote")
     return manifest
 
 
 def steps(run: str | Path) -> Iterator[tuple[int, Path]]:
-    """Steps and folders of all checkpoints of a run, whole or not, newest first; links are none.
+    """Yields steps and folders of all checkpoints of a run, whole or not, newest first; links are ignored.
 
     Raises:
-        InputError: the run is there and is no folder that can be read.
+        InputError: the run exists and is not a folder that can be read.
     """
     folder = Path(run)
     try:
@@ -85,14 +85,15 @@ def steps(run: str | Path) -> Iterator[tuple[int, Path]]:
 
 
 def latest(run: str | Path, *, tell: Tell | None = None) -> Path | None:
-    """The newest checkpoint of a run that verifies; None if the run has none at all.
+    """Returns the newest checkpoint of a run that verifies; None if the run has no checkpoints.
 
     Args:
-        tell: is given a message for every newer one that is passed over; None: it becomes a warning.
+        run: folder of the run.
+        tell: called with a message for every newer checkpoint that is passed over; None issues a warning.
 
     Raises:
-        NewerFormat: the newest was written by a newer progc. Going on from an older one would fork the run.
-        InputError: there are checkpoints, and not one of them verifies: a run never starts again by itself.
+        NewerFormat: the newest checkpoint has a newer format. Resuming from an older one would fork the run.
+        InputError: there are checkpoints, but none verifies: a run never starts again by itself.
     """
     passed = []
     for _, folder in steps(run):
@@ -104,7 +105,7 @@ def latest(run: str | Path, *, tell: Tell | None = None) -> Path | None:
             passed.append(str(error))
             continue
         for reason in passed:
-            message = f"checkpoint passed over: {reason}; going on from {folder.name}"
+            message = f"checkpoint passed over: {reason}; resuming from {folder.name}"
             if tell is None:
                 warnings.warn(message, stacklevel=2)
             else:
@@ -112,17 +113,17 @@ def latest(run: str | Path, *, tell: Tell | None = None) -> Path | None:
         return folder
     if passed:
         raise InputError(
-            f"run {run} has {len(passed)} checkpoints and none verifies, the newest since {passed[0]}; "
-            "put a copy back, or give a new run folder to start again"
+            f"run {run} has {len(passed)} checkpoints, but none verifies (the newest: {passed[0]}); "
+            "restore a copy, or choose a new run folder to start from scratch"
         )
     return None
 
 
 def facts(path: str | Path) -> dict[str, Any]:
-    """The manifest of a checkpoint as a JSON object, with the number of tensors of each file of tensors.
+    """Returns the manifest of a checkpoint as a JSON object, with the number of tensors in each file of tensors.
 
     Raises:
-        InputError: it does not verify.
+        InputError: the checkpoint does not verify.
     """
     folder = Path(path)
     manifest = verify(folder)

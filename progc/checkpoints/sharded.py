@@ -1,8 +1,8 @@
-"""State that is spread over ranks, as files: every rank writes its own rows, whoever reads puts them together again.
+"""Saves state that is sharded over ranks: every rank writes its own rows, and reading joins them.
 
-The file of a rank is a safetensors file in the layout of torch.distributed.checkpoint's Hugging Face storage (the
-offsets of its pieces in the header), so that torch's own reader finds the weights, too. What belongs where stands in
-`shards.json`, once more as plain data: no pickle is written, and none is read.
+The file of a rank is a safetensors file in the layout of the Hugging Face storage of torch.distributed.checkpoint
+(with the offsets of its pieces in the header), so the reader of torch can load the weights too. `shards.json` holds the
+places of all pieces as plain data; no pickle is written or read.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ _MODEL = "model.safetensors"
 
 @dataclasses.dataclass(frozen=True)
 class Spread:
-    """Tensors of one file that are spread over ranks by rows (dim 0).
+    """A tensor that is split over ranks by rows (dim 0).
 
     Attributes:
-        shape: of the whole tensor.
-        rows: of every piece: number of the rank, first row, row behind the last one. One of a rank alone is whole.
+        shape: shape of the whole tensor.
+        rows: rank, first row and end row (exclusive) of every piece; a tensor with one piece is whole.
     """
 
     shape: tuple[int, ...]
@@ -39,51 +39,56 @@ class Spread:
 
     @classmethod
     def from_json(cls, data: Any) -> Spread:
-        """What `dataclasses.asdict` gave.
+        """Reads what `dataclasses.asdict` returned.
 
         Raises:
-            ValueError: something else.
+            ValueError: the data are invalid.
         """
         if not isinstance(data, dict) or data.keys() != {"shape", "rows"}:
             raise ValueError("expected shape and rows")
         shape, rows = data["shape"], data["rows"]
         if not isinstance(shape, list) or not all(map(is_count, shape)) or not isinstance(rows, list) or not rows:
-            raise ValueError("shape or rows are none")
+            raise ValueError("invalid shape or rows")
         if not all(isinstance(row, list) and len(row) == 3 and all(map(is_count, row)) for row in rows):
-            raise ValueError("rows are none")
+            raise ValueError("invalid rows")
         ends = [0, *(row[2] for row in rows)]
         if any(begin != row[1] or row[2] < begin for begin, row in zip(ends, rows, strict=False)):
             raise ValueError("rows overlap or leave a gap")
         if ends[-1] != (shape[0] if shape else 1):
-            raise ValueError("rows do not make the shape")
+            raise ValueError("rows do not add up to the shape")
         return cls(tuple(shape), tuple((row[0], row[1], row[2]) for row in rows))
 
 
 def is_spread(tensor: torch.Tensor) -> bool:
-    """Whether it is a DTensor."""
+    """Returns whether a tensor is a DTensor."""
     return hasattr(tensor, "full_tensor")
 
 
 def shard_file(number: int, world: int) -> str:
-    """File of a rank's pieces."""
+    """Returns the name of the file with the pieces of a rank."""
     return f"shard-{number:05d}-of-{world:05d}.safetensors"
 
 
 def key_of(file: str, name: str) -> str:
-    """Under which a tensor of a file stands in the file of a rank: weights under their names."""
+    """Returns the key of a tensor in the file of a rank; weights keep their names."""
     return name if file == _MODEL else f"{file.removesuffix('.safetensors')}/{name}"
 
 
 def cut(
     files: Mapping[str, Mapping[str, torch.Tensor]], rank: int, world: int
 ) -> tuple[dict[str, torch.Tensor], dict[str, str], str]:
-    """What a rank writes instead of these files.
+    """Returns what a rank writes in place of these files.
+
+    Args:
+        files: tensors by file and name.
+        rank, world: rank of this process and number of ranks.
 
     Returns:
-        Its pieces by key; what the header says of them; the text of `shards.json`, the same on all ranks.
+        The pieces of the rank by key, further entries of the header, and the text of `shards.json`, which is the same
+        on all ranks.
 
     Raises:
-        InputError: a tensor that is spread in another way than by rows.
+        InputError: a tensor is not sharded by rows over all ranks.
     """
     pieces: dict[str, torch.Tensor] = {}
     offsets: dict[str, Any] = {}
@@ -115,7 +120,7 @@ def _spread(tensor: torch.Tensor, name: str, world: int) -> Spread:
         return Spread(shape, ((0, 0, shape[0] if shape else 1),))
     placements: Any = tensor.placements  # type: ignore[attr-defined]
     if len(placements) != 1 or not placements[0].is_shard(0) or tensor.device_mesh.size() != world:  # type: ignore[attr-defined]
-        raise InputError(f"{name} is spread as {placements}; expected rows over all ranks, as fully_shard does it")
+        raise InputError(f"{name} is sharded as {placements}; expected rows over all ranks, as fully_shard does")
     size = -(-shape[0] // world)
     ends = [min(number * size, shape[0]) for number in range(world + 1)]
     rows = [(number, *pair) for number, pair in enumerate(itertools.pairwise(ends)) if pair[0] < pair[1]]
@@ -123,12 +128,16 @@ def _spread(tensor: torch.Tensor, name: str, world: int) -> Spread:
 
 
 class ShardIndex:
-    """What `shards.json` says."""
+    """The contents of `shards.json`: where the pieces of tensors are."""
 
     def __init__(self, data: Mapping[str, Any], path: Path) -> None:
         """
+        Args:
+            data: the JSON object.
+            path: the file, for messages.
+
         Raises:
-            InputError: it says something else; names `path`.
+            InputError: the data are invalid; names `path`.
         """
         self.path = path
         try:
@@ -143,10 +152,11 @@ class ShardIndex:
             raise InputError(f"{path} does not say where the pieces of tensors are ({error})") from error
 
     def whole(self, file: str, read: Callable[[str], Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-        """The tensors of a file, put together.
+        """Returns the whole tensors of a file.
 
         Args:
-            read: gives the tensors of a rank's file.
+            file: name of the file that the pieces replace.
+            read: returns the tensors of the file of a rank.
 
         Raises:
             InputError: a piece is missing or has another shape.
@@ -157,29 +167,29 @@ class ShardIndex:
             for number, begin, end in spread.rows:
                 piece = read(shard_file(number, self.ranks)).get(key_of(file, name))
                 if piece is None or tuple(piece.shape) != (end - begin, *spread.shape[1:])[: len(spread.shape)]:
-                    raise InputError(f"{self.path}: rows {begin} to {end} of {name[:80]!r} are not in the file it says")
+                    raise InputError(f"{self.path}: rows {begin} to {end} of {name[:80]!r} are not in the named file")
                 pieces.append(piece)
             found[name] = pieces[0].clone() if len(pieces) == 1 else torch.cat(pieces)
         return found
 
 
 class Others:
-    """The ranks that write their files into the folder which rank 0 has made."""
+    """The other ranks, which write their files into the folder that rank 0 creates."""
 
     def __init__(self, group: Any) -> None:
         self.group = group
         self._told = False
 
     def begin(self, folder: Path) -> None:
-        """On rank 0: they may write now."""
+        """On rank 0: lets the other ranks write."""
         self._told = True
         told(str(folder), self.group)
 
     def end(self) -> dict[str, FileEntry]:
-        """On rank 0: what they wrote.
+        """On rank 0: waits for the other ranks, and returns the files that they wrote.
 
         Raises:
-            InputError: one of them could not.
+            InputError: a rank could not write.
         """
         found = gathered(({}, None), self.group)
         failed = next(((number, text) for number, (_, text) in enumerate(found) if text is not None), None)
@@ -188,12 +198,12 @@ class Others:
         return {name: entry for entries, _ in found for name, entry in entries.items()}
 
     def give_up(self) -> None:
-        """On rank 0: there will be no folder."""
+        """On rank 0: tells the other ranks that there is no folder to write into."""
         if not self._told:
             told(None, self.group)
 
     def take_part(self, write: Callable[[Path], Mapping[str, FileEntry]]) -> None:
-        """On every other rank."""
+        """On every other rank: waits for the folder and writes into it."""
         folder = told(None, self.group)
         if folder is None:
             return

@@ -1,4 +1,4 @@
-"""The objects of a training run that change from step to step, and a snapshot of them as named files."""
+"""The state of a training run, and a snapshot of it as named files."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ MODEL, TRAINING, CONFIG, SCHEDULE = "model.safetensors", "training", "config.jso
 
 @dataclasses.dataclass(frozen=True)
 class State:
-    """What a checkpoint takes from a training loop, and puts back into it: the live objects themselves.
+    """The live objects of a training loop, which a checkpoint saves and restores.
 
     Attributes:
-        model: a module (wrapped by torch's DistributedDataParallel or torch.compile, too) or a program.
-        optimizer: one, or several by name; over parameters of the model.
+        model: a module (also wrapped by DistributedDataParallel or torch.compile) or a program.
+        optimizer: one optimizer, or several by name, over parameters of the model.
         ema: averaged copies.
-        scaler: `torch.amp.GradScaler`.
-        controllers: other objects with `state_dict` and `load_state_dict`, by name: learning-rate schedulers, guards.
-        generators: generators of one's own, by name; the global ones are saved in any case.
+        scaler: a `torch.amp.GradScaler`.
+        controllers: other objects with `state_dict` and `load_state_dict` by name, such as learning-rate schedulers.
+        generators: your own generators by name; the global ones are always saved.
     """
 
     model: nn.Module | Program
@@ -58,7 +58,7 @@ class State:
 
     @property
     def holds(self) -> tuple[str, ...]:
-        """Its parts that are there."""
+        """Names of the parts that this state has."""
         parts = {
             "model": True,
             "optimizer": bool(self.optimizers),
@@ -70,25 +70,25 @@ class State:
 
 
 class NamedTensors:
-    """A model's tensors by the user's names, as optimizers and files ask for them.
+    """The tensors of a model under the names of the user's module, for optimizers and files.
 
     Attributes:
-        tensors: every name, tied ones too.
-        persistent: those that are saved.
-        tied: alias to the name that stands for it.
+        tensors: tensors by name, tied ones under each name.
+        persistent: the tensors that are saved.
+        tied: further names of tied tensors, with the first name of the tensor.
     """
 
     def __init__(self, model: nn.Module | Program) -> None:
         """
         Raises:
-            InputError: a tensor that has no values, or state that is no tensor.
+            InputError: a tensor has no values, or the state dict holds something other than tensors.
         """
         if isinstance(model, Program):
             self.tensors, self.persistent = dict(model.tensors), model.persistent()
         else:
             odd = [name for name, value in model.state_dict(keep_vars=True).items() if not _is_tensor(value)]
             if odd:
-                raise InputError(f"the model holds state that is no tensor ({odd[0]}); save it as a controller")
+                raise InputError(f"the model has state that is not a tensor ({odd[0]}); save it as a controller")
             self.tensors = self.persistent = named_tensors(model)
         first: dict[int, str] = {}
         self.tied: dict[str, str] = {}
@@ -100,20 +100,20 @@ class NamedTensors:
                 raise InputError(f"{name} has no values (meta or deferred tensor); give the complete model")
 
     def parameters(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Names and parameters, a tied one once."""
+        """Yields names and parameters; a tied parameter once."""
         for name, tensor in self.tensors.items():
             if isinstance(tensor, nn.Parameter) and name not in self.tied:
                 yield name, tensor
 
     @property
     def as_program(self) -> Program:
-        """For the functions of progc/lift/optimizers/, which ask a program for `parameters` and `tensors` alone."""
+        """This object as a program, for functions that use only `parameters` and `tensors` of a program."""
         found: Any = self
         return found
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What a file of tensors does not tell: which names are one tensor, and which parameters do not train."""
+        """Facts that a file of tensors cannot hold: tied names, and parameters that do not train."""
         held = self.persistent.items()
         frozen = [name for name, tensor in held if isinstance(tensor, nn.Parameter) and not tensor.requires_grad]
         groups: dict[str, list[str]] = {}
@@ -127,11 +127,11 @@ class Snapshot:
     """A checkpoint in memory.
 
     Attributes:
-        facts: of the manifest, without files.
-        tensors: file name to tensors by name.
-        texts: file name to JSON text.
-        headers: file name to what else the header of its tensors says.
-        together: whether all ranks write; then each has a snapshot of its own, only that of rank 0 has facts and texts.
+        facts: facts for the manifest, without files.
+        tensors: tensors by file name and name.
+        texts: JSON text by file name.
+        headers: further entries of the header by file name.
+        together: whether all ranks write; each then has its own snapshot, and only that of rank 0 has facts and texts.
     """
 
     facts: Mapping[str, Any]
@@ -141,19 +141,19 @@ class Snapshot:
     together: bool = False
 
     def moved(self, buffers: Buffers) -> Snapshot:
-        """The same with copies of all tensors in host memory."""
+        """Returns the snapshot with copies of all tensors in host memory."""
         return dataclasses.replace(self, tensors=buffers.copied(self.tensors))
 
 
 class Buffers:
-    """Host memory that one snapshot after another is copied into: fresh memory would cost more than the copy."""
+    """Host memory for copies of snapshots, reused because allocating it takes longer than copying."""
 
     def __init__(self) -> None:
         self._held: dict[tuple[str, str], torch.Tensor] = {}
 
     @torch.no_grad()
     def copied(self, files: Mapping[str, Mapping[str, torch.Tensor]]) -> dict[str, dict[str, torch.Tensor]]:
-        """Copies; a tensor that is there under several names is copied once."""
+        """Returns copies of tensors by file and name; a tensor with several names is copied once."""
         held: dict[tuple[str, str], torch.Tensor] = {}
         made: dict[int, torch.Tensor] = {}
         devices = set()
@@ -184,19 +184,21 @@ def snapshot(
     config: Mapping[str, Any] | None = None,
     run_id: str = "",
 ) -> Snapshot | None:
-    """A checkpoint in memory that shares its tensors with `state`; on ranks other than 0 nothing, they give their RNG.
+    """Returns a checkpoint in memory that shares its tensors with `state`.
 
-    Where tensors are spread over ranks (DTensor), every rank gets its own part.
+    Ranks other than 0 only send their random states and get None. If tensors are sharded over ranks (DTensor), every
+    rank gets its own part.
 
     Args:
+        state: the objects to save.
         step, epoch, stage: see `Manifest`.
-        data: where the run stands in its data.
-        schedule: of the run.
+        data: position in the data.
+        schedule: schedule of the run.
         config: the resolved configuration, plain JSON data.
-        run_id: of the run.
+        run_id: identifier of the run.
 
     Raises:
-        InputError: something in `state` can be neither tensor nor JSON; says what.
+        InputError: something in `state` can be saved neither as tensor nor as JSON; the message names it.
     """
     texts: dict[str, str] = {}
     tensors: dict[str, dict[str, torch.Tensor]] = {}
@@ -249,12 +251,12 @@ def snapshot(
 
 
 def ema_file(decay: float) -> str:
-    """File of the averaged copy with this decay."""
+    """Returns the file name of the averaged copy with this decay."""
     return f"ema-{decay!r}.safetensors"
 
 
 def rng_stem(number: int) -> str:
-    """Stem of the files of a rank's generators."""
+    """Returns the stem of the files with the random states of a rank."""
     return f"rng-{number:05d}"
 
 

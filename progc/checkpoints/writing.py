@@ -1,4 +1,4 @@
-"""Writing a checkpoint: under a name of its own, every file synced, the manifest last, one rename, the run synced."""
+"""Writes a checkpoint: under a temporary name, every file synced, the manifest last, then one rename."""
 
 from __future__ import annotations
 
@@ -27,22 +27,24 @@ from progc.ir.tensor_file import data_of, header_of
 from progc.version import __version__
 
 SAVING, REMOVING = ".saving-", ".removing-"
-_OLD = 24 * 3600.0  # seconds after which what another machine left behind counts as abandoned
+_OLD = 24 * 3600.0  # seconds after which a temporary folder of another machine counts as abandoned
 
 
 def write(run: Path, snapshot: Snapshot, *, replace: bool = False, others: Others | None = None) -> Path:
     """Writes a snapshot as a new folder of `run`; returns the folder.
 
-    It appears complete, or not at all: a kill at any moment leaves a folder under a temporary name, which `clean`
-    removes. Where the step is there already and broken, it is set aside as `broken-...`; where it is there with the
-    same contents, it stays.
+    The folder appears complete or not at all: a kill leaves a folder with a temporary name, which `clean` removes. If
+    the step exists and is broken, the broken folder is renamed to `broken-...`. If it exists with the same contents, it
+    is kept.
 
     Args:
-        replace: whether another whole checkpoint of this step may be replaced.
-        others: the ranks that write into the same folder.
+        run: folder of the run; it is created if it does not exist.
+        snapshot: the checkpoint in memory.
+        replace: whether a whole checkpoint of this step with other contents may be replaced.
+        others: the ranks that write into the same folder; None if only this one writes.
 
     Raises:
-        InputError: the disk refuses, or the step is there with other contents.
+        InputError: the disk refuses, or the step exists with other contents.
     """
     name = folder_name(int(snapshot.facts["step"]))
     temporary = run / f"{SAVING}{name}-{_here()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
@@ -62,7 +64,7 @@ def write(run: Path, snapshot: Snapshot, *, replace: bool = False, others: Other
                 sync(run)
     except OSError as error:
         raise InputError(
-            f"checkpoint {run / name} cannot be written: {error.strerror or error}; free space or choose another place"
+            f"checkpoint {run / name} cannot be written: {error.strerror or error}; free space or choose another folder"
         ) from error
     finally:
         if others is not None:
@@ -72,7 +74,7 @@ def write(run: Path, snapshot: Snapshot, *, replace: bool = False, others: Other
 
 
 def write_part(folder: Path, snapshot: Snapshot) -> dict[str, FileEntry]:
-    """What a rank other than 0 has to write into the folder that rank 0 made.
+    """Writes the files of a rank other than 0 into the folder that rank 0 created; returns their entries by name.
 
     Raises:
         OSError: the disk refuses.
@@ -107,7 +109,7 @@ def _parts(tensors: Mapping[str, torch.Tensor], name: str, more: Mapping[str, st
 
 
 def _write_file(path: Path, parts: Iterable[Any]) -> FileEntry:
-    """Writes and syncs; the sha256 is of what was meant, so that a disk that writes something else is found out."""
+    """Writes and syncs a file; the sha256 is over the data in memory, so that a faulty disk is noticed."""
     sha, size = hashlib.sha256(), 0
     with path.open("xb", buffering=0) as file:
         for part in parts:
@@ -121,7 +123,7 @@ def _write_file(path: Path, parts: Iterable[Any]) -> FileEntry:
 
 
 def _place(temporary: Path, final: Path, manifest: Manifest, replace: bool) -> None:
-    """Gives a complete folder its name; one that has the name already is never written into."""
+    """Gives a complete folder its final name; an existing folder of that name is never written into."""
     if not os.path.lexists(final):
         os.rename(temporary, final)
         return
@@ -136,8 +138,8 @@ def _place(temporary: Path, final: Path, manifest: Manifest, replace: bool) -> N
         return
     if not replace:
         raise InputError(
-            f"checkpoint {final} is there already and holds something else (of {there.created}); "
-            "give replace=True, or another run folder"
+            f"checkpoint {final} already exists with other contents (saved {there.created}); "
+            "give replace=True, or choose another run folder"
         )
     aside = final.parent / f"{REMOVING}{final.name}-{_here()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
     os.rename(final, aside)
@@ -146,17 +148,17 @@ def _place(temporary: Path, final: Path, manifest: Manifest, replace: bool) -> N
 
 
 def remove(folder: Path) -> None:
-    """Removes a checkpoint: first its name, so that a kill leaves no half one."""
+    """Removes a checkpoint; it is renamed first, so that a kill leaves no partial checkpoint."""
     gone = folder.parent / f"{REMOVING}{folder.name}-{_here()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
     os.rename(folder, gone)
     shutil.rmtree(gone, ignore_errors=True)
 
 
 def clean(run: Path) -> list[str]:
-    """Removes what killed processes left behind in a run: folders under temporary names whose writer is gone.
+    """Removes the temporary folders that killed processes left in a run.
 
     Returns:
-        Their names.
+        Names of the removed folders.
     """
     found = []
     for path in sorted(run.glob(".*-step-*")) if run.is_dir() else []:
@@ -172,7 +174,7 @@ def clean(run: Path) -> list[str]:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Holds a lock on a folder, which ends with the process; nothing where the file system has none."""
+    """Locks a folder; the lock ends with the process. Does nothing if the file system has no locks."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         with contextlib.suppress(ImportError, OSError):
@@ -185,7 +187,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def _abandoned(folder: Path) -> bool:
-    """Whether nobody holds the lock of a folder; without locks, whether it is a day old."""
+    """Whether no process holds the lock of a folder; without locks, whether it is a day old."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         import fcntl
@@ -201,7 +203,7 @@ def _abandoned(folder: Path) -> bool:
 
 
 def _running(name: str) -> bool:
-    """Whether the process that a temporary name tells is there; it may have made the folder and not locked it yet."""
+    """Whether the process in a temporary name still runs; it may not have locked its new folder yet."""
     number = name.rsplit("-", 2)[1]
     try:
         os.kill(int(number) if number.isdecimal() else 0, 0)

@@ -1,4 +1,4 @@
-"""`progc train`: a run from a configuration, or goes on with the one in its folder. Exit codes: `progc.cli`."""
+"""`progc train`: starts a run from a configuration, or resumes the run in its folder. Exit codes: `progc.cli`."""
 
 from __future__ import annotations
 
@@ -37,25 +37,28 @@ def run_train(
     smoke: int | None,
     as_json: bool,
 ) -> None:
-    """Trains, and prints where the run is and what it reached; under torchrun only rank 0 prints.
+    """Trains, and prints the run folder and the results; under torchrun only rank 0 prints.
 
     Args:
         given: a config file, or a source.
-        flags: dotted keys to flag and value (None: not given).
-        sets: `--set` texts.
+        flags: dotted keys with flag and value (None if not given).
+        sets: texts of `--set`.
+        dry_run: show what each stage would cost, without training.
+        smoke: train this many steps of every stage in a temporary folder; None trains the run.
+        as_json: print JSON.
 
     Raises:
         ProgcError: see the exit codes of `progc.cli`.
-        typer.Exit: with 128 + its number where a signal ended the run, after it saved.
+        typer.Exit: with code 128 + its number if a signal stopped the run, after it saved.
     """
     config = configured(given, flags, sets)
     if dry_run and smoke is not None:
-        raise InputError("--dry-run and --smoke are both given; the first trains nothing, the second trains")
+        raise InputError("--dry-run and --smoke are both given; use one: --dry-run trains nothing, --smoke trains")
     if smoke is not None and smoke < 2:
-        raise InputError(f"--smoke {smoke}: expected 2 steps of every stage or more, to stop and resume between them")
+        raise InputError(f"--smoke {smoke}: expected at least 2 steps per stage, to stop and resume between them")
     run = Path(config.out) if config.out is not None else None
     if run is None and not dry_run and smoke is None:
-        raise InputError("no run folder is given; add --out RUN, or `out` to the config")
+        raise InputError("no run folder is given; add --out RUN, or `out` in the config")
     with _only_first_prints():
         if dry_run:
             _dry_run(Terminal(), config, run, as_json)
@@ -79,8 +82,8 @@ def _train(terminal: Terminal, config: Config, run: Path, as_json: bool) -> None
 
             made = opened(config, run=run, phase=terminal.phase)
             _tell(terminal, made)
-            terminal.note(f"{'goes on with' if going_on else 'new run'}: {run}")
-        with terminal.running():  # what was held back so far is shown before training begins
+            terminal.note(f"{'resuming run' if going_on else 'new run'}: {run}")
+        with terminal.running():  # shows held-back output before training begins
             result = Trainer(
                 made.schedule,
                 program=made.program,
@@ -105,7 +108,8 @@ def _train(terminal: Terminal, config: Config, run: Path, as_json: bool) -> None
         terminal.print(json_text(report))
     else:
         shown = ", ".join(f"{name} {_number(value)}" for name, value in result.metrics.items())
-        ended = "finished" if result.finished else f"stopped by signal {result.signal}; the same command goes on"
+        stopped = f"stopped by signal {result.signal}; run the same command again to resume"
+        ended = "finished" if result.finished else stopped
         terminal.print(f"{ended}: step {result.step:,}, {result.seconds:.1f} s of training")
         if shown:
             terminal.print(f"last validation: {shown}")
@@ -126,7 +130,7 @@ def _dry_run(terminal: Terminal, config: Config, run: Path | None, as_json: bool
         from progc.train.watching import never_told
 
         made = opened(config, run=run, weights=False, phase=terminal.phase)
-        told = never_told(made.task, made.schedule, made.settings)  # a trainer tells these itself
+        told = never_told(made.task, made.schedule, made.settings)  # a trainer shows these itself
         notes = (*made.notes, *not_set(made.task, made.schedule.regularisations, made.program), *told)
         made = dataclasses.replace(made, notes=notes)
         with terminal.phase("stages"):
@@ -160,7 +164,7 @@ def _smoke(terminal: Terminal, config: Config, steps: int, as_json: bool) -> Non
 
 @contextlib.contextmanager
 def _processes(config: Config) -> Iterator[Parallel]:
-    """The processes that train together; their group is closed after a run that ended well, else with the process."""
+    """The processes that train together; the group is closed after a successful run, else with the process."""
     from progc.train.parallel import processes
 
     settings = config.settings
@@ -170,7 +174,7 @@ def _processes(config: Config) -> Iterator[Parallel]:
 
 @contextlib.contextmanager
 def _scratch() -> Iterator[Path]:
-    """A folder that goes away, the same on all ranks."""
+    """A temporary folder, the same on all ranks."""
     from progc.ranks.gathering import rank, told
 
     with contextlib.ExitStack() as stack:
@@ -180,7 +184,7 @@ def _scratch() -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _only_first_prints() -> Iterator[None]:
-    """Under torchrun all ranks but the first are silent; what ends one of them is still told on its stderr."""
+    """Silences all ranks but the first under torchrun; an error that ends a rank is still shown on its stderr."""
     if os.environ.get("RANK", "0") == "0":
         yield
         return

@@ -1,9 +1,8 @@
-"""Micro-batches of one epoch, optimizer step by optimizer step, on one rank.
+"""Loads the micro-batches of an epoch on one rank, and validates.
 
-Which samples a step has, and what random transforms make of them, follows from (seed, epoch, index): not from workers,
-ranks, micro-batches, or what was drawn before.
-
-Loss and accuracy over all validation samples, exact over incomplete batches and over ranks.
+The samples of a step and their random transforms depend on (seed, epoch, index) only, not on workers, ranks,
+micro-batches, or what was drawn before. Validation computes loss and accuracy over all validation samples, exactly also
+for incomplete batches and several ranks.
 """
 
 from __future__ import annotations
@@ -22,14 +21,14 @@ from progc.errors import InputError
 
 
 def steps_per_epoch(task: Task, batch: int) -> int:
-    """Optimizer steps of one epoch; an incomplete batch at its end is left out.
+    """Returns the optimizer steps of one epoch; an incomplete batch at the end is dropped.
 
     Raises:
         InputError: there are fewer samples than one batch.
     """
     count = len(task.samples) // batch
     if not count:
-        raise InputError(f"{len(task.samples)} samples are fewer than a batch of {batch}; use a smaller batch")
+        raise InputError(f"expected at least a batch of {batch} samples, got {len(task.samples)}; use a smaller batch")
     return count
 
 
@@ -46,16 +45,20 @@ def steps(
     workers: int = 0,
     device: torch.device | None = None,
 ) -> Iterator[list[Any]]:
-    """One item per optimizer step: this rank's micro-batches, whose sizes differ by one at most.
+    """Yields, for every optimizer step, the micro-batches of this rank; their sizes differ by at most one.
 
     Args:
+        task: samples and how they are collated.
         batch: samples per step, over all ranks.
-        start: samples of this epoch that were used already.
+        seed, epoch: what order and random transforms depend on.
+        start: samples of this epoch that are already used.
+        rank, world: rank of this process and number of ranks.
         accumulate: micro-batches per step.
-        workers: processes that fetch samples; they end with the iterator.
+        workers: processes that load samples; they end with the iterator.
+        device: device to move batches to; None leaves them on the CPU.
 
     Raises:
-        InputError: a batch that the ranks cannot share, or with fewer samples per rank than micro-batches.
+        InputError: the ranks cannot share a batch, or a rank has fewer samples per step than micro-batches.
     """
     share = batch // world
     if share < accumulate:
@@ -67,7 +70,7 @@ def steps(
     loader: DataLoader[Any] = DataLoader(
         samples, batch_sampler=_Parts(order, accumulate), num_workers=workers,
         collate_fn=task.collate, pin_memory=device is not None and device.type == "cuda",
-        # Fetching must not draw from the generator that dropout uses: the loader takes a seed for its workers from one.
+        # The loader draws a seed for its workers; it must not draw it from the generator that dropout uses.
         generator=torch.Generator().manual_seed(0),
         worker_init_fn=_deaf if workers else None,
     )  # fmt: skip
@@ -77,13 +80,13 @@ def steps(
 
 
 def _deaf(worker: int) -> None:
-    """Signals that reach the whole process group are for the process that trains: it still needs its samples."""
+    """Ignores signals to the whole process group: the training process handles them and still needs its samples."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
 
 
 class _Parts:
-    """A rank's share of every batch, cut into micro-batches."""
+    """The share of a rank in every batch, split into micro-batches."""
 
     def __init__(self, order: Batches, parts: int) -> None:
         self.order, self.parts = order, parts
@@ -118,29 +121,32 @@ def validate(
     device: torch.device | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, float] | None:
-    """Mean `loss`, and `top1` and `top5` accuracy where outputs are logits `[batch, classes]` and labels are indices.
+    """Returns the mean `loss`, and `top1` and `top5` accuracy for logits `[batch, classes]` and integer labels.
 
     Args:
-        call: a batch to outputs.
+        call: computes the outputs of a batch.
+        task: validation samples and loss.
         batch: samples per call on this rank.
-        mean: over ranks.
-        stop: asked before every batch, and the same on all ranks; once it says so, there is no result: None.
+        rank, world: rank of this process and number of ranks.
+        mean: computes the mean of a tensor over ranks.
+        device: device to move batches to; None leaves them on the CPU.
+        stop: asked before every batch, with the same answer on all ranks; once it returns True, the result is None.
 
     Raises:
         InputError: there are no validation samples.
     """
     samples = task.validation
     if samples is None or not len(samples):
-        raise InputError("no validation samples are given; return (train, validation) from datasets()")
+        raise InputError("there are no validation samples; return (train, validation) from datasets()")
     own = range(rank, len(samples), world)
     sums: dict[str, float] = {"loss": 0.0, "count": 0.0}
-    # All ranks call equally often: where parameters are spread over them, a call is a meeting.
+    # All ranks call equally often: with sharded parameters, a call waits for the other ranks.
     for first in range(0, len(range(0, len(samples), world)), batch):
         if stop():
             return None
         counted = list(own[first : first + batch])
         chosen = counted or [0]
-        # Random transforms of validation samples, if there are any, are the same at every validation.
+        # Random transforms of validation samples, if any, are the same at every validation.
         given = task.collate(fetch(samples, chosen, seed=0, epoch=0))
         if device is not None:
             given = pytree.tree_map_only(torch.Tensor, lambda tensor: tensor.to(device), given)
@@ -156,7 +162,7 @@ def validate(
 
 
 def _right(outputs: Any, batch: Any) -> dict[str, float]:
-    """How many samples are right by the first and among the first five classes."""
+    """Counts correct samples, by top-1 and top-5."""
     logits = outputs[0] if isinstance(outputs, (tuple, list)) else outputs
     labels = batch[1] if isinstance(batch, (tuple, list)) and len(batch) > 1 else None
     if not isinstance(logits, torch.Tensor) or not isinstance(labels, torch.Tensor):

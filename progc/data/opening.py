@@ -1,4 +1,4 @@
-"""Samples and loss by name: `digits`, `imagefolder:PATH`, `hf:PATH`, or a Python file."""
+"""Opens samples and loss by name: `digits`, `imagefolder:PATH`, `hf:PATH`, or a Python file."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ _EXPECTED = "expected digits, imagefolder:PATH, hf:PATH, or a Python file with d
 
 
 def open_data(text: str, program: Program) -> Task:
-    """The task that a text names.
+    """Returns the task that a text names.
 
     Args:
-        program: the full network, whose image size and channels samples are made for.
+        text: `digits`, `imagefolder:PATH`, `hf:PATH`, or the path of a Python file.
+        program: the full network; samples get its image size and channels.
 
     Raises:
-        InputError: an unknown name, a folder without samples, a missing library.
+        InputError: an unknown name, a folder without samples, or a missing library.
     """
     if text.endswith(".py"):
         from progc.data.taskfile import load_task
@@ -41,7 +42,7 @@ def open_data(text: str, program: Program) -> Task:
 
 @dataclasses.dataclass(frozen=True)
 class Transformed:
-    """Pairs (image, class index) of which each image is transformed when it is asked for."""
+    """Pairs (image, class index) whose images are transformed when they are read."""
 
     samples: Any
     transform: Callable[[Any], torch.Tensor]
@@ -52,7 +53,7 @@ class Transformed:
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
         try:
             image, label = self.samples[index]
-        except OSError as error:  # what the image library raises for a file that is none
+        except OSError as error:  # what the image library raises for a file that is not an image
             places = getattr(self.samples, "samples", None)
             where = f"sample {index}" if places is None else str(places[index][0])
             raise InputError(
@@ -63,7 +64,7 @@ class Transformed:
 
 @dataclasses.dataclass(frozen=True)
 class _Staged:
-    """Makes the task of a stage: its image size, and its strength of augmentation."""
+    """Makes the task of a stage, with its image size and its strength of augmentation."""
 
     task: Task
     train: Any
@@ -79,7 +80,7 @@ class _Staged:
 
 
 def _transforms(size: tuple[int, int], strengths: Regularisation) -> tuple[Any, Any]:
-    """Transforms of images for training and for validation."""
+    """Returns the image transforms for training and for validation."""
     from progc.models.timm import transforms
 
     return transforms(size, rand_augment=strengths.rand_augment, random_erasing=strengths.random_erasing)
@@ -93,7 +94,7 @@ def _images(train: Any, validation: Any, size: tuple[int, int]) -> Task:
 
 
 def _digits(program: Program) -> Task:
-    """scikit-learn's 1,797 handwritten digits, every fifth held out."""
+    """The 1,797 handwritten digits of scikit-learn; every fifth is held out for validation."""
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
@@ -115,7 +116,7 @@ def _digits(program: Program) -> Task:
 
 
 def _folders(root: Path) -> tuple[Any, Any]:
-    """Training and validation samples of folders of classes: `train/` and `val/` below `root`, else `root` itself."""
+    """Training and validation samples from folders of classes: `train/` and `val/` in `root`, else `root` itself."""
     from torchvision.datasets import ImageFolder
 
     names = {name: root / name for name in ("train", "val", "validation", "test") if (root / name).is_dir()}
@@ -127,18 +128,20 @@ def _folders(root: Path) -> tuple[Any, Any]:
         except (OSError, RuntimeError) as error:
             reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
             raise InputError(
-                f"--data imagefolder:{root}: {reason}; expected train/CLASS/*.png and val/CLASS/*.png below it"
+                f"--data imagefolder:{root}: {reason}; expected train/CLASS/*.png and val/CLASS/*.png in it"
             ) from error
     if found[1] is not None and found[0].classes != found[1].classes:
-        raise InputError(f"--data imagefolder:{root}: training and validation have other classes; mend the folders")
+        raise InputError(
+            f"--data imagefolder:{root}: training and validation have different classes; use the same class folders"
+        )
     return found[0], found[1]
 
 
 class _Pairs:
-    """Rows of a stored data set as pairs: of images, or of numbers that are the network's input as they stand."""
+    """Rows of a stored data set as pairs with a label: images, or numbers that go into the network unchanged."""
 
     def __init__(self, rows: Any, image: str, label: str, numbers: bool) -> None:
-        # A data set remembers the format that its author read it in.
+        # A stored data set remembers the format in which its author read it.
         self.rows, self.image, self.label = rows.with_format("numpy" if numbers else None), image, label
         self.numbers = numbers
 
@@ -155,7 +158,7 @@ class _Pairs:
 
 @dataclasses.dataclass(frozen=True)
 class _ResizedImages:
-    """Float images [channels, height, width] at another size; nothing is random, and values keep their scale."""
+    """Resizes float images `[channels, height, width]`, without randomness and without rescaling values."""
 
     size: tuple[int, int]
 
@@ -168,7 +171,7 @@ class _ResizedImages:
 
 
 def _stored(root: Path) -> tuple[Any, Any]:
-    """Splits of a data set that `datasets.Dataset.save_to_disk` wrote."""
+    """Training and validation rows of a data set that `datasets.Dataset.save_to_disk` wrote."""
     try:
         import datasets
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""How strongly samples and network are regularised in a stage, as data."""
+"""The regularisation of a stage, as data."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from progc.files.json import known_fields
 
 @dataclasses.dataclass(frozen=True)
 class Regularisation:
-    """How strongly a stage is regularised; None: as the recipe has it.
+    """The strengths of regularisation in a stage; None keeps what model and recipe define.
 
     Attributes:
-        drop_path: largest rate of stochastic depth (Huang et al. 2016); smaller ones keep their proportion to it.
-        dropout: largest rate of dropout, likewise.
+        drop_path: largest rate of stochastic depth (Huang et al. 2016); smaller rates keep their proportion to it.
+        dropout: largest rate of dropout; smaller rates keep their proportion to it.
         rand_augment: magnitude of RandAugment, 0 to 10; 0 turns it off (Cubuk et al. 2020).
         random_erasing: probability of random erasing (Zhong et al. 2020).
-        mixup: alpha of mixup's beta distribution, to 1e6; 0 turns it off (Zhang et al. 2018).
+        mixup: alpha of the beta distribution of mixup, at most 1e6; 0 turns it off (Zhang et al. 2018).
     """
 
     drop_path: float | None = None
@@ -40,15 +40,15 @@ class Regularisation:
                 or not 0 <= value <= top
                 or value != value
             ):
-                raise InputError(f"regularisation: {field.name} is a number from 0 to {top:g}, not {value!r}")
+                raise InputError(f"regularisation: {field.name}: expected a number from 0 to {top:g}, got {value!r}")
             object.__setattr__(self, field.name, float(value))
 
     @classmethod
     def parse(cls, text: str) -> Regularisation:
-        """`drop_path=0.1,rand_augment=9`: fields and their values.
+        """Parses fields and values such as `drop_path=0.1,rand_augment=9`.
 
         Raises:
-            InputError: a text that is none, a field that does not exist or is given twice, or a value out of range.
+            InputError: invalid text, an unknown field, a field given twice, or a value out of range.
         """
         found: dict[str, float] = {}
         known = [field.name for field in dataclasses.fields(cls)]
@@ -61,18 +61,18 @@ class Regularisation:
             if not equals or number is None or key in found:
                 raise InputError(f"regularisation `{text}`: expected name=number, such as drop_path=0.1,rand_augment=9")
             if key not in known:
-                raise InputError(f"regularisation: there is no `{key}`; names are {', '.join(known)}")
+                raise InputError(f"regularisation: unknown name `{key}`; expected {', '.join(known)}")
             found[key] = number
         return cls(**found)
 
     def to_json(self) -> dict[str, float]:
-        """What is set."""
+        """Returns the strengths that are set."""
         values = dataclasses.asdict(self)
         return {name: value for name, value in values.items() if value is not None}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Regularisation:
-        """What `to_json` gave.
+        """Reads what `to_json` returned.
 
         Raises:
             InputError: an unknown key or a value out of range.

@@ -1,10 +1,9 @@
-"""Samples as a stage of a schedule wants them.
+"""Fits samples to a stage of a schedule: image size, transforms and mixup.
 
-Mixup: samples that are blends of two, with both labels in proportion.
-
-Zhang et al., mixup: Beyond Empirical Risk Minimization, ICLR 2018: both samples are drawn from the training data, and
-lambda from Beta(alpha, alpha), for every sample on its own. Libraries that mix a batch with itself make a sample depend
-on who shares its batch, and so on ranks and micro-batches; here it follows from (seed, epoch, index) like all else.
+Mixup (Zhang et al., mixup: Beyond Empirical Risk Minimization, ICLR 2018) blends every sample with another one of the
+training data, and their labels in the same proportion, by lambda from Beta(alpha, alpha). Libraries that mix a batch
+with itself make a sample depend on its batch, and so on ranks and micro-batches. Here partner and lambda depend on
+(seed, epoch, index) only, like everything else that is drawn for a sample.
 """
 
 from __future__ import annotations
@@ -24,14 +23,15 @@ from progc.ir.program import Program
 
 
 def for_stage(task: Task, regularisation: Regularisation, program: Program) -> Task:
-    """The task with images at the size of the stage's program, and with the stage's regularisation of samples.
+    """Returns the task with the image size of a stage and its regularisation of samples.
 
     Args:
-        regularisation: that of the stage.
-        program: of the stage; no values are read.
+        task: task of the run.
+        regularisation: regularisation of the stage.
+        program: program of the stage; no values are read.
 
     Raises:
-        InputError: the stage asks for mixup, and the network is no classifier.
+        InputError: the stage asks for mixup, but the network is not a classifier.
     """
     size = _image_size(program)
     if task.staged is not None and size is not None:
@@ -43,14 +43,15 @@ def for_stage(task: Task, regularisation: Regularisation, program: Program) -> T
 
 
 def not_set(task: Task, wanted: Sequence[Regularisation], program: Program) -> tuple[str, ...]:
-    """What a schedule asks of samples and these cannot have, for people. Known before anything is trained.
+    """Returns notes about augmentation that the schedule asks for and these samples cannot have, before training.
 
     Args:
-        wanted: the regularisation of each stage.
-        program: the full one.
+        task: task of the run.
+        wanted: regularisation of each stage.
+        program: the full program.
 
     Raises:
-        InputError: a stage asks for mixup, and the network is no classifier or samples are no pairs for it.
+        InputError: a stage asks for mixup, but the network is not a classifier or samples cannot be mixed.
     """
     if any(each.mixup for each in wanted):
         data_order.fetch(Mixed(task.samples, 1.0, classes_of(program)), [0], 0, 0)
@@ -61,11 +62,11 @@ def not_set(task: Task, wanted: Sequence[Regularisation], program: Program) -> t
     if not asked:
         return ()
     own = "there are no images" if task.staged is not None else "these samples have no transforms for each stage"
-    return (f"{' and '.join(asked)} of the plan {'are' if len(asked) > 1 else 'is'} not set: {own}",)
+    return (f"{' and '.join(asked)} of the plan {'are' if len(asked) > 1 else 'is'} not applied: {own}",)
 
 
 def _image_size(program: Program) -> tuple[int, int] | None:
-    """Height and width of the program's images; None: it takes none."""
+    """Height and width of the images of a program; None if it takes no images."""
     from progc.transforms.resolution.images import find_images
 
     try:
@@ -75,7 +76,7 @@ def _image_size(program: Program) -> tuple[int, int] | None:
 
 
 class _ResizedBatch:
-    """A batch to the inputs of a network of one image size."""
+    """Makes the inputs of a network from a batch, resized to its image size."""
 
     def __init__(self, task: Task, size: tuple[int, int]) -> None:
         self._inputs: Callable[[Any], Call] = task.inputs
@@ -86,18 +87,18 @@ class _ResizedBatch:
 
 
 class Mixed:
-    """Samples of a classification, each blended with another one.
+    """Classification samples, each blended with another one.
 
-    What it draws comes from numpy's global generator, which is seeded for every sample (progc/data/order.py).
+    Random numbers come from the global generator of numpy, which is seeded for every sample (progc/data/order.py).
     """
 
     def __init__(self, samples: Any, alpha: float, classes: int) -> None:
         """
         Args:
-            samples: `[index]` gives a floating tensor and the index of its class.
-            alpha: of the beta distribution, above 0; 0.2 leaves most samples nearly as they are, 1 draws evenly. Below
-                1e-6 nearly every share is 0 or 1, and numpy's generator divides 0 by 0: 1e-6 then.
-            classes: how many there are.
+            samples: `[index]` returns a floating-point tensor and the index of its class.
+            alpha: parameter of the beta distribution, above 0; with 0.2 most samples change little, with 1 lambda is
+                uniform. Values below 1e-6 are raised to it: numpy would divide 0 by 0.
+            classes: number of classes.
         """
         self.samples, self.alpha, self.classes = samples, max(alpha, 1e-6), classes
 
@@ -105,10 +106,10 @@ class Mixed:
         return len(self.samples)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The blend, and probabilities `[classes]`, f32.
+        """Returns the blend, and the probabilities of both classes, `[classes]` f32.
 
         Raises:
-            InputError: samples are no such pairs, or a class is out of range.
+            InputError: samples are not such pairs, or a class is out of range.
         """
         # Drawn before the samples' own transforms, so that a partner does not depend on what they draw.
         other = int(np.random.randint(len(self.samples)))
@@ -117,8 +118,8 @@ class Mixed:
         more, second = self._pair(other)
         if more.shape != image.shape:
             raise InputError(
-                f"mixup: samples {index} and {other} have the shapes {list(image.shape)} and {list(more.shape)}; "
-                "expected one shape, or a plan without mixup"
+                f"mixup: expected samples of one shape, got {list(image.shape)} for sample {index} and "
+                f"{list(more.shape)} for sample {other}; plan without mixup, or resize the samples"
             )
         target = torch.zeros(self.classes)
         target[label] += share
@@ -134,26 +135,28 @@ class Mixed:
             )
             if isinstance(image, torch.Tensor) and image.is_floating_point() and whole:
                 if not 0 <= int(label) < self.classes:
-                    raise InputError(f"mixup: sample {index} is of class {int(label)}; the network has {self.classes}")
+                    raise InputError(
+                        f"mixup: sample {index} is of class {int(label)}, but the network has {self.classes} classes"
+                    )
                 return image, int(label)
         raise InputError(
-            f"mixup: sample {index} is no pair of a floating tensor and the index of its class; plan with --regularise "
+            f"mixup: sample {index} is not a pair of a floating-point tensor and a class index; plan with --regularise "
             "without mixup"
         )
 
 
 def classes_of(program: Program) -> int:
-    """How many classes a network tells apart.
+    """Returns the number of classes of a classifier.
 
     Raises:
-        InputError: its first output is no `[batch, classes]`.
+        InputError: the first output is not of shape `[batch, classes]`.
     """
     output = next(node for node in reversed(program.graphs["eval"].nodes) if node.op == "output")
     first = next(iter(output.all_input_nodes), None)
     shape = None if first is None else getattr(first.meta.get("tensor"), "shape", None)
     if shape is None or len(shape) != 2:
         raise InputError(
-            f"mixup: {program.class_name} gives {'no tensor' if shape is None else list(shape)}; expected "
-            "[batch, classes], or a plan without mixup"
+            f"mixup: expected an output of shape [batch, classes], got {'no tensor' if shape is None else list(shape)} "
+            f"from {program.class_name}; plan without mixup"
         )
     return int(shape[1])

@@ -1,4 +1,4 @@
-"""What a network is trained for: samples, the loss, and how a batch becomes inputs. Searches and the trainer use it."""
+"""Defines what a network is trained on: samples, the loss, and the inputs of a batch. Used by searches and trainer."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 def first_is_input(batch: Any) -> Call:
-    """A pair or tuple gives its first item; a mapping all its items but `label`, `labels`, `target`, `targets`."""
+    """Returns the first item of a tuple, or all items of a mapping but `label`, `labels`, `target`, `targets`."""
     if isinstance(batch, Mapping):
         return (), {key: value for key, value in batch.items() if key not in ("label", "labels", "target", "targets")}
     if isinstance(batch, (tuple, list)):
@@ -28,7 +28,7 @@ def first_is_input(batch: Any) -> Call:
 
 
 def cross_entropy(outputs: Any, batch: Any) -> torch.Tensor:
-    """Mean cross entropy of logits `[batch, classes]` and the batch's second item, class indices or probabilities."""
+    """Returns the mean cross entropy of logits `[batch, classes]` and `batch[1]`, class indices or probabilities."""
     logits = outputs[0] if isinstance(outputs, (tuple, list)) else outputs
     return F.cross_entropy(logits, batch[1])
 
@@ -39,14 +39,14 @@ class Task:
 
     Attributes:
         samples: a map-style dataset: `len()` and `[index]`.
-        loss: outputs of the network and the batch to the mean loss over the samples, a scalar.
-        inputs: a batch to the positional and keyword arguments of the network.
-        collate: samples to a batch.
-        validation: samples for validation, None if there are none.
-        resize: a batch and the new height and width to that batch at this size; None: floating tensors
-            `[batch, channels, height, width]` of the full image's size are resampled bilinearly.
-        staged: regularisation and image size (height, width) of a stage to the task with its transforms; None: samples
-            are the same in all stages.
+        loss: computes the mean loss over the samples, a scalar, from the outputs of the network and the batch.
+        inputs: makes the positional and keyword arguments of the network from a batch.
+        collate: makes a batch from a list of samples.
+        validation: samples for validation; None if there are none.
+        resize: resizes a batch to a height and width; None resizes floating-point tensors
+            `[batch, channels, height, width]` bilinearly.
+        staged: makes the task of a stage from its regularisation and image size (height, width); None uses the same
+            samples in all stages.
     """
 
     samples: Any
@@ -60,23 +60,24 @@ class Task:
     def batches(
         self, size: int, *, seed: int, epoch: int = 0, count: int | None = None, validation: bool = False
     ) -> Iterator[Any]:
-        """Shuffled batches of one epoch; order and random transforms follow from seed and epoch, whatever was drawn.
+        """Yields shuffled batches of one epoch; order and random transforms depend on seed and epoch only.
 
         Args:
-            size: samples per batch; an incomplete batch at the end is left out.
-            count: how many batches are needed; None: all there are.
-            validation: of the validation samples instead, in their own order.
+            size: samples per batch; an incomplete batch at the end is dropped.
+            seed, epoch: what order and random transforms depend on.
+            count: number of batches; None yields all.
+            validation: whether to use the validation samples, in their own order.
 
         Raises:
             InputError: there are fewer batches than `count`, or no validation samples.
         """
         samples = self.validation if validation else self.samples
         if samples is None:
-            raise InputError("no validation samples are given; return (train, validation) from datasets()")
+            raise InputError("there are no validation samples; return (train, validation) from datasets()")
         there = len(samples) // size
         if count is not None and there < count or not there:
             raise InputError(
-                f"{count or 1} batches of {size} are needed and {len(samples)} samples give {there}; "
+                f"{count or 1} batches of {size} are needed, but {len(samples)} samples give {there}; "
                 "use a smaller batch or more data"
             )
         order = torch.arange(len(samples)) if validation else data_order.order(seed, epoch, len(samples))
@@ -85,7 +86,7 @@ class Task:
             yield self.collate(data_order.fetch(samples, chosen, seed, epoch))
 
     def fitted(self, batch: Any, program: Program) -> Any:
-        """The batch at the image size of a program; the batch itself if that is its size."""
+        """Returns the batch at the image size of a program; the batch itself if it has that size."""
         from progc.errors import TargetError
         from progc.transforms.resolution.images import find_images
 
@@ -96,7 +97,7 @@ class Task:
         return self.at_size(batch, images[0].size)
 
     def at_size(self, batch: Any, size: tuple[int, int]) -> Any:
-        """The batch with images of `size` (height, width)."""
+        """Returns the batch with images of `size` (height, width)."""
         if self.resize is not None:
             return self.resize(batch, size)
 
@@ -110,10 +111,12 @@ class Task:
         return pytree.tree_map(fit, batch)
 
     def run(self, module: torch.nn.Module, batch: Any, **more: Any) -> Any:
-        """The module's outputs for a batch that is already at its image size.
+        """Returns the outputs of the module for a batch that already has its image size.
 
         Args:
-            more: further keyword inputs, such as the stage.
+            module: the module to call.
+            batch: the batch.
+            more: further keyword inputs, such as the stage identifier.
         """
         args, kwargs = self.inputs(batch)
         return module(*args, **kwargs, **more)

@@ -1,6 +1,6 @@
-"""Data and loss from a user's file: `datasets()`, `loss(outputs, batch)`, `inputs(batch)`, `resize(batch, size)`.
+"""Loads data and loss from a Python file: `datasets()`, `loss(outputs, batch)`, `inputs(batch)`, `resize(batch, size)`.
 
-Everything of the user's is called so that an exception in it becomes one line with the place in the file.
+Every function of the file is called so that an exception in it becomes one line with its place in the file.
 """
 
 from __future__ import annotations
@@ -24,22 +24,23 @@ _EXPECTED = (
 
 
 def load_task(path: Path) -> Task:
-    """The task of a Python file.
+    """Returns the task that a Python file defines.
 
-    `datasets()` returns the training samples, a pair (train, validation), or a mapping of these two. Samples are a
-    map-style dataset, or a tuple of tensors of one length, whose i-th sample is the i-th item of each. `loss(outputs,
-    batch)` may be left out where samples are pairs (input, class index): cross entropy then. `inputs(batch)` (a tuple
-    of positional arguments, a dict of keyword arguments, or both as a pair) and `resize(batch, size)` are optional, see
-    `progc.data.task.Task`.
+    `datasets()` returns the training samples, a pair (train, validation), or a mapping with these keys. Samples are a
+    map-style dataset, or a tuple of tensors of one length, whose i-th sample holds the i-th item of each. Without
+    `loss(outputs, batch)` samples must be pairs (input, class index), and the loss is cross entropy. `inputs(batch)`
+    (returns a tuple of positional arguments, a dict of keyword arguments, or both as a pair) and `resize(batch, size)`
+    are optional, see `progc.data.task.Task`.
 
     Raises:
-        InputError: no such file, a function is missing, fails, or gives something else; names file and function.
+        InputError: the file does not exist, or a function is missing, fails, or returns something invalid; names file
+            and function.
     """
     module = load_file(path)
     for name in ("datasets", "loss", "inputs", "resize"):
         found = getattr(module, name, None)
         if found is not None and not callable(found):
-            raise InputError(f"{path}: `{name}` is {_kind(found)}; expected a function")
+            raise InputError(f"{path}: expected a function `{name}`, got {_kind(found)}")
     datasets = getattr(module, "datasets", None)
     if datasets is None:
         raise InputError(
@@ -66,10 +67,10 @@ def load_task(path: Path) -> Task:
 
 
 def has_task(path: Path) -> bool:
-    """Whether a file has `datasets`; the file is imported.
+    """Returns whether a file defines `datasets`; the file is imported.
 
     Raises:
-        InputError: it cannot be imported.
+        InputError: the file cannot be imported.
     """
     return getattr(load_file(path), "datasets", None) is not None
 
@@ -86,27 +87,25 @@ def _parts(path: Path, value: Any) -> tuple[Any, Any]:
         if unknown or "train" not in value:
             wrong = f"has the key `{unknown[0]}`{did_you_mean(str(unknown[0]), _KINDS)}" if unknown else "lacks `train`"
             raise InputError(
-                f"{path}: the dict of datasets() {wrong}; its keys are train and, if there is one, validation"
+                f"{path}: the dict of datasets() {wrong}; expected the keys train and, optionally, validation"
             )
         return value["train"], value.get("validation")
     if isinstance(value, tuple) and not _of_one_length(value):
         if len(value) == 2:
             return value[0], value[1]
-        raise InputError(f"{path}: datasets() returned {len(value)} things; {_EXPECTED}")
+        raise InputError(f"{path}: datasets() returned {len(value)} values; {_EXPECTED}")
     return value, None
 
 
 def _of_one_length(value: Any) -> bool:
-    """Whether these are tensors of one dataset rather than several datasets."""
+    """Whether these are the tensors of one dataset, and not several datasets."""
     tensors = isinstance(value, tuple) and all(isinstance(item, torch.Tensor) and item.dim() for item in value)
     return tensors and len({len(item) for item in value}) == 1
 
 
 def _samples(path: Path, what: str, value: Any) -> _Samples:
     if isinstance(value, DataLoader):
-        raise InputError(
-            f"{path}: {what} is a DataLoader; return its dataset, batches are made from the seed of the plan"
-        )
+        raise InputError(f"{path}: {what} is a DataLoader; return its dataset (progc makes batches from its own seed)")
     if isinstance(value, tuple) and value and all(isinstance(item, torch.Tensor) for item in value):
         if not _of_one_length(value):
             lengths = ", ".join(str(len(item)) if item.dim() else "a scalar" for item in value)
@@ -123,7 +122,7 @@ def _samples(path: Path, what: str, value: Any) -> _Samples:
 
 
 class _Guarded:
-    """A function of the user's; an exception in it is told as one line with the place in the file."""
+    """Calls a function of the file; an exception in it becomes one line with its place in the file."""
 
     def __init__(self, path: Path, function: Callable[..., Any], when: str) -> None:
         self._path, self._function, self._when = path, function, when
@@ -133,12 +132,12 @@ class _Guarded:
             return self._function(*args)
         except ProgcError:
             raise
-        except Exception:  # again with the file's folder importable: an import inside the function then works
+        except Exception:  # try again with the folder of the file importable, for imports inside the function
             return run(self._path, lambda: self._function(*args), self._when)
 
 
 class _Samples:
-    """A map-style dataset of the user's."""
+    """A map-style dataset of the file."""
 
     def __init__(self, path: Path, samples: Any) -> None:
         self._samples = samples
@@ -153,7 +152,7 @@ class _Samples:
 
 
 class _Loss:
-    """The user's loss; what it returns is checked each time it is called."""
+    """The loss of the file; what it returns is checked at each call."""
 
     def __init__(self, path: Path, function: Callable[..., Any]) -> None:
         self._path, self._call = path, _Guarded(path, function, "computes its loss")
@@ -163,13 +162,13 @@ class _Loss:
         if not isinstance(found, torch.Tensor) or found.dim() or not found.is_floating_point():
             what = f"a tensor {list(found.shape)} of {found.dtype}" if isinstance(found, torch.Tensor) else _kind(found)
             raise InputError(
-                f"{self._path}: loss(outputs, batch) returned {what}; expected the mean, a floating scalar"
+                f"{self._path}: loss(outputs, batch): expected the mean loss, a floating-point scalar, got {what}"
             )
         return found
 
 
 class _Inputs:
-    """The user's `inputs`: a batch to positional and keyword arguments."""
+    """The `inputs` of the file: makes positional and keyword arguments from a batch."""
 
     def __init__(self, path: Path, function: Callable[..., Any]) -> None:
         self._path, self._call = path, _Guarded(path, function, "takes the inputs of a batch")
@@ -198,8 +197,8 @@ def _check_default_loss(path: Path, samples: _Samples) -> None:
     labels = batch[1] if pair else None
     if not isinstance(labels, torch.Tensor) or labels.dim() != 1 or labels.dtype != torch.int64:
         raise InputError(
-            f"{path} has no loss(outputs, batch), and its samples are not pairs of an input and a class index, which "
-            "cross entropy is for; write def loss(outputs, batch): the mean loss, a scalar"
+            f"{path} has no loss(outputs, batch), and its samples are not pairs of an input and a class index as cross "
+            "entropy needs them; write def loss(outputs, batch): the mean loss, a scalar"
         )
 
 

@@ -1,4 +1,4 @@
-"""A run as a user sees it: its config, opening it, dry and smoke runs, the record, plots and `progc doctor`.
+"""Runs as the user sees them: configuration, opening, dry and smoke runs, records, plots and `progc doctor`.
 
-May import `train` and everything below; only the command line stands above.
+May import `train` and everything below it; only `cli` builds on it.
 """

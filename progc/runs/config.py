@@ -1,7 +1,6 @@
-"""The configuration of a run, as a file, flags and `--set` give it: every key with its type, in sections.
+"""The configuration of a run: every key with its type, in sections (docs/training.md explains each key).
 
-The keys of `[train]` are the fields of `progc.train.settings.Settings`, made of them, so that each default stands once.
-What every key means is in docs/training.md.
+The keys of `[train]` are made from the fields of `progc.train.settings.Settings`, so that each default is written once.
 """
 
 from __future__ import annotations
@@ -23,13 +22,13 @@ Levels: TypeAlias = str | int | float | list[Any] | dict[str, Any] | None
 
 
 class Section(pydantic.BaseModel):
-    """A table of keys; nothing else may stand in it, and a number is not a text."""
+    """A table of keys; unknown keys are refused, and types are strict (a number is not text)."""
 
     model_config = pydantic.ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
 class PlanSection(Section):
-    """Either `file`, or how the stages are planned (the options of `progc plan`)."""
+    """Either `file`, a finished plan, or the options of `progc plan`."""
 
     file: str | None = None
     strategy: Literal["linear", "one-shot", "zero-shot"] = "linear"
@@ -46,7 +45,7 @@ class PlanSection(Section):
 
 
 class OptimizerSection(Section):
-    """Which optimizer; its learning rate is `train.lr`."""
+    """The optimizer; its learning rate is `train.lr`."""
 
     name: str = "adamw"
     weight_decay: float = 0.05
@@ -55,7 +54,7 @@ class OptimizerSection(Section):
 
 
 class TrackersSection(Section):
-    """Where metrics go besides `metrics.jsonl`."""
+    """Where metrics go in addition to `metrics.jsonl`."""
 
     tensorboard: bool = False
     wandb: dict[str, Any] | None = None
@@ -69,7 +68,7 @@ TrainSection: type[Section] = pydantic.create_model("TrainSection", __base__=Sec
 
 
 class Config(Section):
-    """A whole run."""
+    """The configuration of a whole run."""
 
     source: str
     to: str | None = None
@@ -86,12 +85,12 @@ class Config(Section):
 
     @property
     def settings(self) -> Settings:
-        """What the trainer takes; `total` is `epochs` or `steps`."""
+        """The settings of the trainer; `total` is `epochs` or `steps`."""
         total = self.epochs if self.epochs is not None else self.steps
         return Settings(total=total, **self.train.model_dump())  # type: ignore[attr-defined]
 
     def to_json(self) -> dict[str, Any]:
-        """All keys with their values, defaults too: a JSON object."""
+        """Returns all keys with their values, including defaults: a JSON object."""
         return self.model_dump(mode="json")
 
 
@@ -100,18 +99,19 @@ MAY_CHANGE = (
     "train.log_every", "train.max_skipped", "train.parallel", "train.recompute", "train.save_every",
     "train.save_in_background", "train.validate_every", "train.workers",
 )  # fmt: skip
-"""Keys, and sections, with which a run may go on although they are others than it began with."""
+"""Keys, and sections, that may change when a run resumes."""
 
 
 def checked(data: Mapping[str, Any], origin: Mapping[str, str] | None = None, where: str = "config") -> Config:
-    """The configuration that nested values make.
+    """Returns the configuration made from nested values.
 
     Args:
         data: sections and keys.
-        origin: dotted keys to where their value comes from, such as `--batch`; the others come from `where`.
+        origin: dotted keys with where their value comes from, such as `--batch`; all others come from `where`.
+        where: where the values come from, such as the name of the file.
 
     Raises:
-        InputError: an unknown key (with the nearest), or a value that is none; names where it stands, and the key.
+        InputError: an unknown key (with the nearest known one) or an invalid value; names its origin and the key.
     """
     import json
 
@@ -121,27 +121,28 @@ def checked(data: Mapping[str, Any], origin: Mapping[str, str] | None = None, wh
         return InputError(f"{(origin or {}).get(key, where)}: {text}")
 
     try:
-        # As JSON: there a list is a tuple's and a whole number a float's form, and still no text is a number.
+        # In JSON mode a list is valid for a tuple and an integer for a float, but text is still not a number.
         config = Config.model_validate_json(json.dumps(given))
     except (TypeError, ValueError, RecursionError) as error:
         if not isinstance(error, pydantic.ValidationError):
-            raise InputError(f"{where}: a value is no text, number, list or table ({error}); mend it") from error
+            raise InputError(f"{where}: expected text, numbers, lists and tables as values ({error})") from error
         first = error.errors()[0]
         key = _key(first["loc"])
         raise told(key, _complaint(key, first)) from error
     for key in ("epochs", "steps"):
         value = getattr(config, key)
         if value is not None and value < 1:
-            raise told(key, f"`{key}` is a whole number from 1 on, not {value}")
+            raise told(key, f"`{key}`: expected an integer of at least 1, got {value}")
     try:
         _ = config.settings
     except InputError as error:
-        key = f"train.{str(error).partition(' ')[0]}"
-        raise told(key, f"train.{error}") from error
+        name, _, problem = str(error).partition(": ")
+        raise told(f"train.{name}", f"`train.{name}`: {problem}") from error
     if config.epochs is not None and config.steps is not None:
-        raise told("steps", "`epochs` and `steps` are both given; the length of a run is one of them")
+        raise told("steps", "`epochs` and `steps` are both given; the length of the run is one of them")
     if config.plan.file is not None and (more := sorted(config.plan.model_fields_set - {"file"})):
-        raise told(f"plan.{more[0]}", f"`plan.file` is a finished plan; leave `plan.{more[0]}` out, or plan without it")
+        other = f"plan.{more[0]}"
+        raise told(other, f"`plan.file` is a finished plan; leave out `{other}`, or leave out `plan.file`")
     if config.init is not None:
         try:
             parse_inits(config.init)
@@ -151,7 +152,7 @@ def checked(data: Mapping[str, Any], origin: Mapping[str, str] | None = None, wh
 
 
 def keys(model: type[pydantic.BaseModel] = Config, prefix: str = "") -> dict[str, Any]:
-    """Every key, dotted, to its type."""
+    """Returns every dotted key with its type."""
     found: dict[str, Any] = {}
     for name, field in model.model_fields.items():
         inner = field.annotation
@@ -163,7 +164,7 @@ def keys(model: type[pydantic.BaseModel] = Config, prefix: str = "") -> dict[str
 
 
 def unknown(key: str) -> str:
-    """What is wrong with a key that does not exist, and which one may be meant."""
+    """Returns the message for a key that does not exist, with the key that may be meant."""
     known = keys()
     last = key.rpartition(".")[2]
     meant = did_you_mean(key, [*known, *Config.model_fields])
@@ -178,14 +179,15 @@ def unknown(key: str) -> str:
         meant = f"; did you mean {', '.join(same)}?"
     section = key.rpartition(".")[0]
     inside = [name.rpartition(".")[2] for name in known if name.rpartition(".")[0] == section]
-    return f"there is no key `{key}`{meant or '; keys there are ' + ', '.join(inside or Config.model_fields)}"
+    return f"unknown key `{key}`{meant or '; known keys are ' + ', '.join(inside or Config.model_fields)}"
 
 
 def difference(before: Mapping[str, Any], now: Config) -> str | None:
-    """The first key in which a run that goes on differs from how it began, where it must not, with both values.
+    """Returns the first key that differs from the start of the run and must not, with both values; else None.
 
     Args:
-        before: what `to_json` gave then; a key that it lacks had its default.
+        before: what `to_json` returned at the start; a missing key had its default.
+        now: the configuration with which the run resumes.
     """
     old, new = dict(flat(before)), dict(flat(now.to_json()))
     default = dict(flat(Config(source="").to_json()))
@@ -199,7 +201,7 @@ def difference(before: Mapping[str, Any], now: Config) -> str | None:
 
 
 def flat(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys and values of nested tables; tables that are values stay whole."""
+    """Yields the dotted keys and values of nested tables; tables that are values stay whole."""
     known = keys()
     for name, value in data.items():
         key = f"{prefix}{name}"
@@ -210,7 +212,7 @@ def flat(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
 
 
 def _key(loc: tuple[int | str, ...]) -> str:
-    """The key that an error is about: what follows it, a place in a list or a form of the value, left out."""
+    """The key of a validation error, without the place in a list or the variant of the type that follows it."""
     known = keys()
     parts = [str(part) for part in loc]
     for end in range(1, len(parts) + 1):
@@ -223,15 +225,15 @@ def _complaint(key: str, error: Any) -> str:
     if error["type"] == "extra_forbidden":
         return unknown(key)
     if error["type"] == "missing":
-        return f"`{key}` is missing; say what is to be trained, such as source = 'model.py:Net'"
+        return f"`{key}` is missing; name the model to train, such as source = 'model.py:Net'"
     known = keys()
     if key not in known:
-        return f"`{key}` is a table of keys, not {_shown(error['input'])}"
-    return f"`{key}` is {expected(known[key])}, not {_shown(error['input'])}"
+        return f"`{key}`: expected a table of keys, got {_shown(error['input'])}"
+    return f"`{key}`: expected {expected(known[key])}, got {_shown(error['input'])}"
 
 
 def expected(annotation: Any) -> str:
-    """What values of a type are, in words."""
+    """Describes the values of a type in words."""
     origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
     if origin in (typing.Union, types.UnionType):
         words = [expected(item) for item in inner if item is not type(None)]
@@ -240,18 +242,18 @@ def expected(annotation: Any) -> str:
         return f"{', '.join(map(str, inner[:-1]))} or {inner[-1]}"
     if origin in (list, tuple):
         return "a list of numbers" if float in inner else "a list"
-    plain = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
+    plain = {int: "an integer", float: "a number", str: "text", bool: "true or false"}
     return plain.get(annotation, "a table")
 
 
 def nullable(annotation: Any) -> bool:
-    """Whether a key may be left empty, and `none` is no text of its own there."""
+    """Returns whether a key may be empty and does not take text, so that the word `none` means empty."""
     inner = typing.get_args(annotation)
     return type(None) in inner and str not in inner
 
 
 def _without_none(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The word `none` is the empty value where that is one: TOML has no other."""
+    """Replaces the word `none` by None where a key may be empty: TOML has no such value."""
     known = keys()
     made: dict[str, Any] = {}
     for name, value in data.items():

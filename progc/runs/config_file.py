@@ -1,4 +1,4 @@
-"""From what a user gives, a file or a source, flags and `--set`, to a `Config`."""
+"""Makes a `Config` from what the user gives: a file or a source, flags and `--set`."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from progc.runs.config import Config, checked, keys, nullable, unknown
 
 SUFFIXES = (".toml", ".yaml", ".yml", ".json")
 MAX_BYTES = 1 << 20
-"""A configuration is small; a larger file is another one."""
+"""Largest size of a config file in bytes."""
 MAX_DEPTH = 64
 MAX_TOKENS = 100_000
 MAX_POINTS = 1000
-"""On one line: tables in tables take time that grows with the square of their depth."""
+"""Most dots on one line: parsing dotted TOML keys takes time that grows with the square of their depth."""
 
 
 def configured(given: str, flags: Mapping[str, tuple[str, Any]], sets: Sequence[str] = ()) -> Config:
-    """The configuration of a run: the file's, over which flags go, over which `--set` goes.
+    """Returns the configuration of a run. `--set` overrides flags, and flags override the file.
 
     Args:
-        given: a file (`SUFFIXES`), else a source, all of whose settings are flags and defaults.
-        flags: dotted keys to the flag and its value; None where it was not given.
-        sets: texts `key=value`.
+        given: a config file (with one of `SUFFIXES`), else a source, whose settings are flags and defaults only.
+        flags: dotted keys with the flag and its value; the value is None where the flag was not given.
+        sets: texts `key=value` of `--set`.
 
     Raises:
-        InputError: see `checked`; a file that cannot be read, or a text without `=`.
+        InputError: as for `checked`, a file that cannot be read, or a text without `=`.
     """
     file = given.lower().endswith(SUFFIXES)
     data: dict[str, Any] = read(Path(given)) if file else {"source": given}
@@ -40,13 +40,13 @@ def configured(given: str, flags: Mapping[str, tuple[str, Any]], sets: Sequence[
     def put(key: str, value: Any, label: str) -> None:
         for one, other in (("epochs", "steps"), ("steps", "epochs")):
             if key == one and other not in origin:
-                data.pop(other, None)  # a length on the command line replaces the file's
+                data.pop(other, None)  # a length on the command line replaces the one in the file
         table = data
         *path, last = key.split(".")
         for name in path:
             inner = table.setdefault(name, {})
             if not isinstance(inner, dict):
-                raise InputError(f"{label}: `{name}` of {given} is not a table, so `{key}` cannot be set")
+                raise InputError(f"{label}: `{name}` in {given} is not a table, so `{key}` cannot be set")
             table = inner
         table[last] = value
         origin[key] = label
@@ -121,16 +121,16 @@ def _is_table(annotation: Any) -> bool:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The nested values of a file.
+    """Returns the nested values of a config file.
 
     Raises:
-        InputError: it cannot be read, is too large, or is no TOML, YAML or JSON; names file and line.
+        InputError: the file cannot be read, is too large, or is not valid TOML, YAML or JSON; names file and line.
     """
     try:
         if not path.is_file():
-            raise InputError(f"there is no file {path}; give a config file ({', '.join(SUFFIXES)}) or a source")
+            raise InputError(f"{path}: no such file; give a config file ({', '.join(SUFFIXES)}) or a source")
         if path.stat().st_size > MAX_BYTES:
-            raise InputError(f"{path} has more than {MAX_BYTES >> 20} MiB; expected a config file")
+            raise InputError(f"{path}: expected a config file of at most {MAX_BYTES >> 20} MiB")
         text = read_text(path, MAX_BYTES)
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read: {error}; expected a config file in UTF-8") from error
@@ -141,9 +141,9 @@ def read(path: Path) -> dict[str, Any]:
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is no {kind}: {error}") from error
+        raise InputError(f"{path} is not valid {kind}: {error}") from error
     if not isinstance(data, dict):
-        raise InputError(f"{path} holds a {type(data).__name__}; expected keys such as source and [train]")
+        raise InputError(f"{path}: expected keys such as source and [train], got a {type(data).__name__}")
     return data
 
 
@@ -153,7 +153,7 @@ def _toml(text: str) -> Any:
     else:
         import tomli as tomllib
     if any(line.count(".") > MAX_POINTS for line in text.splitlines()):
-        raise InputError(f"a line has more than {MAX_POINTS} points; expected a config file")
+        raise InputError(f"expected at most {MAX_POINTS} dots on a line of a config file")
     return tomllib.loads(text)
 
 
@@ -164,7 +164,7 @@ def _json(text: str) -> Any:
 
 
 def _yaml(text: str) -> Any:
-    """YAML without aliases (which can make a small file huge), keys that are given twice, and objects."""
+    """Reads YAML; refuses aliases (which can make a small file huge), duplicate keys, and Python objects."""
     import yaml
 
     try:
@@ -177,7 +177,7 @@ def _yaml(text: str) -> Any:
 
 
 def _check_values(data: Any) -> None:
-    """Refuses what no message could show: very deep values, and numbers of thousands of digits."""
+    """Refuses values that no message could show: very deep ones, and numbers of thousands of digits."""
     level = [data]
     for _ in range(MAX_DEPTH):
         inner: list[Any] = []
@@ -185,14 +185,14 @@ def _check_values(data: Any) -> None:
             if isinstance(value, (dict, list)):
                 inner += [*value, *value.values()] if isinstance(value, dict) else value
             elif isinstance(value, int) and abs(value) >= 2**63:
-                raise InputError("a number has more than 63 bits; expected a smaller one")
+                raise InputError("expected integers of at most 63 bits")
         level = inner
     if level:
         raise InputError(f"values are nested too deeply; expected at most {MAX_DEPTH} levels")
 
 
 def _check_tokens(tokens: Iterable[Any]) -> None:
-    """Stops before a text that was made to take for ever has done so."""
+    """Refuses a text that would take very long to parse."""
     import yaml
 
     opening = (yaml.FlowSequenceStartToken, yaml.FlowMappingStartToken, yaml.BlockSequenceStartToken)
@@ -200,7 +200,7 @@ def _check_tokens(tokens: Iterable[Any]) -> None:
     depth = 0
     for count, token in enumerate(tokens):
         if isinstance(token, yaml.AliasToken):
-            raise InputError("YAML aliases (*name) are not read; write the value out")
+            raise InputError("YAML aliases (*name) are not supported; write the value out")
         depth += isinstance(token, (*opening, yaml.BlockMappingStartToken)) - isinstance(token, closing)
         if depth > MAX_DEPTH or count > MAX_TOKENS:
             raise InputError(f"expected at most {MAX_DEPTH} levels and {MAX_TOKENS:,} parts in a config file")
@@ -223,7 +223,7 @@ def _check_keys(node: Any) -> None:
 
 
 def _numbers(value: Any) -> Any:
-    """YAML 1.1 reads 1e-3 as a text, for want of a point; nobody means that."""
+    """Turns texts such as 1e-3 into numbers: YAML 1.1 reads them as text for lack of a decimal point."""
     if isinstance(value, dict):
         return {str(key): _numbers(item) for key, item in value.items()}
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""Is this machine fit to train? Versions, devices, threads, the compiler's gradients, the disk, groups of processes."""
+"""Checks whether this machine can train: versions, devices, threads, compiled gradients, disk and process groups."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from progc.runs.record import versions
 
 State = Literal["ok", "note", "broken"]
 WRITTEN = 32 << 20
-"""Bytes that are written to measure a disk."""
+"""Bytes written to measure the disk."""
 SLOW_DISK = 50.0  # MB/s: a checkpoint of a base-size network, with optimizer state, then takes 20 seconds
 OLDEST = (2, 11)
 EXTRAS = {
@@ -27,7 +27,13 @@ EXTRAS = {
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """What was looked at, how it is (`broken` makes training impossible or wrong), and a sentence."""
+    """The result of one check.
+
+    Attributes:
+        name: what was checked.
+        state: `ok`, `note`, or `broken`: training is impossible or wrong.
+        text: one sentence for the user.
+    """
 
     name: str
     state: State
@@ -35,10 +41,10 @@ class Check:
 
 
 def checks(folder: Path) -> Iterator[Check]:
-    """Every check in turn; none of them raises.
+    """Runs the checks one after another and yields their results; a check that fails is reported as `broken`.
 
     Args:
-        folder: where runs will be written.
+        folder: folder in which runs will be written.
     """
     everything: list[tuple[str, Callable[[], Check]]] = [
         ("versions", _versions), ("devices", _devices), ("threads", _threads), ("compiler", _compiler),
@@ -47,7 +53,7 @@ def checks(folder: Path) -> Iterator[Check]:
     for name, check in everything:
         try:
             yield check()
-        except Exception as error:  # a check that fails is a finding
+        except Exception as error:  # any failure is a result
             yield Check(name, "broken", " ".join(f"{type(error).__name__}: {error}".split()))
 
 
@@ -66,12 +72,12 @@ def _devices() -> Check:
 
     if not torch.cuda.is_available():
         built = torch.version.cuda
-        why = f"none that this torch (built for CUDA {built}) can use" if built else "this torch is built for CPUs"
+        why = f"this torch (built for CUDA {built}) finds none" if built else "this torch is built for CPUs only"
         return Check("devices", "ok", f"cpu; no GPU: {why}")
     names = []
     for index in range(torch.cuda.device_count()):
         facts = torch.cuda.get_device_properties(index)
-        torch.ones(8, device=f"cuda:{index}").sum().item()  # one that is visible may still not compute
+        torch.ones(8, device=f"cuda:{index}").sum().item()  # a visible GPU may still fail to compute
         names.append(f"cuda:{index} {facts.name}, {facts.total_memory / 2**30:.0f} GiB")
     return Check("devices", "ok", "; ".join(names))
 
@@ -82,9 +88,9 @@ def _threads() -> Check:
     affinity = getattr(os, "sched_getaffinity", None)
     cores = len(affinity(0)) if affinity is not None else os.cpu_count() or 1
     used = torch.get_num_threads()
-    text = f"{used} of torch, {cores} cores for this process"
+    text = f"torch uses {used}, this process has {cores} cores"
     if used > cores:
-        return Check("threads", "note", f"{text}: more threads than cores slow training down; set OMP_NUM_THREADS")
+        return Check("threads", "note", f"{text}; more threads than cores slow training down: set OMP_NUM_THREADS")
     return Check("threads", "ok", text)
 
 
@@ -99,12 +105,12 @@ def _compiler() -> Check:
         check_compiler(device)
     except ProgcError as error:
         return Check("compiler", "broken", f"{error}; with progc train: --set train.compile=eager")
-    except Exception as error:  # no C++ compiler, most often; torch has many classes for it
+    except Exception as error:  # usually a missing C++ compiler, for which torch raises many types
         reason = " ".join(str(error).split())[:200]
         text = f"torch.compile fails on {device} ({type(error).__name__}: {reason}); use --set train.compile=eager"
         return Check("compiler", "broken", text)
     spent = time.perf_counter() - start
-    return Check("compiler", "ok", f"gradients of compiled functions are right on {device} ({spent:.1f} s)")
+    return Check("compiler", "ok", f"gradients of compiled functions are correct on {device} ({spent:.1f} s)")
 
 
 def _disk(folder: Path) -> Check:
@@ -131,7 +137,7 @@ def _disk(folder: Path) -> Check:
     free = f", {facts.f_bavail * facts.f_frsize / 2**30:.1f} GiB free" if facts is not None else ""
     text = f"{there}: {speed:.0f} MB/s with fsync, {stall:.1f} ms for an fsync{free}"
     if speed < SLOW_DISK:
-        return Check("disk", "note", f"{text}; slow: save seldom (train.save_every), or choose another disk")
+        return Check("disk", "note", f"{text}; slow: save less often (train.save_every), or choose another disk")
     return Check("disk", "ok", text)
 
 
@@ -140,18 +146,18 @@ def _processes() -> Check:
     import torch.distributed as dist
 
     if not dist.is_available():
-        return Check("processes", "note", "torch.distributed is not built in; one process can train")
+        return Check("processes", "note", "this torch has no torch.distributed; only one process can train")
     found = [name for name, there in (("gloo", dist.is_gloo_available()), ("nccl", dist.is_nccl_available())) if there]
     if "nccl" not in found and torch.cuda.device_count() > 1:
-        return Check("processes", "broken", "several GPUs and no nccl in this torch; install one that has it")
+        return Check("processes", "broken", "several GPUs, but this torch has no nccl; install a torch that has it")
     if not found:
-        return Check("processes", "note", "neither gloo nor nccl is built in; one process can train")
+        return Check("processes", "note", "this torch has neither gloo nor nccl; only one process can train")
     with tempfile.TemporaryDirectory(prefix="progc-doctor-") as scratch:
         if "gloo" in found and not dist.is_initialized():
             # A group of one opens the sockets that a larger one needs.
             group: Any = dist.ProcessGroupGloo(dist.FileStore(str(Path(scratch) / "store"), 1), 0, 1)
             group.allreduce([torch.ones(1)]).wait()
-    return Check("processes", "ok", f"{' and '.join(found)}; run with torchrun -m progc train ...")
+    return Check("processes", "ok", f"{' and '.join(found)}; start several processes with torchrun -m progc train ...")
 
 
 def _extras() -> Check:

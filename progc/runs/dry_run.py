@@ -1,4 +1,4 @@
-"""What a run will be, before it begins: for each stage its steps, size, cost, memory, checkpoint and compiles."""
+"""Describes a run before it begins: the steps, size, cost, memory, checkpoint and compiles of each stage."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from progc.runs.opening import Opened, slots
 
 
 def described(run: Opened) -> dict[str, Any]:
-    """The stages of a run as JSON.
+    """Returns the stages of a run as JSON data.
 
-    A step's operations are for the whole batch of the run, its memory for a micro-batch (`accumulate`) of one process,
-    with blocks recomputed where the settings say so; None where a stage's graph does not run on shapes alone.
+    FLOPs of a step are for the whole batch of the run. Memory (bytes) is for a micro-batch (`accumulate`) of one
+    process, with blocks recomputed if the settings ask for it. Both are None where the graph of a stage does not run on
+    shapes alone.
 
     Raises:
-        InputError: fewer samples than a batch.
-        TargetError, NotLosslessError: the network cannot grow from a stage to the next.
+        InputError: there are fewer samples than one batch.
+        TargetError, NotLosslessError: the network cannot grow from one stage to the next.
     """
     from progc.data.loading import steps_per_epoch
     from progc.runs.recomputing import kept
@@ -36,7 +37,7 @@ def described(run: Opened) -> dict[str, Any]:
         memory = None
         if cost is not None:
             fixed = cost.parameter_bytes + cost.gradient_bytes + moments * 4 * trainable
-            again = settings.recompute and settings.compile != "whole"  # one graph has no blocks to compute again
+            again = settings.recompute and settings.compile != "whole"  # one whole graph has no blocks
             activations = kept(program, cost.batch).total if again else cost.activation_bytes
             memory = fixed + activations // settings.accumulate
         stages.append(
@@ -67,7 +68,14 @@ def described(run: Opened) -> dict[str, Any]:
 
 
 def checkpoint_bytes(program: Program, averages: int, kept: int, trainable: int) -> int:
-    """Of weights, averaged copies (16 bits kept in 32) and the optimizer's state; headers left out."""
+    """Returns the bytes of a checkpoint: weights, averaged copies and optimizer state, without headers.
+
+    Args:
+        program: program of the stage.
+        averages: number of averaged copies; 16-bit floats are averaged in 32 bits.
+        kept: tensors that the optimizer keeps per parameter, each f32.
+        trainable: number of trainable parameters.
+    """
     held = list(program.persistent().values())
     weights = sum(tensor.numel() * tensor.element_size() for tensor in held)
     average = sum(t.numel() * (max(4, t.element_size()) if t.is_floating_point() else t.element_size()) for t in held)
@@ -75,7 +83,7 @@ def checkpoint_bytes(program: Program, averages: int, kept: int, trainable: int)
 
 
 def compiles(program: Program, how: str) -> int:
-    """How many functions the train graph of a stage compiles, from its shapes."""
+    """Returns how many functions the train graph of a stage compiles, computed from shapes."""
     from progc.emit.pieces import cut
     from progc.emit.region import Regions
     from progc.emit.stage_module import learning
@@ -89,7 +97,7 @@ def compiles(program: Program, how: str) -> int:
 
 
 def text(found: dict[str, Any]) -> str:
-    """The table for people."""
+    """Returns the table that is printed."""
     head = ("stage", "steps", "size", "parameters", "trainable", "FLOPs/step", "memory", "checkpoint", "compiles")
     rows = [head]
     for stage in found["stages"]:
@@ -118,10 +126,10 @@ def text(found: dict[str, Any]) -> str:
         length = f"{found['total']} epochs of {found['steps_per_epoch']:,} steps, {length}"
     lines += ["", f"{length}; {found['samples']:,} samples, batch {settings['batch']}"]
     if found["speedup"]:
-        lines.append(f"{found['speedup']:.2f} times less work than training the full network throughout")
+        lines.append(f"{found['speedup']:.2f} times less compute than training the full network for all steps")
     kept = settings["keep"]
     lines.append(
-        f"checkpoints: {'all stay' if kept is None else f'the last {kept} and the best stay'}, up to "
+        f"checkpoints: {'all are kept' if kept is None else f'the last {kept} and the best are kept'}, up to "
         f"{size_text(((kept or 0) + 1) * max(stage['checkpoint'] for stage in found['stages']))}"
         + (" and more" if kept is None else "")
     )
@@ -129,7 +137,7 @@ def text(found: dict[str, Any]) -> str:
 
 
 def size_text(count: int) -> str:
-    """Bytes for people: `3.4 MiB`."""
+    """Formats a number of bytes: `3.4 MiB`."""
     return _short(count, 1024, (" B", " KiB", " MiB", " GiB", " TiB"))
 
 

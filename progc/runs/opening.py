@@ -1,6 +1,6 @@
-"""From a configuration to what the trainer takes: networks, samples, a schedule, an optimizer.
+"""Opens what a configuration names: networks, samples, a schedule, and the optimizer.
 
-The optimizer that a configuration names: those of torch that everybody uses, else a model library's.
+AdamW and SGD are those of torch; other optimizers come from a model library.
 """
 
 from __future__ import annotations
@@ -32,24 +32,24 @@ if TYPE_CHECKING:
     from progc.ir.program import Program
 
 PLAN = "plan.json"
-"""The schedule of a run, in its folder: a run that goes on does not plan again."""
+"""The schedule in the folder of a run: a run that resumes does not plan again."""
 
 Phase = Callable[[str], contextlib.AbstractContextManager[None]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Opened:
-    """All that a run is made of.
+    """Everything that a run is made of.
 
     Attributes:
         program: the full network.
-        schedule: its stages, with costs for the run's batch where they can be counted, and the run's length.
+        schedule: the stages, with costs for the batch of the run where they can be counted, and the length of the run.
         task: samples and loss.
-        source: the smaller network that training begins with, None where it begins with a part of the full one.
+        source: the smaller network to begin with; None if training begins with a part of the full network.
         optimizer: makes the optimizer of a module.
         inits: how new weights are made.
-        settings: `total` is in the schedule's unit.
-        notes: sentences for the user.
+        settings: settings of the run; `total` is in the unit of the schedule.
+        notes: notes for the user.
     """
 
     program: Program
@@ -63,18 +63,19 @@ class Opened:
 
 
 def opened(config: Config, *, run: Path | None = None, weights: bool = True, phase: Phase | None = None) -> Opened:
-    """Opens everything that a configuration names; what is cheap to check is checked first.
+    """Opens everything that a configuration names; cheap checks come first.
 
-    Where several processes train together, rank 0 plans and the others take its schedule.
+    With several processes, rank 0 plans and the others take its schedule.
 
     Args:
-        run: the run's folder; a schedule that is there already is the run's.
-        weights: False: the networks have shapes only (unless a search needs more), for a look ahead.
-        phase: told what is being done.
+        config: the configuration.
+        run: folder of the run; if it holds a schedule, that one is used.
+        weights: False gives the networks shapes only (unless a search needs weights), for a dry run.
+        phase: called with the name of each phase, returns a context for it.
 
     Raises:
-        InputError: a source, target, plan or data that is none, or values that do not go together.
-        CaptureError, TargetError: the network cannot be captured, or not grown to `to`.
+        InputError: source, target, plan or data cannot be opened, or values contradict each other.
+        CaptureError, TargetError: the network cannot be captured, or cannot grow to `to`.
     """
     during = phase or (lambda name: contextlib.nullcontext())
     settings = config.settings
@@ -104,14 +105,14 @@ def opened(config: Config, *, run: Path | None = None, weights: bool = True, pha
 
 
 def _given(config: Config, run: Path | None) -> Schedule | None:
-    """The schedule that is there already: the run's own, else the plan file's."""
+    """The existing schedule: the one of the run, else the one of the plan file."""
     if run is not None and (run / PLAN).exists():
         return Schedule.read(run / PLAN)
     return Schedule.read(config.plan.file) if config.plan.file is not None else None
 
 
 def _check_data(config: Config, source: Source) -> None:
-    """Raises InputError where no samples are named; before anything is captured."""
+    """Raises InputError if no samples are named, before anything is captured."""
     from progc.data.taskfile import has_task
 
     if config.data is not None or (source.file is not None and has_task(source.file)):
@@ -124,7 +125,7 @@ def _check_data(config: Config, source: Source) -> None:
 
 
 def _task(config: Config, source: Source, full: Program) -> Task:
-    """Samples and loss: from `data`, else from the source's own file."""
+    """Samples and loss, from `data` or else from the file of the source."""
     if config.data is not None:
         from progc.data.opening import open_data
 
@@ -148,7 +149,7 @@ def _captured(
 
             load_weights(model, Path(config.weights))
     if weights and config.weights is None:
-        origin = source.trained or f"none given (weights): as {type(model).__name__} initialises them, seed {seed}"
+        origin = source.trained or f"initialised by {type(model).__name__}, seed {seed} (no weights were given)"
         notes.append(f"weights of {source.text}: {origin}")
     with during("capture"):
         return (capture if weights else capture_deferred)(model, *example)
@@ -157,7 +158,7 @@ def _captured(
 def _grown(
     start: Program, to: str, target: Sizes | Source, seed: int, real: bool, during: Phase, notes: list[str]
 ) -> Program:
-    """The full network; its weights are needed for a search only, a run grows its own."""
+    """The full network; only a search needs its weights, since a run grows its own."""
     from progc.growth.grow import grow_with_report
 
     with during("target"):
@@ -167,7 +168,7 @@ def _grown(
 
 
 def _agreed(make: Callable[[], Schedule]) -> Schedule:
-    """What rank 0 makes, on every rank."""
+    """The schedule that rank 0 makes, on every rank."""
     made: Schedule | None = None
     failure: Exception | None = None
     try:
@@ -202,7 +203,7 @@ def _planned(config: Config, full: Program, start: Program, task: Task, to: str 
         seed=config.settings.seed,
         total=total,
         unit=unit,
-        count=False,  # for the run's batch below
+        count=False,  # costs are counted below, for the batch of the run
         regularise=strengths,
         source=config.source,
         target=to,
@@ -212,11 +213,11 @@ def _planned(config: Config, full: Program, start: Program, task: Task, to: str 
 
 
 def _with_length(schedule: Schedule, config: Config) -> Schedule:
-    """The schedule with the run's length, where one is given."""
+    """The schedule with the length of the run, if one is given."""
     total, unit = (config.steps, "steps") if config.steps is not None else (config.epochs, "epochs")
     if total is None:
         if schedule.total is None:
-            raise InputError("the length of the run is not known; give epochs or steps (--epochs N, --steps N)")
+            raise InputError("the length of the run is unknown; give epochs or steps (--epochs N, --steps N)")
         return schedule
     if schedule.rules and unit != schedule.unit:
         raise InputError(f"the plan's rules count {schedule.unit}; give the length in {schedule.unit}, not in {unit}")
@@ -224,7 +225,7 @@ def _with_length(schedule: Schedule, config: Config) -> Schedule:
 
 
 def _counted(full: Program, schedule: Schedule, batch: int) -> tuple[Schedule, tuple[str, ...]]:
-    """The schedule with costs for the run's batch; without any where the graph does not run on shapes alone."""
+    """The schedule with costs for the batch of the run; without costs if the graph does not run on shapes alone."""
     if all(stage.cost is not None and stage.cost.batch == batch for stage in schedule.stages):
         return schedule, ()
     from progc.analysis.costs.counting import NotCounted
@@ -233,7 +234,7 @@ def _counted(full: Program, schedule: Schedule, batch: int) -> tuple[Schedule, t
     try:
         return dataclasses.replace(schedule, stages=counted_stages(full, schedule.stages, batch=batch)), ()
     except NotCounted as error:
-        return schedule, (f"costs of the stages are not known: {error}",)
+        return schedule, (f"costs of the stages are unknown: {error}",)
 
 
 Maker = Callable[[nn.Module], Optimizer]
@@ -243,13 +244,17 @@ OWN: Mapping[str, Callable[..., Optimizer]] = {"adamw": torch.optim.AdamW, "sgd"
 
 
 def chosen(section: OptimizerSection, lr: float) -> Maker:
-    """A function from a module to its optimizer.
+    """Returns a function that makes the optimizer of a module.
 
-    Parameters of one dim (biases, norms' scales) are a group of their own without weight decay, unless
-    `decay_vectors`. The rate of both is `lr`; the trainer multiplies it.
+    Parameters with at most one dim (biases, scales of norms) form a group without weight decay, unless
+    `decay_vectors` is set. The peak learning rate of both groups is `lr`; the trainer multiplies it.
+
+    Args:
+        section: name and options of the optimizer.
+        lr: peak learning rate.
 
     Raises:
-        InputError: there is no such optimizer, or it does not take an option; found out on a small module.
+        InputError: the optimizer does not exist or does not take an option; checked on a small module.
     """
 
     def make(module: nn.Module) -> Optimizer:
@@ -260,7 +265,7 @@ def chosen(section: OptimizerSection, lr: float) -> Maker:
 
 
 def slots(maker: Maker) -> int:
-    """Tensors that the optimizer keeps for each parameter, such as 2 of Adam; of the parameter's size."""
+    """Returns how many tensors of the size of a parameter the optimizer keeps for it, such as 2 for Adam."""
     module = nn.Linear(4, 6)
     optimizer = maker(module)
     module(torch.ones(1, 4)).sum().backward()
@@ -290,11 +295,11 @@ def _made(section: OptimizerSection, lr: float, module: nn.Module) -> Optimizer:
             return made
     except (TypeError, ValueError) as error:
         text = str(error).replace("\n", " ")
-        raise InputError(f"optimizer {name} cannot be made: {text}; mend [optimizer] in the config") from error
+        raise InputError(f"optimizer {name} cannot be made: {text}; fix [optimizer] in the config") from error
     known = [*OWN, *(library.names() if library is not None else ())]
     more = f" or one of timm.optim ({len(known) - len(OWN)} names)" if library is not None else ""
     meant = did_you_mean(name, known)
-    raise InputError(f"there is no optimizer `{section.name}`{meant or ';'} expected {', '.join(OWN)}{more}")
+    raise InputError(f"unknown optimizer `{section.name}`{meant or ';'} expected {', '.join(OWN)}{more}")
 
 
 def _library() -> Any:

@@ -1,6 +1,7 @@
-"""Loss and accuracy of runs over time and over steps, with the boundaries of their stages, out of their metrics.
+"""Reads the curves of runs from their metrics, and draws them.
 
-A figure of curves of runs: training loss above, validation below; over time left, over optimizer steps right.
+The figure shows the training loss above and the validation below, over time on the left and over optimizer steps on the
+right, with the boundaries between stages.
 """
 
 from __future__ import annotations
@@ -21,20 +22,20 @@ from progc.errors import InputError
 from progc.files.reading import open_file
 from progc.train.metrics import FILE, LONGEST, texts
 
-_LIMIT = 1 << 30  # bytes; a line for each of a million steps takes a quarter of it
-_LARGEST = 1e100  # of a value; beyond it the arithmetic of axes overflows
+_LIMIT = 1 << 30  # bytes; one line for each of a million steps takes a quarter of this
+_LARGEST = 1e100  # larger values overflow in the arithmetic of axes
 
 
 @dataclasses.dataclass(frozen=True)
 class Points:
-    """A curve: optimizer steps, seconds of training (without the time in which nothing ran), and values."""
+    """A curve: optimizer steps, seconds of training (without the time between two starts), and values."""
 
     steps: list[int] = dataclasses.field(default_factory=list)
     seconds: list[float] = dataclasses.field(default_factory=list)
     values: list[float] = dataclasses.field(default_factory=list)
 
     def add(self, step: int, seconds: float, value: Any) -> None:
-        """One more point; what is no number, or none that can be drawn, leaves a gap."""
+        """Adds a point; a value that is not a number or cannot be drawn leaves a gap."""
         drawn = _is_number(value) and abs(value) <= _LARGEST
         self.steps.append(step)
         self.seconds.append(seconds)
@@ -43,12 +44,12 @@ class Points:
 
 @dataclasses.dataclass(frozen=True)
 class Curves:
-    """What one run's metrics say.
+    """The curves of one run.
 
     Attributes:
-        name: of the run's folder, with ? for what cannot be shown.
-        loss: of training.
-        validation: by name: `loss`, `top1`, `ema-0.999/top1`, ...
+        name: name of the run folder, with ? for characters that cannot be printed.
+        loss: training loss.
+        validation: validation curves by name: `loss`, `top1`, `ema-0.999/top1`, ...
         boundaries: where stages begin; values are the indices of the stages.
     """
 
@@ -59,11 +60,11 @@ class Curves:
 
     @property
     def measure(self) -> str:
-        """What tells how good the run is: `top1` where there is one."""
+        """The metric of the lower plots: `top1` if there is one, else `loss`."""
         return "top1" if "top1" in self.validation else "loss"
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data; gaps are null."""
+        """Returns JSON data; gaps are null."""
 
         def plain(points: Points) -> dict[str, Any]:
             values = [None if math.isnan(value) else value for value in points.values]
@@ -78,26 +79,26 @@ class Curves:
 
 
 def read_curves(run: Path) -> Curves:
-    """The curves of a run.
+    """Reads the curves of a run.
 
     Raises:
-        InputError: there are no metrics, or a line is none; the last one may be torn, since a run may be writing it.
+        InputError: there are no metrics, or a line is invalid (the last may be incomplete: a run may be writing it).
     """
     path = run / FILE
     if run.is_dir() and not path.exists():
-        raise InputError(f"{run} has no {FILE}; expected the folder of a run that progc train wrote")
+        raise InputError(f"{run} has no {FILE}; give the folder of a run that progc train wrote")
     if not run.is_dir():
-        raise InputError(f"{run} is no folder; expected one that progc train wrote")
+        raise InputError(f"{run} is not a folder; give the folder of a run that progc train wrote")
     found = Curves(_shown(run.resolve().name or str(run)), Points(), {}, Points())
     wrong = None
     with open_file(path) as raw:
         size = os.fstat(raw.fileno()).st_size
     if size > _LIMIT:
-        raise InputError(f"{path} has {size:,} bytes; expected at most {_LIMIT:,}")
+        raise InputError(f"{path}: expected at most {_LIMIT:,} bytes, got {size:,}")
     with open_file(path) as raw, io.BufferedReader(cast("io.RawIOBase", raw)) as file:
         for number, text in enumerate(texts(file), 1):
             if wrong is not None:
-                raise InputError(f"{path}: line {wrong} is no line of metrics; expected what progc train wrote")
+                raise InputError(f"{path}: line {wrong} is not a line of metrics as progc train writes them")
             line = _line(text)
             if line is None:
                 wrong = number
@@ -117,7 +118,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _line(text: bytes) -> dict[str, Any] | None:
-    """A line of metrics: `kind`, `step` and seconds are what they ought to be."""
+    """A line of metrics with a valid `kind`, `step` and seconds; None if it is not one."""
     try:
         line = json.loads(text)
     except (ValueError, RecursionError):
@@ -148,16 +149,17 @@ SUFFIXES = (".png", ".svg", ".pdf")
 
 
 def draw(runs: Sequence[Curves], path: Path) -> None:
-    """Writes a figure, whole or not at all.
+    """Draws a figure and writes it atomically.
 
     Args:
-        path: ends in .png, .svg or .pdf.
+        runs: the curves to draw.
+        path: file that ends in .png, .svg or .pdf.
 
     Raises:
-        InputError: matplotlib is missing, another ending, or the file cannot be written.
+        InputError: matplotlib is missing, the suffix is unknown, or the file cannot be written.
     """
     if path.suffix.lower() not in SUFFIXES:
-        raise InputError(f"{path} ends in {path.suffix or 'nothing'}; expected {', '.join(SUFFIXES)}")
+        raise InputError(f"{path}: expected a name that ends in {', '.join(SUFFIXES)}, got {path.suffix or 'none'}")
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -166,7 +168,7 @@ def draw(runs: Sequence[Curves], path: Path) -> None:
     _fill(figure, runs)
     made = io.BytesIO()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # letters that the font does not have are drawn as boxes
+        warnings.simplefilter("ignore", UserWarning)  # characters that the font lacks are drawn as boxes
         figure.savefig(made, dpi=150, format=path.suffix.lower()[1:])
     temporary = path.parent / f".{uuid.uuid4().hex}"
     try:
@@ -224,7 +226,7 @@ def _boundaries(upper: Any, lower: Any, boundaries: Points, places: list[float],
 
 
 def _legend(axis: Any, entries: Sequence[tuple[Any, str]]) -> None:
-    """Names as they stand: as labels, those with an underscore before them are left out, and $ begins a formula."""
+    """Shows names literally: matplotlib hides labels that begin with an underscore, and reads $ as a formula."""
     if not entries:
         return
     legend = axis.legend([line for line, _ in entries], ["run"] * len(entries), fontsize=8)
@@ -234,7 +236,7 @@ def _legend(axis: Any, entries: Sequence[tuple[Any, str]]) -> None:
 
 
 def _names(runs: Sequence[Curves]) -> list[str]:
-    """Of runs, with their number where several have one name."""
+    """Names of runs, numbered where several have the same name."""
     several, seen, found = Counter(run.name for run in runs), Counter[str](), []
     for run in runs:
         seen[run.name] += 1
@@ -251,7 +253,7 @@ def _places(points: Points, over: str, per: float) -> list[float]:
 
 
 def _unit(seconds: float) -> tuple[str, float]:
-    """The unit for a time axis of this length, and its seconds."""
+    """Unit of a time axis of this length, and its seconds."""
     if seconds >= 2 * 3600:
         return "hours", 3600.0
     return ("minutes", 60.0) if seconds >= 120 else ("seconds", 1.0)

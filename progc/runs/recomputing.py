@@ -1,4 +1,4 @@
-"""Activations that a training step keeps where blocks are computed again in the backward, found on shapes alone."""
+"""Counts the activations that a training step keeps when blocks are recomputed in the backward, from shapes only."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from progc.ir.program import Program
 
 @dataclasses.dataclass(frozen=True)
 class KeptTensors:
-    """Bytes of distinct storages, parameters and buffers not counted.
+    """Bytes of distinct storages, without parameters and buffers.
 
     Attributes:
-        forward: kept from the forward on: what goes into blocks, and what is saved between them.
-        block: what the block that saves most adds while its backward runs.
+        forward: bytes kept by the forward: inputs of blocks, and what is saved between blocks.
+        block: bytes that the block that saves most adds while its backward runs.
     """
 
     forward: int
@@ -32,16 +32,17 @@ class KeptTensors:
 
     @property
     def total(self) -> int:
-        """The most that is there at one time."""
+        """Peak bytes."""
         return self.forward + self.block
 
 
 def kept(program: Program, batch: int) -> KeptTensors:
-    """What a step of `batch` samples keeps.
+    """Returns what a step of `batch` samples keeps.
 
     Args:
-        program: parameters may be deferred. Its graph has to run without values: `progc.analysis.costs.counting.count`
-        tells.
+        program: a program whose train graph runs on shapes (see `progc.analysis.costs.counting.count`); its parameters
+            may be deferred.
+        batch: number of samples.
     """
     pieces = cut(program, "train")
     blocks = set(blocks_of(program, pieces))
@@ -53,7 +54,7 @@ def kept(program: Program, batch: int) -> KeptTensors:
         with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(run.pack, lambda tensor: tensor):
             run.run(*inputs, enable_io_processing=False)
         for node, block in label.items():
-            if block in run.saved:  # in front of all that trains nothing is computed again
+            if block in run.saved:  # blocks before everything that trains are not recomputed
                 for source in node.all_input_nodes:
                     if label.get(source) != block:
                         run.keep(None, run.env[source])
@@ -66,7 +67,7 @@ def kept(program: Program, batch: int) -> KeptTensors:
 
 
 class _RecomputedRun(GraphRun):
-    """Notes in which block each tensor is saved; None stands for what is between blocks."""
+    """Records in which block each tensor is saved; None means between blocks."""
 
     def __init__(
         self, graph: fx.Graph, tensors: dict[str, torch.Tensor], label: Mapping[fx.Node, str | None], own: set[int]
@@ -77,17 +78,17 @@ class _RecomputedRun(GraphRun):
         self.saved: dict[str | None, dict[int, torch.UntypedStorage]] = {}
 
     def run_node(self, n: fx.Node) -> Any:
-        """As the interpreter does it."""
+        """Runs a node, and remembers its block."""
         self._now = self._label.get(n)
         return super().run_node(n)
 
     def pack(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Called by autograd for what it saves."""
+        """Called by autograd for each tensor that it saves."""
         self.keep(self._now, tensor)
         return tensor
 
     def keep(self, block: str | None, value: Any) -> None:
-        """Notes the storages of a value; holding one keeps its address from being used again."""
+        """Records the storages of a value; holding them keeps their addresses from being reused."""
         for leaf in pytree.tree_leaves(value):
             if isinstance(leaf, torch.Tensor) and leaf.untyped_storage()._cdata not in self._own:
                 storage = leaf.untyped_storage()

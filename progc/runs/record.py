@@ -1,6 +1,6 @@
-"""What a run folder says about its run: the configuration, the schedule, and with what software it was started.
+"""Records a run in its folder: the configuration, the schedule, and the software of every start.
 
-A second start in the same folder goes on with the run that is there, so it has to be the same run.
+A second start in the same folder resumes the run, so it must be the same run.
 """
 
 from __future__ import annotations
@@ -27,45 +27,51 @@ LIBRARIES = ("torch", "numpy", "safetensors", "timm", "torchvision", "transforme
 
 
 def check(run: Path, config: Config) -> bool:
-    """Whether the folder holds this run already; False: it is new, or empty.
+    """Returns whether the folder already holds this run; False if it is new or empty.
 
     Raises:
-        InputError: another run is there (with the key that differs), something that is no run, or the folder cannot be
-            made.
+        InputError: the folder holds another run (the message names the key that differs), or holds something else, or
+            cannot be created.
     """
     if run.exists() and not run.is_dir():
-        raise InputError(f"run folder {run} is a file; give --out another name")
+        raise InputError(f"run folder {run} is a file; choose another --out")
     if not run.exists():
-        if "\0" in str(run):  # no system has such names, and Python fails at them in its own ways
-            raise InputError(f"run folder {str(run)!r} has a NUL in its name; give --out another name")
+        if "\0" in str(run):  # no system allows such names, and Python raises other errors for them
+            raise InputError(f"run folder {str(run)!r} has a NUL in its name; choose another --out")
         check_output(run)
         return False
     if all(path.name == LOCK for path in run.iterdir()):
         return False
     if not (run / CONFIG).is_file():
-        raise InputError(f"folder {run} is not empty and has no {CONFIG}, so it is no run; give --out another folder")
+        raise InputError(f"folder {run} is not empty and is not a run (it has no {CONFIG}); choose another --out")
     found = difference(read_object(run / CONFIG), config)
     if found is not None:
-        raise InputError(f"{run} holds another run: {found}; give --out another folder, or the same value to go on")
+        raise InputError(f"{run} holds another run: {found}; choose another --out, or use the same value to resume")
     if (run / RUN).is_file():
         read_object(run / RUN)
     return True
 
 
 def write(run: Path, config: Config, schedule: Schedule, command: Sequence[str]) -> None:
-    """Writes the run's files on rank 0; the schedule only once, each start of the run as one more entry.
+    """Writes the files of the run on rank 0: the schedule once, and an entry for each start.
 
-    To be called while the folder is held: what another process has written since `check` is looked at again.
+    Call it while the folder is locked; it checks again what another process may have written since `check`.
+
+    Args:
+        run: folder of the run.
+        config: configuration of the run.
+        schedule: schedule of the run.
+        command: command line of this start.
 
     Raises:
-        InputError: the folder cannot be written, or another run was begun there in the meantime.
+        InputError: the folder cannot be written, or another run was started in it in the meantime.
     """
     failure: Exception | None = None
     if rank() == 0:
         try:
             _write(run, config, schedule, command)
         except OSError as error:
-            failure = InputError(f"run folder {run} cannot be written: {error.strerror or error}; choose another place")
+            failure = InputError(f"run folder {run} cannot be written: {error.strerror or error}; choose another --out")
         except InputError as error:
             failure = error
     agreed(failure)
@@ -74,8 +80,8 @@ def write(run: Path, config: Config, schedule: Schedule, command: Sequence[str])
 def _write(run: Path, config: Config, schedule: Schedule, command: Sequence[str]) -> None:
     check(run, config)
     if (run / PLAN).exists() and Schedule.read(run / PLAN).to_json() != schedule.to_json():
-        raise InputError(f"{run} holds another schedule by now; give the same command again to go on with that")
-    write_file(run / CONFIG, config.to_json())  # first: with it the folder is this run's, whatever happens next
+        raise InputError(f"{run} now holds another schedule; run the same command again to resume with it")
+    write_file(run / CONFIG, config.to_json())  # first: from here on the folder belongs to this run
     path = run / RUN
     before = read_object(path).get("starts") if path.is_file() else None
     starts: list[Any] = before if isinstance(before, list) else []
@@ -93,7 +99,7 @@ def _write(run: Path, config: Config, schedule: Schedule, command: Sequence[str]
 
 
 def versions() -> dict[str, str]:
-    """Of progc, Python and the libraries that are installed; no library is imported."""
+    """Returns the versions of progc, Python and the installed libraries, without importing them."""
     from progc.version import __version__
 
     found = {"progc": __version__, "python": platform.python_version()}

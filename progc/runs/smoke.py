@@ -1,4 +1,4 @@
-"""A short run of the real thing: every stage for a few steps, with saves, boundaries, and a resume in the middle."""
+"""A short real run: a few steps of every stage, with saves, boundaries, and a resume in the middle."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from progc.train.parallel import Parallel
 
 
 def shortened(run: Opened, steps: int) -> Opened:
-    """The run with `steps` optimizer steps of every stage, every checkpoint kept, one in the middle of each stage."""
+    """Returns the run with `steps` optimizer steps per stage, a checkpoint in the middle of each, all of them kept."""
     schedule = run.schedule
     share = 1 / len(schedule.stages)
     stages = tuple(dataclasses.replace(stage, share=share) for stage in schedule.stages)
@@ -38,18 +38,21 @@ def shortened(run: Opened, steps: int) -> Opened:
 
 
 def smoke(run: Opened, steps: int, folder: Path, *, parallel: Parallel | None = None, **more: Any) -> dict[str, Any]:
-    """Trains `steps` steps of every stage in `folder`, then again from a checkpoint in the middle of the run.
+    """Trains `steps` steps of every stage in `folder`, then resumes from a checkpoint in the middle and trains again.
 
     Args:
-        run: the networks' tensors are trained: what comes back is to be opened anew.
+        run: the opened run; its tensors are trained, so open it again before using it for anything else.
+        steps: optimizer steps per stage.
+        folder: folder of the short run.
+        parallel: the processes that train together; None is this process.
         more: further arguments of the trainer.
 
     Returns:
-        What was done, as JSON: `steps`, `stages`, `resumed_at`, `same` (whether both ends have the same weights, bit
-        for bit) and `largest` (the largest difference of a weight).
+        JSON data: `steps`, `stages`, `resumed_at`, `same` (whether both trainings end with the same weights, bit for
+        bit), `largest` (the largest difference of a weight) and `metrics`.
 
     Raises:
-        CheckError: the run ended early, left no checkpoint, or on a CPU the resumed run ended with other weights.
+        CheckError: the run ended early or left no checkpoint, or the resumed run ended with other weights on a CPU.
     """
     from progc.train.trainer import Trainer
 
@@ -63,29 +66,29 @@ def smoke(run: Opened, steps: int, folder: Path, *, parallel: Parallel | None = 
 
     first = train()
     if not first.finished:
-        raise CheckError(f"smoke: the run ended at step {first.step} of {short.settings.total}; see {folder}")
+        raise CheckError(f"smoke: the run ended early, at step {first.step} of {short.settings.total}; see {folder}")
     ends = weights(folder)
     saved = sorted(steps_of(folder))
     earlier = [item for item in saved if item[0] < first.step]
     if not earlier:
-        raise CheckError(f"smoke: only {len(saved)} checkpoint was written; expected one before the last step")
+        raise CheckError(f"smoke: expected a checkpoint before the last step, got {len(saved)} in all")
     at, _ = earlier[len(earlier) // 2]
     if rank() == 0:
         for step, path in saved:
             if step > at:
                 shutil.rmtree(path)
     if parallel is not None:
-        parallel.any(False)  # all wait until the folders are gone
+        parallel.any(False)  # wait on all ranks until the folders are removed
     second = train()
     if not second.finished or second.step != first.step:
-        raise CheckError(f"smoke: the run that was resumed at step {at} ended at step {second.step}, not {first.step}")
+        raise CheckError(f"smoke: the run resumed at step {at} ended at step {second.step}, expected step {first.step}")
     again = weights(folder)
     largest = max((_difference(ends[name], again[name]) for name in ends), default=0.0)
     same = ends.keys() == again.keys() and all(torch.equal(ends[name], again[name]) for name in ends)
     if not same and (parallel is None or parallel.device.type == "cpu"):
         raise CheckError(
-            f"smoke: resumed at step {at}, the run ended with other weights (largest difference {largest:.1e}); on a "
-            "CPU they are expected to be the same"
+            f"smoke: the run resumed at step {at} ended with other weights (largest difference {largest:.1e}); on a "
+            "CPU they should be the same: please report this"
         )
     return {
         "steps": first.step, "stages": len(short.schedule.stages), "resumed_at": at, "same": same, "largest": largest,
@@ -94,10 +97,10 @@ def smoke(run: Opened, steps: int, folder: Path, *, parallel: Parallel | None = 
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
-    """Of the last checkpoint of a run.
+    """Returns the weights of the last checkpoint of a run.
 
     Raises:
-        CheckError: there is none.
+        CheckError: there is no checkpoint.
     """
     newest = checkpoints.latest(folder)
     if newest is None:

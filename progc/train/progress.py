@@ -1,6 +1,7 @@
-"""What a run shows while it trains: a live line in a terminal, plain lines elsewhere. On stderr, by one rank.
+"""Shows the progress of a run, and measures its speed.
 
-How fast a stage trains, what share of the machine's peak that is, and how much memory it takes.
+`Progress` shows a live line in a terminal and prints plain lines elsewhere, on stderr and on one rank. `Meter` measures
+the samples per second of a stage, its share of the peak FLOPs of the device (MFU), and its memory.
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ _EVERY = 10.0  # seconds between plain lines
 
 
 class Progress:
-    """Shows stage, step, loss, samples per second, time to go and memory."""
+    """Shows stage, step, loss, samples per second, remaining time and memory."""
 
     def __init__(self, stream: TextIO | None = None, *, shows: bool = True) -> None:
         """
         Args:
-            stream: None: stderr.
-            shows: False: nothing is shown, as on all ranks but one.
+            stream: where lines go; None is stderr.
+            shows: False shows nothing, as on all ranks but one.
         """
         self._stream, self._shows = stream or sys.stderr, shows
         self._bar: Any = None
@@ -62,10 +63,15 @@ class Progress:
             self._bar = None
 
     def stage(self, index: int, count: int, step: int, stop: int, total: int, later: float | None = None) -> None:
-        """A stage begins, or goes on: at `step` of `total`, until `stop`.
+        """Announces that a stage begins or resumes at `step`.
 
         Args:
-            later: how many steps of this stage take as long as the stages behind it; None: their steps count alike.
+            index: index of the stage.
+            count: number of stages.
+            step: optimizer steps done.
+            stop: step at which the stage ends.
+            total: optimizer steps of the run.
+            later: duration of all later stages, in steps of this stage; None assumes that all steps take equally long.
         """
         self._stage, self._total, self._step = f"stage {index + 1}/{count}", total, step
         self._stop, self._later = stop, total - stop if later is None else later
@@ -75,9 +81,9 @@ class Progress:
         self._say(f"{self._stage}: steps {step} to {stop} of {total}")
 
     def step(self, step: int, loss: float) -> None:
-        """A step is done."""
+        """Shows that a step is done."""
         now = time.monotonic()
-        if self._began is None:  # the first step may have waited for a compilation
+        if self._began is None:  # the first step may include a compilation
             self._began, self._first = now, step
         self._step, self._loss = step, loss
         if self._bar is not None and self._task is not None:
@@ -90,7 +96,7 @@ class Progress:
             )
 
     def _left(self, now: float) -> str:
-        """Time to go; empty before two steps are done."""
+        """Remaining time; empty before two steps are done."""
         if self._began is None or self._step <= self._first:
             return ""
         pace = (now - self._began) / (self._step - self._first)
@@ -98,7 +104,7 @@ class Progress:
         return f"{datetime.timedelta(seconds=round(seconds))} left"
 
     def measured(self, values: Mapping[str, Any]) -> None:
-        """What the meter read."""
+        """Shows a reading of the meter."""
         parts = [f"{values['samples_per_second']:.0f} samples/s"]
         if values.get("mfu") is not None:
             parts.append(f"{values['mfu']:.0%} MFU")
@@ -107,15 +113,15 @@ class Progress:
         self._measured = "  ".join(parts)
 
     def validated(self, values: Mapping[str, float]) -> None:
-        """A validation is done."""
+        """Shows the results of a validation."""
         self._say(f"step {self._step}: " + ", ".join(f"{name} {value:.4f}" for name, value in values.items()))
 
     def crossed(self, record: Record) -> None:
-        """A boundary is behind."""
+        """Shows the record of a boundary."""
         self._say(str(record))
 
     def note(self, text: str) -> None:
-        """A remark."""
+        """Shows a remark."""
         self._say(text)
 
     def _say(self, text: str) -> None:
@@ -131,7 +137,7 @@ class Progress:
 
 
 PEAK_FLOPS = {
-    # Dense bf16 matrix products, from the vendors' data sheets; sparse figures are twice as large.
+    # FLOPs per second of dense bf16 matrix products, from data sheets; sparse figures are twice as large.
     "A100": 312e12,
     "H100": 989e12,
     "H200": 989e12,
@@ -143,7 +149,7 @@ PEAK_FLOPS = {
 
 
 def peak_flops(device: torch.device) -> float | None:
-    """Of a device; None where it is not known."""
+    """Returns the peak of a device in FLOPs per second (bf16); None where it is not known."""
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
@@ -156,29 +162,30 @@ class Meter:
     def __init__(self, flops_per_step: int | None, device: torch.device) -> None:
         """
         Args:
-            flops_per_step: of one optimizer step on this rank, a multiply-add is two; None if nobody counted.
+            flops_per_step: FLOPs of one optimizer step on this rank (a multiply-add is two); None if unknown.
+            device: device on which the stage trains.
         """
         self.flops, self.device, self.peak = flops_per_step, device, peak_flops(device)
         self.begin()
 
     def begin(self) -> None:
-        """Counting begins now."""
+        """Starts a new count."""
         self._since = self._last = time.perf_counter()
         self._samples = self._steps = 0
         self._waiting = 0.0
 
     def arrived(self) -> None:
-        """The data of a step are there: what passed since the last step was waiting for them."""
+        """Notes that the data of a step have arrived: the time since the last step was spent waiting for them."""
         self._waiting += time.perf_counter() - self._last
 
     def step(self, samples: int) -> None:
-        """A step is done."""
+        """Counts a step."""
         self._samples += samples
         self._steps += 1
         self._last = time.perf_counter()
 
     def read(self) -> dict[str, Any]:
-        """Since the last reading: `samples_per_second`, `mfu` or None, `data_wait` (share of the time), `memory`."""
+        """Returns `samples_per_second`, `mfu` or None, `data_wait` (share of time) and `memory` since the last call."""
         seconds = max(time.perf_counter() - self._since, 1e-9)
         mfu = None
         if self.flops and self.peak:
@@ -194,7 +201,7 @@ class Meter:
 
 
 def memory(device: torch.device) -> int | None:
-    """Largest number of bytes in use so far: of the accelerator, or of the process; None where nobody tells."""
+    """Returns the peak memory so far in bytes, of the GPU or else of the process; None where it is not known."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
     try:

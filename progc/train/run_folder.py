@@ -1,8 +1,7 @@
-"""The folder of a run: one process group at a time writes into it.
+"""The folder of a run, signals that stop it, and its result.
 
-SIGTERM and SIGINT: the step at hand is finished, all is saved, the process exits. A second one does not wait.
-
-How a run ended.
+One process group at a time trains into a folder. On SIGTERM or SIGINT a run finishes its step, saves and exits; on a
+second signal it exits at once.
 """
 
 from __future__ import annotations
@@ -31,15 +30,16 @@ LOCK = ".lock"
 
 @contextlib.contextmanager
 def held(run: Path, writes: bool = True) -> Iterator[None]:
-    """Makes the folder and keeps other processes from training into it, until this one leaves or dies.
+    """Creates the folder and locks it against other processes, until this one leaves the context or dies.
 
-    Not to be nested: a process that closes a second descriptor of the lock's file lets go of the lock.
+    Do not nest it: a process that closes a second descriptor of the lock file releases the lock.
 
     Args:
-        writes: whether this is the rank that writes; the others hear whether it may.
+        run: folder of the run.
+        writes: whether this is the rank that writes; only that rank takes the lock, and its result reaches all ranks.
 
     Raises:
-        InputError: it is a file, the disk refuses, or another process trains there; on every rank.
+        InputError: the folder is a file, the disk refuses, or another process trains into it; on every rank.
     """
     descriptor, failure = None, None
     try:
@@ -55,7 +55,7 @@ def held(run: Path, writes: bool = True) -> Iterator[None]:
 
 
 def _taken(run: Path) -> int:
-    """The lock, as an open file."""
+    """Takes the lock; returns its descriptor."""
     try:
         run.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(run / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0), 0o644)
@@ -63,17 +63,17 @@ def _taken(run: Path) -> int:
         raise InputError(f"run folder {run} cannot be used: {error.strerror or error}; choose another") from error
     if not _locked(descriptor):
         os.close(descriptor)
-        raise InputError(f"another process trains into {run}; wait for its end, or choose another folder")
+        raise InputError(f"another process trains into {run}; wait until it ends, or choose another folder")
     return descriptor
 
 
 def _locked(descriptor: int) -> bool:
     try:
         import fcntl
-    except ImportError:  # no such locks here
+    except ImportError:  # this system has no such locks
         return True
     try:
-        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not inherited by processes that load samples
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # data loader workers do not inherit it
     except (BlockingIOError, PermissionError):
         return False
     except OSError:  # a file system without locks
@@ -82,7 +82,7 @@ def _locked(descriptor: int) -> bool:
 
 
 def write_weights(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Writes safetensors, whole or not at all; an older file is replaced.
+    """Writes a safetensors file atomically; an existing file is replaced.
 
     Raises:
         InputError: the disk refuses.
@@ -102,10 +102,10 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Asked:
-    """Whether somebody asked the run to end.
+    """Remembers whether a signal asked the run to end.
 
     Attributes:
-        signal: number of the first signal that came; None if none did.
+        signal: number of the first signal; None if there was none.
     """
 
     def __init__(self) -> None:
@@ -115,16 +115,16 @@ class Asked:
         return self.signal is not None
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        """The handler. It only remembers: saving in the middle of a step would save half a step."""
+        """Handles a signal by remembering it: saving in the middle of a step would save half a step."""
         if self.signal is not None:
-            # Checkpoints are whole or not there at any moment, so leaving at once loses nothing that was saved.
+            # A checkpoint is either complete or absent, so exiting at once loses nothing that was saved.
             os._exit(128 + number)
         self.signal = number
 
 
 @contextlib.contextmanager
 def listening() -> Iterator[Asked]:
-    """Signals ask, instead of ending the process, inside; outside of a main thread they cannot be listened to."""
+    """Turns signals into requests inside the context; outside the main thread Python cannot handle signals."""
     asked = Asked()
     if threading.current_thread() is not threading.main_thread():
         yield asked
@@ -139,15 +139,15 @@ def listening() -> Iterator[Asked]:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """How a run ended.
+    """The result of a run.
 
     Attributes:
-        run: its folder.
+        run: folder of the run.
         step: optimizer steps done.
-        finished: whether the schedule came to its end.
-        signal: number of the signal that ended it before; None otherwise.
-        metrics: of the last validation.
-        seconds: that the run took so far, those before it was interrupted included.
+        finished: whether the whole schedule is done.
+        signal: number of the signal that stopped the run; None otherwise.
+        metrics: results of the last validation.
+        seconds: seconds that the run has taken so far, including those before it was interrupted.
     """
 
     run: Path

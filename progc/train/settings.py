@@ -1,6 +1,7 @@
-"""How a run trains: plain values, as a config file, flags or a call give them.
+"""The settings of a run, and its learning rate as a function of progress.
 
-The learning rate as a function of progress: there is nothing to restore.
+Settings are plain values from a config file, flags or a call. The learning rate depends on the step only, so there is
+no state to save.
 """
 
 from __future__ import annotations
@@ -19,35 +20,35 @@ ParallelKind = Literal["auto", "none", "ddp", "fsdp"]
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """Values of one run; none of them knows a model or a pass.
+    """The settings of one run; they are independent of models and passes.
 
     Attributes:
         batch: samples per optimizer step, over all ranks and micro-batches.
         accumulate: micro-batches per step on each rank.
-        total: length of the run in the schedule's unit; None: the schedule's own.
-        seed: of data order, random transforms and the global generators.
-        lr: peak learning rate of groups that name none.
-        lr_schedule: `constant`, `linear` or `cosine`, a function of progress alone.
-        warmup: part of the run over which the rate rises from 0.
-        min_lr: part of the peak that is left at the end.
-        rewarm: steps over which the rate rises again, from 0, behind each boundary.
-        clip: largest norm of all gradients together; None: not clipped.
+        total: length of the run in the unit of the schedule; None uses the length of the schedule.
+        seed: seed of data order, random transforms and the global generators.
+        lr: peak learning rate of parameter groups without their own.
+        lr_schedule: `constant`, `linear` or `cosine`.
+        warmup: fraction of the run over which the learning rate rises from 0.
+        min_lr: learning rate at the end of the run, as a fraction of the peak.
+        rewarm: steps over which the learning rate rises again from 0 after each boundary.
+        clip: largest norm of all gradients together; None does not clip.
         amp: `none`, `bf16` or `fp16` (with a gradient scaler).
-        ema: decays of averaged copies; none: no copies.
+        ema: decays of the averaged copies; empty keeps no copies.
         compile: how stages are emitted: `regions`, `whole` or `eager`.
         recompute: activation checkpointing of blocks.
-        ahead: compile the next stage, in another process, while the present one trains.
-        parallel: over ranks; `auto`: `ddp` where there are several.
+        ahead: compile the next stage in another process while the current one trains.
+        parallel: `auto`, `none`, `ddp` or `fsdp`; `auto` is `ddp` with several ranks.
         device: `auto`, `cpu`, `cuda`, `cuda:1`.
         workers: processes that load samples.
-        validate_every: steps between validations; None: at the end of each stage.
-        save_every: steps between checkpoints; None: at boundaries and the end only.
-        keep: checkpoints that stay; None: all.
-        save_in_background: whether training goes on while a checkpoint is written.
+        validate_every: steps between validations; None validates at the end of each stage.
+        save_every: steps between checkpoints; None saves at boundaries and at the end only.
+        keep: number of checkpoints to keep; None keeps all.
+        save_in_background: whether training continues while a checkpoint is written.
         log_every: steps between lines of metrics.
-        nan: a loss or gradient that is not finite: `stop` ends the run (exit 1), `skip` leaves the step out.
-        max_skipped: steps left out in a row before the run ends.
-        spike: a step whose loss is above the recent mean by this many standard deviations is left out; None: off.
+        nan: on a loss or gradient that is not finite, `stop` ends the run (exit code 1), `skip` skips the step.
+        max_skipped: number of steps skipped in a row after which the run ends.
+        spike: skip steps whose loss is this many standard deviations above the recent mean; None skips none.
     """
 
     batch: int = 64
@@ -88,23 +89,26 @@ class Settings:
         for name in ("warmup", "min_lr"):
             value = getattr(self, name)
             if not 0 <= value <= 1:
-                raise InputError(f"{name} is a part of the whole, from 0 to 1, not {value!r}")
+                raise InputError(f"{name}: expected a fraction from 0 to 1, got {value!r}")
         for name in ("lr", "clip", "spike"):
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
-                raise InputError(f"{name} is a number above 0, not {value!r}")
+                raise InputError(f"{name}: expected a number above 0, got {value!r}")
         for name, known in CHOICES.items():
             if getattr(self, name) not in known:
-                raise InputError(f"{name} is {', '.join(known[:-1])} or {known[-1]}, not {getattr(self, name)!r}")
+                words = f"{', '.join(known[:-1])} or {known[-1]}"
+                raise InputError(f"{name}: expected {words}, got {getattr(self, name)!r}")
         if self.accumulate > self.batch:
-            raise InputError(f"accumulate {self.accumulate}: a batch has {self.batch} samples; use a larger one")
+            raise InputError(
+                f"accumulate: expected at most the batch size {self.batch}, got {self.accumulate}; use a larger batch"
+            )
         if (self.amp, self.parallel) == ("fp16", "fsdp"):
-            raise InputError("amp=fp16 needs a gradient scaler, which parallel=fsdp does not have; use amp=bf16 or ddp")
+            raise InputError("amp: fp16 needs a gradient scaler, which parallel=fsdp does not have; use bf16 or ddp")
 
     def _at_least(self, name: str, least: int) -> None:
         value: Any = getattr(self, name)
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise InputError(f"{name} is a whole number from {least} on, not {value!r}")
+            raise InputError(f"{name}: expected an integer of at least {least}, got {value!r}")
 
 
 CHOICES = {
@@ -114,18 +118,21 @@ CHOICES = {
     "parallel": ("auto", "none", "ddp", "fsdp"),
     "nan": ("stop", "skip"),
 }
-"""Settings that are one of some words."""
+"""Settings that take one of a few words, with these words."""
 
 
 def factor(settings: Settings, step: int, total: int, boundary: int = 0) -> float:
-    """What peak rates are multiplied by in the step that is taken when `step` of `total` steps are done.
+    """Returns the factor on the peak learning rates for the next step, after `step` of `total` steps.
 
-    A linear rise over the first `warmup` of the run, then `constant`, `linear` or `cosine` (Loshchilov and Hutter,
-    SGDR, 2017) down to `min_lr`, which the last step comes close to. Behind a boundary it rises again from 0 over
-    `rewarm` steps to where it would be anyway.
+    The factor rises linearly over the first `warmup` of the run. Then it is constant, or falls linearly or as a cosine
+    (Loshchilov and Hutter, SGDR, ICLR 2017) to `min_lr`, which the last step comes close to. After a boundary it rises
+    again from 0 over `rewarm` steps to the value that it would have without the boundary.
 
     Args:
-        boundary: step at which the present stage began; 0 in the first one.
+        settings: settings of the run.
+        step: optimizer steps done.
+        total: optimizer steps of the run.
+        boundary: step at which the current stage began; 0 in the first stage.
     """
     warm = round(settings.warmup * total)
     if step < warm:
@@ -145,6 +152,6 @@ def factor(settings: Settings, step: int, total: int, boundary: int = 0) -> floa
 
 
 def set_rates(optimizer: Optimizer, value: float) -> None:
-    """Every group's `lr` becomes its peak, `initial_lr`, times `value`; the peak is its `lr` where it has none."""
+    """Sets the `lr` of every group to its peak times `value`; the peak is `initial_lr`, or `lr` at the first call."""
     for group in optimizer.param_groups:
         group["lr"] = group.setdefault("initial_lr", group["lr"]) * value

@@ -1,4 +1,4 @@
-"""One optimizer step: micro-batches, mixed precision, clipping, and a guard that looks before anything changes."""
+"""One optimizer step: micro-batches, mixed precision, clipping, and a guard that can skip the step."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ AMP_DTYPES = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 WINDOW = 50
-"""Steps that a spike is compared with."""
+"""Number of recent steps that a loss is compared with."""
 
 LEAST = 10
-"""Steps of the present stage without which nothing counts as a spike."""
+"""Number of steps of the current stage before a loss can count as a spike."""
 
 
 class Guard:
-    """Says which steps are left out, and when a run has to end.
+    """Decides which steps are skipped, and when the run has to end.
 
-    A step is left out if its loss or the norm of its gradient is not finite, or, with `spike`, if its loss is above the
-    mean of the last `WINDOW` steps by that many standard deviations.
+    A step is skipped if its loss or the norm of its gradient is not finite, or, with `spike`, if its loss is that many
+    standard deviations above the mean of the last `WINDOW` steps.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -46,10 +46,10 @@ class Guard:
         self._skipped = 0
 
     def judge(self, loss: float, norm: float) -> str | None:
-        """None if the step may be taken, else why it is left out.
+        """Returns why a step is skipped; None if it may be taken.
 
         Raises:
-            CheckError: the run has to end: not finite where that is not to be skipped, or too many in a row.
+            CheckError: a value is not finite and `nan` is `stop`, or too many steps in a row were skipped.
         """
         reason = self._reason(loss, norm)
         if reason is None:
@@ -58,13 +58,13 @@ class Guard:
             return None
         if self.settings.nan == "stop" and not (math.isfinite(loss) and math.isfinite(norm)):
             raise CheckError(
-                f"{reason}; weights are as before this step: lower the learning rate, or leave it out by nan=skip"
+                f"{reason}; the weights were not changed: lower the learning rate, or skip such steps with nan=skip"
             )
         self._skipped += 1
         if self._skipped > self.settings.max_skipped:
             raise CheckError(
-                f"{self._skipped} steps in a row were left out, the last because {reason}; lower the learning rate "
-                "and go on from an earlier checkpoint"
+                f"{self._skipped} steps in a row were skipped, the last because {reason}; lower the learning rate "
+                "and resume from an earlier checkpoint"
             )
         return reason
 
@@ -80,28 +80,28 @@ class Guard:
         return f"the loss {loss:.4g} is a spike above {limit:.4g}" if loss > limit else None
 
     def boundary(self) -> None:
-        """Forgets recent losses: behind growth, or at another resolution, they are others without being spikes."""
+        """Forgets recent losses: after growth, or at another resolution, losses may differ without being spikes."""
         self._recent.clear()
 
     def state_dict(self) -> dict[str, Any]:
-        """JSON."""
+        """Returns the state, JSON data."""
         return {"recent": list(self._recent), "skipped": self._skipped}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """What `state_dict` gave."""
+        """Restores what `state_dict` returned."""
         self._recent = deque((float(value) for value in state["recent"]), maxlen=WINDOW)
         self._skipped = int(state["skipped"])
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What one step saw.
+    """The result of one step.
 
     Attributes:
-        loss: mean over all samples of the step, over all ranks.
-        norm: of all gradients together, before clipping.
-        samples: on all ranks.
-        skipped: why nothing was changed; None where the step was taken.
+        loss: mean loss over all samples of the step, over all ranks.
+        norm: norm of all gradients together, before clipping.
+        samples: number of samples, over all ranks.
+        skipped: why the step was skipped; None if it was taken.
     """
 
     loss: float
@@ -111,7 +111,7 @@ class Outcome:
 
 
 class Stepper:
-    """Trains one stage's module, step by step."""
+    """Trains the module of one stage, step by step."""
 
     def __init__(
         self,
@@ -126,27 +126,33 @@ class Stepper:
     ) -> None:
         """
         Args:
-            module: what is called; in train mode.
-            inputs: number of samples to further keyword inputs, such as the stage.
+            module: the wrapped module of the stage, in train mode.
+            task: samples and loss.
+            inputs: makes further keyword inputs from the number of samples, such as the stage identifier.
+            optimizer: optimizer of the module.
+            parallel: the processes that train together.
+            scaler: gradient scaler; disabled unless training in fp16.
+            guard: decides whether a step is taken.
+            settings: settings of the run.
         """
         self.module, self.task, self.inputs, self.optimizer = module, task, inputs, optimizer
         self.parallel, self.scaler, self.guard, self.settings = parallel, scaler, guard, settings
-        # By name, so that a norm is summed up in one order whatever the network grew out of.
+        # Sorted by name, so that a norm is summed in one order whatever the network was grown from.
         self.trained = [p for _, p in sorted(module.named_parameters()) if p.requires_grad]
-        # What is frozen must not keep a gradient: weight decay and momentum would go on moving it.
+        # Frozen parameters must not keep a gradient: weight decay and momentum would keep moving them.
         for parameter in module.parameters():
             parameter.grad = None
 
     def step(self, micro_batches: Sequence[Any]) -> Outcome:
-        """Forward and backward of every micro-batch, then one update of the weights unless the guard objects.
+        """Runs forward and backward of every micro-batch, then updates the weights unless the guard skips the step.
 
         Raises:
-            CheckError: the guard says that the run must end; weights and optimizer are untouched.
+            CheckError: the guard ends the run; weights and optimizer are unchanged.
         """
         sizes = [samples_in(batch) for batch in micro_batches]
         total = torch.zeros((), device=self.parallel.device)
         for number, (batch, size) in enumerate(zip(micro_batches, sizes, strict=True), 1):
-            # Weighted by samples: micro-batches need not be equally large.
+            # Weighted by samples, since micro-batches may differ in size.
             weight = size / sum(sizes)
             with self.parallel.reducing(number == len(sizes)):
                 with autocast(self.parallel.device, self.settings):
@@ -157,7 +163,7 @@ class Stepper:
         self.scaler.unscale_(self.optimizer)
         norm = self.parallel.clip(self.trained, self.settings.clip)
         seen_loss, seen_norm = torch.stack([self.parallel.mean(total), norm.to(total)]).tolist()
-        # An fp16 scale that was too large shows as a norm that is not finite: the scaler leaves the step out itself.
+        # An fp16 scale that is too large gives a norm that is not finite: the scaler skips the step itself.
         scaling = self.scaler.is_enabled() and seen_loss == seen_loss and not _finite(seen_norm)
         skipped = "the gradient scale is halved" if scaling else self.guard.judge(seen_loss, seen_norm)
         if skipped is None or scaling:
@@ -169,12 +175,15 @@ class Stepper:
 
 @dataclasses.dataclass
 class Active:
-    """One stage.
+    """The stage that trains, with everything made for it.
 
     Attributes:
-        module: under the user's names, not wrapped.
-        task: samples at the stage's size, with its regularisation.
-        start, stop: optimizer steps between which it trains; with rules, where it ends if none says otherwise.
+        running: the stage as `progc.stages` yields it.
+        module: module under the names of the user's model, not wrapped.
+        task: samples at the image size of the stage, with its regularisation.
+        stepper: trains the module.
+        meter: measures the speed.
+        start, stop: optimizer steps between which the stage trains; with rules, `stop` applies if no rule ends it.
     """
 
     running: RunningStage
@@ -187,18 +196,18 @@ class Active:
 
     @property
     def index(self) -> int:
-        """Of the stage."""
+        """Index of the stage."""
         return self.running.stage.index
 
 
 def autocast(device: torch.device, settings: Settings) -> torch.autocast:
-    """Mixed precision as the settings have it."""
+    """Returns the autocast context for the `amp` setting."""
     dtype = AMP_DTYPES[settings.amp]
     return torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)
 
 
 def samples_in(batch: Any) -> int:
-    """Samples of a batch: dim 0 of its first tensor."""
+    """Returns the number of samples in a batch: dim 0 of its first tensor."""
     for leaf in pytree.tree_leaves(batch):
         if isinstance(leaf, torch.Tensor) and leaf.dim():
             return leaf.shape[0]

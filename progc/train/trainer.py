@@ -1,7 +1,7 @@
-"""The trainer: stages one after another, a boundary between two of them, and a checkpoint to go on from at any time.
+"""The trainer: runs stages one after another with a boundary between them, and saves checkpoints to resume from.
 
-It knows no pass: what a stage is made of comes from `progc.stages`. All that decides what is computed follows from the
-step, the seed and what a checkpoint holds, so that a run that was killed goes on as if it had not been.
+It knows no pass: `progc.stages` provides the stages. Everything it computes depends on the step, the seed and what a
+checkpoint holds, so a run that was killed resumes as if it had not been.
 """
 
 from __future__ import annotations
@@ -41,19 +41,19 @@ if TYPE_CHECKING:
     from progc.checkpoints import Checkpoint
 
 MakeOptimizer = Callable[[nn.Module], Optimizer]
-"""Makes the optimizer of the first stage's module; later stages go on with it."""
+"""Makes the optimizer for the module of the first stage; later stages keep it."""
 
 
 class Trainer:
-    """Runs a schedule.
+    """Trains the stages of a schedule.
 
         trainer = progc.Trainer(schedule, program=program, task=Task(samples), run="runs/one")
-        trainer.fit()                       # the same call again goes on where the run was
+        trainer.fit()                       # the same call again resumes the run
 
     Attributes:
         step: optimizer steps done.
-        active: the stage that trains.
-        notes: what the schedule asks for and cannot have here, for people.
+        active: the stage that trains; None before the first.
+        notes: notes for the user about parts of the schedule that have no effect here.
     """
 
     def __init__(
@@ -74,19 +74,22 @@ class Trainer:
     ) -> None:
         """
         Args:
-            program: the full program, which the schedule was made for; its weights are where training begins.
+            schedule: the stages.
+            program: the full program, for which the schedule was made; training starts from its weights.
             task: samples and loss.
-            run: folder of the run; checkpoints that are there are gone on from.
+            run: folder of the run; if it holds checkpoints, the run resumes from the newest one that verifies.
+            settings: settings of the run; None uses the defaults.
             source: a smaller program to begin with, as for `progc.stages`.
-            optimizer: makes the optimizer; None: AdamW at the learning rate of the settings.
+            optimizer: makes the optimizer; None uses AdamW at the learning rate of the settings.
             inits: how new weights are made, as for `progc.stages`.
-            parallel: the processes that train together; None: this one.
+            parallel: the processes that train together; None follows `settings.parallel` and `settings.device`.
+            progress: shows the progress; None shows it on stderr.
             config: saved with every checkpoint, plain JSON data.
             trackers: further arguments of `Metrics`: `tensorboard`, `wandb`.
 
         Raises:
-            InputError: a length that is not known or too short, a batch that the ranks cannot share, mixup of what
-                cannot be mixed, or rules that want the opposite of one another.
+            InputError: the length of the run is unknown or too short, the ranks cannot share a batch, samples cannot be
+                mixed as the schedule asks, or rules contradict each other.
         """
         self.schedule, self.program, self.task, self.run = schedule, program, task, Path(run)
         self.settings = settings or Settings()
@@ -114,14 +117,17 @@ class Trainer:
         self._asked = Asked()
 
     def fit(self, *, begin: Callable[[], None] | None = None) -> Result:
-        """Trains to the end, from the last whole checkpoint in the run's folder if there is one.
+        """Trains to the end of the schedule, from the newest checkpoint in the run folder if there is one.
 
         Args:
-            begin: called on every rank once no other process can write into the folder, before anything else is.
+            begin: called first on every rank, once no other process can write into the folder.
+
+        Returns:
+            The result of the run; it is not finished if a signal stopped it.
 
         Raises:
-            InputError: the folder belongs to another run or is in use.
-            CheckError: growth that ought to be lossless is not, ranks differ, or the loss is not finite any more.
+            InputError: the folder belongs to another run or is in use, or the disk refuses.
+            CheckError: growth that should be lossless is not, ranks differ, or the loss is not finite.
         """
         writes = self.parallel.rank == 0
         with held(self.run, writes), listening() as self._asked, self.progress:
@@ -141,11 +147,11 @@ class Trainer:
         return Result(self.run, self.step, finished, self._asked.signal, self.watch.metrics, self.log.seconds)
 
     def _stages(self, saver: Saver) -> bool:
-        """Whether the run came to its end."""
+        """Trains stage by stage; returns whether the run is finished."""
         found = newest(self.run, self.progress.note)
         checkpoint = None if found is None else load(found)
         if checkpoint is None:
-            self.log.cut(0, 0)  # of a run that was killed before its first checkpoint
+            self.log.cut(0, 0)  # removes lines of a run that was killed before its first checkpoint
         _seed(self.settings.seed)
         start = checkpoint.manifest.stage if checkpoint is not None else 0
         self.controller = self._controller(checkpoint)
@@ -179,16 +185,16 @@ class Trainer:
     # --- a stage ----------------------------------------------------------------------------------------------------
 
     def _entered(self, running: RunningStage, checkpoint: Checkpoint | None = None) -> Active:
-        """A stage ready to train: emitted, restored if there is something to restore, and wrapped."""
+        """Makes a stage ready to train: emits it, restores a checkpoint if one is given, and wraps it."""
         running.module.to(self.parallel.device)
         program = trained(running.program, running.module)
         module = emitted(program, self.settings, self.parallel.device, self.progress.note)
         if checkpoint is not None:
             self.step = self.keeping.restore(checkpoint, running, module)
             self.log.cut(self.step, running.stage.index)
-            self.progress.note(f"goes on from {checkpoint.path.name}, stage {running.stage.index}")
+            self.progress.note(f"resumes from {checkpoint.path.name}, stage {running.stage.index}")
         elif self.active is None:
-            _seed(self.settings.seed + 1_000_003 * self.parallel.rank)  # ranks drop different units
+            _seed(self.settings.seed + 1_000_003 * self.parallel.rank)  # dropout differs between ranks
         wrapped = self.parallel.wrap(module, running.optimizer, running.ema)
         task = for_stage(self.task, running.stage.regularisation, running.program)
         stepper = Stepper(
@@ -208,11 +214,11 @@ class Trainer:
         return self.active
 
     def _train(self, active: Active) -> bool:
-        """Steps until the stage is over; False if a signal ended the run before."""
+        """Trains until the stage is over; returns False if a signal stopped the run before."""
         settings = self.settings
         active.meter.begin()
-        self.watch.look(active, self.step)  # the run may have been ended in the midst of it
-        if self._left():  # the first step of a stage may take the time of a compilation
+        self.watch.look(active, self.step)  # the run may have been stopped during a validation
+        if self._left():  # the first step of a stage may have to compile
             self._leave(active)
             return False
         while not self.watch.over(active, self.step):
@@ -238,26 +244,26 @@ class Trainer:
         return True
 
     def _left(self) -> bool:
-        """Whether a signal asks to leave, to any rank: one that left alone would leave the rest waiting.
+        """Whether a signal on any rank asks to stop: a rank that stopped alone would leave the others waiting.
 
-        All ranks ask equally often.
+        All ranks have to call this equally often.
         """
         return self.parallel.any(bool(self._asked))
 
     def _leave(self, active: Active) -> None:
         if self.step:
             self._saved(active)
-            self.progress.note(f"saved at step {self.step}; the same command goes on from there")
+            self.progress.note(f"saved at step {self.step}; run the same command again to resume")
         else:
-            self.progress.note("ended before the first step")
+            self.progress.note("stopped before the first step")
 
     def _saved(self, active: Active) -> None:
-        """There is a whole checkpoint of this step behind this."""
+        """Saves a checkpoint of this step and waits until it is complete."""
         self.keeping.save(active.running, active.module, self.step)
         self.keeping.saver.wait()
 
     def _batches(self, active: Active) -> Iterator[list[Any]]:
-        """Micro-batches of the rest of the present epoch: which epoch and where in it follows from the step."""
+        """Micro-batches of the rest of the current epoch; the position follows from the step."""
         position = self.keeping.position(self.step)
         return steps(
             active.task, batch=self.settings.batch, seed=position.seed, epoch=position.epoch, start=position.index,
@@ -266,7 +272,7 @@ class Trainer:
         )  # fmt: skip
 
     def _note(self, active: Active, outcome: Outcome) -> None:
-        """Metrics of a step that was done, and what the schedule's rules are told."""
+        """Writes the metrics of a step, and passes its loss to the rules of the schedule."""
         self.seen.add(outcome.loss, outcome.skipped is not None)
         if outcome.skipped is not None:
             self.log.write("note", self.step, {"skipped": outcome.skipped, "loss": outcome.loss})
@@ -285,7 +291,7 @@ class Trainer:
             self.log.write("train", self.step, {**values, "measured": measured})
             self.progress.measured(measured)
 
-    # --- going on --------------------------------------------------------------------------------------------------
+    # --- resuming --------------------------------------------------------------------------------------------------
 
     def _controller(self, checkpoint: Checkpoint | None) -> Controller | None:
         if not self.schedule.rules:
@@ -297,14 +303,14 @@ class Trainer:
     # --- boundaries -------------------------------------------------------------------------------------------------
 
     def _crossed(self, active: Active, programs: Iterator[RunningStage]) -> Active | None:
-        """The next stage, with everything carried over; None if a signal ended the run while it waited.
+        """Returns the next stage, with everything carried over; None if a signal stopped the run while it waited.
 
-        The checkpoint comes first: growth follows from it and from nothing else, so a run that ends anywhere in here
-        does the same again.
+        The checkpoint comes first: growth depends on it and on nothing else, so a run that ends during a boundary does
+        the same again when it resumes.
         """
         clock, running = Clock(), active.running
         with clock.timed("save"):
-            self._saved(active)  # what is written must not be what growth already works on
+            self._saved(active)  # growth must not change tensors that are still being written
         with clock.timed("wrap"):
             self.parallel.unwrap(running.optimizer, running.ema)
         crossing = Crossing(running, self.task, self._sample(), self.parallel, self.settings, clock)
@@ -316,7 +322,7 @@ class Trainer:
             self._leave(active)
             return None
         if failed is not None:
-            self.progress.note(f"the next stage is compiled in place: {failed}")
+            self.progress.note(f"the next stage is compiled when it begins: {failed}")
         if running.ended is not None:
             self.progress.note(f"stage {active.index + 1} ends: {running.ended.reason}")
         record = crossing.close(following, self.step)
@@ -331,11 +337,11 @@ class Trainer:
         return entered
 
     def _sample(self) -> Any:
-        """A batch of the whole data, the same whoever asks: what the boundary is checked on."""
+        """The batch that a boundary is checked on, the same on all ranks."""
         return next(self.task.batches(min(self.settings.batch, 8), seed=self.settings.seed, count=1))
 
     def _finish(self, active: Active) -> None:
-        """The last checkpoint, and weights of the network and of its averages under the user's names."""
+        """Writes the last checkpoint, and the weights of the network and its averages under the names of the model."""
         self._saved(active)
         running = active.running
         self.parallel.unwrap(running.optimizer, running.ema)
@@ -352,7 +358,7 @@ class Trainer:
         return torch.optim.AdamW(module.parameters(), lr=self.settings.lr)
 
     def _on_device(self, make: Callable[[nn.Module], Any]) -> Callable[[nn.Module], Any]:
-        """What is made of a module is made where the module trains."""
+        """Moves the module to the training device before something is made from it."""
         return lambda module: make(module.to(self.parallel.device))
 
 

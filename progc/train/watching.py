@@ -1,6 +1,7 @@
-"""What a run is judged by on its way: validation, the best checkpoint, and the rules by which stages end.
+"""Watches a run: validation, the best checkpoint, and what the rules that end stages are given.
 
-Validation of a stage, with the trained weights and with averaged ones.
+Validation runs with the trained weights and with each averaged copy. `Seen` holds the running sums and the best
+validation, which are part of a checkpoint.
 """
 
 from __future__ import annotations
@@ -29,10 +30,10 @@ from progc.train.stepping import Active, autocast, samples_in
 
 
 class Watch:
-    """Validates where it is time to, keeps the best, and tells the rules.
+    """Validates when due, marks the best checkpoint, and passes results to the rules.
 
     Attributes:
-        metrics: of the last whole validation; empty before the first.
+        metrics: results of the last complete validation; empty before the first.
     """
 
     def __init__(
@@ -51,8 +52,16 @@ class Watch:
     ) -> None:
         """
         Args:
-            per_unit: optimizer steps of what the schedule counts.
-            left: whether the run is to end, the same on all ranks: validation is left then, without a result.
+            schedule: schedule of the run.
+            settings: settings of the run.
+            parallel: the processes that train together.
+            keeping: saves checkpoints.
+            seen: running sums and the best validation.
+            controller: applies the rules; None if the schedule has none.
+            log: metrics of the run.
+            progress: shows results.
+            per_unit: optimizer steps per unit of the schedule (epoch or step).
+            left: whether the run has to end, the same on all ranks; a validation then ends without a result.
         """
         self.settings, self.parallel, self.keeping, self.seen = settings, parallel, keeping, seen
         self.controller, self.log, self.progress = controller, log, progress
@@ -61,21 +70,21 @@ class Watch:
         self._higher = all(rule.higher for rule in _gains(schedule))
 
     def over(self, active: Active, step: int) -> bool:
-        """Whether a stage is over when `step` steps of the run are done."""
+        """Returns whether a stage is over after `step` steps of the run."""
         if self.controller is not None:
             return self.controller.stage > active.index
         return step >= active.stop
 
     def trained(self, step: int, loss: float) -> None:
-        """Tells the rules the loss of a step."""
+        """Passes the loss of a step to the rules."""
         if self.controller is not None and step % self._per_unit == 0:
             self.controller.observe(step // self._per_unit, loss=loss)
 
     def look(self, active: Active, step: int) -> None:
-        """Validates if it is time to, and tells the rules.
+        """Validates if it is due, and passes the result to the rules.
 
-        For one and the same step all of it is done once, however often this is called: a run that was ended in the
-        midst of it, and goes on, does the rest.
+        Each part is done once per step, however often this is called: a run that was stopped in between does the rest
+        when it resumes.
         """
         over, every = self.over(active, step), self.settings.validate_every
         due = step > 0 and (over or (every is not None and step % every == 0))
@@ -95,7 +104,7 @@ class Watch:
         self.metrics, self.seen.validated = found, step
         value = score(found, self._higher)
         if value is not None and math.isfinite(value):
-            # The clock is that of the rank that writes; the others say 0, and all have to decide alike.
+            # Only the rank that writes has a clock, the others read 0; all ranks must take the same decision.
             clock = torch.tensor(self.log.seconds, dtype=torch.float64, device=self.parallel.device)
             self.seen.tell(value, float(self.parallel.mean(clock)) * self.parallel.world)
         self.log.write("validation", step, {**found, "stage": active.index})
@@ -106,14 +115,16 @@ class Watch:
 
 
 def never_told(task: Task, schedule: Schedule, settings: Settings) -> tuple[str, ...]:
-    """Rules of a schedule that will never have anything to say, for people.
+    """Returns notes about rules of a schedule that can never end a stage.
 
     Raises:
-        InputError: one rule wants a validation that rises, another one that falls.
+        InputError: one rule needs a metric that rises, another a metric that falls.
     """
     gains = _gains(schedule)
     if len({rule.higher for rule in gains}) > 1:
-        raise InputError("rules gain: some with higher true and some false; a run tells them one number, give one kind")
+        raise InputError(
+            "rules gain: some with higher true and some with higher false, but a run has one metric; use one kind"
+        )
     if gains and (task.validation is None or settings.validate_every is None):
         return ("rule gain of the plan never ends a stage: it needs validation samples, and train.validate_every",)
     return ()
@@ -132,10 +143,12 @@ def evaluate(
     settings: Settings,
     stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, float] | None:
-    """What `validate` says of the weights, and of each average under the same names with `ema-DECAY/` before them.
+    """Validates the weights, and each averaged copy under the same names prefixed by `ema-DECAY/`.
 
-    The module is in train mode again behind it, its weights, buffers and all random numbers as they were. None where
-    `stop` ended it.
+    Afterwards the module is in train mode, with its weights, buffers and all random states unchanged.
+
+    Returns:
+        Metrics by name; None if `stop` ended the validation.
     """
 
     def call(batch: Any) -> Any:
@@ -166,7 +179,7 @@ def evaluate(
 
 @contextlib.contextmanager
 def averaged(module: nn.Module, ema: Averages, decay: float) -> Iterator[None]:
-    """The module computes with averaged weights inside, and has its own again behind it."""
+    """Gives the module averaged weights inside the context, and its own weights back afterwards."""
     own = module.state_dict(keep_vars=True)
     kept = {name: tensor.detach().clone() for name, tensor in own.items()}
     with torch.no_grad():
@@ -180,12 +193,12 @@ def averaged(module: nn.Module, ema: Averages, decay: float) -> Iterator[None]:
 
 
 class Seen:
-    """Sums that must not begin anew when a run goes on: its metrics would then be others.
+    """Running sums that a checkpoint holds, so that a resumed run writes the same metrics.
 
     Attributes:
-        best: the best value so far of what `is_best` looks at; None before the first.
-        skipped: steps that were left out, in the whole run.
-        validated: step of the last whole validation; None before the first.
+        best: best value of `score` so far; None before the first.
+        skipped: number of steps skipped in the whole run.
+        validated: step of the last complete validation; None before the first.
     """
 
     def __init__(self) -> None:
@@ -196,22 +209,22 @@ class Seen:
         self._news: tuple[float, float] | None = None
 
     def add(self, loss: float, skipped: bool) -> None:
-        """One step."""
+        """Adds the loss of a step."""
         if skipped:
             self.skipped += 1
         else:
             self._sum, self._count = self._sum + loss, self._count + 1
 
     def take(self) -> float | None:
-        """Mean loss since the last call; None if no step was taken."""
+        """Returns the mean loss since the last call; None if no step was taken."""
         mean = self._sum / self._count if self._count else None
         self._sum, self._count = 0.0, 0
         return mean
 
     def is_best(self, metrics: Mapping[str, float]) -> bool:
-        """Whether this validation is the best so far: by top-1 accuracy, or by loss where there is none.
+        """Returns whether this validation is the best so far, by top-1 accuracy, or by loss where there is none.
 
-        Averaged weights count like the trained ones: the better of them.
+        The better of trained and averaged weights counts.
         """
         value = score(metrics)
         if value is None or not math.isfinite(value) or (self.best is not None and value <= self.best):
@@ -220,23 +233,23 @@ class Seen:
         return True
 
     def tell(self, value: float, seconds: float) -> None:
-        """Keeps what a validation says until the schedule's rules are told."""
+        """Keeps the result of a validation until it is passed to the rules."""
         self._news = value, seconds
 
     def news(self) -> tuple[float, float] | None:
-        """The last validation and the run's seconds then, if that was not asked for before."""
+        """Returns the last validation and the seconds of the run at that time, once; None if already returned."""
         news, self._news = self._news, None
         return news
 
     def state_dict(self) -> dict[str, Any]:
-        """JSON."""
+        """Returns the state, JSON data."""
         return {
             "best": self.best, "skipped": self.skipped, "sum": self._sum, "count": self._count,
             "validated": self.validated, "news": self._news,
         }  # fmt: skip
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """What `state_dict` gave."""
+        """Restores what `state_dict` returned."""
         self.best, self.skipped = state["best"], int(state["skipped"])
         self._sum, self._count = float(state["sum"]), int(state["count"])
         self.validated, news = state.get("validated"), state.get("news")
@@ -244,10 +257,11 @@ class Seen:
 
 
 def score(metrics: Mapping[str, float], higher: bool = True) -> float | None:
-    """One number for a validation: top-1 accuracy, or the negative loss where there is none; None if there is neither.
+    """Returns one number for a validation: top-1 accuracy, or the negative loss; None if there is neither.
 
     Args:
-        higher: whether higher is to be better; if not, it is the loss.
+        metrics: results of a validation.
+        higher: whether higher is better; if False, the loss itself is returned.
     """
     accuracies = [value for name, value in metrics.items() if name.rpartition("/")[2] == "top1"]
     losses = [value for name, value in metrics.items() if name.rpartition("/")[2] == "loss"]

@@ -131,7 +131,7 @@ def race(run: Path, rounds: int, size: int = 64) -> dict[str, Any]:
                     save(run, state, step)
                     os._exit(author)
                 except InputError as error:
-                    os._exit(0 if "is there already and holds something else" in str(error) else 100)
+                    os._exit(0 if "already exists with other contents" in str(error) else 100)
                 finally:
                     os._exit(101)
             children.append(child)

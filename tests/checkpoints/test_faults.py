@@ -51,7 +51,7 @@ def test_nothing_good_left_is_an_error_and_not_a_new_start(run: Path, tmp_path: 
     assert latest(tmp_path / "none") is None and latest(tmp_path) is None
     folder = save(tmp_path, new_state(), 1)
     (folder / "model.safetensors").write_bytes(b"")
-    with pytest.raises(InputError, match="1 checkpoints and none verifies, .*model.safetensors has 0 bytes"):
+    with pytest.raises(InputError, match="1 checkpoints, but none verifies .*model.safetensors has 0 bytes"):
         latest(tmp_path)
 
 
@@ -61,7 +61,7 @@ def test_a_newer_format_is_not_passed_over(tmp_path: Path) -> None:
     newer = save(tmp_path, state, 2) / NAME
     value = unsealed(newer.read_text(), newer)
     newer.write_text(sealed({**value, "version": 2}))
-    with pytest.raises(InputError, match="step-00000002/manifest.json: it has version 2, .* update progc"):
+    with pytest.raises(InputError, match="step-00000002/manifest.json: version 2 is newer than 1, .* update progc"):
         latest(tmp_path)
 
 
@@ -69,7 +69,7 @@ def test_passing_over_is_a_warning_by_default(tmp_path: Path) -> None:
     state = new_state()
     save(tmp_path, state, 1)
     (save(tmp_path, state, 2) / "optimizer.json").unlink()
-    with pytest.warns(UserWarning, match="passed over: .*2/optimizer.json is missing; going on from step-0"):
+    with pytest.warns(UserWarning, match="passed over: .*2/optimizer.json is missing; resuming from step-0"):
         assert latest(tmp_path) == tmp_path / "step-00000001"
 
 

@@ -270,7 +270,7 @@ def test_marks_of_the_best(value: dict[str, Any], folder: Path) -> None:
     mark_best(folder.parent, 2)
     assert best(folder.parent) == folder
     (folder.parent / BEST).write_text(sealed(value))
-    with pytest.raises(InputError, match="best.json names no checkpoint"):
+    with pytest.raises(InputError, match="best.json does not name a checkpoint"):
         best(folder.parent)
 
 

@@ -69,7 +69,7 @@ def test_a_broken_mark_stops_removal(tmp_path: Path) -> None:
     mark_best(tmp_path, 1)
     text = (tmp_path / "best.json").read_text()
     (tmp_path / "best.json").write_text(text.replace('"step": 1', '"step": 2'))
-    with pytest.warns(UserWarning, match="no checkpoint is removed, since nobody knows which is best"):
+    with pytest.warns(UserWarning, match="no checkpoint was removed, since the best one is unknown"):
         prune(tmp_path, keep=1)
     assert steps_in(tmp_path) == [1, 2, 3]
 
@@ -94,7 +94,7 @@ def test_a_step_is_never_overwritten(tmp_path: Path) -> None:
     save(tmp_path, state, 2)  # the same contents
     assert (tmp_path / "step-00000002" / "manifest.json").read_bytes() == before
     torch.nn.init.zeros_(state.model.weight)  # type: ignore
-    with pytest.raises(InputError, match="step-00000002 is there already and holds something else"):
+    with pytest.raises(InputError, match="step-00000002 already exists with other contents"):
         save(tmp_path, state, 2)
     assert (tmp_path / "step-00000002" / "manifest.json").read_bytes() == before
     save(tmp_path, state, 2, replace=True)

@@ -90,7 +90,7 @@ def test_lines_that_are_none(run: Command, tmp_path: Path, text: str) -> None:
     (tmp_path / "metrics.jsonl").write_text(text)
     outcome = run("plot", tmp_path)
     assert outcome.code == 2 and outcome.out == ""
-    assert outcome.err.count("\n") == 1 and "line 1 is no line of metrics" in outcome.err
+    assert outcome.err.count("\n") == 1 and "line 1 is not a line of metrics" in outcome.err
 
 
 @pytest.mark.parametrize("name", ["_x", "$x^", "a\nb", "\u6f22\U0001f600", "<!-- -->", "\udcff"])
@@ -128,11 +128,11 @@ def test_bad_input(run: Command, tmp_path: Path) -> None:
     (tmp_path / "early").mkdir()
     (tmp_path / "early" / "metrics.jsonl").write_text("")
     for given, said in [
-        ([tmp_path / "none"], "is no folder; expected one that progc train wrote"),
+        ([tmp_path / "none"], "is not a folder; give the folder of a run"),
         ([tmp_path / "empty"], "has no metrics.jsonl"),
         ([tmp_path / "early"], "holds no losses yet"),
         ([folder, folder], "2 runs and no place for their picture"),
-        ([folder, "--out", tmp_path / "a.gif"], "ends in .gif; expected .png, .svg, .pdf"),
+        ([folder, "--out", tmp_path / "a.gif"], "expected a name that ends in .png, .svg, .pdf, got .gif"),
         ([folder, "--out", tmp_path / "none" / "a.png"], "cannot be written"),
     ]:
         outcome = run("plot", *given)

@@ -133,7 +133,7 @@ def test_a_signal_is_the_exit_code(run: Command, net: Path, trainer: Made, signa
     trainer.signal = signal
     outcome = start(run, net)
     assert outcome.code == code
-    assert outcome.out.startswith(f"stopped by signal {signal}; the same command goes on: step 7")
+    assert outcome.out.startswith(f"stopped by signal {signal}; run the same command again to resume: step 7")
 
 
 def test_the_same_command_goes_on_with_the_schedule_that_is_there(
@@ -142,7 +142,7 @@ def test_the_same_command_goes_on_with_the_schedule_that_is_there(
     assert start(run, net).code == 0
     monkeypatch.setattr("progc.search.plan.plan", lambda *args, **options: pytest.fail("planned again"))
     again = start(run, net, "--set", "train.log_every=3", "--set", "train.keep=none")
-    assert again.code == 0 and "progc: goes on with: " in again.err
+    assert again.code == 0 and "progc: resuming run: " in again.err
     assert trainer.given[0]["schedule"].to_json() == trainer.given[1]["schedule"].to_json()
     folder = net.parent / "run"
     assert len(json.loads((folder / "run.json").read_text())["starts"]) == 2
@@ -191,17 +191,17 @@ def test_a_finished_plan_says_length_and_target(run: Command, net: Path, trainer
     ("arguments", "message"),
     [
         (["--epochs", "4"], "no run folder is given; add --out RUN"),
-        (["--out", "run"], "the length of the run is not known; give epochs or steps"),
+        (["--out", "run"], "the length of the run is unknown; give epochs or steps"),
         (["--out", "run", "--epochs", "1"], "1 epochs are too few|too few for 4 stages"),
         (["--out", "run", "--epochs", "4", "--steps", "4"], "`epochs` and `steps` are both given"),
         (["--out", "run", "--epochs", "4", "--set", "train.lr=x"], "--set train.lr=x: `train.lr` is a number, not 'x'"),
-        (["--out", "run", "--epochs", "4", "--set", "optimizer.name=adamx"], "there is no optimizer `adamx`; did you"),
+        (["--out", "run", "--epochs", "4", "--set", "optimizer.name=adamx"], "unknown optimizer `adamx`; did you"),
         (["--out", "run", "--epochs", "4", "--set", "plan.stages=0"], "stages is a whole number from 1 on, not 0"),
         (["--out", "run", "--epochs", "4", "--set", "plan.depths=9"], "depths"),
-        (["--out", "run", "--epochs", "4", "--set", "plan.regularise=x=1"], "regularisation: there is no `x`"),
+        (["--out", "run", "--epochs", "4", "--set", "plan.regularise=x=1"], "regularisation: unknown name `x`"),
         (["--out", "run", "--epochs", "4", "--to", "vit_x"], "unknown target `vit_x`"),
         (["--out", "run", "--plan", "none.json"], "none.json cannot be read as a plan"),
-        (["--epochs", "4", "--smoke", "1"], "--smoke 1: expected 2 steps of every stage or more"),
+        (["--epochs", "4", "--smoke", "1"], "--smoke 1: expected at least 2 steps per stage"),
         (["--epochs", "4", "--smoke", "2", "--dry-run"], "--dry-run and --smoke are both given"),
     ],
 )

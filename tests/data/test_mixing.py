@@ -95,5 +95,5 @@ def test_shares_are_numbers_for_every_alpha(alpha: float) -> None:
     for _ in range(200):
         blend, target = mixed[3]
         assert blend.isfinite().all() and target.sum().item() == pytest.approx(1.0) and target.min() >= 0
-    with pytest.raises(InputError, match=r"mixup is a number from 0 to 1e\+06, not inf"):
+    with pytest.raises(InputError, match=r"mixup: expected a number from 0 to 1e\+06, got inf"):
         Regularisation(mixup=float("inf"))

@@ -54,7 +54,9 @@ def test_mixup_that_a_later_stage_cannot_have_is_refused_before_training(tmp_pat
 
 def test_augmentation_that_samples_have_no_place_for_is_told() -> None:
     asked = [Regularisation(rand_augment=0.0), Regularisation(rand_augment=9, random_erasing=0.25)]
-    expected = "RandAugment and random erasing of the plan are not set: these samples have no transforms for each stage"
+    expected = (
+        "RandAugment and random erasing of the plan are not applied: these samples have no transforms for each stage"
+    )
     assert not_set(Task(points()), asked, FEATURES) == (expected,)
     quiet = [Regularisation(drop_path=0.1, rand_augment=0.0), Regularisation()]
     assert not_set(Task(points()), quiet, FEATURES) == ()
@@ -74,4 +76,4 @@ def test_the_trainer_tells_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         schedule, program=FEATURES, task=Task(points()), run=tmp_path, progress=Progress(sys.stderr),
         settings=progc.Settings(batch=4, compile="eager"),
     ).fit()  # fmt: skip
-    assert "progc: random erasing of the plan is not set: these samples have no" in capsys.readouterr().err
+    assert "progc: random erasing of the plan is not applied: these samples have no" in capsys.readouterr().err

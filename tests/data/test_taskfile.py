@@ -105,7 +105,7 @@ def test_a_neighbour_may_be_imported_inside_of_a_function(load: Load, tmp_path: 
 
 REFUSED: dict[str, tuple[str, str]] = {
     "missing": ("", "has no datasets(); write def datasets(): return train, validation, and def loss(outputs, batch)"),
-    "number": ("datasets = 3", "`datasets` is an int; expected a function"),
+    "number": ("datasets = 3", "expected a function `datasets`, got an int"),
     "arguments": ("def datasets(root): return x, y", "`datasets` needs arguments (root); write def datasets():"),
     "raises": ("def datasets(): return 1 / 0", "ZeroDivisionError when the file makes its datasets: division by zero"),
     "none": ("def datasets(): pass", "datasets() returned None; expected a map-style dataset"),
@@ -121,14 +121,14 @@ REFUSED: dict[str, tuple[str, str]] = {
     ),
     "empty": ("def datasets(): return []", "datasets() is empty; expected at least one batch"),
     "no length": ("class A:\n    def __getitem__(self, i): return i\ndef datasets(): return A()", "datasets() is an A"),
-    "three": ("def datasets(): return [1], [2], [3]", "datasets() returned 3 things; expected"),
+    "three": ("def datasets(): return [1], [2], [3]", "datasets() returned 3 values; expected"),
     "lengths": ("def datasets(): return (x, y[:3]), None", "the tensors of datasets() have lengths 10, 3"),
     "key": ("def datasets(): return {'trian': (x, y)}", "has the key `trian`; did you mean train?"),
     "no train": ("def datasets(): return {'validation': (x, y)}", "the dict of datasets() lacks `train`"),
     "validation": ("def datasets(): return (x, y), 5", "validation of datasets() is an int; expected"),
     "no loss": ("def datasets(): return Pairs()", "has no loss(outputs, batch), and its samples are not pairs"),
     "regression": ("def datasets(): return x, x", "has no loss(outputs, batch), and its samples are not pairs"),
-    "loss": ("def datasets(): return x, y\nloss = 'cross'", "`loss` is a str; expected a function"),
+    "loss": ("def datasets(): return x, y\nloss = 'cross'", "expected a function `loss`, got a str"),
     "loss of three": (
         "def datasets(): return x, y\ndef loss(outputs, labels, weight): return 0",
         "`loss` needs arguments (outputs, labels, weight); write def loss(outputs, batch):",

@@ -56,7 +56,7 @@ def test_what_another_start_wrote_in_the_meantime_stays(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds another run: `epochs` was none and is 3 now"):
         record.write(tmp_path, other, schedule(), ["progc", "train"])
     longer = dataclasses.replace(schedule(), total=100)
-    with pytest.raises(InputError, match="holds another schedule by now"):
+    with pytest.raises(InputError, match="now holds another schedule"):
         record.write(tmp_path, config, longer, ["progc", "train"])
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 

@@ -153,7 +153,7 @@ def test_edited_files(tmp_path: Path, change: dict[str, Any], message: str) -> N
         ({"point": {"depths": {"a": 0}}}, "depths maps names to whole numbers from 1 on"),
         ({"point": {"resolution": 224}}, "resolution is [height, width] in pixels, not 224"),
         ({"point": 3}, "point is an object, not 3"),
-        ({"regularisation": {"drop_path": 2}}, "drop_path is a number from 0 to 1, not 2"),
+        ({"regularisation": {"drop_path": 2}}, "drop_path: expected a number from 0 to 1, got 2"),
         ({"cost": {"batch": 3}}, "is missing; make the plan again"),
     ],
 )

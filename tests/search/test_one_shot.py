@@ -318,9 +318,9 @@ def test_a_loss_that_is_nan_names_stage_candidate_and_step() -> None:
 
 
 def test_too_few_samples_and_wrong_settings_are_one_line() -> None:
-    with pytest.raises(InputError, match="batches of 25 are needed and 24 samples give 0"):
+    with pytest.raises(InputError, match="batches of 25 are needed, but 24 samples give 0"):
         searched(batch=25)
-    with pytest.raises(InputError, match="7 batches of 4 are needed and 24 samples give 6"):
+    with pytest.raises(InputError, match="7 batches of 4 are needed, but 24 samples give 6"):
         searched(settings={"batches": 7})
     with pytest.raises(InputError, match="no validation samples"):
         searched(settings={"validation": True})

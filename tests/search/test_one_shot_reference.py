@@ -34,7 +34,7 @@ def test_reference_measures_time_and_wants_fifty_batches() -> None:
     found = searched(mode="reference", settings={"time": None})
     assert found.decision.settings["time"] == "measured"
     assert all(candidate.scores["time"] > 0 for candidate in found.decision.candidates)
-    with pytest.raises(InputError, match="50 batches of 4 are needed and 24 samples give 6"):
+    with pytest.raises(InputError, match="50 batches of 4 are needed, but 24 samples give 6"):
         searched(mode="reference", settings={"batches": None})
 
 

@@ -133,7 +133,7 @@ def test_reference_measures_and_needs_ten_batches(plant: Plant) -> None:
     decision = search(transformer(), INTERLEAVED, digits(), stages=2, mode="reference")[1][0]
     assert decision.settings["time"] == "measured"
     assert all(0 < candidate.scores["time"] < 10 for candidate in decision.candidates)
-    with pytest.raises(InputError, match="10 batches of 16 are needed and 159 samples give 9"):
+    with pytest.raises(InputError, match="10 batches of 16 are needed, but 159 samples give 9"):
         search(transformer(), INTERLEAVED, digits(159), stages=2, mode="reference")
 
 
@@ -259,5 +259,5 @@ def test_settings_that_are_none(settings: dict[str, Any], mode: str, message: st
 
 def test_too_few_samples(plant: Plant) -> None:
     plant(ntk=more, zico=more)
-    with pytest.raises(InputError, match="2 batches of 16 are needed and 31 samples give 1"):
+    with pytest.raises(InputError, match="2 batches of 16 are needed, but 31 samples give 1"):
         search(transformer(), INTERLEAVED, digits(31), stages=3)

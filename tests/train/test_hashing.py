@@ -11,7 +11,7 @@ from torch import nn
 
 import progc
 from progc.errors import CheckError
-from progc.train import hashing
+from progc.train import boundary
 from progc.train.boundary import check_same, digest
 
 
@@ -76,8 +76,8 @@ def test_ranks_that_differ_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     def gather(found: list[Any], own: str) -> None:
         found[:] = ["a", "b", "a", "c"]
 
-    monkeypatch.setattr(hashing.dist, "is_initialized", lambda: True)
-    monkeypatch.setattr(hashing.dist, "get_world_size", lambda: 4)
-    monkeypatch.setattr(hashing.dist, "all_gather_object", gather)
+    monkeypatch.setattr(boundary.dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(boundary.dist, "get_world_size", lambda: 4)
+    monkeypatch.setattr(boundary.dist, "all_gather_object", gather)
     with pytest.raises(CheckError, match=r"ranks differ .*: 1, 3;"):
         check_same("a")

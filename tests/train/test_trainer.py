@@ -175,7 +175,7 @@ def test_a_validation_that_is_not_finite_is_written_and_is_no_best(
 def test_a_rule_that_is_never_told_anything_is_said(tmp_path: Path) -> None:
     own = trainer(tmp_path, rules=(Gain(),), validate_every=None)
     assert any("rule gain of the plan never ends a stage" in note for note in own.notes)
-    with pytest.raises(InputError, match="some with higher true and some false"):
+    with pytest.raises(InputError, match="some with higher true and some with higher false"):
         trainer(tmp_path, rules=(Gain(), Gain(higher=False)))
 
 

@@ -88,7 +88,7 @@ def test_a_stage_input_is_given() -> None:
 
 def test_wrong_input_is_one_line() -> None:
     program = captured("own:image")[1]
-    with pytest.raises(InputError, match="batches of 16 are needed and 8 samples give 0"):
+    with pytest.raises(InputError, match="batches of 16 are needed, but 8 samples give 0"):
         step_time(program, images(32, 7), batch=16)
     with pytest.raises(InputError, match="repeats is a whole number from 1 on, not 0"):
         step_time(program, images(32, 7), batch=2, repeats=0)
