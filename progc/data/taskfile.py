@@ -162,7 +162,7 @@ class _Loss:
         if not isinstance(found, torch.Tensor) or found.dim() or not found.is_floating_point():
             what = f"a tensor {list(found.shape)} of {found.dtype}" if isinstance(found, torch.Tensor) else _kind(found)
             raise InputError(
-                f"{self._path}: loss(outputs, batch): expected the mean loss, a floating-point scalar, got {what}"
+                f"{self._path}: loss(outputs, batch) returned {what}; expected the mean, a floating-point scalar"
             )
         return found
 

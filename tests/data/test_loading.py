@@ -84,7 +84,7 @@ def test_the_naive_way_depends_on_what_was_drawn_before() -> None:
 def test_what_cannot_be_shared_is_refused(options: dict[str, int], message: str) -> None:
     with pytest.raises(InputError, match=message):
         served(**options)
-    with pytest.raises(InputError, match="fewer than a batch"):
+    with pytest.raises(InputError, match="expected at least a batch of"):
         steps_per_epoch(Task(Noisy(3)), 4)
 
 
