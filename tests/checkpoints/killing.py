@@ -1,9 +1,10 @@
-"""Processes that are killed while they save, and processes that save the same step; run as a script of its own.
+"""Kills processes while they save, and lets two processes save the same step; a script that prints a JSON object.
 
-    python -m tests.checkpoints.killing kill RUN KILLS SEED [SIZE]
+    python -m tests.checkpoints.killing inside FOLDER           (killed at every call of a save that touches the disk)
+    python -m tests.checkpoints.killing kill RUN KILLS SEED     (killed at random moments)
     python -m tests.checkpoints.killing race RUN ROUNDS
 
-Children are forked from a process that has imported everything, so a kill costs milliseconds. Prints one JSON object.
+Children are forked from a process that has imported everything, so a kill costs milliseconds.
 """
 
 from __future__ import annotations
@@ -11,10 +12,12 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +59,93 @@ def tells(folder: Path, size: int) -> float:
     if len(values) != 1:
         raise InputError(f"{folder} mixes steps: {sorted(values)}")
     return values.pop()
+
+
+CALLS = ("os.fsync", "os.rename", "shutil.rmtree")
+"""What a save does to the disk; between two of these calls only contents that nothing refers to yet are written."""
+
+
+def inside(folder: Path, size: int = 8) -> dict[str, Any]:
+    """Kills a child at each call of `CALLS` in a save, at once and in the background, and checks the run after each.
+
+    The save writes step 3 into a run of steps 1 and 2, of which it then removes the first.
+    """
+    warm(size)
+    wrong: list[str] = []
+    kills: dict[str, int] = {}
+    for background in (False, True):
+        calls = _calls(folder / f"whole-{background}", size, background)
+        named = calls.index("os.rename")  # the rename that gives the checkpoint its name
+        for number, call in enumerate(calls):
+            run = folder / f"{background}-{number}"
+            code, _ = _save_third(run, size, background, number)
+            kills[call] = kills.get(call, 0) + 1
+            messages: list[str] = []
+            found = latest(run, tell=messages.append)
+            step = 2 if number <= named else 3
+            half = [path.name for path in run.glob(".saving-*")]
+            if code != -signal.SIGKILL:
+                wrong.append(f"{run.name} {call}: the child ended with {code}")
+            elif messages or found is None or verify(found).step != step or tells(found, size) != step:
+                wrong.append(f"{run.name} {call}: {found}, expected step {step}; {messages}")
+            elif len(half) != (number <= named):
+                wrong.append(f"{run.name} {call}: {half} in the run")
+            Saver(run).close()  # the next process cleans up
+            if left := [path.name for path in run.iterdir() if not path.name.startswith("step-")]:
+                wrong.append(f"{run.name} {call}: {left} is left")
+    return {"kills": kills, "wrong": wrong}
+
+
+def _calls(run: Path, size: int, background: bool) -> list[str]:
+    """Names of the calls of a save that is not killed."""
+    code, text = _save_third(run, size, background, None)
+    assert code == 0, text
+    return text.split()
+
+
+def _save_third(run: Path, size: int, background: bool, at: int | None) -> tuple[int, str]:
+    """Saves three steps in a child, which kills itself before call `at` of the third; its exit code and all calls."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            os.close(reading)
+            with Saver(run, keep=2, background=background) as saver:
+                for step in (1, 2):
+                    saver.save(state_of(step, size), step)
+                saver.wait()
+                seen: list[str] = []
+
+                def see(name: str) -> None:
+                    if len(seen) == at:
+                        os.kill(os.getpid(), signal.SIGKILL)
+                    seen.append(name)
+
+                watch(see)
+                saver.save(state_of(3, size), 3)
+                saver.wait()
+                os.write(writing, " ".join(seen).encode())
+            code = 0
+        finally:
+            os._exit(code)
+    os.close(writing)
+    with os.fdopen(reading) as pipe:
+        text = pipe.read()
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), text
+
+
+def watch(see: Callable[[str], None]) -> None:
+    """Calls `see` with the name of a function in `CALLS` before each of its calls, from now on in this process."""
+    for name in CALLS:
+        owner = {"os": os, "shutil": shutil}[name.partition(".")[0]]
+        before = getattr(owner, name.partition(".")[2])
+
+        def seen(*values: Any, _before: Any = before, _name: str = name, **named: Any) -> Any:
+            see(_name)
+            return _before(*values, **named)
+
+        setattr(owner, name.partition(".")[2], seen)
 
 
 def _child(run: Path, first: int, size: int, background: bool, pipe: int) -> None:
@@ -120,12 +210,14 @@ def race(run: Path, rounds: int, size: int = 64) -> dict[str, Any]:
     both = 0
     for step in range(rounds):
         gate, opened = os.pipe()
+        ready, standing = os.pipe()
         children = []
         for author in (1, 2):
             child = os.fork()
             if child == 0:
                 os.close(opened)
                 state = state_of(step, size, author)
+                os.write(standing, b"1")
                 os.read(gate, 1)  # until the parent closes the other end
                 try:
                     save(run, state, step)
@@ -135,9 +227,11 @@ def race(run: Path, rounds: int, size: int = 64) -> dict[str, Any]:
                 finally:
                     os._exit(101)
             children.append(child)
-        time.sleep(0.02)
-        os.close(gate)
-        os.close(opened)
+        os.close(standing)
+        for _ in children:
+            os.read(ready, 1)
+        for end in (ready, gate, opened):
+            os.close(end)
         codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
         winner = sum(codes)
         both += 0 not in codes
@@ -164,4 +258,4 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     warm()
     what, folder, *numbers = sys.argv[1:]
-    print(json.dumps({"kill": kill, "race": race}[what](Path(folder), *map(int, numbers))))
+    print(json.dumps({"inside": inside, "kill": kill, "race": race}[what](Path(folder), *map(int, numbers))))

@@ -29,5 +29,5 @@ def test_two_ranks(tmp_path: Path) -> None:
         for rank in (0, 1)
     ]
     for number, rank in enumerate(ranks):
-        out, err = rank.communicate(timeout=300)
+        out, err = rank.communicate(timeout=1800)
         assert rank.returncode == 0 and out.split() == ["done", str(number)], err

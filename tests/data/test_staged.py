@@ -44,7 +44,11 @@ def test_mixup_that_a_later_stage_cannot_have_is_refused_before_training(tmp_pat
     several = progc.capture(nn.Conv2d(3, 4, 3), (torch.zeros(2, 3, 8, 8),))
     for program, task, said in [
         (several, Task(torch.utils.data.TensorDataset(torch.zeros(8, 3, 8, 8), torch.zeros(8).long())), "classes"),
-        (FEATURES, Task(torch.utils.data.TensorDataset(torch.zeros(8, 6), torch.zeros(8, 3))), "sample 0 is not a pair"),
+        (
+            FEATURES,
+            Task(torch.utils.data.TensorDataset(torch.zeros(8, 6), torch.zeros(8, 3))),
+            "sample 0 is not",
+        ),
     ]:
         with pytest.raises(InputError, match=f"mixup: .*{said}"):
             progc.Trainer(scheduled(program, *regular), program=program, task=task, run=tmp_path / "run",

@@ -29,7 +29,7 @@ class NotKnown(InputError):
 
 rank, port = int(sys.argv[1]), sys.argv[2]
 dist.init_process_group(
-    "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2, timeout=datetime.timedelta(seconds=60)
+    "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2, timeout=datetime.timedelta(minutes=30)
 )
 calls = []
 
@@ -86,7 +86,7 @@ def run_ranks(code: str, *args: str) -> list[dict[str, Any]]:
     ]  # fmt: skip
     found = []
     for rank in ranks:
-        out, err = rank.communicate(timeout=240)
+        out, err = rank.communicate(timeout=1800)
         assert rank.returncode == 0, err
         found.append(json.loads(out.splitlines()[-1]))
     return found

@@ -15,7 +15,7 @@ def python(*arguments: str, processes: int = 0) -> subprocess.CompletedProcess[s
     start = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes else []
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     return subprocess.run(
-        [sys.executable, *start, *arguments], capture_output=True, text=True, timeout=240, cwd=ROOT, env=environment
+        [sys.executable, *start, *arguments], capture_output=True, text=True, timeout=1800, cwd=ROOT, env=environment
     )
 
 
