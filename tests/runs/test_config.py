@@ -236,7 +236,7 @@ def test_the_page_names_every_key_with_its_default() -> None:
 
 
 def test_the_page_names_what_may_change_and_the_example_is_a_config() -> None:
-    text = PAGE.read_text(encoding="utf-8").partition("## Going on")[2].partition("\n## ")[0]
+    text = PAGE.read_text(encoding="utf-8").partition("## Resuming")[2].partition("\n## ")[0]
     assert all(f"`{name.rpartition('.')[2]}`" in text for name in MAY_CHANGE)
     config = configured(str(ROOT / "examples" / "train.toml"), {})
     assert (ROOT / config.source).is_file() and config.settings.total is not None
