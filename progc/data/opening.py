@@ -230,7 +230,7 @@ def _size(text: str, program: Program) -> tuple[int, int]:
     try:
         return find_images(program)[0].size
     except TargetError as error:
-        raise InputError(f"--data {text} gives images, and this network takes none: {error}") from error
+        raise InputError(f"--data {text}: the samples are images, but this network takes no images: {error}") from error
 
 
 def _channels(program: Program) -> int:

@@ -141,8 +141,8 @@ class _Samples:
 
     def __init__(self, path: Path, samples: Any) -> None:
         self._samples = samples
-        self._length = _Guarded(path, lambda: len(samples), "tells the length of its dataset")
-        self._get = _Guarded(path, lambda index: samples[index], "gives a sample")
+        self._length = _Guarded(path, lambda: len(samples), "returns the length of its dataset")
+        self._get = _Guarded(path, lambda index: samples[index], "returns a sample")
 
     def __len__(self) -> int:
         return int(self._length())

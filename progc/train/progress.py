@@ -11,12 +11,9 @@ import sys
 import time
 from collections.abc import Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import Any, TextIO
 
 import torch
-
-if TYPE_CHECKING:
-    from progc.train.boundary import Record
 
 _EVERY = 10.0  # seconds between plain lines
 
@@ -116,8 +113,8 @@ class Progress:
         """Shows the results of a validation."""
         self._say(f"step {self._step}: " + ", ".join(f"{name} {value:.4f}" for name, value in values.items()))
 
-    def crossed(self, record: Record) -> None:
-        """Shows the record of a boundary."""
+    def crossed(self, record: object) -> None:
+        """Shows the record of a boundary (a `progc.train.boundary.Record`)."""
         self._say(str(record))
 
     def note(self, text: str) -> None:

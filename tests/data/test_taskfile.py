@@ -136,7 +136,7 @@ REFUSED: dict[str, tuple[str, str]] = {
     "import": ("import no_such_library_at_all", "ModuleNotFoundError when the file is imported"),
     "length": (
         "class A(Pairs):\n    def __len__(self): raise OSError('disk gone')\ndef datasets(): return A()\nloss = mean",
-        "OSError when the file tells the length of its dataset: disk gone",
+        "OSError when the file returns the length of its dataset: disk gone",
     ),
 }
 
@@ -170,7 +170,7 @@ def test_a_sample_that_fails_names_the_line(load: Load) -> None:
     task = load(
         "class A(Pairs):\n    def __getitem__(self, i): return 1 // (i - i)\ndef datasets(): return A()\nloss = mean"
     )
-    with pytest.raises(InputError, match=r"data.py:\d+: ZeroDivisionError when the file gives a sample"):
+    with pytest.raises(InputError, match=r"data.py:\d+: ZeroDivisionError when the file returns a sample"):
         next(task.batches(2, seed=0))
 
 

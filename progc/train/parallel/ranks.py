@@ -35,9 +35,9 @@ class Ranks(Single):
 
     def any(self, flag: bool) -> bool:
         """See `Parallel.any`."""
-        told = torch.tensor(float(flag), device=self.device)
-        dist.all_reduce(told, op=dist.ReduceOp.MAX)
-        return bool(told.item())
+        largest = torch.tensor(float(flag), device=self.device)
+        dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+        return bool(largest.item())
 
 
 class Ddp(Ranks):
