@@ -1,11 +1,11 @@
-"""Words of the pipeline language; the grammar is in `progc.pipeline.text`.
+"""Tokens of the pipeline language; the grammar is in `progc.pipeline.text`.
 
     token  = "{" | "}" | "=" | "," | word | string
     word   = character { character }                  (any character but whitespace and { } = , ")
     string = '"' { any character but " and \\ | "\\" character } '"'
 
-Whitespace, newlines included, may stand between any two tokens; it is needed only between two words. In a
-string, backslash-n is a newline and a backslash before any other character stands for that character.
+Whitespace, including newlines, is allowed between any two tokens and required only between two words. In a string,
+backslash-n is a newline, and a backslash before any other character stands for that character.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Kind = Literal["{", "}", "=", ",", "word", "string", "end"]
 
 @dataclasses.dataclass(frozen=True)
 class Token:
-    """`text` is the decoded content; `start` and `end` are positions in the pipeline text."""
+    """One token: `text` is the decoded content, `start` and `end` are positions in the pipeline text."""
 
     kind: Kind
     text: str
@@ -33,10 +33,10 @@ class Token:
 
 
 def tokens(text: str) -> list[Token]:
-    """All tokens of `text`, an "end" token last.
+    """Returns all tokens of `text`, followed by an "end" token.
 
     Raises:
-        PipelineSyntaxError: a string that does not end, or that touches the next word.
+        PipelineSyntaxError: a string has no closing quote, or no space between it and the next word.
     """
     found: list[Token] = []
     position = 0
@@ -52,7 +52,7 @@ def tokens(text: str) -> list[Token]:
         else:
             token = _word(text, position)
         if found and found[-1].end == token.start and {found[-1].kind, token.kind} <= {"word", "string"}:
-            raise PipelineSyntaxError("a quoted value ends here; put a space or a comma after it", text, token.start)
+            raise PipelineSyntaxError("expected a space or a comma after a quoted value", text, token.start)
         found.append(token)
         position = token.end
     found.append(Token("end", "", len(text), len(text)))
@@ -60,7 +60,7 @@ def tokens(text: str) -> list[Token]:
 
 
 def quoted(value: str, always: bool = False) -> str:
-    """`value` as one token: bare where it is a word, else a string."""
+    """Returns `value` as one token: unquoted if it is a word, otherwise as a string."""
     if not always and value and not any(c.isspace() or c in '{}=,"' for c in value):
         return value
     escaped = value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
@@ -86,4 +86,4 @@ def _string(text: str, start: int) -> Token:
             character = "\n" if text[position] == "n" else text[position]
         content.append(character)
         position += 1
-    raise PipelineSyntaxError('this quoted value does not end; add a closing "', text, start)
+    raise PipelineSyntaxError('the quoted value has no end; add a closing "', text, start)

@@ -1,4 +1,4 @@
-"""The entry: how an axis can be padded, decided once per axis, whatever its new size."""
+"""The entry point: how an axis can be padded, decided once per axis and valid for every new size."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Padding:
-    """How to pad one axis: the state of every tensor dim that it runs along. Holds for every new size."""
+    """How to pad one axis: the state of each of its tensor dims. Valid for every new size."""
 
     states: Mapping[Key, PadState]
 
     @property
     def means(self) -> bool:
-        """True if new units hold means somewhere, False if they are zero wherever they are normalised."""
+        """True if new units hold means somewhere; False if they are zero at every normalisation."""
         return any(state.new == "mean" for state in self.states.values())
 
 
@@ -36,10 +36,10 @@ _known: weakref.WeakKeyDictionary[AxisTable, dict[Atom, Padding | str]] = weakre
 
 
 def padding_of(table: AxisTable, atom: Atom) -> Padding:
-    """How to pad `atom`, an axis that statistics are taken over.
+    """Returns how to pad `atom`, an axis that statistics are taken over.
 
     Raises:
-        PaddingRefused: padding is not exact; the message names the operation and why.
+        PaddingRefused: padding is not exact; the message names the operation and the reason.
     """
     known = _known.setdefault(table, {})
     if atom not in known:
@@ -54,7 +54,7 @@ def padding_of(table: AxisTable, atom: Atom) -> Padding:
 
 
 def can_pad(table: AxisTable, atom: Atom) -> bool:
-    """Whether `padding_of` succeeds: an axis that statistics are taken over then grows to any size."""
+    """Returns whether `padding_of` succeeds; the axis can then grow to any size."""
     try:
         padding_of(table, atom)
     except PaddingRefused:
@@ -74,7 +74,7 @@ def _find(program: Program, atom: Atom) -> Padding:
             for mode in ("eval", "train"):
                 Forward(readings[mode], chosen, searches[mode].want).run()
         except Differs as differs:
-            # What nothing normalises (the last sum of a stage) has the factor too: each round asks for one value more.
+            # A value that nothing normalises (the last sum of a stage) has the factor too. Each round demands one more.
             searches[differs.mode].ask(differs.value, PadState(differs.power, "any"))
         else:
             return Padding(chosen.states)
