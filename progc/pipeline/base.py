@@ -26,7 +26,6 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from progc.errors import PassOptionError
-from progc.pipeline.lexer import quoted
 
 if TYPE_CHECKING:
     from progc.ir.program import Program
@@ -224,4 +223,12 @@ def _value_text(spec: Option, value: Any) -> str:
 
 def _text(spec: Option, value: str, alone: bool) -> str:
     reserved = alone and ((value == EMPTY_TEXT and spec.kind is tuple) or (value == NONE_TEXT and spec.optional))
-    return quoted(value, always=reserved)
+    return _quoted(value, always=reserved)
+
+
+def _quoted(value: str, always: bool = False) -> str:
+    """Returns `value` as one token: unquoted if it is a word, otherwise as a string."""
+    if not always and value and not any(c.isspace() or c in '{}=,"' for c in value):
+        return value
+    escaped = value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    return f'"{escaped}"'

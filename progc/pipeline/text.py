@@ -3,7 +3,12 @@
     pipeline = [ pass { "," pass } ]
     pass     = word [ "{" { option } "}" ]
     option   = word "=" value { "," value }
-    value    = word | string                          (tokens: progc.pipeline.lexer)
+    value    = word | string
+    word     = character { character }                (any character but whitespace and { } = , ")
+    string   = '"' { any character but " and \\ | "\\" character } '"'
+
+Whitespace, including newlines, is allowed between any two tokens and required only between two words. In a string,
+backslash-n is a newline, and a backslash before any other character stands for that character.
 
 Commas separate passes, and the values of one option; spaces separate options. Globs, dots and relative sizes need no
 quotes (`layers.*`, `*1.5`). The type of the option decides how a value is read: `12`, `1e-3`, `.5`, `true`, `none`. An
@@ -15,19 +20,21 @@ again gives equal passes; printing leaves out defaults.
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from progc.errors import InputError, PassOptionError, PipelineSyntaxError, did_you_mean
 from progc.pipeline.base import EMPTY_TEXT, NONE_TEXT, Option, Pass, checked
-from progc.pipeline.lexer import Token, tokens
 from progc.pipeline.registry import load_pass
 
 Loader = Callable[[str], type[Pass]]
 
 _INTEGER = re.compile(r"[+-]?[0-9]+", re.ASCII)
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?", re.ASCII)
+_PUNCTUATION = "{}=,"
+Kind = Literal["{", "}", "=", ",", "word", "string", "end"]
 
 
 def parse(text: str, load: Loader = load_pass) -> list[Pass]:
@@ -164,6 +171,68 @@ def _convert(spec: Option, given: Sequence[Token]) -> Any:
         if spec.kind is float and _NUMBER.fullmatch(word):
             return float(word)
     return tuple(token.text for token in given) if spec.kind is tuple else first.text
+
+
+@dataclasses.dataclass(frozen=True)
+class Token:
+    """One token: `text` is the decoded content, `start` and `end` are positions in the pipeline text."""
+
+    kind: Kind
+    text: str
+    start: int
+    end: int
+
+    def __str__(self) -> str:
+        return "the end of the text" if self.kind == "end" else f"`{self.text}`"
+
+
+def tokens(text: str) -> list[Token]:
+    """Returns all tokens of `text`, followed by an "end" token.
+
+    Raises:
+        PipelineSyntaxError: a string has no closing quote, or no space between it and the next word.
+    """
+    found: list[Token] = []
+    position = 0
+    while position < len(text):
+        character = text[position]
+        if character.isspace():
+            position += 1
+            continue
+        if character in _PUNCTUATION:
+            token = Token(character, character, position, position + 1)  # type: ignore[arg-type]
+        elif character == '"':
+            token = _string(text, position)
+        else:
+            token = _word(text, position)
+        if found and found[-1].end == token.start and {found[-1].kind, token.kind} <= {"word", "string"}:
+            raise PipelineSyntaxError("expected a space or a comma after a quoted value", text, token.start)
+        found.append(token)
+        position = token.end
+    found.append(Token("end", "", len(text), len(text)))
+    return found
+
+
+def _word(text: str, start: int) -> Token:
+    end = start
+    while end < len(text) and not text[end].isspace() and text[end] not in '{}=,"':
+        end += 1
+    return Token("word", text[start:end], start, end)
+
+
+def _string(text: str, start: int) -> Token:
+    content: list[str] = []
+    position = start + 1
+    while position < len(text):
+        character = text[position]
+        if character == '"':
+            return Token("string", "".join(content), start, position + 1)
+        if character == "\\" and position + 1 < len(text):
+            position += 1
+            character = "\n" if text[position] == "n" else text[position]
+        content.append(character)
+        position += 1
+    raise PipelineSyntaxError('the quoted value has no end; add a closing "', text, start)
 
 
 INITS: dict[str, tuple[str, ...]] = {

@@ -71,9 +71,9 @@ class View:
                 self.alias[node] = kept
                 if op_name(kept) == "div" and len(kept.users) == 1 and isinstance(kept.args[1], float):
                     self.alias[kept] = kept.all_input_nodes[0]
-            elif name in ("masked_fill", "masked_fill_") and inputs[0] not in random and node.args[1] in random:
+            elif name == "masked_fill" and inputs[0] not in random and node.args[1] in random:
                 self.alias[node] = inputs[0]
-        # Randomness that is no multiplicative mask (noise added to an input) is part of what a block computes.
+        # Other random values (noise added to an input) are part of the computation of a block.
         used = {node for node in random if all(user in random or user in self.alias for user in node.users)}
         while True:
             kept_random = {node for node in used if all(user in used or user in self.alias for user in node.users)}

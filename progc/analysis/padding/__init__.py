@@ -8,7 +8,7 @@ statistics for the tensors to scale and fill (search.py), and proves forwards, i
 
 from __future__ import annotations
 
-from progc.analysis.padding.find import Padding, can_pad, padding_of
+from progc.analysis.padding.search import Padding, can_pad, padding_of
 from progc.analysis.padding.states import PaddingRefused, PadState
 
 __all__ = ["Padding", "PaddingRefused", "PadState", "can_pad", "padding_of"]

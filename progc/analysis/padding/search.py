@@ -1,25 +1,107 @@
-"""The search: from statistics over the axis backwards to the tensors that must be scaled and filled.
+"""How an axis can be padded: `padding_of` searches backwards, then checks the result with the proof.
+
+The search goes from statistics over the axis backwards to the tensors that must be scaled and filled.
 
 A demand on a value states the factor of its old units and the contents of its new units. It is passed on to the
-operands of the value, down to tensors. The result is a proposal; proof.py checks it.
+operands of the value, down to tensors. The result is a proposal; proof.py checks it. The answer is valid for every new
+size of the axis.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import weakref
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
 from torch import fx
 
 from progc.analysis.axes import axes_of
+from progc.analysis.axes.dims import Atom
 from progc.analysis.demand.contractions import contraction
 from progc.analysis.demand.steps import moves
-from progc.analysis.padding.proof import Tensors
+from progc.analysis.padding.proof import Forward, Tensors
 from progc.analysis.padding.reading import Key, Reading, scalar
-from progc.analysis.padding.states import PaddingRefused, PadState
+from progc.analysis.padding.states import Differs, PaddingRefused, PadState
 from progc.analysis.padding.transfer import along, grouped
-from progc.ir.operations import CHANNEL_NORMS, FEATURE_NORMS, POINTWISE, argument, describe, is_product, op_name
+from progc.ir.operations import (
+    CHANNEL_NORMS,
+    FEATURE_NORMS,
+    HOMOGENEOUS,
+    POINTWISE,
+    ZERO_PRESERVING,
+    DemandRefused,
+    argument,
+    describe,
+    is_product,
+    op_name,
+)
+from progc.ir.program import MODES, Program
 
-_ZERO_STAYS = ("gelu", "silu", "tanh", "hardswish", "mish", "elu", "leaky_relu")
-_HOMOGENEOUS = ("relu", "abs")
+if TYPE_CHECKING:
+    from progc.analysis.axes import AxisTable
+
 _VISITS = 20_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Padding:
+    """How to pad one axis: the state of each of its tensor dims. Valid for every new size."""
+
+    states: Mapping[Key, PadState]
+
+    @property
+    def means(self) -> bool:
+        """True if new units hold means somewhere; False if they are zero at every normalisation."""
+        return any(state.new == "mean" for state in self.states.values())
+
+
+_known: weakref.WeakKeyDictionary[AxisTable, dict[Atom, Padding | str]] = weakref.WeakKeyDictionary()
+
+
+def padding_of(table: AxisTable, atom: Atom) -> Padding:
+    """Returns how to pad `atom`, an axis that statistics are taken over.
+
+    Raises:
+        PaddingRefused: padding is not exact; the message names the operation and the reason.
+    """
+    known = _known.setdefault(table, {})
+    if atom not in known:
+        try:
+            known[atom] = _find(table.program, atom)
+        except DemandRefused as refused:
+            known[atom] = str(refused)
+    found = known[atom]
+    if isinstance(found, str):
+        raise PaddingRefused(found)
+    return found
+
+
+def can_pad(table: AxisTable, atom: Atom) -> bool:
+    """Returns whether `padding_of` succeeds; the axis can then grow to any size."""
+    try:
+        padding_of(table, atom)
+    except PaddingRefused:
+        return False
+    return True
+
+
+def _find(program: Program, atom: Atom) -> Padding:
+    tensors = Tensors()
+    readings = {mode: Reading(program, mode, atom) for mode in MODES}
+    searches = {mode: Search(readings[mode], tensors) for mode in MODES}
+    for search in searches.values():
+        search.run()
+    while True:
+        chosen = Tensors(tensors.states)
+        try:
+            for mode in ("eval", "train"):
+                Forward(readings[mode], chosen, searches[mode].want).run()
+        except Differs as differs:
+            # A value that nothing normalises (the last sum of a stage) has the factor too. Each round demands one more.
+            searches[differs.mode].ask(differs.value, PadState(differs.power, "any"))
+        else:
+            return Padding(chosen.states)
 
 
 class Search:
@@ -166,13 +248,13 @@ class Search:
             if state.new == "mean" or state.power % 2:
                 raise PaddingRefused(f"{describe(node)} is not linear in its units")
             self.ask(node.args[0], PadState(state.power // 2, state.new))
-        elif name in _ZERO_STAYS:
-            scaled = state.power != 0 and name != "leaky_relu"
+        elif name in ZERO_PRESERVING:
+            scaled = state.power != 0 and name not in HOMOGENEOUS
             if state.new == "mean" or scaled:
                 what = "of a mean is not a mean" if state.new == "mean" else "does not pass a factor through"
                 raise PaddingRefused(f"{describe(node)} {what}")
             self.ask(node.args[0], state)
-        elif name in _HOMOGENEOUS:
+        elif name in HOMOGENEOUS:
             if state.new != "any":
                 raise PaddingRefused(f"{describe(node)} of a mean is not a mean, and its gradient at zero is zero")
             self.ask(node.args[0], state)
