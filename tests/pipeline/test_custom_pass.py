@@ -234,7 +234,7 @@ def run_here(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 
 def offer(monkeypatch: pytest.MonkeyPatch, name: str, place: str) -> None:
     table = NamedClasses("pass", "passes", {**progc.pipeline.registry.PASSES, name: place}, "no.group")
-    monkeypatch.setattr(progc.passes, "_CLASSES", table)
+    monkeypatch.setattr(progc.pipeline.registry, "_CLASSES", table)
 
 
 @pytest.mark.parametrize("case", BROKEN)

@@ -321,7 +321,7 @@ def test_two_passes_of_one_name_are_refused() -> None:
     ],
 )
 def test_a_pass_that_does_not_load(monkeypatch: pytest.MonkeyPatch, place: str, message: str) -> None:
-    monkeypatch.setattr(progc.passes, "_CLASSES", NamedClasses("pass", "passes", {"a": place}, "no.group"))
+    monkeypatch.setattr(progc.pipeline.registry, "_CLASSES", NamedClasses("pass", "passes", {"a": place}, "no.group"))
     with pytest.raises(InputError, match=message):
         progc.pipeline.registry.load_pass("a")
 
