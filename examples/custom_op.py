@@ -1,13 +1,13 @@
-"""A network with operations of its own, and the rules that let it grow. Copy what you need (docs/custom-ops.md).
+"""A network with custom operations, and the rules that let it grow. Copy what you need (docs/custom-ops.md).
 
-    python examples/custom_op.py                                  what grows, and one growth
+    python examples/custom_op.py                                  shows the axes, and grows it
     progc inspect examples/custom_op.py --axes
     progc grow examples/custom_op.py --to 'depth*2,width*2' --out grown
 
-Two fused kernels, here in plain PyTorch: an RMS norm with its gain, and a gated unit on packed halves. torch needs a
-shape rule of each (`register_fake`) and a derivative (`register_autograd`); progc needs to know what they do with the
-dims of their operands (`progc.rule`). Without these rules the axes that touch the kernels may not grow, and progc says
-so.
+The network has two fused kernels, written in plain PyTorch here: an RMS norm with a gain, and a gated unit on packed
+halves. PyTorch needs the output shape (`register_fake`) and the gradient (`register_autograd`) of each kernel. progc
+needs to know what the kernels do with the dims of their operands (`progc.rule`). Without these rules the axes that the
+kernels touch are pinned.
 """
 
 from __future__ import annotations
@@ -74,19 +74,19 @@ def _gate_gradients(ctx: Any, grad: Tensor) -> Tensor:
 
 swiglu.register_autograd(_gate_gradients, setup_context=_save_gate)
 
-# -- what progc has to know about them ---------------------------------------------------------------------
+# -- the rules ---------------------------------------------------------------------------------------------
 
 
 @progc.rule(rms_norm)
 def rms_norm_rule(ctx: rules.Context, node: torch.fx.Node, args: rules.Args) -> rules.Value:
-    """A mean square over the width, and a gain that goes along unit by unit."""
+    """A mean square over the width, and a gain for each unit."""
     rules.normalised(ctx, args["x"])
     return rules.elementwise(ctx, args["x"], args["gain"])
 
 
 @progc.rule(swiglu)
 def swiglu_rule(ctx: rules.Context, node: torch.fx.Node, args: rules.Args) -> rules.Value:
-    """Two halves that grow by one map, multiplied unit by unit."""
+    """Two halves that grow in the same way, multiplied elementwise."""
     gate, value = rules.parts(ctx, args["packed"], 2)
     return rules.elementwise(ctx, gate, value)
 
@@ -95,7 +95,7 @@ def swiglu_rule(ctx: rules.Context, node: torch.fx.Node, args: rules.Args) -> ru
 
 
 class Block(nn.Module):
-    """Norm, gated unit and sum on a residual stream, [batch, width] to the same shape."""
+    """Norm, gated unit and residual sum, `[batch, width]` to `[batch, width]`."""
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
@@ -108,7 +108,7 @@ class Block(nn.Module):
 
 
 class Gated(nn.Module):
-    """[batch, 10] features to [batch, 5] logits."""
+    """Maps features `[batch, 10]` to logits `[batch, 5]`."""
 
     def __init__(self, depth: int = 2, width: int = 12, hidden: int = 20) -> None:
         super().__init__()

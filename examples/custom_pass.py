@@ -1,9 +1,9 @@
-"""A pass of your own, with what makes it a good one: options, a lift, a claim that is checked (docs/custom-passes.md).
+"""A complete custom pass: options, a lift, and a claim that is checked (docs/custom-passes.md).
 
     python examples/custom_pass.py
 
-The pass evens out the scales of two linear layers around a ReLU. Installed in a package that names it under the entry
-point group `progc.passes`, it works on the command line as those of progc do:
+The pass balances the scales of two linear layers around a ReLU. If a package registers it under the entry point group
+`progc.passes`, it can be used on the command line like the passes of progc:
 
     progc passes balance
     progc apply model.py --pipeline 'grow-width{width=*2},balance'
@@ -21,13 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 import progc
+from progc import Lift, Pass, PassResult, Program, Scale, TensorLift, option
 from progc.errors import PassOptionError
-from progc.ir.check import compare
-from progc.ir.program import MODES, Program
-from progc.lift.entry import Scale, TensorLift
-from progc.lift.lift import Lift
-from progc.pipeline.base import Pass, PassResult, option
-from progc.pipeline.manager import run
 
 LINEAR, RELU = torch.ops.aten.linear.default, torch.ops.aten.relu.default
 
@@ -36,14 +31,14 @@ LINEAR, RELU = torch.ops.aten.linear.default, torch.ops.aten.relu.default
 
 @dataclasses.dataclass(frozen=True)
 class Balance(Pass):
-    """Evens out the rows of a linear layer and the columns of the next one, across a ReLU.
+    """Balances the rows of a linear layer and the columns of the next linear layer, across a ReLU.
 
-    Idea: relu(c * z) = c * relu(z) for c > 0, so a hidden unit may be multiplied by c on its way in and divided by it
-    on its way out (Nagel et al., ICCV 2019). c makes the largest weights of both sides alike; it is a power of two, so
-    that nothing is rounded.
+    Idea: relu(c * z) = c * relu(z) for c > 0, so the weights into a hidden unit can be multiplied by c and the weights
+    out of it divided by c (Nagel et al., ICCV 2019). c makes the largest weights of both sides about equal; it is a
+    power of two, so that nothing is rounded.
     Preserved: the function, exactly, in eval mode and in train mode.
     Needs: linear, ReLU, linear, with values and parameters that nothing else reads.
-    Leaves behind: the graphs as they were; tensors under the old names, and one tensor lift for each.
+    Leaves behind: unchanged graphs; tensors under the old names, with one tensor lift for each.
     """
 
     name: ClassVar[str] = "balance"
@@ -52,7 +47,7 @@ class Balance(Pass):
     )
 
     def run(self, program: Program) -> PassResult:
-        """Balances every pair of layers that is chosen.
+        """Balances the chosen pairs of layers.
 
         Raises:
             PassOptionError: `only` matches no first layer.
@@ -77,8 +72,8 @@ class Balance(Pass):
 
 
 def _pairs(program: Program) -> list[tuple[str, str, str]]:
-    """Weight and bias (empty if there is none) of each first layer, and the weight of its second one."""
-    train, evaluation = (list(_pairs_of(program, program.graphs[mode])) for mode in MODES)
+    """Returns weight and bias (empty if there is none) of each first layer, and the weight of the second layer."""
+    train, evaluation = (list(_pairs_of(program, program.graphs[mode])) for mode in ("train", "eval"))
     return [pair for pair in evaluation if pair in train]
 
 
@@ -100,7 +95,7 @@ def _matches(name: str, globs: tuple[str, ...]) -> bool:
 
 
 def _factors(first: Tensor, second: Tensor) -> tuple[float, ...]:
-    """Per hidden unit the power of two that brings the largest weights of [hidden, in] and [out, hidden] together."""
+    """Returns a power of two for each hidden unit, from weights `[hidden, in]` and `[out, hidden]`."""
     rows, columns = first.detach().abs().amax(1), second.detach().abs().amax(0)
     usable = (rows > 0) & (columns > 0)
     exponents = torch.where(usable, torch.log2(columns / rows) / 2, 0.0).round()
@@ -111,7 +106,7 @@ def _factors(first: Tensor, second: Tensor) -> tuple[float, ...]:
 
 
 class Net(nn.Module):
-    """[batch, 5] features to [batch, 3] logits."""
+    """Maps features `[batch, 5]` to logits `[batch, 3]`."""
 
     def __init__(self, hidden: int = 6) -> None:
         super().__init__()
@@ -122,7 +117,7 @@ class Net(nn.Module):
 
 
 def build() -> Net:
-    """The model that the pass is tried on: its hidden units differ in scale."""
+    """Builds a model whose hidden units differ in scale."""
     net = Net()
     with torch.no_grad():
         net.up.weight *= torch.logspace(-2, 2, 6)[:, None]
@@ -130,16 +125,16 @@ def build() -> Net:
 
 
 def example_inputs() -> tuple[Tensor]:
-    """One call of it."""
+    """Returns the arguments of one call."""
     return (torch.randn(4, 5),)
 
 
 def main() -> None:
-    """Runs the pass through the manager, which verifies it, and measures what it claims."""
+    """Runs the pass, which is verified, and measures the difference of the outputs."""
     program = progc.capture(build(), example_inputs())
-    balanced, (result,) = run(program, [Balance()])
+    balanced, result = progc.apply(program, [Balance()]), Balance().run(program)
     print(progc.diff(program, balanced))
-    print(f"\nlossless: {result.lossless}; measured in float64: {compare(program, balanced, seed=0).max_rel:.1e}")
+    print(f"\nlossless: {result.lossless}; measured in float64: {progc.compare(program, balanced, seed=0).max_rel:.1e}")
     moments = {name: {"exp_avg": torch.ones_like(tensor)} for name, tensor in program.parameters()}
     assert result.lift is not None
     print(f"first moments of the units: {result.lift.moments(moments)['up.bias']['exp_avg'].tolist()}")

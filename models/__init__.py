@@ -1,8 +1,10 @@
-"""Size presets, and one adapter per model library.
+"""Sources and targets: models by file or library name, size presets, and one adapter per model library.
 
-An adapter is a module with two functions, imported only when its library is asked for:
+An adapter is a module with two functions. It is imported only if its library is used:
 
-    locate(name) -> (construct, trained)    `construct()` builds the model; `trained` names the checkpoint whose
-                                            weights it loads, or None; InputError for a name it does not know
-    example(model) -> (args, kwargs) | None example inputs of a built model, drawn from a fixed seed, batch 2
+    locate(name) -> (construct, trained)    `construct()` builds the model; `trained` names the checkpoint whose weights
+                                            it loads, or None; raises InputError for an unknown name
+    example(model) -> (args, kwargs) | None example inputs of a built model, drawn from a fixed seed, batch size 2
+
+May import `capturing`, `ir` and below.
 """

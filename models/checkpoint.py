@@ -1,4 +1,4 @@
-"""Config files and checkpoint folders of diffusers and transformers, read as JSON and from this disk only."""
+"""Reads config files and checkpoint folders of diffusers and transformers: JSON files on the local disk only."""
 
 from __future__ import annotations
 
@@ -11,14 +11,17 @@ from progc.files.json import read_text
 
 
 def read_config(path: Path, parts: tuple[str, ...] = ()) -> tuple[Path, dict[str, Any]]:
-    """The config at `path` (a config.json or a folder with one) and the folder it lies in.
+    """Reads the config at `path`.
 
     Args:
-        path: file or folder.
-        parts: sub-folders to try, in order, where the folder itself has no config.json (a whole pipeline).
+        path: a config.json, or a folder that contains one.
+        parts: subfolders to try in order if the folder itself has no config.json (a diffusers pipeline).
+
+    Returns:
+        The folder of the config, and the config.
 
     Raises:
-        InputError: no such file or folder, or not a JSON object.
+        InputError: the file or folder does not exist, or the config is not a JSON object.
     """
     file = path
     if path.is_dir():
@@ -36,11 +39,11 @@ def read_config(path: Path, parts: tuple[str, ...] = ()) -> tuple[Path, dict[str
 
 
 def has_weights(folder: Path) -> bool:
-    """Whether the folder holds safetensors, whole or in shards. Pickled weights do not count: they are not read."""
+    """Returns whether the folder holds safetensors files. Pickled weights do not count, because they are not read."""
     return any(folder.glob("*.safetensors"))
 
 
 def one_line(error: BaseException) -> str:
-    """The error's text without line breaks, cut where a library goes on for pages."""
+    """Returns the text of an error on one line, cut to 300 characters."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 300 else text[:297] + "..."

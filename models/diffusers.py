@@ -1,7 +1,7 @@
-"""Models of diffusers from a preset, a config.json or a checkpoint folder: `diffusers:dit_b`, `diffusers:./unet`.
+"""Adapter for diffusers: models from a preset, a config.json or a checkpoint folder (`diffusers:dit_b`).
 
-The presets are the DiT family of Peebles and Xie 2023, table 1, with patch size 2, on 32x32x4 latents, and the denoiser
-of latent diffusion (Rombach et al. 2022) with the sizes of Stable Diffusion 1.5, on 64x64x4 latents.
+The presets are the DiT family (Peebles and Xie 2023, table 1) with patch size 2 on 32x32x4 latents, and the denoiser of
+latent diffusion (Rombach et al. 2022) with the sizes of Stable Diffusion 1.5 on 64x64x4 latents.
 """
 
 from __future__ import annotations
@@ -41,7 +41,11 @@ _TOKENS = 8  # length of the example condition sequence; growth does not depend 
 
 
 def locate(name: str) -> tuple[Callable[[], nn.Module], str | None]:
-    """Raises InputError if the name is neither a preset nor a config of the installed diffusers."""
+    """Returns a constructor of the model, and the folder of its weights if there are any.
+
+    Raises:
+        InputError: the name is not a preset, or the config is not one of the installed diffusers.
+    """
     if name in _DIT and not Path(name).exists():
         layers, heads, head_dim = _DIT[name]
         return lambda: diffusers.DiTTransformer2DModel(
@@ -52,7 +56,7 @@ def locate(name: str) -> tuple[Callable[[], nn.Module], str | None]:
     if not Path(name).exists():
         meant = did_you_mean(name, _PRESETS)
         raise InputError(
-            f"diffusers has no preset `{name}` and there is no such file{meant or ';'} expected a config.json, its "
+            f"diffusers has no preset `{name}`, and there is no such file{meant or ';'} expected a config.json, its "
             f"folder, or one of {', '.join(_PRESETS)}"
         )
     folder, config = read_config(Path(name), parts=("transformer", "unet"))
@@ -62,7 +66,7 @@ def locate(name: str) -> tuple[Callable[[], nn.Module], str | None]:
     if not is_model:
         raise InputError(
             f"diffusers:{name}: `_class_name` {label!r} is not a model of diffusers {diffusers.__version__}; "
-            "mend config.json"
+            "fix config.json"
         )
     trained = str(folder) if has_weights(folder) else None
 
@@ -78,7 +82,7 @@ def locate(name: str) -> tuple[Callable[[], nn.Module], str | None]:
 
 
 def example(model: nn.Module) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-    """Latents, timesteps and conditions of denoisers, by the names of the forward's parameters; None for others."""
+    """Returns latents, timesteps and conditions of a denoiser, by the argument names of its forward; else None."""
     config: Any = getattr(model, "config", None)
     names = list(inspect.signature(model.forward).parameters)
     main = names[0]

@@ -1,4 +1,4 @@
-"""Sources that are a Python file of the user's: which object is the model, and what are its inputs."""
+"""Sources in a Python file of the user: finds the model and its example inputs."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ if TYPE_CHECKING:
 
 
 def file_source(text: str) -> Source:
-    """The source `path.py` or `path.py:name`. The file is imported when the model is built, not here.
+    """Returns the source `path.py` or `path.py:name`. The file is not imported until the model is built.
 
     Raises:
-        InputError: there is no such file.
+        InputError: the file does not exist, or there is no name after the colon.
     """
     head, colon, name = text.rpartition(":")
     path = Path(head if colon and head.endswith(".py") else text)
     if colon and not name:
-        raise InputError(f"`{text}` has no name after the colon; write {head}:NAME or just {head}")
+        raise InputError(f"`{text}` has no name after the colon; write {head}:NAME or {head}")
     chosen = name if path == Path(head) and colon else None
     if not path.exists():
         raise InputError(f"no such file: {path}; expected a Python file that defines a model")
@@ -86,7 +86,7 @@ def _chosen(path: Path, module: types.ModuleType, name: str | None) -> tuple[str
     if len(free) == 1:
         return free[0], classes[free[0]]
     if free:
-        raise InputError(f"{path} has several models ({', '.join(free)}); choose one: {path}:{free[-1]}")
+        raise InputError(f"{path} has several models ({', '.join(free)}); choose one, such as {path}:{free[-1]}")
     if classes:
         key, value = list(classes.items())[-1]
         raise InputError(
@@ -94,7 +94,7 @@ def _chosen(path: Path, module: types.ModuleType, name: str | None) -> tuple[str
             f"give them defaults, or write def build(): return {key}(...)"
         )
     raise InputError(
-        f"{path} has no model; expected a function `build`, an instance `model`, or one nn.Module class that can be "
+        f"{path} has no model: expected a function `build`, an instance `model`, or one nn.Module class that can be "
         "built without arguments"
     )
 
@@ -112,7 +112,7 @@ def _example(path: Path, model: nn.Module) -> Example | None:
     if function is None:
         return derive_example(model)
     if not callable(function) or required_arguments(function):
-        raise InputError(f"{path}: `example_inputs` is not a function without arguments; write def example_inputs():")
+        raise InputError(f"{path}: `example_inputs` must be a function without arguments; write def example_inputs():")
     value = run(path, function, "makes example inputs")
     if isinstance(value, tuple):
         return value, {}

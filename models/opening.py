@@ -1,12 +1,11 @@
-"""Sources: the texts that name a model, and targets: the texts that name what it shall become.
+"""Opens sources (texts that name a model) and targets (texts that name the model to grow into).
 
-    path.py[:name]                    a file of the user's; `name` is a class, a function or an instance
-    timm:NAME   torchvision:NAME      a model of that library, untrained
-    diffusers:NAME|PATH               a preset of ours, a config.json, or a checkpoint folder
+    path.py[:name]                    a Python file; `name` is a class, a function or an instance
+    timm:NAME   torchvision:NAME      an untrained model of that library
+    diffusers:NAME|PATH               a preset of progc, a config.json, or a checkpoint folder
     transformers:PATH                 a config.json or a checkpoint folder
 
-A target is any of these, a size preset, or sizes (`depth=12,width=768`). Nothing is ever fetched
-from a hub.
+A target is any of these, a size preset, or sizes (`depth=12,width=768`). Nothing is downloaded from a hub.
 """
 
 from __future__ import annotations
@@ -23,10 +22,10 @@ if TYPE_CHECKING:
 
 
 def open_source(text: str) -> Source:
-    """Reads the text of a source. Names are checked, nothing is built yet.
+    """Reads the text of a source. Names are checked, but nothing is built.
 
     Raises:
-        InputError: not a source, no such file, or a name that the library does not have.
+        InputError: the text is not a source, the file does not exist, or the library does not have the name.
     """
     family, colon, rest = text.partition(":")
     if _is_file(text):
@@ -35,20 +34,20 @@ def open_source(text: str) -> Source:
         return file_source(text)
     if colon and family in FAMILIES:
         if not rest:
-            raise InputError(f"`{text}` names no model; expected {FORMS}")
+            raise InputError(f"`{text}`: expected the name of a model after the colon; the forms are {FORMS}")
         adapter = adapter_of(family)
         construct, trained = adapter.locate(rest)
-        hint = "write a file with build() and example_inputs() and give path.py instead"
+        hint = "write a file with build() and example_inputs(), and give its path instead"
         return Source(text, family, construct, adapter.example, trained=trained, hint=hint)
     meant = did_you_mean(family, FAMILIES) if colon else ""
     raise InputError(f"`{text}` is not a source{meant or ';'} expected {FORMS}")
 
 
 def open_target(text: str) -> Sizes | Source:
-    """Reads the text of a target. Names are checked, nothing is built yet.
+    """Reads the text of a target. Names are checked, but nothing is built.
 
     Raises:
-        InputError: neither a size preset, nor sizes, nor a source.
+        InputError: the text is not a size preset, sizes or a source.
     """
     from progc.models.sizes import PRESETS
 
@@ -67,20 +66,20 @@ def open_target(text: str) -> Sizes | Source:
 def resolve_target(
     text: str, source: Program | None = None, *, seed: int = 0, notes: list[str] | None = None
 ) -> Sizes | Program:
-    """What `--to` means: sizes for the user's own network, or the program of another model.
+    """Resolves the text of `--to`: sizes for the network of the user, or the program of another model.
 
-    A target model is captured from a skeleton: names, shapes, graph and buffers are its own, the values of its
-    parameters are arbitrary. A target that is called with other input sizes by itself (240 pixels and 456) is called
-    like the source where it can be, so that the two can be compared.
+    A target model is captured from a skeleton: names, shapes, graph and buffers are those of the model, but the values
+    of its parameters are arbitrary. If the target has another input size than the source (456 pixels and 240), it is
+    called with the inputs of the source if possible, so that both can be compared.
 
     Args:
         text: a size preset, sizes, or a source.
-        source: what is to be grown; a target without example inputs of its own is called like it.
-        seed: for the target's constructor, where it draws more than weights.
-        notes: gets a sentence where the target was called with other sizes than its own.
+        source: the program to grow. A target without example inputs is called with those of the source.
+        seed: seed for the constructor of the target, in case it draws more than weights.
+        notes: receives a sentence if the target was called with other input sizes than its own.
 
     Raises:
-        InputError: the text means nothing known, or the target cannot be built.
+        InputError: the text is not a target, or the target cannot be built.
         CaptureError: the target cannot be captured.
     """
     target = open_target(text)
@@ -92,7 +91,7 @@ def resolve_target(
     own = target.example(model, fallback=source.example if source is not None else None)
     sizes = _other_sizes(own, source.example) if source is not None else ""
     if source is not None and sizes:
-        with contextlib.suppress(CaptureError):  # most often: a model that is built for one size
+        with contextlib.suppress(CaptureError):  # usually because the model supports a single size
             program = capture(model, *source.example)
             if notes is not None:
                 notes.append(f"{text} is called with the source's input sizes; its own are {sizes}")
@@ -101,7 +100,7 @@ def resolve_target(
 
 
 def _other_sizes(own: Example, other: Example) -> str:
-    """The shapes of `own` as text, if the two examples differ in their tensors' shapes only (not in the batch)."""
+    """Returns the shapes of `own` as text if the examples differ only in tensor shapes, other than the batch size."""
     from torch import Tensor
     from torch.utils import _pytree as pytree
 

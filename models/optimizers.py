@@ -1,4 +1,4 @@
-"""Optimizers of timm by name."""
+"""Creates optimizers of timm by name."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from torch.optim import Optimizer
 
 
 def names() -> list[str]:
-    """Every name that timm knows."""
+    """Returns the names of all optimizers of timm."""
     return list(timm.optim.list_optimizers())
 
 
 def make(name: str, groups: Sequence[Mapping[str, Any]], *, lr: float, options: Mapping[str, Any]) -> Optimizer:
-    """timm's optimizer over parameter groups, which say their own weight decay.
+    """Creates an optimizer of timm over parameter groups, each with its own weight decay.
 
     Raises:
-        TypeError, ValueError: an option that it does not take.
+        TypeError, ValueError: the optimizer does not take an option.
     """
     made: Optimizer = timm.optim.create_optimizer_v2([dict(group) for group in groups], opt=name, lr=lr, **options)
     return made

@@ -1,12 +1,11 @@
-"""Sizes as text: `depth=12,width=768,heads=12` says what a network shall become, `depth*2,width*1.5` by how much.
+"""Sizes as text: `depth=12,width=768,heads=12` gives new sizes, `depth*2,width*1.5` gives factors.
 
-A key is `depth`, `width`, `heads`, `head_dim`, `mlp`, `mlp_ratio`, or the name of an axis or a chain. The
-text says nothing about a network; whether a network can have these sizes is decided against its axes.
+A key is `depth`, `width`, `heads`, `head_dim`, `mlp`, `mlp_ratio`, or the name of an axis or a chain. Parsing does not
+need a network; whether a network can have these sizes is decided later, from its axes and chains.
 
-Sizes by name, as the papers that introduced them define them; they apply to the user's own network.
-
-ViT: Dosovitskiy et al. 2021, table 1 (tiny and small: Touvron et al. 2021, table 1; huge: patch size is the
-user's). DeiT: Touvron et al. 2021, table 1. DiT: Peebles and Xie 2023, table 1.
+`PRESETS` holds sizes by name, which apply to the network of the user. ViT: Dosovitskiy et al. 2021, table 1 (tiny and
+small: Touvron et al. 2021, table 1; the patch size of huge is not changed). DeiT: Touvron et al. 2021, table 1. DiT:
+Peebles and Xie 2023, table 1.
 """
 
 from __future__ import annotations
@@ -20,14 +19,14 @@ from progc.errors import InputError
 
 KEYS = ("depth", "width", "heads", "head_dim", "mlp", "mlp_ratio")
 _EXAMPLE = "write for example depth=12,width=768,heads=12 or depth*2,width*1.5"
-# The last operator counts: names of axes may hold dots, dashes, `#` and even `*`.
+# The last operator is used: names of axes may contain dots, dashes, `#` and even `*`.
 _ENTRY = re.compile(r"(?P<key>[^\s=][^=]*?)\s*(?P<operator>=\s*\*|=|\*)\s*(?P<number>[^\s=*]+)")
 _NUMBER = re.compile(r"\d+(\.\d*)?|\.\d+")
 
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """One wanted size: `value` units, or `value` times the present size where `relative`."""
+    """One target size: `value` units, or `value` times the current size if `relative`."""
 
     value: int | float
     relative: bool
@@ -38,7 +37,7 @@ class Size:
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """Wanted sizes by key, and the text they came from."""
+    """Target sizes by key, and the text that they were read from."""
 
     entries: Mapping[str, Size]
     text: str
@@ -48,17 +47,17 @@ class Sizes:
 
 
 def looks_like_sizes(text: str) -> bool:
-    """Whether text is meant as sizes (it has `=` or `*`) rather than as a name or a path."""
+    """Returns whether a text is meant as sizes: it contains `=` or `*`, unlike a name or a path."""
     return "=" in text or "*" in text
 
 
 def parse_sizes(text: str) -> Sizes:
     """Reads `key=12` (absolute), `key*2` or `key=*2` (relative), separated by commas.
 
-    Absolute sizes are integers >= 1, except `mlp_ratio`, which like factors is any number; factors are >= 1.
+    Absolute sizes are integers of at least 1, except `mlp_ratio`, which is any positive number. Factors are at least 1.
 
     Raises:
-        InputError: an entry that does not parse, a number out of range, or a key given twice.
+        InputError: an entry is not valid, a number is out of range, or a key is given twice.
     """
     entries: dict[str, Size] = {}
     if not text.strip():
@@ -68,10 +67,10 @@ def parse_sizes(text: str) -> Sizes:
         match = _ENTRY.fullmatch(entry)
         if match is None:
             given = f"`{entry}`" if entry else "an empty entry"
-            raise InputError(f"sizes `{text}`: {given} is not key=number or key*factor; {_EXAMPLE}")
+            raise InputError(f"sizes `{text}`: expected key=number or key*factor, got {given}; {_EXAMPLE}")
         key = match["key"].strip()
         if key in entries:
-            raise InputError(f"sizes `{text}`: `{key}` is given twice; keep one of them")
+            raise InputError(f"sizes `{text}`: `{key}` is given twice; give it once")
         entries[key] = _size(text, key, match["number"], relative="*" in match["operator"])
     return Sizes(entries, text)
 
@@ -79,11 +78,13 @@ def parse_sizes(text: str) -> Sizes:
 def _size(text: str, key: str, number: str, relative: bool) -> Size:
     value = float(number) if _NUMBER.fullmatch(number) else 0.0
     if not 0 < value < math.inf:
-        raise InputError(f"sizes `{text}`: `{number}` of `{key}` is not a positive number; {_EXAMPLE}")
+        raise InputError(f"sizes `{text}`: `{key}`: expected a positive number, got `{number}`; {_EXAMPLE}")
     if relative and value < 1:
-        raise InputError(f"sizes `{text}`: factor {number} of `{key}` would shrink it; a factor is 1 or more")
+        raise InputError(f"sizes `{text}`: factor {number} of `{key}` would shrink it; expected a factor of at least 1")
     if not relative and key != "mlp_ratio" and not value.is_integer():
-        raise InputError(f"sizes `{text}`: `{key}` is a whole number, not {number}; for a factor write {key}*{number}")
+        raise InputError(
+            f"sizes `{text}`: `{key}`: expected an integer, got {number}; for a factor write {key}*{number}"
+        )
     return Size(int(value) if value.is_integer() else value, relative)
 
 

@@ -1,8 +1,8 @@
-"""Models built for their structure only: weights are neither initialised nor touched, buffers are real.
+"""Builds models for their structure only: weights are not initialised, buffers have their real values.
 
-A target shows names and shapes; its weights are never read. Skipping their initialisation makes a large
-target cheap: parameters become meta tensors the moment a module registers them, and uninitialised memory,
-which the operating system only hands out when touched, afterwards.
+A target provides names and shapes; its weights are never read. Without initialisation even a large target is cheap:
+parameters become meta tensors when a module registers them, and afterwards uninitialised memory, which the operating
+system does not allocate until it is touched.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 
 def build_skeleton(build: Callable[[], nn.Module], *, allocate: bool = True) -> nn.Module:
-    """What `build()` returns, with real buffers and arbitrary parameter values.
+    """Returns the model of `build()`, with real buffers and arbitrary parameter values.
 
-    Falls back to an ordinary build for constructors that need the values of their parameters.
+    If the constructor needs the values of its parameters, the model is built normally.
 
     Args:
-        allocate: give the parameters memory; otherwise those that train stay on the meta device, and the others, which
-            are tables that someone computed, have their values (`progc.capturing.capture.capture_deferred` takes such
-            a model).
+        build: builds the model.
+        allocate: allocate memory for the parameters. Otherwise trainable parameters stay on the meta device, and frozen
+            ones, which are computed tables, keep their values (for `progc.capturing.capture.capture_deferred`).
     """
     try:
         with _parameters_on_meta(every=allocate):
             model = build()
-    except Exception:  # many types: each operation that needs data refuses a meta tensor in its own way
+    except Exception:  # operations that need data raise exceptions of many types for a meta tensor
         return build()
     if any(buffer.is_meta for buffer in model.buffers()):
-        # A constructor that puts buffers where its parameters are (masks, index tables): only real ones will do.
+        # The constructor puts buffers on the device of its parameters (masks, index tables), which must be a real one.
         return build()
     if allocate:
         _allocate(model)
@@ -62,7 +62,7 @@ def _parameters_on_meta(every: bool = True) -> Iterator[None]:
 
 
 def _allocate(model: nn.Module) -> None:
-    """Gives meta parameters and buffers memory, in place; tied ones stay tied."""
+    """Allocates memory for meta parameters and buffers, in place; tied ones stay tied."""
     made: dict[int, torch.Tensor] = {}
     for module in model.modules():
         for slots in (module._parameters, module._buffers):

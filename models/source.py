@@ -1,4 +1,4 @@
-"""A source: a model that can be built, and example inputs for it."""
+"""A source: a model that can be built, and its example inputs."""
 
 from __future__ import annotations
 
@@ -19,10 +19,7 @@ if TYPE_CHECKING:
 
 
 FAMILIES = ("timm", "torchvision", "diffusers", "transformers")
-
-
 FORMS = "path.py[:name], timm:NAME, torchvision:NAME, diffusers:NAME|PATH or transformers:PATH"
-
 
 Example = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -32,14 +29,14 @@ class Source:
     """A model that can be built.
 
     Attributes:
-        text: what the user wrote.
-        family: `file`, or the library the model comes from.
+        text: the text given by the user.
+        family: `file`, or the library of the model.
         construct: builds the model.
-        derive: example inputs of a built model, or None where they cannot be known.
-        prepare: what has to run before any model is built (importing the user's file).
+        derive: returns example inputs of a built model, or None if they are unknown.
+        prepare: runs before any model is built (imports the file of the user).
         trained: the checkpoint file or folder whose weights `construct` loads, if any.
-        hint: how the user can supply example inputs.
-        file: the user's Python file, if it is one.
+        hint: how the user can provide example inputs.
+        file: the Python file of the user, if the source is a file.
     """
 
     text: str
@@ -52,33 +49,33 @@ class Source:
     file: Path | None = None
 
     def build(self, seed: int = 0) -> nn.Module:
-        """The model, initialised as its class does it from `seed`; torch's own random state is left as it was.
+        """Builds the model, initialised by its class with the given seed; the random state of torch is restored.
 
         Raises:
-            InputError: it cannot be built, with the reason.
+            InputError: the model cannot be built; the message gives the reason.
         """
         with _seeded(seed):
             self.prepare()
             return self.construct()
 
     def build_skeleton(self, seed: int = 0, *, allocate: bool = True) -> nn.Module:
-        """The model for its structure only: cheap to build, parameter values arbitrary (models/skeleton.py)."""
+        """Builds the model for its structure only: cheap, with arbitrary parameter values (models/skeleton.py)."""
         from progc.models.skeleton import build_skeleton
 
         with _seeded(seed):
-            self.prepare()  # outside the skeleton: an instance made on import stays what it is
+            self.prepare()  # outside the skeleton: an instance created on import keeps its weights
         return build_skeleton(lambda: self.build(seed), allocate=allocate)
 
     def program(self, seed: int = 0, *, weights: bool = True) -> Program:
-        """The model, captured on its own example inputs.
+        """Captures the model on its example inputs.
 
         Args:
-            seed: for the constructor.
-            weights: False: no memory for weights is taken; the program has shapes only and does not run.
+            seed: seed for the constructor.
+            weights: if False, no memory is allocated for weights; the program has shapes only and cannot run.
 
         Raises:
-            InputError: it cannot be built, or example inputs are missing.
-            CaptureError: torch.export cannot follow it.
+            InputError: the model cannot be built, or example inputs are missing.
+            CaptureError: torch.export cannot capture the model.
         """
         from progc.capturing.capture import capture, capture_deferred
 
@@ -86,14 +83,14 @@ class Source:
         return (capture if weights else capture_deferred)(model, *self.example(model))
 
     def example(self, model: nn.Module, fallback: Example | None = None) -> Example:
-        """Example inputs `(args, kwargs)` of the built model, a batch of 2 where the library tells the shape.
+        """Returns example inputs `(args, kwargs)` of the built model, with batch size 2 if the library defines them.
 
         Args:
-            model: what `build` returned.
-            fallback: used where nothing else is known (a target is called like its source).
+            model: the result of `build`.
+            fallback: used if nothing else is known (a target is called like its source).
 
         Raises:
-            InputError: none are given and none can be derived.
+            InputError: no example inputs are given, and none can be derived.
         """
         found = self.derive(model)
         if found is None:
@@ -107,7 +104,7 @@ class Source:
 
 
 def derive_example(model: nn.Module) -> Example | None:
-    """Example inputs of a model that belongs to a library we know, wherever it was built; else None."""
+    """Returns example inputs of a model of a supported library, or None for any other model."""
     for cls in type(model).__mro__:
         family = cls.__module__.partition(".")[0]
         if family in FAMILIES:
@@ -118,7 +115,7 @@ def derive_example(model: nn.Module) -> Example | None:
 
 @contextlib.contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """Python's and torch's random state from `seed`, put back afterwards."""
+    """Seeds the random states of Python and torch, and restores them afterwards."""
     import torch
 
     state = random.getstate()
@@ -132,6 +129,11 @@ def _seeded(seed: int) -> Iterator[None]:
 
 
 def adapter_of(family: str) -> Any:
+    """Returns the adapter module of a library.
+
+    Raises:
+        InputError: the library cannot be imported.
+    """
     try:
         importlib.import_module(family)
     except ImportError as error:

@@ -1,7 +1,4 @@
-"""Models of timm by name, built untrained: `timm:resnet18`, with or without a weight tag.
-
-Strengths of augmentation as options of timm.data.
-"""
+"""Adapter for timm: untrained models by name (`timm:resnet18`), and the transforms of timm.data."""
 
 from __future__ import annotations
 
@@ -18,7 +15,11 @@ if TYPE_CHECKING:
 
 
 def locate(name: str) -> tuple[Callable[[], nn.Module], str | None]:
-    """Raises InputError with suggestions if timm has no model of that name."""
+    """Returns a constructor of the model, and None: it is not trained. The name may have a weight tag.
+
+    Raises:
+        InputError: timm has no model of that name.
+    """
     architecture = name.partition(".")[0]
     known = timm.list_models()
     if architecture not in known:
@@ -31,29 +32,29 @@ def _build(name: str) -> nn.Module:
     try:
         model: nn.Module = timm.create_model(name, pretrained=False)
     except RuntimeError as error:  # an unknown weight tag
-        raise InputError(f"timm cannot build `{name}`: {error}; leave out what follows the dot") from error
+        raise InputError(f"timm cannot build `{name}`: {error}; leave out the tag after the dot") from error
     return model
 
 
 def example(model: nn.Module) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-    """Float images (2, C, H, W) of the model's own input size."""
+    """Returns float images `[2, channels, height, width]` of the input size of the model."""
     config = getattr(model, "pretrained_cfg", None) or {}
     size = config.get("input_size")
     if size is None:
         return None
     built = getattr(getattr(model, "patch_embed", None), "img_size", None)
     if isinstance(built, tuple) and len(built) == 2 and len(size) == 3:
-        size = (size[0], *built)  # built for another size than its pretrained weights
+        size = (size[0], *built)  # the input size differs from that of the pretrained weights
     return (torch.randn(2, *size, generator=torch.Generator().manual_seed(0)),), {}
 
 
 def timm_options(
     *, rand_augment: float | None = None, random_erasing: float | None = None, mixup: float | None = None
 ) -> dict[str, dict[str, Any]]:
-    """Keyword arguments of `timm.data.create_transform` and `timm.data.Mixup`.
+    """Returns keyword arguments for `timm.data.create_transform` and `timm.data.Mixup`.
 
-    RandAugment as in the published recipe: standard deviation of the magnitude 0.5, increasing severity. What the
-    regularisation leaves open is left out, and so is `Mixup` where alpha is 0, which timm does not take.
+    RandAugment uses a magnitude standard deviation of 0.5 and increasing severity, as in the DeiT recipe. Settings that
+    are None are left out, and so is `Mixup` with an alpha of 0, which timm does not accept.
     """
     transform: dict[str, Any] = {}
     if rand_augment is not None:
@@ -70,7 +71,7 @@ def timm_options(
 def transforms(
     size: tuple[int, int], *, rand_augment: float | None, random_erasing: float | None
 ) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
-    """timm's transforms of PIL images for training and for validation, at `size` (height, width)."""
+    """Returns transforms of PIL images for training and for validation, at `size` (height, width)."""
     from timm.data import create_transform
 
     options = timm_options(rand_augment=rand_augment, random_erasing=random_erasing)["create_transform"]

@@ -1,4 +1,4 @@
-"""Classifiers of torchvision by name, built untrained: `torchvision:resnet18`."""
+"""Adapter for torchvision: untrained image classifiers by name (`torchvision:resnet18`)."""
 
 from __future__ import annotations
 
@@ -13,18 +13,22 @@ from progc.errors import InputError, did_you_mean
 if TYPE_CHECKING:
     from torch import nn
 
-# Their auxiliary head or stem needs more than the usual 224 pixels.
+# Models whose auxiliary head or stem needs more than 224 pixels.
 _SIZES = {"Inception3": 299}
 
 
 def locate(name: str) -> tuple[Callable[[], nn.Module], str | None]:
-    """Raises InputError with suggestions if torchvision has no classifier of that name."""
+    """Returns a constructor of the classifier, and None: it is not trained.
+
+    Raises:
+        InputError: torchvision has no classifier of that name.
+    """
     known = torchvision.models.list_models(module=torchvision.models)
     if name not in known:
         if name in torchvision.models.list_models():
             raise InputError(
-                f"torchvision:{name} is not an image classifier, so its inputs are not known; "
-                "write a file with build() and example_inputs() and give path.py instead"
+                f"torchvision:{name} is not an image classifier, so its inputs are unknown; "
+                "write a file with build() and example_inputs(), and give its path instead"
             )
         meant = did_you_mean(name, known)
         raise InputError(f"torchvision has no model `{name}`{meant or ';'} see torchvision.models.list_models()")
@@ -32,7 +36,7 @@ def locate(name: str) -> tuple[Callable[[], nn.Module], str | None]:
 
 
 def example(model: nn.Module) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-    """Float images (2, 3, H, W): the model's `image_size` if it has one, else 224 pixels."""
+    """Returns float images `[2, 3, height, width]` of the `image_size` of the model, or of 224 pixels."""
     if not type(model).__module__.startswith("torchvision.models."):
         return None
     if type(model).__module__.removeprefix("torchvision.models.").partition(".")[0] in (

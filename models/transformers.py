@@ -1,7 +1,8 @@
-"""Models of transformers from a config.json or a checkpoint folder: `transformers:./my-bert`.
+"""Adapter for transformers: models from a config.json or a checkpoint folder (`transformers:./my-bert`).
 
-The class is the first of the config's `architectures`, else the base model of its `model_type`. Built without
-the cache of past keys, which no training step has. No hub, no code from the folder, no pickle.
+The class is the first entry of `architectures` in the config, or else the base model of its `model_type`. Models are
+built without a key-value cache, which training does not use. Nothing is downloaded, no code from the folder runs, and
+pickled weights are not read.
 """
 
 from __future__ import annotations
@@ -23,7 +24,11 @@ _TOKENS = 16  # length of the example sequence; growth does not depend on it
 
 
 def locate(name: str) -> tuple[Callable[[], nn.Module], str | None]:
-    """Raises InputError if there is no such config or it names no model of the installed transformers."""
+    """Returns a constructor of the model, and the folder of its weights if there are any.
+
+    Raises:
+        InputError: the config does not exist, or its model is not in the installed transformers.
+    """
     folder, values = read_config(Path(name))
     kind = values.get("model_type")
     known = list(transformers.CONFIG_MAPPING.keys())
@@ -31,12 +36,12 @@ def locate(name: str) -> tuple[Callable[[], nn.Module], str | None]:
         meant = did_you_mean(str(kind), known)
         raise InputError(
             f"transformers:{name}: model_type `{kind}` is unknown to transformers {transformers.__version__}"
-            f"{meant or ';'} mend config.json or write a file with build()"
+            f"{meant or ';'} fix config.json, or write a file with build()"
         )
     try:
         config = transformers.AutoConfig.for_model(**values)
-    except Exception as error:  # each config class validates in its own way
-        raise InputError(f"transformers:{name}: config.json is refused: {one_line(error)}") from error
+    except Exception as error:  # each config class raises different exceptions
+        raise InputError(f"transformers:{name}: config.json is not valid: {one_line(error)}") from error
     if hasattr(config, "use_cache"):
         config.use_cache = False
     named = next((cls for cls in values.get("architectures") or () if hasattr(transformers, cls)), None)
@@ -56,7 +61,7 @@ def locate(name: str) -> tuple[Callable[[], nn.Module], str | None]:
 
 
 def example(model: nn.Module) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-    """Keyword inputs by the model's main input: token ids (2, T) or float images (2, C, H, W); None for others."""
+    """Returns keyword inputs: token ids `[2, tokens]` or float images `[2, channels, height, width]`; else None."""
     config: Any = getattr(model, "config", None)
     main = getattr(model, "main_input_name", None)
     generator = torch.Generator().manual_seed(0)

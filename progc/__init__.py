@@ -1,4 +1,10 @@
-"""progc: a compiler for progressive training. Importing it does not import torch."""
+"""progc: a compiler for progressive training.
+
+The names below are the public interface; each is imported when it is first used, so importing progc does not import
+torch. Authors of passes need `Pass`, `PassResult`, `option`, `Program`, `Lift`, `TensorLift`, `Scale`, `copy_graph` and
+`propagate` (docs/custom-passes.md); authors of rules need `rule` and `rules` (docs/custom-ops.md). `compare` measures
+how far two programs differ.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +21,13 @@ if TYPE_CHECKING:
     from progc.data.task import Task
     from progc.diffing import ProgramDiff, diff
     from progc.growth.grow import grow
+    from progc.ir.check import compare
+    from progc.ir.graphs import copy_graph, propagate
     from progc.ir.program import Program
     from progc.lift.averages import Averages as EMA
+    from progc.lift.entry import Scale, TensorLift
+    from progc.lift.lift import Lift
+    from progc.pipeline.base import Pass, PassResult, option
     from progc.pipeline.manager import apply
     from progc.schedule.running import stages
     from progc.search.plan import plan
@@ -32,6 +43,15 @@ _LAZY = {
     "diff": "progc.diffing",
     "ProgramDiff": "progc.diffing",
     "Program": "progc.ir.program",
+    "Pass": "progc.pipeline.base",
+    "PassResult": "progc.pipeline.base",
+    "option": "progc.pipeline.base",
+    "Lift": "progc.lift.lift",
+    "TensorLift": "progc.lift.entry",
+    "Scale": "progc.lift.entry",
+    "copy_graph": "progc.ir.graphs",
+    "propagate": "progc.ir.graphs",
+    "compare": "progc.ir.check",
     "rule": "progc.analysis.axes.registry",
     "stages": "progc.schedule.running",
     "Settings": "progc.train.settings",
@@ -41,17 +61,26 @@ _LAZY = {
 
 __all__ = [
     "EMA",
+    "Lift",
+    "Pass",
+    "PassResult",
     "Program",
     "ProgramDiff",
+    "Scale",
     "Settings",
     "Task",
+    "TensorLift",
     "Trainer",
     "__version__",
     "apply",
     "capture",
+    "compare",
+    "copy_graph",
     "diff",
     "grow",
+    "option",
     "plan",
+    "propagate",
     "rule",
     "rules",
     "stages",
@@ -87,5 +116,5 @@ def _module(program: Any) -> Any:
     return ProgramModule(program)
 
 
-# `Program` stands below the analyses, and offers them all the same: set here, above everything.
+# `Program` is below the analyses and may not import them, so its properties `axes` and `chains` are set here.
 facade.AXES, facade.CHAINS, facade.MODULE = _axes, _chains, _module

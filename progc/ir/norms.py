@@ -11,16 +11,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-import torch
 from torch import fx
 
-from progc.ir.notation import target_text
-from progc.ir.operations import argument
+from progc.ir.operations import RUNNING_NORMS, argument, mutates, op_name
 
 MOVING = "moving"
 """Key of `node.meta`: position to value of the arguments that a still operation has while it moves."""
-
-_SWITCH = {"batch_norm": "training", "instance_norm": "use_input_stats"}
 
 
 def written(node: fx.Node) -> tuple[Any, ...]:
@@ -66,10 +62,11 @@ def release(node: fx.Node) -> None:
 
 def _switch(node: fx.Node) -> int | None:
     """Position of the argument by which a normalisation with running statistics uses those of the batch instead."""
-    if not isinstance(node.target, torch._ops.OpOverload) or target_text(node.target, False) not in _SWITCH:
+    name = op_name(node)
+    if node.op != "call_function" or name not in RUNNING_NORMS:
         return None
-    names = [item.name for item in node.target._schema.arguments]
-    position = names.index(_SWITCH[target_text(node.target, False)])
+    names = [item.name for item in node.target._schema.arguments]  # type: ignore[union-attr]
+    position = names.index(RUNNING_NORMS[name])
     kept = argument(node, "running_mean")
     return position if isinstance(kept, fx.Node) and len(node.args) > position else None
 
@@ -82,8 +79,8 @@ def _owner(buffer: Any) -> str:
 def _counts(node: fx.Node) -> bool:
     """An integer buffer plus a literal, in place."""
     return (
-        node.op == "call_function"
-        and target_text(node.target, False) == "add_"
+        mutates(node)
+        and op_name(node) == "add"
         and not node.users
         and len(node.args) > 1
         and isinstance(node.args[0], fx.Node)

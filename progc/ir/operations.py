@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import fx
 
 from progc.errors import NotLosslessError
@@ -40,6 +41,14 @@ SPATIAL = {
 ZERO_PRESERVING = {"gelu", "silu", "tanh", "leaky_relu", "hardswish", "mish", "elu", "softsign"}
 # phi(s x) = s phi(x) for s > 0. Their slope at 0 may be zero, so a factor 0 would leave the branch dead.
 HOMOGENEOUS = {"relu", "leaky_relu", "abs"}
+# Normalisations. Over the trailing dims of each sample:
+FEATURE_NORMS = {"layer_norm", "rms_norm"}
+# With running statistics of each channel, and the argument that makes them use the statistics of the batch instead:
+RUNNING_NORMS = {"batch_norm": "training", "instance_norm": "use_input_stats"}
+# With a gain and a shift for each channel (dim 1):
+CHANNEL_NORMS = {"group_norm", *RUNNING_NORMS}
+NORMS = FEATURE_NORMS | CHANNEL_NORMS
+CONCATENATIONS = {"cat", "concat", "concatenate"}
 # Operations that read the shape of an operand, never its values.
 SHAPE_ONLY = {
     "sym_size", "size", "new_empty", "new_zeros", "new_ones", "new_full", "empty_like", "zeros_like", "ones_like",
@@ -48,12 +57,22 @@ SHAPE_ONLY = {
 
 
 def op_name(node: fx.Node) -> str:
-    """Name of the operation without overload and the underscore of the in-place variant.
+    """Returns the name of the operation that a node calls; see `target_name`."""
+    return target_name(node.target)
 
-    ATen's namespace is left out; others stay, since a user's `mylib::mul` need not be a product.
+
+def target_name(target: Any) -> str:
+    """Returns the name by which tables of operations know a target: `linear`, `add`, `getitem`, `mylib.glu`.
+
+    The overload and the underscore of an in-place variant are left out (`aten.add_.Tensor` is `add`; `__and__` keeps
+    its underscores). ATen's namespace is left out too; other namespaces stay, since `mylib::mul` need not be a product.
     """
-    namespace = getattr(node.target, "namespace", "aten")
-    return ("" if namespace == "aten" else f"{namespace}.") + target_text(node.target, full=False).rstrip("_")
+    name = target_text(target, full=False)
+    if not isinstance(target, torch._ops.OpOverload):
+        return name
+    if name.endswith("_") and not name.endswith("__"):
+        name = name[:-1]
+    return name if target.namespace == "aten" else f"{target.namespace}.{name}"
 
 
 def is_product(node: fx.Node) -> bool:

@@ -1,4 +1,4 @@
-"""Passes as such: the base class, the table of names, pipelines as text, and the manager that runs and verifies them.
+"""The base class of passes, the table of their names, pipelines as text, and the manager that runs and verifies them.
 
-No pass is defined here. May import `lift`, `ir` and below.
+The passes themselves are defined in `passes/`. May import `lift`, `ir` and below.
 """

@@ -1,4 +1,4 @@
-"""What a pass is: a pure function from a program to a program, with options as a frozen dataclass.
+"""The base class of passes: a pass is a pure function from a program to a program, with options as a frozen dataclass.
 
     @dataclass(frozen=True)
     class GrowDepth(Pass):
@@ -9,9 +9,9 @@
 
         def run(self, program: Program) -> PassResult: ...
 
-The fields are the only source for pipeline text, `progc passes`, the command line and the docs. Their types
-are int, float, str, bool, `tuple[str, ...]`, or one of these `| None`; every field has a default.
-Importing this module does not import torch.
+The fields are the only source for pipeline text, `progc passes`, the command line and the docs. The type of a field is
+int, float, str, bool or `tuple[str, ...]`, or one of these `| None`; every field has a default. Importing this module
+does not import torch.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from progc.errors import PassOptionError
-from progc.pipeline.lexer import quoted
 
 if TYPE_CHECKING:
     from progc.ir.program import Program
@@ -37,16 +36,16 @@ _KINDS = (int, float, str, bool, tuple)
 
 @dataclasses.dataclass(frozen=True)
 class PassResult:
-    """What a pass returns.
+    """The result of a pass.
 
     Attributes:
-        program: the new program; the very input where nothing changed.
-        changed: whether anything did.
-        counts: numbers worth a line in the history, such as `{"blocks inserted": 6}`.
+        program: the new program, or the input program itself if nothing changed.
+        changed: True if the pass changed anything.
+        counts: numbers for the history, such as `{"blocks inserted": 6}`.
         lift: how tensors of the input became tensors of the output; None if they are the same objects.
-        notes: sentences for the user: what was chosen, what was left alone and why.
-        lossless: by analysis: True if the function computed is exactly preserved; None if not applicable.
-        eval_only: why a lossless result is exact in eval mode alone; empty if in train mode too.
+        notes: sentences for the user: what was chosen, and what was left unchanged and why.
+        lossless: True if, by analysis, the function in eval mode is preserved exactly; None if not applicable.
+        eval_only: reasons why a lossless result is exact in eval mode only; empty if it is exact in train mode too.
     """
 
     program: Program
@@ -60,9 +59,15 @@ class PassResult:
 
 @dataclasses.dataclass(frozen=True)
 class Option:
-    """One option of a pass, as seen by parser, printer, help and docs.
+    """One option of a pass, as used by the parser, the printer, help and docs.
 
-    `kind` is int, float, str, bool or tuple (of str); `field` is the Python name, `name` the pipeline's.
+    Attributes:
+        field: name of the dataclass field; `name` is the name in pipeline text.
+        kind: int, float, str, bool or tuple (of str).
+        optional: True if the value may be None.
+        default: the default value.
+        help: one line with meaning, unit and range.
+        choices: the allowed values; empty if any value of the type is allowed.
     """
 
     field: str
@@ -74,12 +79,12 @@ class Option:
 
     @property
     def name(self) -> str:
-        """Name in pipeline text: `-` for `_`."""
+        """The name in pipeline text, with `-` for `_`."""
         return self.field.replace("_", "-")
 
     @property
     def expected(self) -> str:
-        """What a value must look like, for messages and help."""
+        """A description of valid values, for messages and help."""
         if self.choices:
             return "one of " + ", ".join(map(str, self.choices))
         words = {int: "an integer", float: "a number", str: "text", bool: "true or false", tuple: "values a,b,..."}
@@ -90,24 +95,24 @@ def option(default: Any, *, help: str, choices: tuple[Any, ...] = ()) -> Any:
     """Declares a field of a pass.
 
     Args:
-        default: value when the text does not mention the option.
+        default: value if the pipeline text does not give the option.
         help: one line with meaning, unit and range.
-        choices: the allowed values, where they are few.
+        choices: the allowed values, if only a few are.
     """
     return dataclasses.field(default=default, metadata={"help": help, "choices": tuple(choices)})
 
 
 @dataclasses.dataclass(frozen=True)
 class Pass(abc.ABC):
-    """Base of all passes; see the module's docstring for how to write one."""
+    """Base class of all passes (docs/custom-passes.md)."""
 
     name: ClassVar[str]
 
     def __post_init__(self) -> None:
-        """Rejects values that are not of the declared type or choice; subclasses call super() first.
+        """Checks the types and choices of all options. Subclasses that extend it call `super().__post_init__()` first.
 
         Raises:
-            PassOptionError: names the pass, the option, the value and what is allowed.
+            PassOptionError: a value has the wrong type or is not among the choices.
         """
         for spec in self.options():
             value = checked(self.name, spec, getattr(self, spec.field))
@@ -115,11 +120,11 @@ class Pass(abc.ABC):
 
     @abc.abstractmethod
     def run(self, program: Program) -> PassResult:
-        """Applies the pass. Pure: the input program, its graphs and its tensors stay as they are."""
+        """Applies the pass. It must not change the input program, its graphs or its tensors."""
 
     @classmethod
     def options(cls) -> tuple[Option, ...]:
-        """The options in order of declaration."""
+        """Returns the options in the order of declaration."""
         hints = typing.get_type_hints(cls)
         found = []
         for field in dataclasses.fields(cls):
@@ -133,7 +138,7 @@ class Pass(abc.ABC):
 
     @classmethod
     def doc(cls) -> str:
-        """Docstring and options as plain text: what `progc passes NAME` prints."""
+        """Returns the docstring and the options as plain text, as `progc passes NAME` prints them."""
         lines = [cls.name, "", inspect.cleandoc(cls.__doc__ or ""), ""]
         if not cls.options():
             lines.append("No options.")
@@ -146,14 +151,13 @@ class Pass(abc.ABC):
         return "\n".join(lines) + "\n"
 
     def __str__(self) -> str:
-
         return to_text([self])
 
 
 def _kind(hint: Any) -> tuple[Any, bool]:
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         parts = [part for part in typing.get_args(hint) if part is not type(None)]
-        assert len(parts) == 1, f"an option has one type, not {hint}"
+        assert len(parts) == 1, f"an option: expected a single type, got {hint}"
         return _kind(parts[0])[0], True
     return (tuple if typing.get_origin(hint) is tuple else hint), False
 
@@ -162,7 +166,7 @@ def checked(pass_name: str, spec: Option, value: Any) -> Any:
     """`value` as the option stores it (an int for a float option becomes a float, a list a tuple).
 
     Raises:
-        PassOptionError: wrong type or not among the choices.
+        PassOptionError: the value has the wrong type or is not among the choices.
     """
     if value is None and spec.optional:
         return None
@@ -176,25 +180,23 @@ def checked(pass_name: str, spec: Option, value: Any) -> Any:
     if isinstance(value, float):
         good = good and math.isfinite(value)  # neither NaN nor infinity has a pipeline text
     if not good or (spec.choices and value not in spec.choices):
-        raise PassOptionError(f"{pass_name}: option {spec.name} is {spec.expected}, not {value!r}")
+        raise PassOptionError(f"{pass_name}: option {spec.name}: expected {spec.expected}, got {value!r}")
     return value
 
 
 def value_text(value: Any) -> str:
-    """A value as `progc passes` shows it."""
+    """Formats a value for `progc passes`."""
     if isinstance(value, bool):
         return str(value).lower()
     return ",".join(value) if isinstance(value, tuple) else str(value)
 
 
-EMPTY_TEXT = "[]"
-
-
-NONE_TEXT = "none"
+EMPTY_TEXT, NONE_TEXT = "[]", "none"
+"""Pipeline text of an empty list of values, and of None."""
 
 
 def to_text(passes: Iterable[Pass]) -> str:
-    """Canonical text of `passes`: options in order of declaration, defaults left out."""
+    """Returns the canonical text of `passes`: options in the order of declaration, without defaults."""
     return ",".join(_pass_text(item) for item in passes)
 
 
@@ -221,4 +223,12 @@ def _value_text(spec: Option, value: Any) -> str:
 
 def _text(spec: Option, value: str, alone: bool) -> str:
     reserved = alone and ((value == EMPTY_TEXT and spec.kind is tuple) or (value == NONE_TEXT and spec.optional))
-    return quoted(value, always=reserved)
+    return _quoted(value, always=reserved)
+
+
+def _quoted(value: str, always: bool = False) -> str:
+    """Returns `value` as one token: unquoted if it is a word, otherwise as a string."""
+    if not always and value and not any(c.isspace() or c in '{}=,"' for c in value):
+        return value
+    escaped = value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    return f'"{escaped}"'

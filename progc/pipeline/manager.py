@@ -1,4 +1,4 @@
-"""Runs passes one after another, verifies every step and writes the program's history."""
+"""Runs passes one after another, verifies every step and records the history of the program."""
 
 from __future__ import annotations
 
@@ -22,8 +22,9 @@ from progc.pipeline.text import parse
 if TYPE_CHECKING:
     from progc.lift.lift import Lift
     from progc.lift.optimizers import Optimizers
+
 _OURS = "progc."
-"""Modules whose failures are ours: they stay what they are, and are reported as faults of progc."""
+"""Unexpected exceptions of passes in these modules are bugs in progc and are not turned into user errors."""
 
 
 def apply(
@@ -35,21 +36,26 @@ def apply(
     ema: EmaLike | Sequence[EmaLike] | None = None,
     correct_rates: bool = False,
 ) -> Program:
-    """The program after all passes of `pipeline`; the input stays as it is.
+    """Applies all passes of `pipeline` to a program and returns the resulting program.
+
+    The input program is not changed.
 
     Args:
-        pipeline: text such as `"grow-depth{to=12},grow-width{width=*2}"`, or passes.
-        verify: check before the first and after every pass; turn it off only to look at a broken pass.
-        optimizer: one or several that train the program; they go on with the result (progc/lift/optimizers/).
-        ema: averaged copies to carry along, as `program.averages` of the result; a `progc.EMA` goes on with them.
-        correct_rates: also correct the optimizer's learning rates and weight decay (docs/growth.md 3.3), in groups of
-            their own.
+        program: the program to transform.
+        pipeline: text such as `"grow-depth{to=12},grow-width{width=*2}"`, or a sequence of passes.
+        verify: verify the program before the first pass and after every pass. Turn it off only to inspect a broken
+            pass.
+        optimizer: the optimizer or optimizers of the program; they continue with the result (progc/lift/optimizers/).
+        ema: averaged copies of the weights, which become `program.averages` of the result; a `progc.EMA` continues
+            with them.
+        correct_rates: also correct the learning rates and weight decay of the optimizer (docs/growth.md, section 3.3),
+            in separate parameter groups.
 
     Raises:
         PipelineSyntaxError: the text does not parse.
-        VerifyError: the input or the result of a pass is broken; names the pass.
-        InputError: the optimizer or the averages do not belong to this program. Neither is changed then.
-        ProgcError: what a pass itself refuses. Of several passes, the message says which; nothing is left half done.
+        VerifyError: the input program or the result of a pass is broken; names the pass.
+        InputError: the optimizer or the averages do not belong to this program. Neither is changed.
+        ProgcError: a pass refuses. In a pipeline of several passes the message names the pass; nothing is changed.
     """
     averaged = program if ema is None else attached(program, ema)
     result, results = run(averaged, pipeline, verify=verify)
@@ -67,7 +73,7 @@ def hand_over(
     ema: EmaLike | Sequence[EmaLike] | None,
     correct_rates: bool,
 ) -> None:
-    """Makes what trained `before` go on with `after`: optimizers and averages, both or, on an error, neither.
+    """Moves optimizers and averages from `before` to `after`: both, or neither if there is an error.
 
     Raises:
         InputError: see `apply`.
@@ -77,13 +83,13 @@ def hand_over(
 
         repoint(optimizer, before, after, lifts, correct_rates=correct_rates)
     elif correct_rates:
-        raise InputError("correct_rates=True corrects an optimizer: give it as optimizer=..., or leave it out")
+        raise InputError("correct_rates=True requires an optimizer: pass optimizer=..., or leave out correct_rates")
     if ema is not None:
         handed_over(ema, after)
 
 
 def run(program: Program, pipeline: str | Sequence[Pass], *, verify: bool = True) -> tuple[Program, list[PassResult]]:
-    """As `apply`, with what each pass returned; a result's program carries the history up to that pass."""
+    """Like `apply`, and also returns the result of each pass, whose program holds the history up to that pass."""
     passes = parse(pipeline) if isinstance(pipeline, str) else list(pipeline)
     if verify:
         verify_program(program)
@@ -118,7 +124,7 @@ def _run_one(program: Program, item: Pass, verify: bool) -> PassResult:
 
 
 def _result(program: Program, item: Pass) -> PassResult:
-    """What the pass returns. An exception of a pass from outside is its author's to mend: one line that names it."""
+    """Runs the pass. An exception of a pass outside progc becomes an error in one line that names the pass."""
     ours = type(item).__module__.startswith(_OURS)
     try:
         result = item.run(program)
@@ -130,39 +136,39 @@ def _result(program: Program, item: Pass) -> PassResult:
         reason = " ".join(str(error).split()) or "no message"
         raise InputError(f"pass {item.name} failed with {type(error).__name__}: {reason}; {_where(item)}") from error
     if not isinstance(result, PassResult):
-        raise InputError(f"pass {item.name} returned {type(result).__name__}, not a PassResult; {_where(item)}")
+        raise InputError(f"pass {item.name}: expected a PassResult, got {type(result).__name__}; {_where(item)}")
     return result
 
 
 def _where(item: Pass) -> str:
-    return f"mend {type(item).__module__}:{type(item).__qualname__} (--debug shows the traceback)"
+    return f"fix {type(item).__module__}:{type(item).__qualname__} (--debug shows the traceback)"
 
 
 def _state(program: Program) -> dict[int, tuple[int, int | None]]:
-    """Per tensor object what tells that it was written to: its counter of in-place writes, and a digest of its bytes.
+    """Returns for each tensor object its counter of in-place writes and a digest of its bytes.
 
-    The counter alone is not enough: writing through `.data` or through a numpy array leaves it as it is, and then a
-    pass would be compared with its own result.
+    The counter alone is not enough: writing through `.data` or through a numpy array does not change it, and a pass
+    would then be compared with its own result.
     """
     return {id(tensor): (_version(tensor), _digest(tensor)) for tensor in program.tensors.values()}
 
 
 def _verify_pure(program: Program, item: Pass, before: str, state: dict[int, tuple[int, int | None]]) -> None:
     if fingerprint(program) != before:
-        raise VerifyError(f"after {item.name}: expected the input program to stay as it was, found it changed")
+        raise VerifyError(f"after {item.name}: the pass changed its input program; change a copy")
     now = _state(program)
     for name, tensor in program.tensors.items():
         if now[id(tensor)] != state[id(tensor)]:
-            raise VerifyError(f"after {item.name}: expected tensor `{name}` of the input to stay, found it written to")
+            raise VerifyError(f"after {item.name}: the pass wrote to tensor `{name}` of its input; change a copy")
 
 
 def _version(tensor: torch.Tensor) -> int:
-    """Counts in-place writes; tensors made in inference mode have no counter."""
+    """Returns the number of in-place writes; tensors made in inference mode have no counter."""
     return 0 if tensor.is_inference() else tensor._version
 
 
 def _digest(tensor: torch.Tensor) -> int | None:
-    """CRC of the values; None for a deferred tensor, which holds none."""
+    """Returns the CRC of the values; None for a deferred tensor, which holds no values."""
     if tensor.is_meta:
         return None
     flat = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
@@ -171,21 +177,21 @@ def _digest(tensor: torch.Tensor) -> int | None:
 
 
 def _verify_claim(program: Program, result: PassResult, item: Pass, same: bool) -> None:
-    """What is printed as unchanged must be unchanged, and what is printed as changed must have changed."""
+    """Checks that a result reported as unchanged is unchanged, and that one reported as changed has changed."""
     tensors = result.program.tensors
     same = same and all(tensors[name] is tensor for name, tensor in program.tensors.items())
     if not result.changed and not same:
-        raise VerifyError(f"after {item.name}: it says unchanged; expected its input program, found another")
-    # What no fingerprint covers, such as the example inputs, may be what a pass is for.
+        raise VerifyError(f"after {item.name}: the pass reports changed=False but returned another program")
+    # A pass may change something that no fingerprint covers, such as the example inputs.
     others = {field.name for field in dataclasses.fields(program)} - {"graphs", "tensors", "specs", "tied", "signature"}
     if result.changed and same and all(getattr(result.program, n) is getattr(program, n) for n in others):
-        raise VerifyError(f"after {item.name}: it says changed; expected another program, found its input")
+        raise VerifyError(f"after {item.name}: the pass reports changed=True but returned its input program")
 
 
 def _verify_trainable(program: Program, result: PassResult, item: Pass) -> None:
-    """A pass may freeze a parameter or give it other values; one that does both has lost the flag on the way.
+    """Checks that no pass both replaces the values of a parameter and flips `requires_grad`, which would be a slip.
 
-    Names are those of positions (blocks are numbered anew), so the lift says where a tensor comes from.
+    Blocks may be renumbered, so the lift tells which tensor of the input a parameter comes from.
     """
     words = {True: "trainable", False: "frozen"}
     sources = {entry.name: entry.source for entry in result.lift.tensors} if result.lift is not None else {}
@@ -193,8 +199,8 @@ def _verify_trainable(program: Program, result: PassResult, item: Pass) -> None:
         old = program.tensors.get(sources.get(name, name))
         if isinstance(old, nn.Parameter) and old.requires_grad != tensor.requires_grad and not _same(old, tensor):
             raise VerifyError(
-                f"after {item.name}: parameter `{name}`: expected it {words[old.requires_grad]} as before, found it "
-                f"{words[tensor.requires_grad]} and made anew"
+                f"after {item.name}: parameter `{name}` has new values: expected it to stay "
+                f"{words[old.requires_grad]}, but it is {words[tensor.requires_grad]}"
             )
 
 
@@ -220,7 +226,7 @@ def _sizes(program: Program) -> tuple[int, int, int]:
 
 
 def describe(record: PassRecord) -> str:
-    """One line about one pass: `grow-depth{to=4}: operations 48 -> 96 (+48), ...`, or `...: unchanged`."""
+    """Describes one pass in a line: `grow-depth{to=4}: operations 48 -> 96 (+48), ...`, or `...: unchanged`."""
     if not record.changed:
         return f"{record.text}: unchanged"
     counts = dict(record.counts)

@@ -1,6 +1,7 @@
-"""Tables of classes by name, ours and those of installed packages: passes, proxies. Explicit, and imported when asked.
+"""Tables of classes by name (passes, proxies): those of progc and those of other installed packages.
 
-A table maps a name to `"module:Class"`; packages outside add to it through an entry point group.
+A table maps a name to `"module:Class"`; the module is imported when the class is loaded. Other packages add to a table
+through an entry point group.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class NamedClasses:
-    """One table.
+    """A table of classes by name.
 
     Attributes:
-        kind, kinds: what the classes are, in messages: `pass`, `passes`.
-        own: name to `"module:Class"`.
-        group: entry point group of others.
+        kind, kinds: what the classes are called in messages: `pass`, `passes`.
+        own: name to `"module:Class"` of the classes of progc.
+        group: entry point group of other packages.
     """
 
     kind: str
@@ -35,7 +36,7 @@ class NamedClasses:
 
     @cached_property
     def table(self) -> Mapping[str, str]:
-        """Name to place, ours first.
+        """Name to `"module:Class"`, those of progc first.
 
         Raises:
             InputError: two classes have the same name.
@@ -44,10 +45,10 @@ class NamedClasses:
         return self.merged((point.name, point.value) for point in points)
 
     def merged(self, others: Iterable[tuple[str, str]]) -> dict[str, str]:
-        """One table of our own classes and `others`.
+        """Returns the table of progc's own classes and `others`.
 
         Raises:
-            InputError: a name occurs twice; both places are named.
+            InputError: two different classes have the same name.
         """
         table = dict(self.own)
         for name, place in others:
@@ -59,10 +60,10 @@ class NamedClasses:
         return table
 
     def load(self, name: str) -> object:
-        """What stands at the place of `name`; imports its module.
+        """Imports and returns the object called `name`.
 
         Raises:
-            InputError: no such name (with a suggestion), a duplicate, or a place that cannot be imported.
+            InputError: the name is unknown or occurs twice, or the object cannot be imported.
         """
         if name not in self.table:
             hint = did_you_mean(name, self.table) or f"; {self.kinds} are {', '.join(self.table)}"
@@ -71,20 +72,22 @@ class NamedClasses:
         module, _, attribute = place.partition(":")
         try:
             found: object = getattr(importlib.import_module(module), attribute)
-        except Exception as error:  # a package of somebody's fails when it is imported
+        except Exception as error:  # the import of another package fails
             known = isinstance(error, (ImportError, AttributeError))
             reason = str(error) if known else f"{type(error).__name__}: {error}"
             raise InputError(f"{self.kind} `{name}` cannot be loaded from {place}: {reason}") from error
         return found
 
     def check_name(self, name: str, own: str) -> None:
-        """Refuses a class that calls itself something else.
+        """Checks that a class has the name under which it is registered.
 
         Raises:
-            InputError: `own`, the class's name for itself, is not `name`.
+            InputError: `own`, the `name` attribute of the class, is not `name`.
         """
         if own != name:
-            raise InputError(f"{self.kind} `{name}` loads {self.table[name]}, which calls itself `{own}`; use one name")
+            raise InputError(
+                f"{self.kind} `{name}` is {self.table[name]}, whose own name is `{own}`; use the same name for both"
+            )
 
 
 PASSES: Mapping[str, str] = {
@@ -97,16 +100,14 @@ PASSES: Mapping[str, str] = {
     "remove-sid": "progc.passes.remove_sid:RemoveSid",
     "set-drop": "progc.passes.set_drop:SetDrop",
 }
-
-
 ENTRY_POINTS = "progc.passes"
-
+"""Entry point group through which other packages add passes."""
 
 _CLASSES = NamedClasses("pass", "passes", PASSES, ENTRY_POINTS)
 
 
 def names() -> list[str]:
-    """Names of all passes, ours first, then those of installed packages.
+    """Returns the names of all passes: those of progc, then those of other installed packages.
 
     Raises:
         InputError: two passes have the same name.
@@ -115,17 +116,17 @@ def names() -> list[str]:
 
 
 def load_pass(name: str) -> type[Pass]:
-    """The pass class called `name`; imports its module.
+    """Imports and returns the pass class called `name`.
 
     Raises:
-        InputError: no such pass (with a suggestion), a duplicate name, or a pass that cannot be imported.
+        InputError: the name is unknown or occurs twice, the class cannot be imported, or it is not a valid pass.
     """
     found = _CLASSES.load(name)
     place = _CLASSES.table[name]
     from progc.pipeline.base import Pass
 
     if not (isinstance(found, type) and issubclass(found, Pass)):
-        raise InputError(f"pass `{name}` loads {place}, which is no subclass of progc.pipeline.base.Pass; derive it")
+        raise InputError(f"pass `{name}`: expected a subclass of progc.Pass, got {place}; derive it from progc.Pass")
     _CLASSES.check_name(name, found.name)
     try:
         found.options()

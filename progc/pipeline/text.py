@@ -3,47 +3,55 @@
     pipeline = [ pass { "," pass } ]
     pass     = word [ "{" { option } "}" ]
     option   = word "=" value { "," value }
-    value    = word | string                          (tokens: progc.pipeline.lexer)
+    value    = word | string
+    word     = character { character }                (any character but whitespace and { } = , ")
+    string   = '"' { any character but " and \\ | "\\" character } '"'
 
-Commas stand between passes and between the values of one option; options are separated by spaces. Globs,
-dots and relative sizes need no quotes (`layers.*`, `*1.5`). What a value means is decided by the option's
-type: `12`, `1e-3`, `.5`, `true`, `none`; an empty list of values is `[]`, and text that would read as
-`none` or `[]` is quoted. Parsing, printing and parsing again gives equal passes; printing skips defaults.
+Whitespace, including newlines, is allowed between any two tokens and required only between two words. In a string,
+backslash-n is a newline, and a backslash before any other character stands for that character.
 
-How new weights are made, as text: `width=copy,depth=identity`, or one word that only one of them has.
+Commas separate passes, and the values of one option; spaces separate options. Globs, dots and relative sizes need no
+quotes (`layers.*`, `*1.5`). The type of the option decides how a value is read: `12`, `1e-3`, `.5`, `true`, `none`. An
+empty list of values is `[]`, and text that would be read as `none` or `[]` is quoted. Parsing, printing and parsing
+again gives equal passes; printing leaves out defaults.
+
+`parse_inits` reads the text of `--init`: `width=copy,depth=identity`, or one word that is unique to width or depth.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from progc.errors import InputError, PassOptionError, PipelineSyntaxError, did_you_mean
 from progc.pipeline.base import EMPTY_TEXT, NONE_TEXT, Option, Pass, checked
-from progc.pipeline.lexer import Token, tokens
 from progc.pipeline.registry import load_pass
 
 Loader = Callable[[str], type[Pass]]
 
 _INTEGER = re.compile(r"[+-]?[0-9]+", re.ASCII)
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?", re.ASCII)
+_PUNCTUATION = "{}=,"
+Kind = Literal["{", "}", "=", ",", "word", "string", "end"]
 
 
 def parse(text: str, load: Loader = load_pass) -> list[Pass]:
-    """The passes that `text` names, in order; an empty text is an empty list.
+    """Returns the passes that `text` names, in order; an empty list for an empty text.
 
     Args:
-        load: pass class by name; raises InputError for a name that it does not know.
+        text: the pipeline.
+        load: returns the pass class of a name; raises InputError for an unknown name.
 
     Raises:
-        PipelineSyntaxError: with the text and the position of the mistake (see `pointer`).
+        PipelineSyntaxError: the text is not valid; holds the text and the position of the mistake (see `pointer`).
     """
     return _Parser(text, load).pipeline()
 
 
 def pointer(error: PipelineSyntaxError) -> str:
-    """The line of text with the mistake and a caret under its place: two lines for a terminal."""
+    """Returns the line of text with the mistake, and a second line with a caret below it."""
     start = error.text.rfind("\n", 0, error.position) + 1
     end = error.text.find("\n", error.position)
     line = error.text[start : end if end >= 0 else len(error.text)]
@@ -102,13 +110,13 @@ class _Parser:
     def option(self, kind: type[Pass], values: dict[str, Any], opening: Token) -> None:
         name = self.take()
         if name.kind == "end":
-            raise self.fail(f"the options of {kind.name} do not end; add `}}`", opening)
+            raise self.fail(f"the options of {kind.name} have no end; add `}}`", opening)
         if name.kind == ",":
-            raise self.fail("options are separated by spaces, not commas", name)
+            raise self.fail("separate options with spaces, not commas", name)
         if name.kind != "word":
             raise self.fail(f"expected the name of an option of {kind.name}, found {name}", name)
         if self.peek().kind != "=":
-            hint = "; several values of one option are separated by commas" if values else ""
+            hint = "; separate several values of one option with commas" if values else ""
             raise self.fail(f"expected `=` after option {name}, found {self.peek()}{hint}", self.peek())
         spec = self.find(kind, name)
         if spec.field in values:
@@ -130,11 +138,11 @@ class _Parser:
         commas = []
         while self.peek().kind == ",":
             if self.tokens[self.index + 1].kind == "word" and self.tokens[self.index + 2].kind == "=":
-                raise self.fail("options are separated by spaces, not commas", self.peek())
+                raise self.fail("separate options with spaces, not commas", self.peek())
             commas.append(self.take())
             given.append(self.value(spec))
         if spec.kind is not tuple and commas:
-            raise self.fail(f"{kind.name}: option {spec.name} takes one value", commas[0])
+            raise self.fail(f"{kind.name}: option {spec.name}: expected one value, got several", commas[0])
         try:
             return checked(kind.name, spec, _convert(spec, given))
         except PassOptionError as error:
@@ -148,7 +156,7 @@ class _Parser:
 
 
 def _convert(spec: Option, given: Sequence[Token]) -> Any:
-    """Python value of an option; a word that does not fit stays text, for `checked` to reject."""
+    """Returns the Python value of an option; a word of the wrong type stays text, and `checked` rejects it."""
     first = given[0]
     if len(given) == 1 and first.kind == "word":
         word = first.text
@@ -165,20 +173,80 @@ def _convert(spec: Option, given: Sequence[Token]) -> Any:
     return tuple(token.text for token in given) if spec.kind is tuple else first.text
 
 
+@dataclasses.dataclass(frozen=True)
+class Token:
+    """One token: `text` is the decoded content, `start` and `end` are positions in the pipeline text."""
+
+    kind: Kind
+    text: str
+    start: int
+    end: int
+
+    def __str__(self) -> str:
+        return "the end of the text" if self.kind == "end" else f"`{self.text}`"
+
+
+def tokens(text: str) -> list[Token]:
+    """Returns all tokens of `text`, followed by an "end" token.
+
+    Raises:
+        PipelineSyntaxError: a string has no closing quote, or no space between it and the next word.
+    """
+    found: list[Token] = []
+    position = 0
+    while position < len(text):
+        character = text[position]
+        if character.isspace():
+            position += 1
+            continue
+        if character in _PUNCTUATION:
+            token = Token(character, character, position, position + 1)  # type: ignore[arg-type]
+        elif character == '"':
+            token = _string(text, position)
+        else:
+            token = _word(text, position)
+        if found and found[-1].end == token.start and {found[-1].kind, token.kind} <= {"word", "string"}:
+            raise PipelineSyntaxError("expected a space or a comma after a quoted value", text, token.start)
+        found.append(token)
+        position = token.end
+    found.append(Token("end", "", len(text), len(text)))
+    return found
+
+
+def _word(text: str, start: int) -> Token:
+    end = start
+    while end < len(text) and not text[end].isspace() and text[end] not in '{}=,"':
+        end += 1
+    return Token("word", text[start:end], start, end)
+
+
+def _string(text: str, start: int) -> Token:
+    content: list[str] = []
+    position = start + 1
+    while position < len(text):
+        character = text[position]
+        if character == '"':
+            return Token("string", "".join(content), start, position + 1)
+        if character == "\\" and position + 1 < len(text):
+            position += 1
+            character = "\n" if text[position] == "n" else text[position]
+        content.append(character)
+        position += 1
+    raise PipelineSyntaxError('the quoted value has no end; add a closing "', text, start)
+
+
 INITS: dict[str, tuple[str, ...]] = {
     "width": ("copy", "zero", "random"),
     "depth": ("identity", "interpolate", "stack", "mogrow", "random"),
 }
-
-
 _FORMS = "; ".join(f"{kind}={'|'.join(words)}" for kind, words in INITS.items())
 
 
 def parse_inits(text: str) -> dict[str, str]:
-    """The inits that `text` names, by `width` and `depth`; what it leaves out keeps its default.
+    """Returns the inits that `text` names for `width` and `depth`; a kind that is not named keeps its default.
 
     Raises:
-        InputError: an unknown kind or word, a word that both have, or a kind given twice.
+        InputError: an unknown kind or word, a word that exists for both kinds, or a kind given twice.
     """
     found: dict[str, str] = {}
     for part in text.split(","):
@@ -186,14 +254,16 @@ def parse_inits(text: str) -> dict[str, str]:
         if not equals:
             word, kinds = kind, [name for name, words in INITS.items() if kind in words]
             if len(kinds) > 1:
-                raise InputError(f"init `{word}` exists for {' and '.join(kinds)}; write {kinds[0]}={word}")
+                raise InputError(
+                    f"init `{word}` exists for {' and '.join(kinds)}; name the kind, as in {kinds[0]}={word}"
+                )
             kind = kinds[0] if kinds else ""
         if not kind or (kind in INITS and word not in INITS[kind]):
             words = INITS[kind] if kind else [item for words in INITS.values() for item in words]
             raise InputError(f"unknown init `{part.strip()}`{did_you_mean(word, words) or ';'} expected {_FORMS}")
         if kind not in INITS:
-            raise InputError(f"init `{part.strip()}`: `{kind}` is not width or depth; expected {_FORMS}")
+            raise InputError(f"init `{part.strip()}`: expected {_FORMS}; got the kind `{kind}`")
         if kind in found:
-            raise InputError(f"init `{text}` gives {kind} twice; keep one of them")
+            raise InputError(f"init `{text}` gives {kind} twice; give it once")
         found[kind] = word
     return found

@@ -82,12 +82,14 @@ def test_a_file_that_fails_on_import_names_the_line(refused: Callable[..., str],
 
 
 def test_a_file_without_a_model(refused: Callable[..., str], write: Write) -> None:
-    assert "has no model; expected a function `build`" in refused("grow", write("x = 1\n"), "--to", "vit_b")
+    assert "has no model: expected a function `build`" in refused("grow", write("x = 1\n"), "--to", "vit_b")
 
 
 def test_two_candidates_are_both_named(refused: Callable[..., str], write: Write) -> None:
     path = write(NET + "\nclass Other(Net):\n    pass\n")
-    assert f"has several models (Net, Other); choose one: {path}:Other" in refused("grow", path, "--to", "vit_b")
+    assert f"has several models (Net, Other); choose one, such as {path}:Other" in refused(
+        "grow", path, "--to", "vit_b"
+    )
 
 
 def test_an_unknown_name_in_a_file_is_suggested(refused: Callable[..., str], write: Write) -> None:
@@ -128,14 +130,14 @@ def test_unknown_names_of_libraries_are_suggested(refused: Callable[..., str]) -
     assert "did you mean dit_b" in refused("grow", "diffusers:dit_bb", "--to", "depth*2")
     assert "no such file" in refused("grow", "transformers:nowhere", "--to", "depth*2")
     assert "is not an image classifier" in refused("grow", "torchvision:fcn_resnet50", "--to", "depth*2")
-    assert "names no model" in refused("grow", "timm:", "--to", "depth*2")
+    assert "expected the name of a model after the colon" in refused("grow", "timm:", "--to", "depth*2")
 
 
 def test_an_unknown_target_is_suggested(refused: Callable[..., str], write: Write) -> None:
     path = write(NET)
     assert "unknown target `vit_bb`; did you mean vit_b" in refused("grow", path, "--to", "vit_bb")
     assert "expected a size preset (vit_t, vit_s" in refused("grow", path, "--to", "enormous")
-    assert "`twelve` of `depth` is not a positive number" in refused("grow", path, "--to", "depth=twelve")
+    assert "`depth`: expected a positive number, got `twelve`" in refused("grow", path, "--to", "depth=twelve")
 
 
 def test_a_target_smaller_than_the_source(refused: Callable[..., str], write: Write) -> None:
@@ -290,10 +292,10 @@ def test_a_bad_pipeline_text_has_a_caret_under_the_place(
 @pytest.mark.parametrize(
     ("init", "message"),
     [
-        ("random", "init `random` exists for width and depth; write width=random"),
+        ("random", "init `random` exists for width and depth; name the kind, as in width=random"),
         ("copie", "unknown init `copie`; did you mean copy?"),
         ("width=identity", "unknown init `width=identity`; expected width=copy|zero|random"),
-        ("height=copy", "`height` is not width or depth"),
+        ("height=copy", "got the kind `height`"),
         ("width=copy,zero", "gives width twice"),
     ],
 )

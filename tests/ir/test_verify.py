@@ -328,7 +328,7 @@ CASES: list[tuple[Callable[[], Program], Edit, str]] = [
     (conv, parameter_unread, "parameter `extra`: expected a graph that reads it, found none"),
     (conv, parameter_in_one_mode, "eval graph: expected it to read parameter `head.bias` as the train graph does"),
     (conv, dead_node, "train graph, node `relu_default`, aten.relu.default(%mean): expected a user, found none"),
-    (frozen, flag_lost, "parameter `head.weight`: expected it frozen as before, found it trainable and made anew"),
+    (frozen, flag_lost, "parameter `head.weight` has new values: expected it to stay frozen, but it is trainable"),
     (views, one_memory, "`shift` and `gain` share memory; expected memory of their own, or one tied tensor"),
     (views, common_elements, "`left` and `right` share memory; expected memory of their own, or one tied tensor"),
     (

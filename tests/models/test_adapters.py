@@ -68,7 +68,7 @@ def test_diffusers_from_a_config_and_a_preset(tmp_path: Path) -> None:
     ("config", "message"),
     [
         ({"model_type": "brt"}, "model_type `brt` is unknown"),
-        ({"model_type": "bert", "hidden_size": "wide"}, "is refused"),
+        ({"model_type": "bert", "hidden_size": "wide"}, "is not valid"),
         ([], "expected a JSON object"),
     ],
 )

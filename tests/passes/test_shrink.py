@@ -44,8 +44,8 @@ REFUSED = {
     "axes=w9_0:3": "no axis is called `w9_0`; did you mean w1_0",
     "axes=w1_0:21": "axis w1_0 has 20 units; 21 is larger, use grow-width{axes=w1_0:21}",
     "axes=head_w:3": "axis head_w (size 7) cannot shrink to 3: ",
-    "rule=middle": "option rule is one of spread, first, last, not 'middle'",
-    "storage=view": "option storage is one of share, copy, not 'view'",
+    "rule=middle": "option rule: expected one of spread, first, last, got 'middle'",
+    "storage=view": "option storage: expected one of share, copy, got 'view'",
 }
 
 

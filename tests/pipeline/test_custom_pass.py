@@ -184,7 +184,7 @@ def test_an_installed_pass_is_listed_described_and_run(tmp_path: Path) -> None:
     listed = progc_with(tmp_path / "site", "passes")
     assert listed.code == 0 and re.search(r"^balance\b", listed.out, re.MULTILINE), listed
     described = progc_with(tmp_path / "site", "passes", "balance")
-    assert described.out.startswith("balance\n\nEvens out the rows") and "  only: values a,b,..." in described.out
+    assert described.out.startswith("balance\n\nBalances the rows") and "  only: values a,b,..." in described.out
     pipeline = "grow-width{axes=up:12},balance{only=up.*}"
     outcome = progc_with(tmp_path / "site", "apply", "model.py", "--pipeline", pipeline, "--out", "out", "--json")
     assert outcome.code == 0, outcome.err
@@ -202,8 +202,8 @@ BROKEN = {
     "        return PassResult(program.replace(tensors=tensors), True, lossless=True)",
 }
 MESSAGES = {
-    "raises": (2, "pass broken failed with KeyError: 'no luck'; mend my_passes:Broken (--debug shows the traceback)"),
-    "writes": (1, "after broken: expected tensor `up.weight` of the input to stay, found it written to"),
+    "raises": (2, "pass broken failed with KeyError: 'no luck'; fix my_passes:Broken (--debug shows the traceback)"),
+    "writes": (1, "after broken: the pass wrote to tensor `up.weight` of its input; change a copy"),
     "lies": (1, "broken claims to be lossless, but outputs differ by "),
 }
 
@@ -212,7 +212,7 @@ HEAD = """
 import dataclasses
 from typing import ClassVar
 from torch import nn
-from progc.pipeline.base import Pass, PassResult
+from progc import Pass, PassResult
 
 @dataclasses.dataclass(frozen=True)
 class Broken(Pass):
@@ -234,7 +234,7 @@ def run_here(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 
 def offer(monkeypatch: pytest.MonkeyPatch, name: str, place: str) -> None:
     table = NamedClasses("pass", "passes", {**progc.pipeline.registry.PASSES, name: place}, "no.group")
-    monkeypatch.setattr(progc.passes, "_CLASSES", table)
+    monkeypatch.setattr(progc.pipeline.registry, "_CLASSES", table)
 
 
 @pytest.mark.parametrize("case", BROKEN)
@@ -257,7 +257,7 @@ def test_a_pass_that_is_wrong_is_one_line(run_here: Command, monkeypatch: pytest
         ("", "pass `mine` cannot be loaded from my_passes:Mine: module 'my_passes' has no attribute 'Mine'"),
         (
             "class Mine: pass",
-            "pass `mine` loads my_passes:Mine, which is no subclass of progc.pipeline.base.Pass; derive it",
+            "pass `mine`: expected a subclass of progc.Pass, got my_passes:Mine; derive it from progc.Pass",
         ),
     ],
 )

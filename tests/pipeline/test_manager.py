@@ -122,15 +122,39 @@ def other_weight(program: Program) -> Program:
 @pytest.mark.parametrize(
     ("edit", "changed", "message"),
     [
-        (write_weight, True, "after broken: expected tensor `head.weight` of the input to stay, found it written to"),
-        (edit_graph, True, "after broken: expected the input program to stay as it was, found it changed"),
-        (write_data, True, "after broken: expected tensor `head.weight` of the input to stay, found it written to"),
-        (write_statistics, True, "expected tensor `stem_norm.running_mean` of the input to stay, found it written to"),
-        (freeze_in_place, True, "after broken: expected the input program to stay as it was, found it changed"),
-        (frozen, False, "after broken: it says unchanged; expected its input program, found another"),
-        (lambda program: program, True, "after broken: it says changed; expected another program, found its input"),
-        (other_graph, False, "after broken: it says unchanged; expected its input program, found another"),
-        (other_weight, False, "after broken: it says unchanged; expected its input program, found another"),
+        (
+            write_weight,
+            True,
+            "after broken: the pass wrote to tensor `head.weight` of its input",
+        ),
+        (edit_graph, True, "after broken: the pass changed its input program"),
+        (
+            write_data,
+            True,
+            "after broken: the pass wrote to tensor `head.weight` of its input",
+        ),
+        (
+            write_statistics,
+            True,
+            "wrote to tensor `stem_norm.running_mean` of its input",
+        ),
+        (freeze_in_place, True, "after broken: the pass changed its input program"),
+        (frozen, False, "after broken: the pass reports changed=False but returned another program"),
+        (
+            lambda program: program,
+            True,
+            "after broken: the pass reports changed=True but returned its input",
+        ),
+        (
+            other_graph,
+            False,
+            "after broken: the pass reports changed=False but returned another program",
+        ),
+        (
+            other_weight,
+            False,
+            "after broken: the pass reports changed=False but returned another program",
+        ),
     ],
 )
 def test_impure_and_untruthful_passes(program: Program, edit: object, changed: bool, message: str) -> None:
@@ -180,7 +204,7 @@ def test_parameters_that_are_views_are_grown_and_watched(whole: bool) -> None:
         store[..., -1] += 1  # an element of the view where it has the whole storage, of its neighbour where not
         return other_graph(program)
 
-    with pytest.raises(VerifyError, match="expected tensor `head.weight` of the input to stay"):
+    with pytest.raises(VerifyError, match="wrote to tensor `head.weight` of its input"):
         apply(program, [broken(write_elsewhere)])
 
 
@@ -199,13 +223,13 @@ class Forgets(AddBias):
 
 
 def test_a_pass_from_outside_that_fails_is_named(program: Program) -> None:
-    place = "mend tests.pipeline.test_manager:Raises (--debug shows the traceback)"
+    place = "fix tests.pipeline.test_manager:Raises (--debug shows the traceback)"
     with pytest.raises(InputError) as raised:
         apply(program, [Raises()])
     assert str(raised.value) == f"pass raises failed with ZeroDivisionError: no luck; {place}"
     assert isinstance(raised.value.__cause__, ZeroDivisionError)
     with pytest.raises(
-        InputError, match="^pass 2 of 2, forgets: pass forgets returned NoneType, not a PassResult; mend"
+        InputError, match="^pass 2 of 2, forgets: pass forgets: expected a PassResult, got NoneType; fix"
     ):
         apply(program, [AddBias(), Forgets()])
 

@@ -224,36 +224,36 @@ BAD = [
     ("let-rest{a=3}", "         ^", "let-rest has no option `a`; it has no options"),
     ("knead{times=3 times=4}", "              ^", "knead: option times is given twice"),
     ("knead{cut-off=3 cut_off=4}", "                ^", "knead: option cut-off is given twice"),
-    ("knead{times=3,rate=4}", "             ^", "options are separated by spaces, not commas"),
-    ("knead{only=a,b,rate=4}", "              ^", "options are separated by spaces, not commas"),
+    ("knead{times=3,rate=4}", "             ^", "separate options with spaces, not commas"),
+    ("knead{only=a,b,rate=4}", "              ^", "separate options with spaces, not commas"),
     ("knead{times=3, }", "               ^", "expected a value for option times (an integer), found `}`"),
-    ("knead{,times=3}", "      ^", "options are separated by spaces, not commas"),
-    ("knead{times=3,4}", "             ^", "knead: option times takes one value"),
+    ("knead{,times=3}", "      ^", "separate options with spaces, not commas"),
+    ("knead{times=3,4}", "             ^", "knead: option times: expected one value, got several"),
     ("knead{times=}", "            ^", "expected a value for option times (an integer), found `}`"),
     ("knead{times}", "           ^", "expected `=` after option `times`, found `}`"),
     (
         "knead{only=a b}",
         "              ^",
-        "expected `=` after option `b`, found `}`; several values of one option are",
+        "expected `=` after option `b`, found `}`; separate several values of one option",
     ),
     ("knead{=3}", "      ^", "expected the name of an option of knead, found `=`"),
-    ("knead{times=three}", "            ^", "knead: option times is an integer, not 'three'"),
-    ("knead{times=3.5}", "            ^", "knead: option times is an integer, not '3.5'"),
-    ('knead{times="3"}', "            ^", "knead: option times is an integer, not '3'"),
-    ("knead{rate=fast}", "           ^", "knead: option rate is a number, not 'fast'"),
-    ("knead{rate=1e999}", "           ^", "knead: option rate is a number, not inf"),
-    ("knead{fast=yes}", "           ^", "knead: option fast is true or false, not 'yes'"),
-    ("knead{init=random}", "           ^", "knead: option init is one of copy, zero, not 'random'"),
-    ("knead{times=none}", "            ^", "knead: option times is an integer, not 'none'"),
+    ("knead{times=three}", "            ^", "knead: option times: expected an integer, got 'three'"),
+    ("knead{times=3.5}", "            ^", "knead: option times: expected an integer, got '3.5'"),
+    ('knead{times="3"}', "            ^", "knead: option times: expected an integer, got '3'"),
+    ("knead{rate=fast}", "           ^", "knead: option rate: expected a number, got 'fast'"),
+    ("knead{rate=1e999}", "           ^", "knead: option rate: expected a number, got inf"),
+    ("knead{fast=yes}", "           ^", "knead: option fast: expected true or false, got 'yes'"),
+    ("knead{init=random}", "           ^", "knead: option init: expected one of copy, zero, got 'random'"),
+    ("knead{times=none}", "            ^", "knead: option times: expected an integer, got 'none'"),
     ("knead{times=0}", "^", "knead: times is 0; expected at least 1"),
-    ("knead{times=3", "     ^", "the options of knead do not end; add `}`"),
+    ("knead{times=3", "     ^", "the options of knead have no end; add `}`"),
     ("knead{times=3}}", "              ^", "expected a comma between passes, found `}`"),
     ("knead let-rest", "      ^", "expected a comma between passes, found `let-rest`"),
     ("knead,", "      ^", "expected the name of a pass, found the end of the text"),
     ("knead,,let-rest", "      ^", "expected the name of a pass, found `,`"),
     ('"knead"', "^", "expected the name of a pass, found `knead`"),
-    ('knead{to="abc}', "         ^", 'this quoted value does not end; add a closing "'),
-    ('knead{to="abc"fast=true}', "              ^", "a quoted value ends here; put a space or a comma after it"),
+    ('knead{to="abc}', "         ^", 'the quoted value has no end; add a closing "'),
+    ('knead{to="abc"fast=true}', "              ^", "expected a space or a comma after a quoted value"),
 ]
 
 
@@ -274,7 +274,7 @@ def test_the_caret_is_in_the_line_of_the_mistake() -> None:
 
 @pytest.mark.parametrize("values", [{"times": True}, {"times": 1.0}, {"only": "a"}, {"only": (1,)}, {"to": 3}])
 def test_wrong_values_from_python(values: dict[str, Any]) -> None:
-    with pytest.raises(PassOptionError, match=f"knead: option {next(iter(values))} is "):
+    with pytest.raises(PassOptionError, match=f"knead: option {next(iter(values))}: expected "):
         Knead(**values)
 
 
@@ -317,11 +317,11 @@ def test_two_passes_of_one_name_are_refused() -> None:
     [
         ("progc.no_such:A", "pass `a` cannot be loaded from progc.no_such:A: No module named"),
         ("progc.errors:A", "pass `a` cannot be loaded from progc.errors:A: module 'progc.errors' has no attribute"),
-        ("progc.passes.grow_depth:GrowDepth", "which calls itself `grow-depth`; use one name"),
+        ("progc.passes.grow_depth:GrowDepth", "whose own name is `grow-depth`; use the same name for both"),
     ],
 )
 def test_a_pass_that_does_not_load(monkeypatch: pytest.MonkeyPatch, place: str, message: str) -> None:
-    monkeypatch.setattr(progc.passes, "_CLASSES", NamedClasses("pass", "passes", {"a": place}, "no.group"))
+    monkeypatch.setattr(progc.pipeline.registry, "_CLASSES", NamedClasses("pass", "passes", {"a": place}, "no.group"))
     with pytest.raises(InputError, match=message):
         progc.pipeline.registry.load_pass("a")
 

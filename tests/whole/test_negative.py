@@ -250,21 +250,22 @@ def test_network_is_exact_or_refused(name: str) -> None:
 
 REFUSED: dict[str, tuple[Callable[..., Tensor], str]] = {
     "softmax of channels": (lambda m, x: x.softmax(-1), "softmax runs over it"),
-    "product of channels": (lambda m, x: x * x.prod(-1, keepdim=True), "prod runs over it"),
+    "product of channels": (lambda m, x: x * x.prod(-1, keepdim=True), "prod reduces over it"),
     "length of channels": (lambda m, x: F.normalize(x, dim=-1), "a length is taken over it"),
     "cumulative sum": (lambda m, x: x.cumsum(-1), "order of units"),
     "sorted channels": (lambda m, x: x.sort(-1)[0], "order of units"),
     "flipped channels": (lambda m, x: x.flip(-1), "order of units"),
     "rolled channels": (lambda m, x: x.roll(1, -1), "order of units"),
-    "positions along channels": (lambda m, x: x * torch.arange(8).to(x), "counted by"),
+    "positions along channels": (lambda m, x: x * torch.arange(8).to(x), "its values depend on position"),
     "sines of the width": (
-        lambda m, x: x + torch.sin(torch.arange(5).to(x)[:, None] * 10.0 ** -(torch.arange(8).to(x) / 8)), "counted by",
+        lambda m, x: x + torch.sin(torch.arange(5).to(x)[:, None] * 10.0 ** -(torch.arange(8).to(x) / 8)),
+        "its values depend on position",
     ),
     "pool along channels": (lambda m, x: F.max_pool1d(x, 3, 1, 1), "runs along it"),
     "average along channels": (lambda m, x: F.avg_pool1d(x, 3, 1, 1), "runs along it"),
     "fixed pool of channels": (lambda m, x: F.adaptive_avg_pool1d(x, 2).repeat_interleave(4, -1), "runs along it"),
-    "first channel": (lambda m, x: x * x.select(-1, 0).unsqueeze(-1), "position of a part"),
-    "place of the maximum": (lambda m, x: x * x.argmax(-1, True), "gives a place in it"),
+    "first channel": (lambda m, x: x * x.select(-1, 0).unsqueeze(-1), "selected by position"),
+    "place of the maximum": (lambda m, x: x * x.argmax(-1, True), "returns an index into it"),
     "written at an index": (
         lambda m, x: x.index_put((torch.tensor([0]), torch.tensor([1])), torch.zeros(8).to(x)), "index_put",
     ),
@@ -376,7 +377,7 @@ def test_a_rule_that_forgets_a_dim_pins_it(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setitem(registry._RULES, "sum", forgetful)
     program = tokens(lambda m, x: x * x.sum(-1).unsqueeze(-1))
-    assert program.axes["into"].reason == "aten.sum does away with it"
+    assert program.axes["into"].reason == "the rule of aten.sum does not say what happens to it"
 
 
 def test_the_verifier_catches_a_wrong_size(monkeypatch: pytest.MonkeyPatch) -> None:

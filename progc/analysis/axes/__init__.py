@@ -1,4 +1,8 @@
-"""Axis inference: what can be widened in any network, and why the rest cannot (docs/architecture.md)."""
+"""Axis inference: which dims of a network can be widened, and why the others cannot (docs/architecture.md).
+
+`axes_of` walks the graphs of a program with the rules in `rules` and returns a table of axes. `custom` holds the
+building blocks that users write rules with. May import `ir` and below.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The state of the axis analysis, and what rules of operations state through it."""
+"""The state of the axis analysis, and the methods by which rules of operations record their statements."""
 
 from __future__ import annotations
 
@@ -19,11 +19,21 @@ from progc.analysis.axes.records import (
 )
 from progc.ir.program import Mode, Program
 
-_LENGTH_LEFT = "a length is taken over it, and a factor would be left"
+_LENGTH_LEFT = "a vector norm is taken over it, and growth would leave a factor"
 
 
 class Context:
-    """State of the analysis: dims of tensors and values, and everything rules record."""
+    """State of the analysis: dims of tensors and values, and everything that rules record.
+
+    Attributes:
+        tensor_dims: tensor name to its factored dims.
+        events, uses, literals: what rules recorded so far, in both graphs.
+        unknown: ops without a rule that touched channel axes, with counts.
+        values: node name to its `Value`, in the graph that is being walked.
+        value_dims: (graph, node name) to `Value`, in both graphs.
+        mode, node_name, op: the graph, node and op whose rule is running.
+        decided: ids of operand values whose lengths the rule has handled itself.
+    """
 
     def __init__(self, program: Program) -> None:
         self.program = program
@@ -42,7 +52,7 @@ class Context:
     # -- reading the graph ------------------------------------------------------------------------------
 
     def resolve(self, raw: Any) -> Any:
-        """Graph argument to `Value`s, ints and plain data."""
+        """Converts an argument of the graph to `Value`s, ints and plain data."""
         if isinstance(raw, fx.Node):
             return self.values[raw.name]
         if isinstance(raw, (list, tuple)):
@@ -50,68 +60,68 @@ class Context:
         return raw
 
     def tensor(self, name: str) -> Value:
-        """The value of a parameter, buffer or constant."""
+        """Returns the value of a parameter, buffer or constant."""
         tensor = self.program.tensors[name]
         if name not in self.tensor_dims:
             dims = tuple(D.new(size) for size in tensor.shape)
             self.tensor_dims[name] = dims
             if not tensor.is_floating_point():
                 for dim in dims:
-                    D.pin(dim, "holds indices or flags")
+                    D.pin(dim, "the tensor holds indices or flags")
         dims = self.tensor_dims[name]
         return Value(dims, MovedTensor(name, tuple(frozenset((i,)) for i in range(len(dims)))), constant=True)
 
     # -- what rules state -------------------------------------------------------------------------------
 
     def unify(self, a: Dim, b: Dim) -> None:
-        """Two dims are one axis; a layout clash pins both."""
+        """States that two dims are one axis. If their layouts cannot be aligned, both are pinned."""
         try:
             D.unify(a, b)
         except D.Clash as clash:
             if D.channels(a + b):
                 for dim in (a, b):
-                    D.pin(dim, f"two layouts meet at {self.op} that cannot be aligned ({clash})")
+                    D.pin(dim, f"{self.op} combines two layouts that cannot be aligned ({clash})")
 
     def pin(self, dim: Dim, reason: str) -> None:
         """Forbids growth of a dim."""
         D.pin(dim, reason)
 
     def pin_lengths(self, value: Value) -> None:
-        """Forbids growth of what the lengths of `value` were taken over."""
+        """Forbids growth of the dims that the lengths of `value` were taken over."""
         for dim, _ in value.lengths:
             self.pin(D.channels(dim), _LENGTH_LEFT)
 
     def event(self, kind: str, dim: Dim, *operands: str, root: bool = False) -> None:
-        """Records what the current op does with `dim` (extents are of no interest)."""
+        """Records what the current op does with `dim`; extents are ignored."""
         if D.channels(dim):
             self.events.append(Event(kind, dim, self.mode, self.node_name, self.op, operands, root))
 
     def literal(self, path: tuple[int | str, ...], *parts: Dim, value: float | None = None) -> None:
-        """The argument at `path` is the sum of the sizes of `parts`, or the number `value` per old unit of them."""
+        """States that the argument at `path` is the total size of `parts`, or grows with them from `value`."""
         if any(D.channels(part) for part in parts):
             self.literals.append(Literal(self.mode, self.node_name, path, parts, value))
 
     def sizes(self, args: Args, name: str, dims: Sequence[Dim]) -> None:
-        """The argument `name` is a list of sizes, one per dim (a graph node where the batch size enters)."""
+        """States that the argument `name` is a list of sizes, one per dim (a graph node stands for the batch size)."""
         raw = args.nodes[name]
         for position, dim in enumerate(dims):
             if isinstance(raw[position], fx.Node) or raw[position] not in (-1, 1):
                 self.literal((*args.paths[name], position), dim)
 
     def carry(self, *values: Value | None) -> None:
-        """Tensors whose units go along with the result's units."""
+        """States that the units of these tensors correspond one to one to units of the result."""
         for value in values:
             if value is not None and value.source is not None:
                 self.carry_dims(value, range(len(value.dims)))
 
     def carry_dims(self, value: Value, dims: Iterable[int]) -> None:
-        """Like `carry`, for some dims of a tensor."""
+        """Like `carry`, for selected dims of a tensor."""
         if value.source is not None:
             for dim in dims:
                 self._use(value, dim, "carry")
 
     def consume(self, value: Value, dim: int, operand: str | None) -> bool:
-        """A tensor contracts `dim`; False if it is no (moved) tensor and cannot absorb the shares itself."""
+        """States that a tensor contracts `dim`. Returns False for an activation, which cannot absorb the shares."""
         if value.source is None:
             return False
         self._use(value, dim, "consume", operand)
@@ -124,12 +134,12 @@ class Context:
             self.uses.append(use)
 
     def contract(self, a: Value, dim_a: int, name_a: str, b: Value, dim_b: int, name_b: str) -> None:
-        """`sum over the dim of a times b`: the shares go into a parameter if one is there, else they are owed."""
+        """States that the op sums `a * b` over a dim. A parameter takes the shares; without one, a factor is owed."""
         self.unify(a.dims[dim_a], b.dims[dim_b])
         if (a.lengths or b.lengths) and self._over_lengths(a, dim_a, name_a, b, dim_b, name_b):
             return
         can_a, can_b = _holds(a, dim_a), _holds(b, dim_b)
-        # A table of numbers is read, not trained: the parameter beside it takes the shares.
+        # A fixed table is not trained: the parameter that it is multiplied with takes the shares.
         if can_a and (b.source is None or (self._trained(a) and not self._trained(b))):
             self.consume(a, dim_a, name_b)
         elif can_b and (a.source is None or (self._trained(b) and not self._trained(a))):
@@ -156,23 +166,17 @@ class Context:
 
 
 def _holds(value: Value, dim: int) -> bool:
-    """True if the dim is one of a tensor's own dims, which can take shares; a repeated one is not."""
+    """Returns True if the dim is a dim of the tensor itself, which can take shares; a repeated dim cannot."""
     return value.source is not None and bool(value.source.dims[dim])
 
 
-def flat_values(items: Any) -> Iterable[Value]:
-    if isinstance(items, Value):
-        yield items
-    elif isinstance(items, (list, tuple)):
-        for item in items:
-            yield from flat_values(item)
-    elif isinstance(items, dict):
-        for item in items.values():
-            yield from flat_values(item)
-
-
 class Args:
-    """Arguments of an op by schema name; graph nodes are replaced by their `Value` (or int for sizes)."""
+    """The arguments of an op by schema name; graph nodes are replaced by their `Value` (or int for sizes).
+
+    Attributes:
+        nodes: argument name to the raw argument of the node.
+        paths: argument name to its place in the call, for `Context.literal`; missing for defaults.
+    """
 
     def __init__(self, context: Context, node: fx.Node) -> None:
         self.nodes: dict[str, Any] = {}
@@ -194,18 +198,18 @@ class Args:
         return self._values[name]
 
     def get(self, name: str, default: Any = None) -> Any:
-        """The argument, or `default` if the op has none of that name."""
+        """Returns the argument, or `default` if the op has no argument of that name."""
         return self._values.get(name, default)
 
     def tensors(self) -> Iterable[Value]:
-        """Every tensor argument, lists flattened."""
+        """Yields every tensor argument, with lists flattened."""
         for value in self._values.values():
             for item in value if isinstance(value, (list, tuple)) else (value,):
                 if isinstance(item, Value):
                     yield item
 
     def node_name(self, name: str) -> str:
-        """Name of the graph node given for a tensor argument."""
+        """Returns the name of the graph node passed as a tensor argument."""
         node = self.nodes[name]
         assert isinstance(node, fx.Node)
         return node.name

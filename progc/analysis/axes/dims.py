@@ -1,12 +1,12 @@
-"""Factored dims: every tensor dim as a product of atoms, an atom possibly being a concatenation.
+"""Factored dims: every tensor dim is a product of atoms, and an atom may be a concatenation.
 
-An *atom* is an axis (docs/architecture.md, Words). Atoms are merged (`unify`) when two dims must have the same size
-and order, and refined on demand: a reshape cuts one atom into a product, a slice or a concatenation cuts it
-into segments, and every dim that mentions the atom sees the cut. Cost is near-linear in the number of ops
-(union-find); no list of channel indices is ever made.
+An *atom* is an axis (docs/architecture.md). Two atoms are merged (`unify`) when two dims must have the same size and
+the same order of units. Atoms are refined on demand: a reshape cuts an atom into a product, and a slice or a
+concatenation cuts it into segments. Every dim that holds the atom sees the cut. The cost is near-linear in the number
+of ops (union-find); channel indices are never listed.
 
-*Extents* are atoms for batch, token and spatial dims. They take part in reshapes, but a layout clash between
-extents is not an error and pins nothing: windows cut 28 as 4*7 and as 14*2, and nobody grows them here.
+*Extents* are atoms of batch, token and spatial dims. They take part in reshapes, but two layouts of an extent that
+cannot be aligned pin nothing: windows may cut 28 into 4*7 and into 14*2, because width growth never changes extents.
 """
 
 from __future__ import annotations
@@ -21,22 +21,27 @@ from progc.ir.graphs import reshape_groups
 Dim = tuple["Atom", ...]
 """Product of atoms, outermost first; the empty product is a dim of size 1."""
 
+OUTPUT = "it is an output of the network"
+POSITIONS = "batch, token or spatial positions, or input features"
+KERNEL = "kernel size of a convolution"
+"""Reasons for pins that other modules compare with."""
+
 _ids = itertools.count()
 
 Place = tuple[str, str]
-"""Where in a program something was stated: graph (train or eval) and name of the node."""
+"""A place in a program: the graph (`train` or `eval`) and the name of the node."""
 
 here: contextvars.ContextVar[Place | None] = contextvars.ContextVar("here", default=None)
-"""The node whose rule runs; set by the walk, so that every pin knows where it comes from."""
+"""The node whose rule is running. The walk sets it, so that every pin records where it comes from."""
 
 
 class Atom:
-    """One axis, or what it was refined into.
+    """One axis. A refined atom holds the factors or segments that replaced it.
 
     Attributes:
         size: number of units at the captured size.
         extent: True for batch, token and spatial dims.
-        reasons: why it may not grow, each with the place where that was first stated; empty if nothing forbids it.
+        reasons: why it may not grow, each with the place where the reason was first stated. Empty if it may grow.
     """
 
     __slots__ = ("extent", "factors", "id", "reasons", "segments", "size")
@@ -54,21 +59,21 @@ class Atom:
 
 
 class Clash(Exception):
-    """Two layouts of one dim that cannot be aligned."""
+    """Two layouts of one dim cannot be aligned."""
 
 
 def new(size: int, extent: bool = False) -> Dim:
-    """A dim of one fresh atom; the empty product for size 1."""
+    """Returns a dim of one new atom, or the empty product for size 1."""
     return () if size == 1 else (Atom(size, extent),)
 
 
 def size_of(dim: Dim) -> int:
-    """Size at the captured size."""
+    """Returns the captured size of a dim."""
     return math.prod(atom.size for atom in dim)
 
 
 def resized(dim: Dim, new: Mapping[Atom, int]) -> int:
-    """Size of a dim when the atoms in `new` have those sizes."""
+    """Returns the size of a dim after the atoms in `new` are resized."""
     total = 1
     for atom in resolve(dim):
         if atom.segments is not None:
@@ -79,7 +84,7 @@ def resized(dim: Dim, new: Mapping[Atom, int]) -> int:
 
 
 def resolve(dim: Dim) -> Dim:
-    """Normal form: refined atoms replaced by their factors; size-1 factors dropped."""
+    """Returns the normal form: refined atoms are replaced by their factors, and factors of size 1 are dropped."""
     if all(atom.factors is None and atom.size != 1 for atom in dim):
         return dim
     out: list[Atom] = []
@@ -93,7 +98,7 @@ def resolve(dim: Dim) -> Dim:
 
 
 def leaves(dim: Dim) -> list[Atom]:
-    """All atoms of a dim that are not refined any further, segments included."""
+    """Returns all atoms of a dim that are not refined any further, including those of segments."""
     found: list[Atom] = []
     for atom in resolve(dim):
         if atom.segments is None:
@@ -105,18 +110,18 @@ def leaves(dim: Dim) -> list[Atom]:
 
 
 def channels(dim: Dim) -> Dim:
-    """The leaves of a dim that are not extents."""
+    """Returns the leaves of a dim that are not extents."""
     return tuple(atom for atom in leaves(dim) if not atom.extent)
 
 
 def pin(dim: Dim, reason: str, place: Place | None = None) -> None:
-    """Forbids growth of everything in `dim`; the place is that of the present rule if none is given."""
+    """Forbids growth of all atoms in `dim`. The default `place` is the node whose rule is running."""
     for atom in leaves(dim):
         atom.reasons.setdefault(reason, place or here.get())
 
 
 def refine(atom: Atom, sizes: Sequence[int]) -> Dim:
-    """Cuts a leaf atom into a product of fresh atoms of the given sizes."""
+    """Replaces a leaf atom by a product of new atoms of the given sizes."""
     parts = tuple(Atom(size, atom.extent) for size in sizes)
     for part in parts:
         part.reasons.update(atom.reasons)
@@ -125,7 +130,7 @@ def refine(atom: Atom, sizes: Sequence[int]) -> Dim:
 
 
 def concat(dims: Sequence[Dim]) -> Dim:
-    """The dim of a concatenation."""
+    """Returns the dim of a concatenation."""
     parts: list[Dim] = []
     for dim in (resolve(d) for d in dims):
         if len(dim) == 1 and dim[0].segments is not None:
@@ -143,14 +148,14 @@ def concat(dims: Sequence[Dim]) -> Dim:
 
 
 def unify(a: Dim, b: Dim) -> None:
-    """States that two dims of one size have the same units in the same order.
+    """States that two dims of equal size have the same units in the same order.
 
     Raises:
-        Clash: their factors cannot be aligned and at least one channel axis is touched.
+        Clash: their factors cannot be aligned.
     """
     while True:
         a, b = resolve(a), resolve(b)
-        # Skip what agrees already; the first disagreement is refined, then everything is resolved anew.
+        # Skip the factors that agree; refine the first that differ, then resolve both dims again.
         position = 0
         while position < min(len(a), len(b)) and a[position] is b[position]:
             position += 1
@@ -169,7 +174,7 @@ def unify(a: Dim, b: Dim) -> None:
 
 
 def _cut(atom: Atom, outer: int, dim: Dim) -> None:
-    """Refines `atom` so that its outermost factor has `outer` units (or a common part of it)."""
+    """Refines `atom` so that its outermost factor has `outer` units (or a common divisor of it)."""
     if atom.segments is not None:
         _factor_segments(atom, outer)
         return
@@ -186,7 +191,7 @@ def _factor_segments(atom: Atom, outer: int) -> None:
         raise Clash(f"{outer} does not divide {atom.size}")
     inner = atom.size // outer
     if any(size_of(segment) % inner for segment in atom.segments):
-        raise Clash(f"parts of {atom.size} are no multiples of {inner}")
+        raise Clash(f"the parts of {atom.size} are not multiples of {inner}")
     common: Dim = new(inner)
     outers: list[Dim] = []
     for segment in list(atom.segments):
@@ -196,16 +201,16 @@ def _factor_segments(atom: Atom, outer: int) -> None:
         outers.append(head)
     head = concat(outers) if outer > 1 else ()
     if all(size_of(o) == 1 for o in outers):
-        # k equal parts: the outer factor is only a position (q, k, v) and never grows.
+        # k equal parts: the outer factor only numbers the parts (q, k, v) and never grows.
         fixed = Atom(outer)
-        fixed.reasons["position of a part"] = here.get()
+        fixed.reasons["selected by position"] = here.get()
         head = (fixed,)
     atom.segments = None
     atom.factors = head + common
 
 
 def _merge(x: Atom, y: Atom) -> None:
-    """Makes `x` and `y` (equal sizes) one: afterwards one of them is an alias of the other."""
+    """Merges `x` and `y`, which have equal sizes: one becomes an alias of the other."""
     if x.segments is not None and y.segments is not None:
         _align(x, y)
     elif x.segments is not None:
@@ -223,7 +228,7 @@ def _as_extent(x: Atom, y: Atom) -> None:
     for atom in leaves((x, y)):
         if not atom.extent:
             atom.extent = True
-            atom.reasons.setdefault("token, spatial or batch positions, or features of the input", here.get())
+            atom.reasons.setdefault(POSITIONS, here.get())
 
 
 def _align(x: Atom, y: Atom) -> None:
@@ -258,14 +263,14 @@ def split(dim: Dim, cuts: Sequence[int]) -> list[Dim]:
     if not cuts:
         return [dim]
     if not dim:
-        raise Clash("a dim of size 1 has no parts")
+        raise Clash("cannot split a dim of size 1")
     outer, inner = dim[0], dim[1:]
     step = size_of(inner)
     if any(cut % step for cut in cuts):
         if outer.segments is not None or len(dim) == 1:
-            raise Clash(f"cut inside a part of {outer.size}")
-        # A cut inside the outermost unit: only possible if that factor is a product of its own with the rest.
-        raise Clash(f"cut at {cuts} inside {outer.size} units of {step}")
+            raise Clash(f"the cut falls inside a part of {outer.size}")
+        # The cut falls inside a unit of the outermost factor.
+        raise Clash(f"the cut at {cuts} falls inside one of {outer.size} units of {step}")
     places = [cut // step for cut in cuts]
     if outer.segments is None:
         bounds = [0, *places, outer.size]
@@ -291,7 +296,7 @@ def _part(atom: Atom, size: int) -> Dim:
 
 
 def reshape(dims: Sequence[Dim], sizes: Sequence[int]) -> list[Dim]:
-    """The dims after a view: factors are handed out from left to right, cut where the new sizes cut them."""
+    """Returns the dims after a view: factors are assigned from left to right and cut where the new sizes require it."""
     out: list[Dim] = []
     for old, wanted in reshape_groups([size_of(dim) for dim in dims], list(sizes)):
         factors = tuple(itertools.chain.from_iterable(resolve(dims[i]) for i in old))
@@ -300,7 +305,7 @@ def reshape(dims: Sequence[Dim], sizes: Sequence[int]) -> list[Dim]:
             out.extend(_deal(factors, targets))
         except Clash:
             if any(not atom.extent for atom in leaves(factors)):
-                pin(factors, f"reshaped to {targets}, which its parts do not fit")
+                pin(factors, f"reshaped to {targets}, which does not match its parts")
             out.extend(new(target, extent=True) for target in targets)
     return out
 
@@ -320,7 +325,7 @@ def _deal(factors: Dim, targets: Sequence[int]) -> list[Dim]:
             elif atom.size % left == 0 or atom.segments is None:
                 _cut(atom, left, factors)
             else:
-                raise Clash(f"{left} and {atom.size}")
+                raise Clash(f"{left} does not fit {atom.size}")
         out.append(tuple(taken))
     if size_of(factors) != 1:
         raise Clash("sizes differ")

@@ -1,9 +1,9 @@
-"""Lengths: the Euclidean norm over k copies of every unit is sqrt(k) times the old one.
+"""Lengths: the Euclidean norm over k copies of every unit is sqrt(k) times the norm over the units.
 
-What is divided by a length shrinks by sqrt(k), and so the sum of products of two such values, over k times as many
-units, is the old one: cosine similarity needs no correction (docs/growth.md 1). A value remembers the lengths that
-it was multiplied (+1) or divided (-1) by, from operation to operation; where an operation does not let a common
-factor through, the dims that the length was taken over are pinned.
+A value that is divided by such a length shrinks by sqrt(k). The sum of products of two such values over k times as
+many units therefore stays the same: cosine similarity needs no correction (docs/growth.md, section 1). Every value
+records the lengths by which it was multiplied (+1) or divided (-1). If an operation does not pass a common factor
+through, the dims that the length was taken over are pinned.
 """
 
 from __future__ import annotations
@@ -11,22 +11,20 @@ from __future__ import annotations
 import collections
 import dataclasses
 import operator
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import fx
 
 from progc.analysis.axes import dims as D
-from progc.analysis.axes.records import Length, Value, growing_atoms
-from progc.ir.operations import HOMOGENEOUS, MOVEMENT, POINTWISE
+from progc.analysis.axes.records import Length, Value, flat_values, growing_atoms
+from progc.ir.operations import HOMOGENEOUS, MOVEMENT, POINTWISE, mutates, op_name
 
 if TYPE_CHECKING:
     from progc.analysis.axes.context import Context
 
 
 VANISHING = 1e-11
-"""A lower bound of lengths that only keeps zero vectors from being divided by zero."""
+"""Largest lower bound of a length that only prevents a division by zero."""
 
 _PASS = MOVEMENT | POINTWISE | HOMOGENEOUS
 _JOIN = frozenset(("add", "sub", "cat", "stack"))
@@ -36,12 +34,12 @@ _CONTRACT = frozenset(
 
 
 def follow(ctx: Context, node: fx.Node, value: Any) -> Any:
-    """The value of `node` with the lengths that its operands hand on; pins what an operation cannot hand on."""
-    given = [item for item in _values(ctx.resolve([*node.args, *node.kwargs.values()])) if item.lengths]
+    """Returns the value of `node` with the lengths that its operands pass on; pins what the op cannot pass on."""
+    given = [item for item in flat_values(ctx.resolve([*node.args, *node.kwargs.values()])) if item.lengths]
     if not given or node.target is operator.getitem:
         return value
-    name = _name(node)
-    found = _handed_on(ctx, node, name, given) if name is not None else None
+    # An in-place op changes aliases of its operand, which would keep the old lengths.
+    found = None if mutates(node) else _handed_on(ctx, node, op_name(node), given)
     if found is None:
         for item in given:
             ctx.pin_lengths(item)
@@ -51,10 +49,10 @@ def follow(ctx: Context, node: fx.Node, value: Any) -> Any:
 
 def _handed_on(ctx: Context, node: fx.Node, name: str, given: list[Value]) -> tuple[Length, ...] | None:
     first, *others = ctx.resolve([*node.args[:2]])
-    if name in _CONTRACT:  # its rule decides
+    if name in _CONTRACT:  # decided by the rule
         return () if all(id(item) in ctx.decided for item in given) else None
     if name in _JOIN:
-        terms = list(_values(first if isinstance(first, list) else [first, *others]))
+        terms = list(flat_values(first if isinstance(first, list) else [first, *others]))
         plain = name in ("add", "sub") and (len(terms) < 2 or node.kwargs)
         alike = all(_counted(term) == _counted(terms[0]) for term in terms)
         return terms[0].lengths if alike and not plain else None
@@ -73,24 +71,8 @@ def _handed_on(ctx: Context, node: fx.Node, name: str, given: list[Value]) -> tu
     return None
 
 
-def _name(node: fx.Node) -> str | None:
-    """The op's name; None for anything that writes in place: aliases of the operand would not know."""
-    if not isinstance(node.target, torch._ops.OpOverload):
-        return None
-    name = node.target._schema.name.split("::")[1]
-    return None if name.endswith("_") else name
-
-
 def _counted(value: Value) -> collections.Counter[tuple[D.Atom, int]]:
     return collections.Counter((atom, sign) for dim, sign in value.lengths for atom in growing_atoms(dim))
-
-
-def _values(items: Any) -> Iterable[Value]:
-    if isinstance(items, Value):
-        yield items
-    elif isinstance(items, (list, tuple)):
-        for item in items:
-            yield from _values(item)
 
 
 def _with(value: Any, lengths: tuple[Length, ...]) -> Any:

@@ -1,9 +1,10 @@
-"""What the walk over a graph writes down: values with factored dims, events, uses and baked sizes."""
+"""Records of the axis walk: values with factored dims, events, uses, and sizes written in the graph."""
 
 from __future__ import annotations
 
 import collections
 import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 from progc.analysis.axes import dims as D
@@ -13,7 +14,7 @@ from progc.ir.program import Mode, TensorMeta
 
 @dataclasses.dataclass(frozen=True)
 class MovedTensor:
-    """A value that is a parameter or buffer, moved about: `dims[i]` are the tensor dims that value dim i holds."""
+    """A parameter or buffer after views and permutations: dim i of the value holds the tensor dims `dims[i]`."""
 
     name: str
     dims: tuple[frozenset[int], ...]
@@ -21,11 +22,14 @@ class MovedTensor:
 
 @dataclasses.dataclass
 class Value:
-    """Dims of one tensor value.
+    """The factored dims of one tensor value.
 
-    `source` is set while the value is just a re-arranged parameter or buffer; `constant` while it depends on no
-    user input. `lengths` are dims over which a length was taken that the value was multiplied (+1) or divided (-1) by
-    (progc/analysis/axes/lengths.py).
+    Attributes:
+        dims: one `Dim` per dim of the tensor.
+        source: the parameter or buffer that the value is a rearrangement of, if it is one.
+        constant: True if the value does not depend on the inputs of the model.
+        lengths: dims over which a length was taken that the value was multiplied (+1) or divided (-1) by
+            (progc/analysis/axes/lengths.py).
     """
 
     dims: tuple[Dim, ...]
@@ -35,22 +39,22 @@ class Value:
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """The captured sizes of the dims."""
         return tuple(D.size_of(dim) for dim in self.dims)
 
 
 @dataclasses.dataclass(frozen=True)
 class Event:
-    """Something an op does with a dim that decides whether and how it can grow.
+    """What an op does with a dim, where that decides whether and how the dim can grow.
 
     Kinds:
         `normalise`: statistics are taken over the dim (LayerNorm, RMSNorm, mean): exact if all units have the
             same number of copies, or if it can be padded (progc/analysis/padding).
-        `groups`: statistics over contiguous groups of a dim that has seams: exact if all its parts grow by
-            one whole factor.
+        `groups`: statistics are taken over contiguous groups of a concatenated dim: exact if all its parts grow by
+            one integer factor.
         `contract`: two activations are multiplied and summed over the dim (q times k): one needs a factor.
         `copies`: exact for copies only, not for new units (a maximum).
-        `residual`, `heads`, `head dim`, `conv groups`, `norm groups`, `channel multiplier`: what the
-            dim means.
+        `residual`, `heads`, `head dim`, `conv groups`, `norm groups`, `channel multiplier`: the meaning of the dim.
     """
 
     kind: str
@@ -65,9 +69,11 @@ class Event:
 
 @dataclasses.dataclass(frozen=True)
 class Use:
-    """How one node uses one dim of a named tensor: `carry` (a producer's or gain's units) or `consume`.
+    """How one node uses one dim of a named tensor.
 
-    `part` is what of the dim the node sees at this place (a view may have cut it).
+    Attributes:
+        role: `carry` for the units of a producer or gain, `consume` for a dim that is summed over.
+        part: the part of the dim that the node sees (a view may have cut it).
     """
 
     name: str
@@ -94,11 +100,11 @@ class Literal:
 
 
 DECIDING = ("normalise", "groups", "contract", "copies")
-"""Kinds of events that say whether growth is exact; the others only say what a dim means."""
+"""Kinds of events that decide whether growth is exact; the other kinds only state the meaning of a dim."""
 
 
 def fresh_like(meta: Any) -> Any:
-    """Values of fresh extents with the shapes in `meta`."""
+    """Returns values of new extents with the shapes in `meta`."""
     if isinstance(meta, TensorMeta):
         return Value(tuple(D.new(size, extent=True) for size in meta.shape))
     if isinstance(meta, (tuple, list)):
@@ -106,11 +112,22 @@ def fresh_like(meta: Any) -> Any:
     return meta
 
 
+def flat_values(items: Any) -> Iterator[Value]:
+    """Yields every `Value` in nested lists, tuples and dicts."""
+    if isinstance(items, Value):
+        yield items
+    elif isinstance(items, (list, tuple)):
+        for item in items:
+            yield from flat_values(item)
+    elif isinstance(items, dict):
+        yield from flat_values(list(items.values()))
+
+
 Length = tuple[Dim, int]
 
 
 def length_roots(value: Value, dim: Dim) -> int | None:
-    """1 if the value was divided by its length over `dim`, 0 if it knows of no length, None if of another one."""
+    """Returns 1 if the value was divided by its length over `dim`, 0 if it has no lengths, None otherwise."""
     if not value.lengths:
         return 0
     over = [atom for length, _ in value.lengths for atom in growing_atoms(length)]
@@ -120,4 +137,5 @@ def length_roots(value: Value, dim: Dim) -> int | None:
 
 
 def growing_atoms(dim: Dim) -> list[D.Atom]:
+    """Returns the channel atoms of a dim that are not pinned."""
     return [atom for atom in D.channels(dim) if not atom.reasons]

@@ -1,4 +1,4 @@
-"""The table of axes: the walk's findings, resolved and named."""
+"""The table of axes: the results of the walk, resolved and named."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from progc.analysis.axes.records import Event, Literal, Use
 from progc.analysis.axes.walk import AxisWalk
 from progc.ir.program import Mode, Program
 
-# What an axis means, most telling first, with the suffix of its name.
+# Meanings of an axis, the most specific first, with the suffix of its name.
 _MEANINGS = {
     "head dim": "head_dim",
     "channel multiplier": "multiplier",
@@ -27,7 +27,7 @@ _MEANINGS = {
 
 @dataclasses.dataclass(frozen=True)
 class Span:
-    """One tensor dim that an axis runs along. `sides` holds `producer` and/or `consumer`."""
+    """One tensor dim that belongs to an axis. `sides` holds `producer`, `consumer`, or both."""
 
     tensor: str
     dim: int
@@ -39,14 +39,14 @@ class Axis:
     """One axis of the program.
 
     Attributes:
-        name: the module that first produces it, with a suffix for heads and the like.
-        size: number of units.
+        name: the module that first produces it, with a suffix such as `heads`.
+        size: number of units at the captured size.
         meaning: residual width, heads, head dim, hidden width, conv channels, norm groups, conv groups,
             channel multiplier, extent (of tokens, space, batch, input features).
         growable: True if nothing forbids growth.
-        reason: why not, empty if growable.
-        spans: tensor dims it runs along.
-        conditions: what exact growth asks of it, in words.
+        reason: why it may not grow; empty if growable.
+        spans: the tensor dims that belong to it.
+        conditions: what exact growth requires, in words.
     """
 
     name: str
@@ -76,7 +76,7 @@ class AxisTable:
 
     Attributes:
         program: what was analysed.
-        axes: growable and pinned axes that run along at least one parameter, in order of first use.
+        axes: growable and pinned axes of at least one parameter, in order of first use.
         tensor_dims: tensor name to its factored dims (tied names too).
         events, uses, literals: what the walk recorded, with dims resolved.
         unknown: ops without a rule that touched channel axes, with counts.
@@ -104,7 +104,7 @@ class AxisTable:
         raise KeyError(name)
 
     def axis_of(self, atom: Atom) -> Axis | None:
-        """The axis of a resolved atom, None for those that no parameter has."""
+        """Returns the axis of a resolved atom, or None if it belongs to no parameter."""
         return self._by_atom.get(atom)
 
     @property
@@ -113,13 +113,13 @@ class AxisTable:
         return tuple(axis for axis in self.axes if axis.growable)
 
     def coverage(self) -> float:
-        """Share of the parameters that lie on at least one growable axis."""
+        """Returns the share of the parameters, in [0, 1], that lie on at least one growable axis."""
         on = {span.tensor for axis in self.growable for span in axis.spans}
         total = self.program.num_parameters()
         return sum(tensor.numel() for name, tensor in self.program.parameters() if name in on) / max(total, 1)
 
     def show(self, dim: Dim) -> str:
-        """A factored dim in words: `3 * blocks.0.attn.qkv.heads * 64`."""
+        """Formats a factored dim: `3 * blocks.0.attn.qkv.heads * 64`."""
         parts = []
         for atom in D.resolve(dim):
             if atom.segments is not None:
@@ -130,7 +130,7 @@ class AxisTable:
         return " * ".join(parts) or "1"
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data: axes, ops without a rule, coverage."""
+        """Returns plain data: axes, ops without a rule, coverage."""
         return {
             "axes": [axis.to_json() for axis in self.axes],
             "unknown_ops": dict(self.unknown),
@@ -151,7 +151,7 @@ class AxisTable:
     # -- finding ----------------------------------------------------------------------------------------
 
     def _find_sides(self) -> dict[tuple[str, int], dict[Atom, set[str]]]:
-        """(tensor, dim) to atom to the roles it plays there."""
+        """Maps (tensor, dim) to atoms to the roles that they have there."""
         sides: dict[tuple[str, int], dict[Atom, set[str]]] = defaultdict(lambda: defaultdict(set))
         for use in self.uses:
             role = "consumer" if use.role == "consume" else "producer"
@@ -187,7 +187,7 @@ class AxisTable:
                 continue
             made_by = producers.get(atom, {})
             if len(made_by) < 2:
-                kinds[atom].pop("residual", None)  # one layer's output added to itself, as in tanh-GELU, is no stream
+                kinds[atom].pop("residual", None)  # a layer's output added to itself (tanh-GELU) is not a stream
             meaning, suffix = _meaning(atom, kinds[atom], [len(self.tensor_dims[t]) for t, _ in spans[atom]])
             stem = next(iter(made_by), None) or next(iter(spans[atom]))[0]
             base = stem.rpartition(".")[0] or stem
@@ -201,8 +201,7 @@ class AxisTable:
                     size=atom.size,
                     meaning=meaning,
                     growable=not atom.reasons and not atom.extent,
-                    reason="; ".join(atom.reasons)
-                    or ("token, spatial or batch positions, or features of the input" if atom.extent else ""),
+                    reason="; ".join(atom.reasons) or (D.POSITIONS if atom.extent else ""),
                     spans=tuple(self._span(atom, *where) for where in spans[atom]),
                     conditions=tuple(conditions[atom]),
                     atom=atom,
@@ -211,7 +210,7 @@ class AxisTable:
         return tuple(axes)
 
     def _producers(self) -> dict[Atom, dict[str, None]]:
-        """The matrices and tables that produce each axis; it is named after the first."""
+        """Maps each axis to the matrices and tables that produce it; it is named after the first."""
         found: dict[Atom, dict[str, None]] = defaultdict(dict)
         for use in self.uses:
             if use.role != "consume" and len(self.tensor_dims[use.name]) > 1:
@@ -233,10 +232,11 @@ def _meaning(atom: Atom, kinds: dict[str, None], ranks: list[int]) -> tuple[str,
 
 
 def condition_of(event: Event) -> str:
+    """Returns what exact growth requires because of an event, in words; empty if nothing."""
     if event.kind == "normalise":
-        return f"whole factors, or padding where that is exact ({event.op} takes statistics over it)"
+        return f"integer factors, or padding where that is exact ({event.op} takes statistics over it)"
     if event.kind == "groups":
-        return f"one whole factor for all parts ({event.op} groups reach across a seam)"
+        return f"one integer factor for all parts ({event.op} has groups that span several parts)"
     if event.kind == "contract":
         return f"a factor on one operand ({event.op})"
     if event.kind == "copies":
@@ -245,13 +245,13 @@ def condition_of(event: Event) -> str:
 
 
 def axes_of(program: Program) -> AxisTable:
-    """The axes of a program, inferred from both of its graphs; computed once for each program."""
+    """Returns the axes of a program, inferred from both of its graphs and computed once per program."""
     table: AxisTable = program.memo("axes", analyse)
     return table
 
 
 def analyse(program: Program) -> AxisTable:
-    """Infers the axes of a program; `axes_of` remembers them."""
+    """Infers the axes of a program; `axes_of` caches the result."""
     context = AxisWalk(program)
     context.run()
     return AxisTable(program, context)

@@ -1,8 +1,8 @@
-"""The walk: one pass over a graph that gives every value factored dims and records what ops do with them.
+"""The axis walk: one pass over a graph that assigns factored dims to every value and records what ops do with them.
 
-Rules (progc/analysis/axes/rules, one file per op family) do the work of a single op. They state equalities between
-dims, return the dims of the result, and record *events*: what an op does with a dim beyond carrying it along.
-An op without a rule pins every axis it touches and says so: the answer degrades, it is never wrong.
+A rule (progc/analysis/axes/rules, one file per op family) handles a single op. It states which dims are equal, returns
+the dims of the result, and records *events*: what the op does with a dim besides passing it through. An op without a
+rule pins every axis it touches, with a reason: the analysis then finds fewer growable axes, but is never wrong.
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ from torch import fx
 
 from progc.analysis.axes import dims as D
 from progc.analysis.axes import lengths
-from progc.analysis.axes.context import Args, Context, flat_values
-from progc.analysis.axes.records import DECIDING, Value, fresh_like
+from progc.analysis.axes.context import Args, Context
+from progc.analysis.axes.records import DECIDING, Value, flat_values, fresh_like
 from progc.analysis.axes.registry import rule_for
 from progc.ir.check import stochastic
 from progc.ir.graphs import written_to
 from progc.ir.program import MODES, TensorMeta
 
-# Ops that take a part of an operand, or of some operand only its size, dtype or device.
+# Ops that read a part of an operand, or only the size, dtype or device of one.
 _LEAVES_OUT = frozenset(
     f"aten.{name}" for name in "slice slice_copy narrow to type_as new_zeros new_ones new_empty new_full".split()
 )
 
 
 class AxisWalk(Context):
-    """One walk over both graphs; `run` fills in what `Context` declares."""
+    """One walk over both graphs; `run` fills the attributes that `Context` declares."""
 
     def run(self) -> None:
-        """Walks both graphs; they share the dims of parameters, so one analysis holds for both."""
+        """Walks both graphs. They share the dims of parameters, so one analysis holds for both."""
         for mode in MODES:
             if mode not in self.program.graphs:
                 continue
@@ -40,7 +40,7 @@ class AxisWalk(Context):
             self.values = {}
             graph = self.program.graphs[mode]
             written = written_to(graph)
-            # Dropout is the train graph's own affair; in eval mode copies of a unit must not be drawn apart.
+            # Dropout belongs to the train graph. In eval mode, copies of a unit must not get different random numbers.
             drawn = {node.name for node in stochastic(graph)} if mode == "eval" else set()
             for node in graph.nodes:
                 self.node_name = node.name
@@ -65,7 +65,7 @@ class AxisWalk(Context):
         if node.op == "output":
             for value in flat_values(self.resolve(list(node.args))):
                 for dim in value.dims:
-                    D.pin(dim, "output")
+                    D.pin(dim, D.OUTPUT)
             return None
         if isinstance(meta, int):
             return meta
@@ -80,21 +80,23 @@ class AxisWalk(Context):
             value = found(self, node, Args(self, node))
             fits = _same_sizes(value, meta)
         except (LookupError, TypeError, ValueError, AttributeError, D.Clash) as error:
-            # A form of the op that its rule does not cover: as good as no rule, never a guess.
+            # The rule does not cover this form of the op: treat the op as one without a rule, never guess.
             return self._opaque(node, meta, "" if own else _fault(name, error))
         except Exception as error:
             if own:
-                raise  # a fault of ours
+                raise  # a bug in progc
             return self._opaque(node, meta, _fault(name, error))
         if not fits:
-            return self._opaque(node, meta, "" if own else f"the rule of {name} gives other sizes than the op")
+            return self._opaque(
+                node, meta, "" if own else f"the rule of {name} returns sizes that differ from the result of the op"
+            )
         if not own:
             self._ask_origin(node, value)
         self._account(node, value)
         return value
 
     def _account(self, node: fx.Node, value: Any) -> None:
-        """Pins what went into an op and neither came out nor was recorded: its rule forgot it."""
+        """Pins axes that enter an op, do not leave it and were not recorded: the rule has forgotten them."""
         if self.op in _LEAVES_OUT:
             return
         inputs = [part for item in self.resolve([*node.args, *node.kwargs.values()]) for part in flat_values([item])]
@@ -108,10 +110,10 @@ class AxisWalk(Context):
         for use in itertools.takewhile(lambda use: (use.mode, use.node) == here, reversed(self.uses)):
             entered.difference_update(D.leaves(use.part) if use.role == "consume" else ())
         for atom in entered:
-            D.pin((atom,), f"{self.op} does away with it")
+            D.pin((atom,), f"the rule of {self.op} does not say what happens to it")
 
     def _ask_origin(self, node: fx.Node, value: Any) -> None:
-        """Pins what a user's rule gives out that no operand brought in and no size argument speaks of."""
+        """Pins axes that a user's rule returns although no operand holds them and no size argument was declared."""
         inputs = flat_values(self.resolve([*node.args, *node.kwargs.values()]))
         known = {atom for part in inputs for atom in D.leaves(sum(part.dims, ()))}
         here = (self.mode, self.node_name)
@@ -120,10 +122,10 @@ class AxisWalk(Context):
         for part in flat_values([value]):
             for atom in D.channels(sum(part.dims, ())):
                 if atom not in known:
-                    D.pin((atom,), f"the rule of {self.op} does not say where it comes from")
+                    D.pin((atom,), f"the rule of {self.op} returns it but does not say where it comes from")
 
     def _overwritten(self, value: Any) -> Any:
-        """A value that is written to in place is no longer just a moved tensor."""
+        """Drops the source of a value that is written to in place: it is no longer just a moved tensor."""
         if not isinstance(value, Value) or value.source is None:
             return value
         self.carry(value)
@@ -135,7 +137,7 @@ class AxisWalk(Context):
         return Value(tuple(D.new(size, extent=True) for size in meta.shape))
 
     def _opaque(self, node: fx.Node, meta: Any, why: str = "") -> Any:
-        """An op that progc has no rule for, or a wrong one: nothing that goes in or comes out may grow."""
+        """Pins every axis that enters or leaves an op without a rule or with a wrong one."""
         for value in flat_values(self.resolve(list(node.args)) + self.resolve(list(node.kwargs.values()))):
             touched = D.channels(sum(value.dims, ()))
             if any(not atom.reasons for atom in touched):
@@ -145,12 +147,12 @@ class AxisWalk(Context):
 
 
 def _fault(op: str, error: Exception) -> str:
-    """A user's rule that fails, in one line."""
-    return f"the rule of {op} fails: {type(error).__name__}: {' '.join(str(error).split()) or 'no message'}"
+    """Describes the exception of a user's rule in one line."""
+    return f"the rule of {op} raised {type(error).__name__}: {' '.join(str(error).split()) or 'no message'}"
 
 
 def _same_sizes(value: Any, meta: Any) -> bool:
-    """True if a rule's dims have the sizes of the op's result; anything else would be a wrong rule."""
+    """Returns True if the dims that a rule returned have the sizes of the op's result."""
     if isinstance(meta, TensorMeta):
         return isinstance(value, Value) and value.shape == meta.shape
     if isinstance(meta, tuple):

@@ -1,4 +1,8 @@
-"""Chains: runs of isomorphic blocks that depth growth inserts into (docs/architecture.md)."""
+"""Chains: runs of isomorphic blocks that depth growth inserts into (docs/architecture.md).
+
+`chains_of` finds the chains of a program, by the names of its modules and by the structure of its graphs. May import
+`ir` and below.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""A verified run becomes a `Chain`.
-
-What differs between the blocks of a chain, in words.
-"""
+"""Turns a verified run into a `Chain`, and describes what differs between its blocks."""
 
 from __future__ import annotations
 
@@ -15,7 +12,7 @@ from progc.ir.program import MODES, Mode
 
 
 def blocks_of(pieces: Sequence[RunPiece]) -> tuple[Block, ...]:
-    """Pieces as the blocks that users and passes see."""
+    """Returns pieces as the blocks that users and passes see."""
     return tuple(
         Block(
             piece.label,
@@ -29,7 +26,7 @@ def blocks_of(pieces: Sequence[RunPiece]) -> tuple[Block, ...]:
 
 
 def carried_of(pieces: Sequence[RunPiece], run: Run) -> dict[Mode, tuple[tuple[str, ...], ...]]:
-    """Names of the values at every boundary; `pieces` are those of the run."""
+    """Returns the names of the values at every boundary; `pieces` are those of the run."""
     carried: dict[Mode, tuple[tuple[str, ...], ...]] = {}
     for mode in MODES:
         rows = [
@@ -43,7 +40,7 @@ def carried_of(pieces: Sequence[RunPiece], run: Run) -> dict[Mode, tuple[tuple[s
 
 
 def shared_of(pieces: Sequence[RunPiece], run: Run) -> dict[Mode, tuple[str, ...]]:
-    """Names of the outside values that blocks of the run read and that do not cross its boundaries."""
+    """Returns the names of outside values that blocks of the run read and that do not cross its boundaries."""
     return {
         mode: tuple(
             dict.fromkeys(
@@ -60,7 +57,10 @@ def shared_of(pieces: Sequence[RunPiece], run: Run) -> dict[Mode, tuple[str, ...
 def assemble(
     container: Container, numbers: Sequence[int], pieces: Sequence[RunPiece], run: Run, alone: bool = True
 ) -> Chain:
-    """The chain of a run among the numbered modules of a container; several in one container carry their numbers."""
+    """Returns the chain of a run of numbered modules of a container.
+
+    With `alone` false, the container holds several chains, and the name of the chain includes the block numbers.
+    """
     members = pieces[run.start : run.stop]
     low, high = members[0].index, members[-1].index
     name = container.name if alone else f"{container.name}[{low}]" if low == high else f"{container.name}[{low}-{high}]"
@@ -79,7 +79,7 @@ def assemble(
 
 
 def differences(pieces: Sequence[RunPiece], period: int) -> tuple[str, ...]:
-    """One line for each thing that is not the same in all blocks, values in block order."""
+    """Returns one line for each difference between the blocks, with values in block order."""
     lines: list[str] = []
     for what in dict.fromkeys(what for piece in pieces for what, _ in piece.forms["train"].noise):
         rates = [_rates([rate for label, rate in piece.forms["train"].noise if label == what]) for piece in pieces]
@@ -108,7 +108,7 @@ def _number(value: Any) -> str:
 
 
 def _scalars(pieces: Sequence[RunPiece], period: int) -> list[str]:
-    """Soft literals of the eval graph, compared between blocks that play the same part."""
+    """Compares soft literals of the eval graph between corresponding blocks."""
     lines: list[str] = []
     for phase in range(min(period, len(pieces))):
         group = pieces[phase::period]
@@ -120,9 +120,9 @@ def _scalars(pieces: Sequence[RunPiece], period: int) -> list[str]:
 
 
 def _own_tensors(pieces: Sequence[RunPiece]) -> list[str]:
-    """Tensors that some blocks have and others have not (mask buffers)."""
+    """Lists tensors that only some blocks have (mask buffers)."""
     lines: list[str] = []
-    if len({piece.kind for piece in pieces}) > 1:  # the parts of a period are modules of different classes
+    if len({piece.kind for piece in pieces}) > 1:  # the blocks of a period have different classes
         return lines
     every = dict.fromkeys(pattern for piece in pieces for pattern in piece.patterns)
     for pattern in every:

@@ -1,4 +1,4 @@
-"""Chains from the module stack: containers whose children are numbered."""
+"""Finds chains by the module stack: containers with numbered children."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ LONELY = "a single block"
 
 @dataclasses.dataclass(frozen=True)
 class Modules:
-    """What the module stacks of both graphs say.
+    """The modules in the module stacks of both graphs.
 
     Attributes:
         kinds: module path to class name.
         nodes: per mode, path of a numbered module to its call nodes in graph order.
-        containers: container to the numbers of its children, ascending.
+        containers: container to the numbers of its children, in ascending order.
     """
 
     kinds: Mapping[str, str]
@@ -59,7 +59,7 @@ def read_stacks(views: Mapping[Mode, View]) -> Modules:
         split = split_number(path) if is_numbered else None
         if split is not None:
             numbers.setdefault(split[0], set()).add(split[1])
-    # Children that only hold tensors, or only sizes, never show in a stack but count as siblings.
+    # Children that only hold tensors or sizes do not appear in a stack, but count as siblings.
     for name in next(iter(views.values())).program.tensors:
         parts = name.split(".")
         for cut in range(1, len(parts)):
@@ -70,11 +70,11 @@ def read_stacks(views: Mapping[Mode, View]) -> Modules:
 
 
 def chains_by_modules(views: Mapping[Mode, View]) -> tuple[list[Chain], list[Chain], list[Refused]]:
-    """Chains whose blocks are numbered modules, innermost containers first decided.
+    """Finds chains whose blocks are numbered modules, starting with the innermost containers.
 
     Returns:
-        Chains; runs of single layers (`Sequential(Linear, ReLU, Linear, ReLU)`), which are chains of a plain network
-        and mere stems and heads of any other; refusals.
+        Chains; runs of single layers (`Sequential(Linear, ReLU, Linear, ReLU)`), which are chains in a plain network
+        and only stems or heads in any other; refusals.
     """
     program = views["eval"].program
     modules = read_stacks(views)
@@ -136,10 +136,10 @@ class _ModuleSearch:
             self.accept(chain)
 
     def tell(self, reasons: list[Refused], beside_runs: bool) -> None:
-        """Keeps the refusals of a container that say something new.
+        """Keeps the refusals of a container that add information.
 
-        That a module changes the width is worth telling beside blocks that do not. What lies inside a refused module is
-        only refused for itself when the module is no sibling of blocks.
+        A module that changes the width is reported if its siblings are blocks of a chain. Modules inside a refused
+        module are reported only if the refused module has no such siblings.
         """
         for one in reasons:
             inner = [old for old in self.refused if old.name.startswith(one.name + ".")]
@@ -149,7 +149,7 @@ class _ModuleSearch:
                 self.refused.append(one)
 
     def piece(self, container: Container, number: int) -> RunPiece | None:
-        """The numbered module as a candidate block; None when a graph has no nodes of it."""
+        """Returns the numbered module as a candidate block; None if a graph has no nodes of it."""
         path = container.path(number)
         tensors, patterns = block_tensors(self.program, path, number, container.stem)
         local = dict(zip(tensors, patterns, strict=True))
@@ -167,11 +167,11 @@ class _ModuleSearch:
         return RunPiece(path, number, self.modules.kinds.get(path, ""), tensors, patterns, forms)
 
     def composite(self, piece: RunPiece) -> bool:
-        """Whether the block is a module made of modules."""
+        """Returns whether the block is a module with submodules."""
         return piece.label in self.parents
 
     def is_series(self, container: Container, pieces: Sequence[RunPiece], run: Run) -> bool:
-        """Names like `conv1, conv2` are roles more often than a series: their blocks must be residual."""
+        """Returns whether a run is a series: names such as `conv1, conv2` are roles unless the blocks are residual."""
         if not container.prefix:
             return True
         period = [pieces[k].forms["eval"] for k in range(run.start, run.start + run.period)]
@@ -181,7 +181,7 @@ class _ModuleSearch:
         )
 
     def one_period(self, pieces: Sequence[RunPiece], links: Sequence[Links | str], taken: set[int]) -> list[Run]:
-        """Pairs like (plain, shifted) that occur once: same class, same parameters, different graph."""
+        """Finds pairs such as (plain, shifted) that occur once: same class, same parameters, different graph."""
         runs: list[Run] = []
         k = 0
         while k + 1 < len(pieces):
@@ -198,14 +198,14 @@ class _ModuleSearch:
         return runs
 
     def twins(self, one: RunPiece, two: RunPiece) -> bool:
-        """Same class, same parameters, and only one of them shifts windows."""
+        """Returns whether two blocks have the same class and parameters, and only one of them shifts windows."""
         if one.kind != two.kind or not self.composite(one) or one.isomorphic(two):
             return False
         shifts = [any(what == "window shift" for what, _ in piece.forms["eval"].soft) for piece in (one, two)]
         return shifts[0] != shifts[1] and self.parameters(one) == self.parameters(two)
 
     def parameters(self, piece: RunPiece) -> dict[str, tuple[int, ...]]:
-        """Pattern to shape of the block's parameters."""
+        """Maps the pattern of each parameter of the block to its shape."""
         tensors = self.program.tensors
         return {
             pattern: tuple(tensors[name].shape)
@@ -216,14 +216,14 @@ class _ModuleSearch:
     def single(
         self, container: Container, pieces: Sequence[RunPiece], links: Sequence[Links | str], k: int, taken: set[int]
     ) -> Run | str:
-        """A block on its own as a chain of one, or why not; `taken` are the pieces that are in a run already."""
+        """Returns a block as a chain of one, or the reason why it is not one; `taken` are the pieces in a run."""
         piece = pieces[k]
         for j, neighbour in ((k - 1, k - 1), (k, k + 1)):
             if not 0 <= neighbour < len(pieces):
                 continue
             step = links[j]
             if pieces[neighbour].isomorphic(piece):
-                return step if isinstance(step, str) else "its neighbours differ in what they read from outside"
+                return step if isinstance(step, str) else "its neighbours read different values from outside"
             if isinstance(step, str) and neighbour < k and "also read" in step:
                 return step
         run = stretch(pieces, links, k, k + 1)
@@ -237,11 +237,11 @@ class _ModuleSearch:
         if not straight and (container.prefix or len(pieces) < 2 or len({other.kind for other in pieces}) > 1):
             return f"{LONELY} without a residual path and without siblings of its class"
         if self.is_stage(piece.label) if straight else self.holds_blocks(piece.label):
-            return "it is a stage: it holds numbered blocks itself"
+            return "it is a stage: it contains numbered blocks"
         return odd_entry(self.views["eval"], form, form.slots[run.heads["eval"][0][0]]) or run
 
     def is_stage(self, path: str) -> bool:
-        """Whether a module contains a chain of more than one block, or of one residual block."""
+        """Returns whether a module contains a chain of several blocks or of one residual block."""
         return any(
             block.label.startswith(path + ".") and chain.name not in self.weak
             for chain in self.chains
@@ -249,7 +249,7 @@ class _ModuleSearch:
         )
 
     def holds_blocks(self, path: str) -> bool:
-        """Whether a module contains a chain, or numbered modules of one class that are made of modules."""
+        """Returns whether a module contains a chain, or several numbered modules of one class with submodules."""
         if any(block.label.startswith(path + ".") for chain in self.chains for block in chain.blocks):
             return True
         for container, numbers in self.modules.containers.items():
@@ -262,13 +262,13 @@ class _ModuleSearch:
         return False
 
     def accept(self, chain: Chain) -> None:
-        """Adds a chain; what lies inside its blocks is no chain or refusal of its own."""
+        """Adds a chain and removes the chains and refusals inside its blocks."""
         roots = tuple(block.label + "." for block in chain.blocks)
         self.chains = [old for old in self.chains if not old.blocks[0].label.startswith(roots)]
         self.refused = [old for old in self.refused if not (old.name + ".").startswith(roots)]
         self.chains.append(chain)
 
     def result(self) -> tuple[list[Chain], list[Chain], list[Refused]]:
-        """Chains, runs of single layers, and refusals."""
+        """Returns chains, runs of single layers, and refusals."""
         plain = [chain for chain in self.chains if chain.name in self.layers]
         return [chain for chain in self.chains if chain.name not in self.layers], plain, self.refused

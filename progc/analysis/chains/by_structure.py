@@ -1,8 +1,8 @@
-"""Chains from structure, for graphs without usable module stack.
+"""Finds chains by structure, for graphs without a usable module stack.
 
-Regions of repeated operations give candidates; the numbers in the parameters' names say where one block ends and the
-next begins (between two parameters of different number, where the fewest values cross); the same check of isomorphism
-and wiring as for modules decides.
+Regions of repeated operations are candidates. The numbers in parameter names determine where one block ends and the
+next begins: between two parameters with different numbers, where the fewest values cross. The same check of isomorphism
+and connections as for modules decides.
 """
 
 from __future__ import annotations
@@ -28,9 +28,12 @@ MAX_ATTEMPTS = 48
 def chains_by_structure(
     views: Mapping[Mode, View], covered: set[str], told: tuple[str, ...] = ()
 ) -> tuple[list[Chain], list[Refused]]:
-    """Chains among the nodes that are not `covered` (names of eval nodes that are in a chain already).
+    """Finds chains among the nodes that are not `covered`.
 
-    `told` are prefixes of tensors whose modules have been refused with a reason; they get no second one.
+    Args:
+        views: both graphs.
+        covered: names of eval nodes that are already in a chain.
+        told: prefixes of tensors whose modules were already refused with a reason; they get no second reason.
     """
     view = views["eval"]
     nodes = sequence(view, {node for node in view.nodes if node.name in covered})
@@ -79,7 +82,7 @@ def chains_by_structure(
 
 
 def _clipped(region: RepeatedRegion, taken: Sequence[tuple[int, int]]) -> RepeatedRegion | None:
-    """The region without what has been decided at its ends; None when less than two repeats are left."""
+    """Returns the region without decided parts at its ends; None if less than two repeats are left."""
     start, stop = region.start, region.stop
     for low, high in taken:
         if low <= start < high:
@@ -100,7 +103,7 @@ def _name(nodes: Sequence[fx.Node | None], region: RepeatedRegion) -> str:
 def _pieces(
     views: Mapping[Mode, View], nodes: Sequence[fx.Node | None], cut: Cut, mapping: Mapping[fx.Node, fx.Node]
 ) -> list[RunPiece] | None:
-    """Blocks with their forms; None when the train graph has no counterpart of a node."""
+    """Returns blocks with their forms; None if a node has no counterpart in the train graph."""
     stem = common_stem(pattern for names in cut.names for pattern in names.values())
     members: dict[Mode, list[list[fx.Node]]] = {mode: [] for mode in MODES}
     for span in cut.spans:
@@ -114,7 +117,7 @@ def _pieces(
     place_unread(views["train"], filled["train"], cut.names)
     for b, (names, number) in enumerate(zip(cut.names, cut.numbers, strict=True)):
         known = dict(names)
-        for mode in MODES:  # counters and the like, read by the train graph alone
+        for mode in MODES:  # counters and other tensors that only the train graph reads
             for node in filled[mode][b]:
                 for name in own_names(node):
                     pattern = _like(name, number, known)
@@ -140,7 +143,7 @@ def _pieces(
 
 
 def _like(name: str, number: int, known: Mapping[str, str]) -> str | None:
-    """Pattern of a tensor that only the train graph reads: it shares its stem with a known one."""
+    """Returns the pattern of a tensor that only the train graph reads, from a known pattern with the same stem."""
     if name in known:
         return known[name]
     for pattern in known.values():
@@ -152,7 +155,7 @@ def _like(name: str, number: int, known: Mapping[str, str]) -> str | None:
 
 
 def _repeats_feed(view: View, nodes: Sequence[fx.Node | None], live: Sequence[int], region: RepeatedRegion) -> bool:
-    """Whether each repeat reads the one before it and only that: what makes a badly named region worth a refusal."""
+    """Returns whether each repeat reads only the one before it, so that a region with bad names is reported."""
     best = min(range(region.start, region.start + region.period), key=lambda c: (live[c + region.period], c))
     repeats = (region.stop - best) // region.period
     if repeats < 2:
@@ -171,7 +174,7 @@ def _repeats_feed(view: View, nodes: Sequence[fx.Node | None], live: Sequence[in
 
 
 def _believable(piece: RunPiece, run: Run) -> bool:
-    """Whether repeats are blocks and no mere row of layers: written in one forward, or with a residual path."""
+    """Returns whether repeats are blocks and not just layers: one forward computes them, or they are residual."""
     form = piece.forms["eval"]
     paths = set()
     for node in form.order:
@@ -182,12 +185,12 @@ def _believable(piece: RunPiece, run: Run) -> bool:
 
 
 def _clash(view: View, members: Sequence[RunPiece]) -> str:
-    """A name that the next block would need and that is taken by something else, as a reason."""
+    """Returns a reason if another tensor already has a name that the next block would need, else an empty string."""
     after = members[-1].index + 1
     for pattern in members[-1].patterns:
         name = pattern.replace("#", str(after))
         if name in view.program.tensors:
-            return f"the next block would need the name `{name}`, which something else has"
+            return f"the next block would need the name `{name}`, which another tensor already has"
     return ""
 
 

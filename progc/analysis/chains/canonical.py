@@ -1,13 +1,13 @@
-"""Canonical form of a piece of a graph: equal forms mean isomorphic blocks.
+"""The canonical form of a part of a graph: blocks with equal forms are isomorphic.
 
-The walk follows graph order, which is execution order: two blocks traced from the same code give the same sequence.
-Three things are taken out first, because they may differ between blocks that play the same part:
+The walk follows graph order, which is execution order: two blocks traced from the same code have the same sequence of
+operations. Three things are left out, because they may differ between corresponding blocks:
 
-- noise that vanishes at rate 0: dropout calls, multiplications by a random mask (drop-path), values replaced where a
-  random mask says so (dropout of labels or stages);
-- sizes: an int that is computed in the graph stands for its value at the example size (torch.export computes such an
-  int once and lets all blocks read it);
-- soft literals: floats and the amounts of `roll`; their values are recorded apart.
+- noise that vanishes at rate 0: dropout, multiplication by a random mask (drop-path), and values replaced under a
+  random mask (dropout of labels or stages);
+- sizes: an int computed in the graph is replaced by its value at the example size (torch.export computes such an int
+  once, and all blocks read it);
+- soft literals: floats and the shifts of `roll`, whose values are recorded separately.
 """
 
 from __future__ import annotations
@@ -21,23 +21,15 @@ import torch
 from torch import fx
 
 from progc.ir.norms import written
+from progc.ir.operations import op_name
 from progc.ir.program import Mode, Program, TensorMeta
 
-_DROPOUT = frozenset({"dropout", "dropout_", "feature_dropout", "feature_dropout_", "alpha_dropout"})
+_DROPOUT = frozenset({"dropout", "feature_dropout", "alpha_dropout"})
 _RANDOM = frozenset({"rand", "rand_like", "randn", "randn_like", "empty", "empty_like", "new_empty"})
-_MULTIPLY = frozenset({"mul", "mul_"})
-_DIVIDE = frozenset({"div", "div_"})
-
-
-def op_name(node: fx.Node) -> str:
-    """Short name of a call node's operation: `add_` for `aten.add_.Tensor`; outside ATen with its namespace."""
-    if isinstance(node.target, torch._ops.OpOverload):
-        return str(node.target._schema.name).removeprefix("aten::")
-    return str(getattr(node.target, "__name__", node.target))
 
 
 def meta_key(value: Any) -> Any:
-    """`meta["tensor"]` as something hashable: shape and dtype of a tensor, tuples of them, ints."""
+    """Returns a hashable form of `meta["tensor"]`: shape and dtype of a tensor, tuples of them, ints."""
     if isinstance(value, TensorMeta):
         return (value.shape, str(value.dtype))
     if isinstance(value, tuple):
@@ -46,12 +38,12 @@ def meta_key(value: Any) -> Any:
 
 
 class View:
-    """One graph of a program with everything the walks ask for, computed once.
+    """One graph of a program with the lookup tables of the walks.
 
     Attributes:
         position: index of every node in graph order.
         alias: noise node to the node that it equals at rate 0.
-        hidden: nodes that are no part of a canonical form: sizes, random masks, checks without users.
+        hidden: nodes that are not part of a canonical form: sizes, random masks, checks without users.
     """
 
     def __init__(self, program: Program, mode: Mode) -> None:
@@ -74,14 +66,14 @@ class View:
                 self.alias[node] = node.args[0]
             elif name in _RANDOM or (inputs and all(arg in random for arg in inputs)):
                 random.add(node)
-            elif name in _MULTIPLY and len(inputs) == 2 and (inputs[0] in random) != (inputs[1] in random):
+            elif name == "mul" and len(inputs) == 2 and (inputs[0] in random) != (inputs[1] in random):
                 kept = inputs[1] if inputs[0] in random else inputs[0]
                 self.alias[node] = kept
-                if op_name(kept) in _DIVIDE and len(kept.users) == 1 and isinstance(kept.args[1], float):
+                if op_name(kept) == "div" and len(kept.users) == 1 and isinstance(kept.args[1], float):
                     self.alias[kept] = kept.all_input_nodes[0]
-            elif name in ("masked_fill", "masked_fill_") and inputs[0] not in random and node.args[1] in random:
+            elif name == "masked_fill" and inputs[0] not in random and node.args[1] in random:
                 self.alias[node] = inputs[0]
-        # Randomness that is no multiplicative mask (noise added to an input) is part of what a block computes.
+        # Other random values (noise added to an input) are part of the computation of a block.
         used = {node for node in random if all(user in random or user in self.alias for user in node.users)}
         while True:
             kept_random = {node for node in used if all(user in used or user in self.alias for user in node.users)}
@@ -92,11 +84,11 @@ class View:
 
     @staticmethod
     def is_size(node: fx.Node) -> bool:
-        """Whether the node's value is an int, a float or a bool and not a tensor."""
+        """Returns whether the value of a call node is an int, a float or a bool."""
         return node.op == "call_function" and isinstance(node.meta.get("tensor"), (int, float, bool))
 
     def constant(self, name: str) -> str:
-        """Digest of the value of a lifted constant."""
+        """Returns a digest of the value of a lifted constant."""
         if name not in self._constants:
             tensor = self.program.tensors[name].detach().cpu().contiguous()
             raw = tensor.reshape(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b""
@@ -106,18 +98,18 @@ class View:
 
 @dataclasses.dataclass(frozen=True)
 class Form:
-    """Canonical form of a set of nodes.
+    """The canonical form of a set of nodes.
 
     Attributes:
-        key: hashable; equal keys mean isomorphic.
+        key: hashable; equal keys mean isomorphic blocks.
         nodes: all call nodes of the block, in graph order.
-        order: those that the key speaks of, in its order.
+        order: the nodes that are part of the key, in its order.
         slots: values from outside, in order of first use.
-        tensors: names of own tensors, in order of first use.
+        tensors: names of the tensors of the block, in order of first use.
         soft: `(what, value)` of literals that may differ, in walk order.
-        noise: `(what, rate)` of the noise taken out, in graph order.
-        exits: nodes whose value is read outside, with their place in `order`; `-1 - k` for slot k passed through,
-            None for a value that has no place (a random mask, an own tensor as it is).
+        noise: `(what, rate)` of the noise that is left out, in graph order.
+        exits: nodes whose value is read outside, with their place in `order`. The place is `-1 - k` if the value of
+            slot k is passed through, and None for a value without a place (a random mask, a tensor of the block).
     """
 
     key: Any
@@ -130,7 +122,7 @@ class Form:
     exits: tuple[tuple[fx.Node, int | None], ...]
 
     def at(self, place: int) -> fx.Node:
-        """The node whose value leaves the block at `place`: the last noise node on it, if any."""
+        """Returns the node whose value leaves the block at `place`; if noise follows it, the last noise node."""
         for node, found in self.exits:
             if found == place:
                 return node
@@ -138,7 +130,13 @@ class Form:
 
 
 def canonical_form(view: View, nodes: Sequence[fx.Node], own: Callable[[str], str | None]) -> Form:
-    """Walks `nodes` (graph order). `own` gives the local name of a tensor that belongs to the block, else None."""
+    """Computes the canonical form of a block.
+
+    Args:
+        view: the graph.
+        nodes: the nodes of the block in graph order.
+        own: returns the local name of a tensor of the block, and None for other tensors.
+    """
     inside = set(nodes)
     walk = _Walk(view, inside, own)
     entries = []
@@ -187,12 +185,12 @@ class _Walk:
             self.noise.append(("dropout probability", rates[0]))
         elif name.startswith("bernoulli") and rates:
             self.noise.append(("drop-path keep probability", rates[0]))
-        elif name in ("add", "floor", "floor_") and node in self.view.hidden and rates:
+        elif name in ("add", "floor") and node in self.view.hidden and rates:
             self.noise.append(("drop-path keep probability", rates[0]))
 
     def entry(self, node: fx.Node) -> Any:
         name = op_name(node)
-        args = tuple(self.value(name, arg) for arg in written(node))  # a frozen normalisation is like one that is not
+        args = tuple(self.value(name, arg) for arg in written(node))  # frozen normalisations compare equal to others
         kwargs = tuple((key, self.value(name, node.kwargs[key])) for key in sorted(node.kwargs))
         if name == "roll":
             self.soft.append(("window shift", node.args[1]))
@@ -223,7 +221,7 @@ class _Walk:
         return place
 
     def place(self, node: fx.Node) -> Any:
-        """Place in the order, `-1 - k` for slot k, or the key of a tensor that is the block's own or a constant."""
+        """Returns the place in the order, `-1 - k` for slot k, or the key of a constant or a tensor of the block."""
         while node in self.inside and node in self.view.alias:
             node = self.view.alias[node]
         if node in self.index:

@@ -1,7 +1,7 @@
-"""A single period as a run: closed by comparing its entry with its exit.
+"""Checks a single period as a run by comparing its entry with its exit.
 
-With one block there is no next one to show which of its inputs its exit continues. The residual path shows it: the
-exit is the entry plus something.
+A single block has no next block that shows which input its exit continues. The residual path shows it: the exit is the
+entry plus another value.
 """
 
 from __future__ import annotations
@@ -10,37 +10,38 @@ from collections.abc import Sequence
 
 from torch import fx
 
-from progc.analysis.chains.canonical import Form, View, meta_key, op_name
+from progc.analysis.chains.canonical import Form, View, meta_key
 from progc.analysis.chains.runs import Links, Run, RunPiece
 from progc.ir.notation import meta_text
+from progc.ir.operations import NORMS, op_name
 from progc.ir.program import MODES, Mode
 
 MISFIT = "changes width or stride"
-_TRUNK = frozenset(
-    "add add_ relu relu_ gelu gelu_ silu silu_ layer_norm batch_norm rms_norm group_norm view reshape permute transpose"
-    " contiguous flatten unflatten slice clone roll pad to type_as div div_".split()
+_TRUNK = NORMS | set(
+    "add relu gelu silu view reshape permute transpose contiguous flatten unflatten slice clone roll pad to type_as "
+    "div".split()
 )
 
 
 def stretch(pieces: Sequence[RunPiece], links: Sequence[Links | str], start: int, stop: int) -> Run | str:
-    """The pieces `start .. stop - 1` as a run of one period, closed by shape, or why they cannot be one."""
+    """Returns the pieces `start .. stop - 1` as a run of one period, or the reason why they are not one."""
     first, last = pieces[start], pieces[stop - 1]
     heads: dict[Mode, tuple[tuple[int, ...], ...]] = {}
     tails: dict[Mode, tuple[int, ...]] = {}
     for mode in MODES:
         exits = [place for _, place in last.forms[mode].exits]
         if not exits:
-            return "nothing that it computes is read"
+            return "no value that it computes is read"
         pairs: list[tuple[int, int]] = []
         for place in exits:
             if place is None or place < 0:
-                return "it passes a value through"
+                return "it returns one of its inputs unchanged"
             slot = _entry_of(first.forms[mode], last.forms[mode], place, len(exits) == 1)
             if slot is None:
                 return _misfit(first.forms[mode], last.forms[mode].order[place], len(exits))
             pairs.append((slot, place))
         if len({slot for slot, _ in pairs}) < len(pairs):
-            return "several of its exits have the same entry"
+            return "several of its exits continue the same entry"
         rows = [tuple(slot for slot, _ in pairs)]
         for j in range(start, stop - 1):
             step = links[j]
@@ -48,7 +49,7 @@ def stretch(pieces: Sequence[RunPiece], links: Sequence[Links | str], start: int
                 return step
             rows.append(tuple(slot for slot, _ in step[mode].wires))
         if len({len(row) for row in rows}) > 1:
-            return "the number of values that cross its boundaries changes"
+            return "the number of values between its blocks changes"
         heads[mode] = tuple(rows)
         tails[mode] = tuple(place for _, place in pairs)
     return Run(start, stop, stop - start, heads, tails)
@@ -66,7 +67,7 @@ def _meta(node: fx.Node) -> object:
 
 
 def _entry_of(first: Form, last: Form, place: int, alone: bool) -> int | None:
-    """The slot that an exit continues: by its residual path, else (only exit) the nearest value of the same shape."""
+    """Returns the slot that an exit continues: by its residual path, or for a single exit by shape and distance."""
     node = last.order[place]
     slots = _candidates(first, node)
     if first is last:
@@ -81,7 +82,7 @@ def _entry_of(first: Form, last: Form, place: int, alone: bool) -> int | None:
 
 
 def residual(form: Form, place: int, slot: int) -> bool:
-    """Whether the value at `place` is the slot's value plus something, through additions, norms and reshapes only."""
+    """Returns whether the value at `place` is the slot plus other values, through sums, norms and reshapes only."""
     goal, inside = form.slots[slot], set(form.nodes)
     stack: list[tuple[fx.Node, bool]] = [(form.order[place], False)]
     seen: set[tuple[fx.Node, bool]] = set()
@@ -94,9 +95,9 @@ def residual(form: Form, place: int, slot: int) -> bool:
         seen.add((node, added))
         name = op_name(node)
         tensors = [arg for arg in node.all_input_nodes if not View.is_size(arg)]
-        if name in ("add", "add_"):
+        if name == "add":
             stack += [(arg, added or len(tensors) > 1) for arg in tensors]
-        elif name in _TRUNK or name.startswith(("dropout", "feature_dropout")) or name in ("mul", "mul_"):
+        elif name in _TRUNK or name.startswith(("dropout", "feature_dropout")) or name == "mul":
             stack += [(arg, added) for arg in tensors[:1] if arg.op != "get_attr"]
     return False
 
@@ -104,22 +105,22 @@ def residual(form: Form, place: int, slot: int) -> bool:
 def _misfit(form: Form, exit_node: fx.Node, exits: int) -> str:
     entries = [slot for slot in form.slots if slot.op != "get_attr"]
     if not entries:
-        return "it reads nothing that was computed before"
+        return "it reads no computed value"
     before, after = meta_text(entries[0].meta.get("tensor")), meta_text(exit_node.meta.get("tensor"))
     if exits > 1:
-        return f"it has {exits} exits, and `{exit_node.name}` {after} is no continuation of an entry"
+        return f"it has {exits} exits, and `{exit_node.name}` {after} does not continue an entry"
     return f"{MISFIT}: entry {before}, exit {after}"
 
 
 def nested_calls(view: View, form: Form) -> bool:
-    """Whether a block reads something computed after one of its exits, so that it is no single step of the graph."""
+    """Returns whether a block reads a value computed after one of its exits, so that it is not a single step."""
     reads = [view.position[slot] for slot in form.slots if slot.op == "call_function"]
     writes = [view.position[node] for node, _ in form.exits]
     return bool(reads and writes and max(reads) > min(writes))
 
 
 def odd_entry(view: View, form: Form, entry: fx.Node) -> str:
-    """Why a block of its own is not simply a function of its entry; empty when it is."""
+    """Returns why a single block is not a function of its entry; an empty string if it is."""
     inside = set(form.nodes)
     for user in entry.users:
         if user not in inside and not View.is_size(user):
@@ -132,7 +133,7 @@ def odd_entry(view: View, form: Form, entry: fx.Node) -> str:
     while stack:
         for arg in stack.pop().all_input_nodes:
             if arg in rivals:
-                return f"it reads `{arg.name}`, of which its entry `{entry.name}` was computed"
+                return f"it reads `{arg.name}`, from which its entry `{entry.name}` was computed"
             if arg not in seen and view.position[arg] > earliest:
                 seen.add(arg)
                 stack.append(arg)

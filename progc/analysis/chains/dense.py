@@ -1,8 +1,8 @@
-"""Dense chains: every block reads the concatenation of the stage's input and of all earlier blocks' outputs.
+"""Dense chains: every block reads the concatenation of the input of the stage and the outputs of all earlier blocks.
 
-The blocks differ in the size of the concatenated axis and in nothing else: wherever two forms disagree, each value
-must be the size of its own block's concatenation. The concatenation may stand inside the block or before it, and may
-list all values or join the previous concatenation with one more.
+The blocks may differ only in the size of the concatenated dim: where two forms differ, each value must be the size of
+the concatenation of its block. The concatenation may be inside the block or before it, and may list all values or join
+the previous concatenation with one more value.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from typing import Any
 from torch import fx
 
 from progc.analysis.chains.assemble import blocks_of, differences
-from progc.analysis.chains.canonical import Form, View, canonical_form, op_name
+from progc.analysis.chains.canonical import Form, View, canonical_form
 from progc.analysis.chains.names import Container
 from progc.analysis.chains.runs import RunPiece
 from progc.analysis.chains.table import Chain
+from progc.ir.operations import CONCATENATIONS, op_name
 from progc.ir.program import MODES, Mode
 
 
@@ -31,7 +32,7 @@ class _Stage:
 def dense_chain(
     views: Mapping[Mode, View], container: Container, numbers: Sequence[int], pieces: Sequence[RunPiece]
 ) -> Chain | None:
-    """The numbered modules of a container as one dense chain, or None."""
+    """Returns the numbered modules of a container as one dense chain, or None."""
     if len(pieces) < 2 or len(pieces) != len(numbers):
         return None
     stages = {mode: _stage(views[mode], pieces, mode) for mode in MODES}
@@ -96,7 +97,7 @@ def _stage(view: View, pieces: Sequence[RunPiece], mode: Mode) -> _Stage | None:
 
 
 def _is_cat(node: fx.Node) -> bool:
-    return node.op == "call_function" and op_name(node) in ("cat", "concat", "concatenate")
+    return node.op == "call_function" and op_name(node) in CONCATENATIONS
 
 
 def _joined(node: fx.Node) -> list[fx.Node]:
@@ -110,7 +111,7 @@ def _inputs(cat: fx.Node) -> list[fx.Node]:
 
 
 def _flat(cat: fx.Node, before: fx.Node | None, values: list[fx.Node]) -> list[fx.Node]:
-    """What a concatenation joins, the previous concatenation opened."""
+    """Returns the operands of a concatenation, with the previous concatenation replaced by its operands."""
     flat: list[fx.Node] = []
     for part in _inputs(cat):
         flat += values if part is before else [part]
@@ -122,7 +123,7 @@ def _last_is_new(cat: fx.Node, values: list[fx.Node], before: fx.Node | None) ->
 
 
 def _first_cat(form: Form, later: Sequence[fx.Node]) -> fx.Node | None:
-    """The concatenation that the first block reads: in the block, of outside values that the next one joins too."""
+    """Returns the concatenation in the first block, of outside values that the next concatenation joins too."""
     if not later:
         return None
     outside = set(form.slots)
@@ -134,7 +135,7 @@ def _first_cat(form: Form, later: Sequence[fx.Node]) -> fx.Node | None:
 
 
 def _entry(form: Form, exit_node: fx.Node) -> fx.Node | None:
-    """Without a concatenation in the first block: the outside value that is joined with its exit."""
+    """Returns the outside value that is joined with the exit of a first block without a concatenation."""
     for cat in _joined(exit_node):
         rest = [part for part in _inputs(cat) if part is not exit_node]
         if len(rest) == 1 and rest[0] in form.slots:
@@ -145,7 +146,7 @@ def _entry(form: Form, exit_node: fx.Node) -> fx.Node | None:
 def _rests(
     view: View, pieces: Sequence[RunPiece], forms: Sequence[Form], heads: Sequence[fx.Node]
 ) -> tuple[str, ...] | None:
-    """Checks that the blocks are equal but for the concatenated size; gives the names of the values they share."""
+    """Returns the names of shared values if the blocks differ only in the concatenated size, else None."""
     keys: list[Any] = []
     shared: list[fx.Node] | None = None
     for piece, form, head in zip(pieces, forms, heads, strict=True):
@@ -172,7 +173,7 @@ def _axis_size(head: fx.Node, heads: Sequence[fx.Node]) -> int:
 
 
 def _agree(values: Sequence[Any], sizes: Sequence[int]) -> bool:
-    """Whether nested tuples are equal but for places where each holds its own size."""
+    """Returns whether nested tuples are equal except where each holds its own size."""
     if all(value == values[0] for value in values[1:]):
         return True
     if all(isinstance(value, tuple) for value in values):

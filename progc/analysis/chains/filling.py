@@ -1,4 +1,4 @@
-"""Which nodes belong to a block: noise, sizes, counters, and the train graph's counterpart of eval nodes."""
+"""Assigns noise, sizes and counters to blocks, and maps nodes of the eval graph to nodes of the train graph."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from progc.ir.program import Mode
 
 
 def train_nodes(views: Mapping[Mode, View]) -> dict[fx.Node, fx.Node]:
-    """Eval node to train node, by walking both sequences in step; stops at the first disagreement.
+    """Maps eval nodes to train nodes by walking both sequences in parallel; stops at the first difference.
 
-    The train graph may hold operations that nothing reads (BatchNorm's counter); they are stepped over.
+    Operations of the train graph that nothing reads (the batch counter of BatchNorm) are skipped.
     """
     view = views["train"]
     train = [node for node in sequence(view, set()) if node is not None]
@@ -50,9 +50,9 @@ def filled_blocks(view: View, blocks: Sequence[Sequence[fx.Node]]) -> list[list[
 
 
 def _place_leading_noise(view: View, blocks: list[list[fx.Node]]) -> None:
-    """Noise at the start of a block (dropout on its input) stands before its first operation: takes it in.
+    """Adds noise at the start of a block (dropout on its input), which precedes its first operation, to the block.
 
-    It is told from noise at the end of the block before by its source, which the block reads as it is, too.
+    Noise at the end of the block before is different: the block does not also read its source directly.
     """
     for b, block in enumerate(blocks):
         inside = set(block)
@@ -69,7 +69,7 @@ def _place_leading_noise(view: View, blocks: list[list[fx.Node]]) -> None:
 
 
 def place_unread(view: View, blocks: list[list[fx.Node]], names: Sequence[Mapping[str, str]]) -> None:
-    """Moves operations that nothing reads (counters) into the block that owns the tensors next to theirs."""
+    """Moves operations that nothing reads (counters) into the block that owns the neighbouring tensors."""
     home: dict[str, int | None] = {}
     for index, known in enumerate(names):
         for parent in {name.rpartition(".")[0] for name in known} - {""}:
@@ -93,10 +93,10 @@ def _noise_on(view: View, node: fx.Node, inside: set[fx.Node]) -> bool:
 
 
 def completed(view: View, nodes: Sequence[fx.Node]) -> list[fx.Node]:
-    """The nodes of a block with the gaps in its module stacks filled, without sizes that others read.
+    """Returns the nodes of a block, with nodes that have no module stack and without sizes that other blocks read.
 
-    A call node without stack belongs to the block when everything that reads it does and it reads something of the
-    block, or no computed value at all.
+    A call node without a module stack belongs to the block if all its readers do, and it reads either a value of the
+    block or no computed value.
     """
     inside = set(nodes)
     if not inside:

@@ -1,4 +1,4 @@
-"""The entry point: chains by modules, then by structure on what they leave."""
+"""The entry point: finds chains by modules, then by structure among the remaining nodes."""
 
 from __future__ import annotations
 
@@ -10,20 +10,23 @@ from progc.ir.program import MODES, Program
 
 
 def chains_of(program: Program) -> ChainTable:
-    """The chains of a program; computed once for each program."""
+    """Returns the chains of a program; computed once per program."""
     table: ChainTable = program.memo("chains", find_chains)
     return table
 
 
 def find_chains(program: Program) -> ChainTable:
-    """All chains of a program, and the containers that look like one and are not."""
+    """Finds all chains of a program, and the containers that look like a chain but are not one, with the reason."""
     views = {mode: View(program, mode) for mode in MODES}
     chains, layers, refused = chains_by_modules(views)
     covered = {name for chain in [*chains, *layers] for block in chain.blocks for name in block.nodes["eval"]}
     more, also_refused = chains_by_structure(views, covered, tuple(one.name + "." for one in refused))
     chains += more
     if chains:
-        refused += [Refused(chain.name, "single layers, in a network that has chains of blocks") for chain in layers]
+        refused += [
+            Refused(chain.name, "it consists of single layers, in a network that has chains of blocks")
+            for chain in layers
+        ]
     else:
         chains = layers
     refused += also_refused

@@ -1,6 +1,6 @@
-"""Numbers in names: numbered modules, and tensor names that differ by one numeric token.
+"""Numbers in names: numbered modules, and tensor names that differ in one number.
 
-Cuts a repeated region into blocks by the numbers in its parameters' names.
+`numbered_cut` uses them to cut a repeated region of a graph into blocks.
 """
 
 from __future__ import annotations
@@ -23,28 +23,28 @@ _REPEAT = re.compile(r"@\d+")
 
 @dataclasses.dataclass(frozen=True, order=True)
 class Container:
-    """Numbered modules side by side: `parent.prefixN`. The prefix is empty for ModuleList and Sequential."""
+    """Numbered modules with a common parent: `parent.prefixN`. The prefix is empty for ModuleList and Sequential."""
 
     parent: str
     prefix: str
 
     @property
     def stem(self) -> str:
-        """Everything before the number: `"blocks."`, `"encoder.layers.encoder_layer_"`."""
+        """The part before the number: `"blocks."`, `"encoder.layers.encoder_layer_"`."""
         return f"{self.parent}.{self.prefix}" if self.parent else self.prefix
 
     @property
     def name(self) -> str:
-        """Name for users: the module list itself, or the path with `#` for the number."""
+        """The name for users: the module list itself, or the path with `#` for the number."""
         return self.parent if self.parent and not self.prefix else self.stem + "#"
 
     def path(self, index: int) -> str:
-        """Module path of the child with that number."""
+        """Returns the module path of the child with this number."""
         return f"{self.stem}{index}"
 
 
 def split_number(path: str) -> tuple[Container, int] | None:
-    """Container and number of a module path, None if its last component does not end in a number."""
+    """Returns container and number of a module path; None if its last component does not end in a number."""
     parent, _, last = path.rpartition(".")
     match = _NUMBERED.match(last)
     if match is None or str(int(match[2])) != match[2]:
@@ -53,12 +53,12 @@ def split_number(path: str) -> tuple[Container, int] | None:
 
 
 def plain_path(path: str) -> str:
-    """A module path of `nn_module_stack` without the mark of a repeated call."""
+    """Returns a module path of `nn_module_stack` without the mark of a repeated call."""
     return _REPEAT.sub("", path)
 
 
 def block_tensors(program: Program, path: str, index: int, stem: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Names of all tensors below a module path, and their patterns with `#` for the block's number."""
+    """Returns the names of all tensors below a module path, and their patterns with `#` for the block number."""
     names = tuple(
         name for name in program.tensors if name.startswith(path + ".") and program.specs[name].kind != "constant"
     )
@@ -66,7 +66,7 @@ def block_tensors(program: Program, path: str, index: int, stem: str) -> tuple[t
 
 
 def numbered_step(names: Sequence[str]) -> tuple[str, int, int] | None:
-    """Pattern, first number and step that give `names` (two or more), None when they do not differ in one number.
+    """Returns pattern, first number and step of two or more `names`; None if they do not differ in one number only.
 
     `["blk0_wq", "blk1_wq"]` gives `("blk#_wq", 0, 1)`.
     """
@@ -85,7 +85,7 @@ def numbered_step(names: Sequence[str]) -> tuple[str, int, int] | None:
 
 
 def common_stem(patterns: Iterable[str]) -> str:
-    """The longest common prefix of patterns that still has its `#`, else the first pattern up to its `#`."""
+    """Returns the longest common prefix of patterns that has a `#`, else the first pattern up to its `#`."""
     given = list(patterns)
     low, high = min(given), max(given)
     length = next((k for k, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), min(len(low), len(high)))
@@ -98,7 +98,13 @@ def common_stem(patterns: Iterable[str]) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Cut:
-    """Blocks as stretches of the sequence: `spans[b]` holds first and last index + 1, `names[b]` name to pattern."""
+    """A sequence of operations cut into blocks.
+
+    Attributes:
+        spans: first index and last index + 1 of each block.
+        names: tensor name to pattern, for each block.
+        numbers: the number of each block.
+    """
 
     spans: tuple[tuple[int, int], ...]
     names: tuple[Mapping[str, str], ...]
@@ -106,6 +112,7 @@ class Cut:
 
 
 def own_names(node: fx.Node | None) -> list[str]:
+    """Returns the names of the parameters and buffers that a node reads."""
     if node is None:
         return []
     names = [str(arg.target) for arg in node.all_input_nodes if arg.op == "get_attr"]
@@ -115,7 +122,7 @@ def own_names(node: fx.Node | None) -> list[str]:
 def numbered_cut(
     nodes: Sequence[fx.Node | None], labels: Sequence[Any], live: Sequence[int], region: RepeatedRegion
 ) -> Cut | str:
-    """Cuts a region into blocks by the numbers in its parameter names, or says what is wrong with the names."""
+    """Cuts a region into blocks by the numbers in its parameter names, or returns the reason why it cannot."""
     numbers: dict[int, dict[str, tuple[int, str]]] = {}
     repeats = region.length // region.period
     for column in range(region.period):
@@ -128,29 +135,29 @@ def numbered_cut(
             found = numbered_step(names)
             if found is None:
                 one, two = next((a, b) for a, b in itertools.pairwise(names) if a != b)
-                return f"`{one}` and `{two}` play the same part but do not differ by one number that increases"
+                return f"the corresponding names `{one}` and `{two}` do not differ in exactly one increasing number"
             pattern, start, step = found
             for i, k in enumerate(rows):
                 numbers.setdefault(k, {})[names[i]] = (start + i * step, pattern)
     if not numbers:
-        return "the repeats have no parameters of their own"
+        return "the repeats do not have separate parameters"
     firsts: dict[int, int] = {}
     lasts: dict[int, int] = {}
     previous: int | None = None
     for k in sorted(numbers):
         values = {number for number, _ in numbers[k].values()}
         if len(values) > 1 or (previous is not None and min(values) not in (previous, previous + 1)):
-            return "the numbers in the parameter names do not rise by one from block to block"
+            return "the numbers in the parameter names do not increase by one from block to block"
         previous = values.pop()
         firsts.setdefault(previous, k)
         lasts[previous] = k
     order = sorted(firsts)
     if len(order) < 2:
-        return "the repeats have no parameters of their own"
+        return "the repeats do not have separate parameters"
     spans = _spans(labels, live, [(firsts[n], lasts[n]) for n in order], region)
     for one, two in itertools.pairwise(span for span in spans if span is not None):
         if min(live[one[0] + 1 : two[0] + 1]) < live[two[0]]:
-            return "the numbers in the names of its parameters do not agree on where a block begins"
+            return "the numbers in the parameter names disagree about where a block begins"
     keep = [b for b, span in enumerate(spans) if span is not None]
     return Cut(
         tuple(span for span in spans if span is not None),
@@ -164,7 +171,7 @@ def numbered_cut(
 def _spans(
     labels: Sequence[Any], live: Sequence[int], anchors: Sequence[tuple[int, int]], region: RepeatedRegion
 ) -> list[tuple[int, int] | None]:
-    """Blocks from the first and last parametrised operation of each; None for an incomplete block at an end."""
+    """Returns blocks, given the first and last operation with parameters of each; None for an incomplete block."""
     cuts = [
         min(range(last + 1, first + 1), key=lambda c: (live[c], -c))
         for (_, last), (first, _) in itertools.pairwise(anchors)

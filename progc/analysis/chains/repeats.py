@@ -1,8 +1,8 @@
-"""Repeated stretches in the sequence of a graph's operations.
+"""Finds repeated regions in the sequence of operations of a graph.
 
-Every call node gets a label: operation, hard literals, shapes of the tensors it reads and of its value, but not where
-its inputs come from. A region whose labels repeat with some period is where a flat model may hold a chain; wiring and
-names are checked afterwards.
+Every call node has a label: its operation, hard literals, and the shapes of its operands and its value, but not the
+sources of its operands. A flat model may have a chain where labels repeat with some period; connections and names are
+checked afterwards.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from torch import fx
 
-from progc.analysis.chains.canonical import View, meta_key, op_name
+from progc.analysis.chains.canonical import View, meta_key
+from progc.ir.operations import op_name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,12 +28,12 @@ class RepeatedRegion:
 
     @property
     def length(self) -> int:
-        """Number of operations covered."""
+        """The number of operations in the region."""
         return self.stop - self.start
 
 
 def sequence(view: View, covered: set[fx.Node]) -> list[fx.Node | None]:
-    """Operations in graph order without noise and sizes; None stands where covered nodes were."""
+    """Returns the operations in graph order without noise and sizes; None in place of covered nodes."""
     out: list[fx.Node | None] = []
     for node in view.nodes:
         if node.op != "call_function" or node in view.hidden or node in view.alias:
@@ -46,7 +47,7 @@ def sequence(view: View, covered: set[fx.Node]) -> list[fx.Node | None]:
 
 
 def label(view: View, node: fx.Node, both_modes: bool = False) -> Any:
-    """What a node does, without where its inputs come from; with `both_modes` also without train flags."""
+    """Returns the label of a node; with `both_modes` without train flags, so that it is equal in both graphs."""
 
     def of(value: Any) -> Any:
         if isinstance(value, fx.Node):
@@ -73,7 +74,7 @@ def label(view: View, node: fx.Node, both_modes: bool = False) -> Any:
 
 
 def regions(labels: Sequence[Any]) -> list[RepeatedRegion]:
-    """All maximal regions of every period, largest first, then smallest period.
+    """Returns all maximal regions of every period, largest first, then by smallest period.
 
     Compares the sequence with itself at every distance: n^2 / 2 integer comparisons, vectorised.
     """
@@ -94,7 +95,7 @@ def regions(labels: Sequence[Any]) -> list[RepeatedRegion]:
 
 
 def live_counts(view: View, nodes: Sequence[fx.Node | None]) -> list[int]:
-    """For each cut before index c: how many values computed in the sequence before c are read at or after c."""
+    """Returns for each index c how many values computed before c are read at or after c."""
     index = {node: k for k, node in enumerate(nodes) if node is not None}
     change = [0] * (len(nodes) + 2)
     last: dict[fx.Node, int] = {}

@@ -1,8 +1,8 @@
-"""Runs of isomorphic blocks: how blocks are wired to one another, and which stretches of them make a chain.
+"""Runs of isomorphic blocks: how blocks are connected, and which sequences of blocks form a chain.
 
-Blocks of a run that are `period` apart have equal canonical forms, each block reads what the one before it produced,
-in the same way, and nothing else of what a block produces is read outside. Shapes at all boundaries then agree by
-construction; only a run of a single period has to be closed by comparing its entry with its exit.
+In a run, blocks that are `period` apart have equal canonical forms. Each block reads the results of the block before it
+in the same way, and no other result of a block is read outside. The shapes at all boundaries are then equal. Only a run
+of a single period must be checked by comparing its entry with its exit.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ MAX_PERIOD = 8
 
 @dataclasses.dataclass(frozen=True)
 class RunPiece:
-    """A candidate block. `kind` is its class name, or empty when blocks come from structure."""
+    """A candidate block. `kind` is its class name, or empty if blocks were found by structure."""
 
     label: str
     index: int
@@ -30,19 +30,19 @@ class RunPiece:
     forms: Mapping[Mode, Form]
 
     def isomorphic(self, other: RunPiece) -> bool:
-        """Whether both graphs of the two blocks are the same up to soft literals and noise."""
+        """Returns whether both graphs of the two blocks are equal except for soft literals and noise."""
         return all(self.forms[mode].key == other.forms[mode].key for mode in MODES)
 
 
 @dataclasses.dataclass(frozen=True)
 class Link:
-    """How block b reads block a in one graph: slot of b to place in a. Other slots of b are shared values."""
+    """How block b reads block a in one graph: (slot of b, place in a). Other slots of b are shared values."""
 
     wires: tuple[tuple[int, int], ...]
 
     @property
     def carried(self) -> frozenset[int]:
-        """Slots of b that read a."""
+        """The slots of b that read a."""
         return frozenset(slot for slot, _ in self.wires)
 
 
@@ -51,9 +51,11 @@ Links = Mapping[Mode, Link]
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """Pieces `start .. stop - 1`, `stop - start` a multiple of `period`.
+    """The pieces `start .. stop - 1`; their number is a multiple of `period`.
 
-    `heads[mode][j]` are the slots of block j that carry, `tails[mode]` the places in the last block that do, aligned.
+    Attributes:
+        heads: per mode and block, the slots through which values of the block before enter.
+        tails: per mode, the places in the last block whose values leave, in the same order.
     """
 
     start: int
@@ -64,16 +66,16 @@ class Run:
 
 
 def owner(node: fx.Node) -> str:
-    """The module that a node belongs to, for messages."""
+    """Returns the module that a node belongs to, for messages."""
     if node.op == "output":
         return "the output of the model"
     stack = list(node.meta.get("nn_module_stack", {}).values())
     path = str(stack[-1][0]) if stack else ""
-    return f"`{path}`" if path and not path.startswith("_") else f"`{node.name}` of the outer forward"
+    return f"`{path}`" if path and not path.startswith("_") else f"`{node.name}` in the forward of the model"
 
 
 def link(before: RunPiece, after: RunPiece) -> Links | str:
-    """How `after` reads `before` in both graphs, or why it is not the next block."""
+    """Returns how `after` reads `before` in both graphs, or the reason why it is not the next block."""
     found: dict[Mode, Link] = {}
     for mode in MODES:
         one = _link(before, after, mode)
@@ -93,7 +95,7 @@ def _link(before: RunPiece, after: RunPiece, mode: Mode) -> Link | str:
         if node in exits:
             place = exits[node]
             if place is None or place < 0:
-                return f"`{node.name}` of {before.label} reaches {after.label} without being computed there"
+                return f"{after.label} reads `{node.name}` from {before.label}, which does not compute it as a result"
             wires.append((slot, place))
     own = set(before.forms[mode].nodes)
     others = [owner(user) for node in exits for user in node.users if user not in inside and user not in own]
@@ -110,9 +112,11 @@ def _link(before: RunPiece, after: RunPiece, mode: Mode) -> Link | str:
 
 
 def find_runs(pieces: Sequence[RunPiece], links: Sequence[Links | str]) -> list[Run]:
-    """Maximal runs of at least two periods, greedily from the left; a run of one block is `single`'s business.
+    """Finds maximal runs of at least two periods, greedily from the left.
 
-    `links[j]` is the link between piece j and piece j + 1.
+    Args:
+        pieces: candidate blocks in order.
+        links: `links[j]` is the link between piece j and piece j + 1, or the reason why there is none.
     """
     runs: list[Run] = []
     start = 0
@@ -133,10 +137,10 @@ def find_runs(pieces: Sequence[RunPiece], links: Sequence[Links | str]) -> list[
 
 
 def turned(pieces: Sequence[RunPiece], links: Sequence[Links | str], run: Run) -> Run:
-    """A run of single layers, moved on until its periods end with one that has no parameters, an activation.
+    """Returns a run of single layers, shifted so that its periods end with a layer without parameters (an activation).
 
-    Found from the left, `conv relu conv relu` behind a wider convolution reads `relu conv, relu conv`. Only a copy
-    that ends in its activation can pass on what an activation made.
+    From the left, `conv relu conv relu` after a wider convolution is found as `relu conv, relu conv`. Only a copy that
+    ends with its activation can pass on the output of an activation.
     """
     for shift in range(run.period):
         start, stop = run.start + shift, run.stop + shift
@@ -148,7 +152,7 @@ def turned(pieces: Sequence[RunPiece], links: Sequence[Links | str], run: Run) -
 
 
 def _extent(pieces: Sequence[RunPiece], links: Sequence[Links | str], start: int, period: int) -> int:
-    """End of the longest run of whole periods from `start`."""
+    """Returns the end of the longest run of whole periods from `start`."""
     stop = start + 1
     while stop < len(pieces):
         step = links[stop - 1]
@@ -162,7 +166,7 @@ def _extent(pieces: Sequence[RunPiece], links: Sequence[Links | str], start: int
                 break
             if back > start:
                 earlier = links[back - 1]
-                assert not isinstance(earlier, str)  # the loop came this way
+                assert not isinstance(earlier, str)  # checked in an earlier iteration
                 if earlier != step:
                     break
         stop += 1
@@ -175,7 +179,7 @@ def _same_shared(one: RunPiece, two: RunPiece, step: Link, mode: Mode) -> bool:
 
 
 def _closed(pieces: Sequence[RunPiece], links: Sequence[Links | str], start: int, stop: int, period: int) -> Run | None:
-    """The run with its boundaries, shortened from the right while the last block has an exit that does not carry."""
+    """Returns the run with its boundaries, shortened while the last block has an exit that no next block reads."""
     turn = links[start + period - 1]
     assert not isinstance(turn, str)
     while stop - start >= 2 * period:

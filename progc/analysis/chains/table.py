@@ -1,4 +1,4 @@
-"""What chain detection answers with: blocks, chains, refusals, and the table that holds them."""
+"""The results of chain detection: blocks, chains, refusals, and the table that holds them."""
 
 from __future__ import annotations
 
@@ -16,15 +16,14 @@ class Block:
     """One block of a chain.
 
     Attributes:
-        label: name of the block: its module path (`"blocks.3"`), or the pattern of its chain with the number put in.
+        label: name of the block: its module path (`"blocks.3"`), or the pattern of its chain with its number.
         index: the number in its name.
-        tensors: every state name it owns, canonical and alias, also those that no graph reads.
-        patterns: parallel to `tensors`: the name with `#` where the block's number stands, so that
-            `patterns[k].replace("#", str(index)) == tensors[k]`. Tensors of two blocks that have the same
-            pattern play the same part.
-        nodes: per mode, names of its call nodes in graph order. `get_attr` nodes are not among them. Values of these
-            nodes that are read outside are exits (`Chain.carried`); a size (an int) that other blocks read too is not
-            counted as the block's own.
+        tensors: names of all its tensors in the state dict, including aliases and tensors that no graph reads.
+        patterns: parallel to `tensors`: the name with `#` for the number of the block, so that
+            `patterns[k].replace("#", str(index)) == tensors[k]`. Tensors of two blocks with the same pattern correspond
+            to each other.
+        nodes: per mode, names of its call nodes in graph order, without `get_attr` nodes. Values of these nodes that
+            are read outside are exits (`Chain.carried`). A size (an int) that other blocks also read is not included.
     """
 
     label: str
@@ -36,29 +35,29 @@ class Block:
 
 @dataclasses.dataclass(frozen=True)
 class Chain:
-    """A run of isomorphic blocks, each feeding the next: what depth growth inserts into.
+    """A run of isomorphic blocks, each feeding the next, into which depth growth inserts blocks.
 
     Attributes:
-        name: the container with the block number left out (`"blocks"`, `"encoder.layers.encoder_layer_#"`), or the
-            pattern of a chain that was found by structure. Unique in a table.
-        kind: `"residual"`: the exit of a block is the entry of the next, same shape and dtype. `"dense"`: the exit of a
-            block is one more segment of a concatenation that all later blocks read.
-        period: block i and block i + period are isomorphic; growth goes by whole periods.
-        blocks: in the order of data flow, numbered without gaps.
-        siblings: numbered blocks in the same container, members or not: the depth as users count it.
-        pattern: prefix of the names of the tensors of a block, with one `#` where the number stands (`"blocks.#."`);
-            when the tensors have several prefixes, the first one. `Block.patterns` is exact for each tensor.
-        differences: what differs between blocks, one line each.
-        carried: per mode, per boundary j = 0 .. len(blocks), names of the values that cross it: entry of block j, exit
-            of block j - 1. Position k of a boundary corresponds to position k of every other. For a dense chain: the
-            values that are concatenated at the boundary (one more at each).
+        name: the container without the block number (`"blocks"`, `"encoder.layers.encoder_layer_#"`), or the pattern of
+            a chain that was found by structure. Unique in a table.
+        kind: `"residual"`: the exit of a block is the entry of the next, with the same shape and dtype. `"dense"`: the
+            exit of a block is one more segment of a concatenation that all later blocks read.
+        period: block i and block i + period are isomorphic; depth grows by whole periods.
+        blocks: the blocks in the order of data flow, numbered without gaps.
+        siblings: number of numbered blocks in the container, in the chain or not: the depth as users count it.
+        pattern: prefix of the tensor names of a block, with one `#` for the number (`"blocks.#."`); the first one if
+            there are several prefixes. `Block.patterns` is exact for each tensor.
+        differences: differences between blocks, one line each.
+        carried: per mode, per boundary j = 0 .. len(blocks), names of the values that cross it: the entry of block j
+            and the exit of block j - 1. Position k of a boundary corresponds to position k of every other boundary. For
+            a dense chain: the values that are concatenated at the boundary (one more at each).
         shared: per mode, names of the values computed outside that every block reads (conditioning, rotary tables,
-            masks, tensors that are no block's own).
-        later: labels of the numbered siblings that come after the last block and are not part of the chain: their
-            number moves when blocks are inserted.
+            masks, tensors that belong to no block).
+        later: labels of the numbered siblings after the last block that are not part of the chain. Their numbers change
+            when blocks are inserted.
         cats: dense chains only: per mode, per boundary, the name of the concatenation node that reads the values in
-            `carried` (boundary 0: an empty string when the first block reads the entry as it is).
-        source: what the blocks were found by.
+            `carried`; an empty string for boundary 0 if the first block reads the entry directly.
+        source: how the blocks were found.
     """
 
     name: str
@@ -75,7 +74,7 @@ class Chain:
     source: Literal["modules", "structure"] = "modules"
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON object; node names are left out, they mean nothing outside the program."""
+        """Returns plain data without node names, which have no meaning outside the program."""
         return {
             "name": self.name,
             "kind": self.kind,
@@ -92,7 +91,7 @@ class Chain:
 
 @dataclasses.dataclass(frozen=True)
 class Refused:
-    """A container, or some blocks of one, that looks like a chain and is not, with the reason in one line."""
+    """A container, or some blocks of it, that looks like a chain but is not one, with the reason in one line."""
 
     name: str
     reason: str
@@ -100,7 +99,7 @@ class Refused:
 
 @dataclasses.dataclass(frozen=True)
 class ChainTable:
-    """All chains of a program in the order of data flow, and what was refused."""
+    """All chains of a program in the order of data flow, and the refusals."""
 
     chains: tuple[Chain, ...]
     refused: tuple[Refused, ...] = ()
@@ -112,7 +111,7 @@ class ChainTable:
         return len(self.chains)
 
     def __getitem__(self, name: str) -> Chain:
-        """The chain of that name.
+        """Returns the chain of that name.
 
         Raises:
             KeyError: no chain has this name.
@@ -123,7 +122,7 @@ class ChainTable:
         raise KeyError(name)
 
     def outermost(self, mode: Mode) -> list[Chain]:
-        """Chains that are inside no block of another; of those that share nodes, the one that covers more."""
+        """Returns the chains that are not inside a block of another; of overlapping chains, the larger one."""
         kept: list[tuple[Chain, set[str]]] = []
         sized = [({name for block in chain.blocks for name in block.nodes[mode]}, chain) for chain in self.chains]
         for nodes, chain in sorted(sized, key=lambda item: -len(item[0])):
@@ -132,7 +131,7 @@ class ChainTable:
         return [chain for chain, _ in kept]
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON object with the keys `chains` and `refused`."""
+        """Returns plain data with the keys `chains` and `refused`."""
         return {
             "chains": [chain.to_json() for chain in self.chains],
             "refused": [dataclasses.asdict(refused) for refused in self.refused],

@@ -1,6 +1,7 @@
-"""What training steps cost: counted from the graph, predicted from what was counted, and measured.
+"""The cost of a training step: counted from the graph, and predicted in seconds from the counts.
 
-Counting and predicting run nothing: no memory is taken, and parameters may be deferred (docs/adr/0015-costs.md).
+Neither runs the network: no memory is allocated, and parameters may be deferred (docs/adr/0015-costs.md). May import
+`ir` and below.
 """
 
 from progc.analysis.costs.counting import NotCounted, Step, count, step_of

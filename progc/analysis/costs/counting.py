@@ -1,9 +1,7 @@
-"""One training step, counted and not run: floating-point operations, saved activations, bytes of state.
+"""Counts a training step without running it: floating-point operations, saved activations, bytes of state.
 
-The train graph runs forwards and backwards on fake tensors, which have shapes and no values: this takes a fraction of a
-second and no memory, and counts what a real step would.
-
-What one training step costs, as data.
+The train graph runs forwards and backwards on fake tensors, which have shapes but no values. This takes a fraction of a
+second and no memory, and counts the same operations as a real step. `StageCost` is the result as data.
 """
 
 from __future__ import annotations
@@ -24,22 +22,22 @@ from progc.ir.deferred import device_of
 from progc.ir.program import Program
 
 ADAM_STATES = 2
-"""Tensors of a parameter's size that Adam keeps for each."""
+"""Number of tensors of the size of a parameter that Adam keeps for each parameter."""
 
 
 class NotCounted(InputError):
-    """The graph cannot run without values: it asks for a number that a tensor holds; says why."""
+    """The graph cannot be counted, because it needs the value of a tensor or nothing in it trains."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """What one step does.
+    """The operations and the memory of one training step.
 
     Attributes:
-        batch: samples.
-        forward, backward: each operation to how often it runs.
-        activation_bytes: distinct storages that the backward needs, parameters and buffers not counted.
-        trainable: the trainable tensors, as `(number of scalars, bytes)`.
+        batch: batch size, in samples.
+        forward, backward: how often each operation runs.
+        activation_bytes: bytes of the storages saved for the backward pass, without parameters and buffers.
+        trainable: `(number of elements, bytes)` of each trainable tensor.
     """
 
     batch: int
@@ -50,32 +48,33 @@ class Step:
 
     @property
     def forward_flops(self) -> int:
-        """Of all operations of the forward."""
+        """FLOPs of the forward pass."""
         return sum(operation.flops * times for operation, times in self.forward.items())
 
     @property
     def backward_flops(self) -> int:
-        """Of all operations of the backward."""
+        """FLOPs of the backward pass."""
         return sum(operation.flops * times for operation, times in self.backward.items())
 
 
 def count(program: Program, *, batch: int | None = None, optimizer_states: int = ADAM_STATES) -> StageCost:
-    """What one training step of a program with its present trainable set costs. Parameters may be deferred.
+    """Counts the cost of one training step of a program with its current trainable set.
 
     Args:
-        batch: samples; None: those of the example inputs. A program whose batch is fixed is counted at its own, which
-            `StageCost.batch` tells.
-        optimizer_states: tensors of a parameter's size that the optimizer keeps for each trainable one; Adam has 2.
+        program: the program; its parameters may be deferred.
+        batch: batch size, in samples; by default that of the example inputs. A program with a fixed batch size is
+            counted at this size, which is in `StageCost.batch`.
+        optimizer_states: number of tensors that the optimizer keeps for each trainable parameter; 2 for Adam.
 
     Raises:
-        NotCounted: the train graph does not run without values, or nothing in it trains.
-        InputError: a batch for which the network was not captured.
+        NotCounted: the train graph needs the value of a tensor, or nothing in it trains.
+        InputError: the network was not captured for this batch size.
     """
     return cost_of(program, step_of(program, batch), optimizer_states=optimizer_states)
 
 
 def cost_of(program: Program, step: Step, *, optimizer_states: int = ADAM_STATES) -> StageCost:
-    """The cost of a step of the program."""
+    """Returns the cost of a counted step of the program."""
     held = [tensor for _, tensor in program.parameters()]
     trained = sum(size for _, size in step.trainable)
     return StageCost(
@@ -92,23 +91,23 @@ def cost_of(program: Program, step: Step, *, optimizer_states: int = ADAM_STATES
 
 
 def step_of(program: Program, batch: int | None = None) -> Step:
-    """The operations of one training step and what it keeps; see `count`."""
+    """Returns the operations and the saved activations of one training step; see `count`."""
     size = batch_of(program, batch)
     try:
         with FakeTensorMode():
             return _step(program, size)
     except NotCounted:
         raise
-    except Exception as error:  # operations of all kinds may ask for values
+    except Exception as error:  # any operation may ask for values
         reason = " ".join(str(error).split()).partition(". ")[0] or type(error).__name__
         raise NotCounted(reason) from error
 
 
 def batch_of(program: Program, batch: int | None) -> int:
-    """The batch that is counted where `batch` is asked for: the example's if that is fixed.
+    """Returns the batch size to count at: `batch`, or that of the example inputs if `batch` is None or fixed.
 
     Raises:
-        InputError: not a batch for which the network was captured.
+        InputError: the network was not captured for this batch size.
     """
     placeholders = [node for node in program.graphs["train"].nodes if node.op == "placeholder"]
     signature = program.signature
@@ -118,16 +117,16 @@ def batch_of(program: Program, batch: int | None) -> int:
         own = sizes or [shape[0] for shape in signature.shapes if shape]
         return own[0] if own else 1
     if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
-        raise InputError(f"batch is a whole number from 1 on, not {batch!r}")
+        raise InputError(f"batch: expected an integer of at least 1, got {batch!r}")
     low, high = dynamic[0].meta.get("batch_range", (1, None))
     if batch < low or (high is not None and batch > high):
-        expected = f"from {low} on" if high is None else f"from {low} to {high}"
-        raise InputError(f"the network takes a batch {expected}, not {batch}: its code has another path for others")
+        expected = f"of at least {low}" if high is None else f"from {low} to {high}"
+        raise InputError(f"the network was captured for a batch size {expected}, got {batch}; choose one in that range")
     return batch
 
 
 def empty(program: Program, batch: int) -> tuple[dict[str, torch.Tensor], list[Any]]:
-    """The program's tensors by name, and its inputs at a batch, all empty: for a run under a fake mode."""
+    """Returns empty tensors by name and empty inputs at a batch size, for a run in a fake mode."""
     tensors = {name: _fake(tensor) for name, tensor in program.tensors.items() if name not in program.tied}
     inputs = [
         _fake(leaf, batch if free else None) if isinstance(leaf, torch.Tensor) else leaf
@@ -139,7 +138,7 @@ def empty(program: Program, batch: int) -> tuple[dict[str, torch.Tensor], list[A
 def _step(program: Program, batch: int) -> Step:
     tensors, inputs = empty(program, batch)
     own = {tensor.untyped_storage()._cdata for tensor in tensors.values()}
-    saved: dict[int, torch.UntypedStorage] = {}  # holding a storage keeps its address from being used again
+    saved: dict[int, torch.UntypedStorage] = {}  # holding a storage prevents its address from being reused
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
@@ -164,7 +163,7 @@ def _step(program: Program, batch: int) -> Step:
 
 
 def _fake(tensor: torch.Tensor, batch: int | None = None) -> torch.Tensor:
-    """A tensor of the same layout, with another size in dim 0 if one is given."""
+    """Returns an empty tensor of the same layout, with size `batch` in dim 0 if given."""
     device = device_of(tensor)
     if batch is not None and batch != tensor.shape[0]:
         return torch.empty((batch, *tensor.shape[1:]), dtype=tensor.dtype, device=device)
@@ -173,17 +172,17 @@ def _fake(tensor: torch.Tensor, batch: int | None = None) -> torch.Tensor:
 
 @dataclasses.dataclass(frozen=True)
 class StageCost:
-    """What one training step of a stage costs, at the batch size it was counted for.
+    """The cost of one training step of a stage.
 
     Attributes:
-        batch: samples per step.
-        parameters, trainable: scalar parameters, and those of them that train.
-        forward_flops, backward_flops: of matrix products, convolutions and attention; a multiply-add is two.
-        activation_bytes: what the backward keeps, without parameters and buffers.
-        parameter_bytes, gradient_bytes, optimizer_bytes: of the stage's parameters, gradients of the trainable ones,
-            and what the optimizer (Adam, unless said otherwise) keeps for these.
-        seconds: measured, or None.
-        predicted_seconds: from the graph by usual constants of a device, for ratios; or None.
+        batch: batch size, in samples.
+        parameters, trainable: number of parameters, and of trainable parameters.
+        forward_flops, backward_flops: FLOPs of matrix products, convolutions and attention; a multiply-add is 2 FLOPs.
+        activation_bytes: bytes saved for the backward pass, without parameters and buffers.
+        parameter_bytes, gradient_bytes, optimizer_bytes: bytes of the parameters, of the gradients of the trainable
+            parameters, and of the optimizer state for these (Adam by default).
+        seconds: measured seconds, or None.
+        predicted_seconds: seconds predicted from the graph and typical constants of a device, for ratios; or None.
     """
 
     batch: int
@@ -200,24 +199,24 @@ class StageCost:
 
     @property
     def flops(self) -> int:
-        """Of one step, forwards and backwards."""
+        """FLOPs of one step, forward and backward."""
         return self.forward_flops + self.backward_flops
 
     @property
     def memory(self) -> int:
-        """Bytes that a step needs at most, buffers and workspaces of kernels not counted."""
+        """Upper bound of the bytes of a step, without buffers and workspaces of kernels."""
         return self.activation_bytes + self.parameter_bytes + self.gradient_bytes + self.optimizer_bytes
 
     def to_json(self) -> dict[str, Any]:
-        """All fields."""
+        """Returns all fields."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> StageCost:
-        """What `to_json` gave.
+        """Reads the result of `to_json`.
 
         Raises:
-            InputError: an unknown or a missing key.
+            InputError: a key is unknown or missing.
         """
         fields = known_fields(cls, data, "cost")
         missing = {field.name for field in dataclasses.fields(cls)} - fields.keys() - {"seconds", "predicted_seconds"}

@@ -1,7 +1,7 @@
-"""Seconds of a step from its operations: a roofline (Williams et al. 2009) for each kind of operation.
+"""Predicts the seconds of a step from its operations: a roofline model (Williams et al. 2009) per kind of operation.
 
-An operation takes what its arithmetic or its traffic takes, whichever is more, and what a call takes. FLOPs alone are
-a poor predictor of small networks: norms, activations and calls of small operations do not show in them.
+The time of an operation is the larger of its arithmetic time and its memory time, plus the time of a call. FLOPs alone
+predict small networks poorly, because they leave out norms, activations and the overhead of small operations.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from progc.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class Rate:
-    """How fast operations of one kind run.
+    """The speed of one kind of operation.
 
     Attributes:
-        flops: per second.
-        bytes: read and written per second.
-        call: seconds that a call takes besides.
+        flops: FLOPs per second.
+        bytes: bytes read and written per second.
+        call: overhead of a call, in seconds.
     """
 
     flops: float
@@ -31,19 +31,20 @@ class Rate:
     call: float
 
     def seconds(self, operation: Operation) -> float:
-        """Work of one operation, without its call."""
+        """Returns the seconds of one operation, without the overhead of the call."""
         return max(operation.flops / self.flops, operation.bytes / self.bytes)
 
 
 @dataclasses.dataclass(frozen=True)
 class Machine:
-    """Where a step runs.
+    """A device that runs training steps.
 
     Attributes:
-        name: for tables.
-        rates: a rate for each of `KINDS`.
-        optimizer: bytes of trainable parameters that one step of Adam updates per second, and seconds per tensor.
-        overlap: calls are made while earlier operations still run (accelerators): the longer of the two counts.
+        name: name in tables.
+        rates: a rate for each kind in `KINDS`.
+        optimizer: bytes of trainable parameters that Adam updates per second, and overhead per tensor in seconds.
+        overlap: True if calls are issued while earlier operations still run (accelerators), so that only the longer
+            of call and operation counts.
     """
 
     name: str
@@ -57,7 +58,7 @@ class Machine:
             raise InputError(f"machine {self.name}: a rate for `{missing[0]}` is missing; kinds are {', '.join(KINDS)}")
 
     def seconds(self, step: Step, *, learning: bool = True) -> float:
-        """One training step: forward, backward and, with `learning`, the optimizer; the loss is not counted."""
+        """Returns the seconds of one training step: forward, backward and, with `learning`, optimizer; no loss."""
         parts = [
             self._total(self.rates[operation.kind].call, self.rates[operation.kind].seconds(operation)) * times
             for found in (step.forward, step.backward)
@@ -71,13 +72,15 @@ class Machine:
         return max(call, work) if self.overlap else call + work
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON object."""
+        """Returns plain data."""
         return dataclasses.asdict(self)
 
 
 def _rates(matmul: float, bandwidth: float, call: float) -> dict[str, Rate]:
-    """Rates of a processor from its matrix products, its bandwidth and its calls; proportions are those of the CPU
-    and GPU kernels of torch 2.14 (bench/plan.py), the shape of the result is what matters."""
+    """Returns the rates of a processor from the speed of its matrix products, its bandwidth and its call overhead.
+
+    The proportions are those of the CPU and GPU kernels of torch 2.14 (bench/plan.py); only ratios of times matter.
+    """
     free = math.inf
     return {
         "matmul": Rate(matmul, bandwidth, call),
@@ -98,9 +101,9 @@ _DEFAULTS = {
 
 
 def default_machine(device: str = "cpu") -> Machine:
-    """Rough constants of a kind of device, for ratios of times; `calibrate` measures those of the present machine.
+    """Returns rough constants of a kind of device, for ratios of times; `calibrate` measures the current machine.
 
     Args:
-        device: as torch names it (`cpu`, `cuda:1`); every accelerator counts as a GPU.
+        device: torch name of the device (`cpu`, `cuda:1`); every accelerator counts as a GPU.
     """
     return _DEFAULTS["cpu" if device.partition(":")[0] in ("cpu", "meta") else "cuda"]

@@ -1,4 +1,4 @@
-"""The operations of a run, as they are dispatched: of what kind, how many FLOPs, how many bytes they read and write."""
+"""Records the operations that a run dispatches: their kind, their FLOPs, and the bytes that they read and write."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ _KINDS = {
 }
 _KIND_OF = {name: kind for kind, names in _KINDS.items() for name in names.split()}
 _GATHERS = frozenset("embedding index index_select gather".split())
-"""They read as much of a table as they give, not all of it."""
+"""Operations that read only as many bytes of a table as they return."""
 
 KINDS = ("matmul", "convolution", "grouped", "attention", "transcendental", "norm", PLAIN, VIEW)
-"""Kinds of operations; `grouped` are convolutions in more than one group."""
+"""Kinds of operations; `grouped` is a convolution with more than one group."""
 
 
 class Operation(NamedTuple):
-    """One operation at its sizes; a multiply-add is two FLOPs, bytes are those of its tensors, each once."""
+    """One operation at given sizes: FLOPs (a multiply-add is 2), and bytes of its tensors, each counted once."""
 
     kind: str
     flops: int
@@ -59,14 +59,14 @@ def _convolution_backward(
     grad: Any, image: Any, weight: Any, _bias: Any, _stride: Any, _pad: Any, _dilation: Any, transposed: bool,
     _output_padding: Any, _groups: int, mask: Any, **__: Any,
 ) -> int:  # fmt: skip
-    """Each product of the forward occurs once in the gradient of the image and once in that of the weights."""
+    """Each product of the forward occurs once in the gradient of the input and once in that of the weight."""
     places = (image if transposed else grad).shape
     products = places[0] * math.prod(places[2:]) * weight.numel()
     return int(2 * products * (bool(mask[0]) + bool(mask[1])))
 
 
-# torch's counter passes over the CPU's fused attention in silence, and counts gradients of the weights of grouped
-# convolutions `groups` times.
+# The counter of torch ignores the fused attention of the CPU, and counts weight gradients of grouped convolutions
+# `groups` times.
 EXTRA: Mapping[Any, Any] = {
     getattr(aten, name): formula
     for name, formula in (
@@ -78,14 +78,14 @@ EXTRA: Mapping[Any, Any] = {
     )
     if hasattr(aten, name)
 }
-"""FLOPs of operations that torch.utils.flop_counter leaves out or gets wrong; takes tensors."""
+"""FLOP formulas (over tensors) of operations that torch.utils.flop_counter leaves out or gets wrong."""
 
 
 class Recorder(TorchDispatchMode):
-    """Writes down what is dispatched under it, composite operations taken apart as torch's own counter does.
+    """A dispatch mode that records operations; composite operations are decomposed as in torch's counter.
 
     Attributes:
-        found: each operation to how often it ran. Replace it to begin a new part.
+        found: how often each operation ran. Replace it to start a new part.
     """
 
     def __init__(self) -> None:
@@ -141,7 +141,7 @@ def _storage(tensor: torch.Tensor) -> int:
 
 
 def _bytes(tensor: torch.Tensor) -> int:
-    """Bytes of memory behind a tensor: an expanded one has less than it has elements."""
+    """Returns the bytes of memory that a tensor occupies; an expanded dim counts once."""
     distinct = 1
     for size, stride in zip(tensor.shape, tensor.stride(), strict=True):
         distinct *= size if stride else min(size, 1)

@@ -1,7 +1,7 @@
-"""Scale demands: which parameters make a value come out multiplied by a factor, and change nothing else.
+"""Scale demands: which parameters to scale so that a value is multiplied by a factor and nothing else changes.
 
-`solve` is what identity blocks (factor 0 on every residual branch) and attention rescaling (1/sqrt(r) on the
-queries) are built on. It searches backwards from the value and proves each answer forwards.
+Identity blocks (factor 0 on every residual branch) and attention rescaling (1/sqrt(r) on the queries) are built on
+`solve`, which searches backwards from the value and proves each answer forwards. May import `lift`, `ir` and below.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Operations that are linear in each operand, written with a label per dim like an einsum.
+"""Contractions: operations that are linear in each operand, described by one label per dim as in an einsum.
 
-`linear` is `d0 o = (o i) (d0 i) + (o)`. A label that an operand shares with the output is a kept dim: a factor may
-differ along it. Along every other dim a factor has to be constant, because the operation sums or mixes there.
+`linear` is `d0 o = (o i) (d0 i) + (o)`. A label that an operand shares with the output is a kept dim, along which a
+factor may vary. Along all other dims a factor must be constant, because the operation sums or mixes there.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from typing import Any
 
 from torch import fx
 
-from progc.ir.operations import SPATIAL, DemandRefused, argument, describe, op_name, shape_of
+from progc.ir.operations import NORMS, SPATIAL, DemandRefused, argument, describe, op_name, shape_of
 
 Label = str
 
 
 @dataclasses.dataclass(frozen=True)
 class Operand:
-    """One operand of a contraction: the node and a label per dim."""
+    """One operand of a contraction: its node, and one label per dim."""
 
     node: fx.Node
     labels: tuple[Label, ...]
@@ -27,7 +27,14 @@ class Operand:
 
 @dataclasses.dataclass(frozen=True)
 class Contraction:
-    """An operation linear in each of `operands`, best place for a factor first. `fixed` nodes may not change."""
+    """An operation that is linear in each of its operands.
+
+    Attributes:
+        out: labels of the output.
+        operands: the operands, with the best place for a factor first.
+        bias: the operand that is added, if any.
+        fixed: operands that must not change.
+    """
 
     out: tuple[Label, ...]
     operands: tuple[Operand, ...]
@@ -36,7 +43,7 @@ class Contraction:
 
 
 def contraction(node: fx.Node) -> Contraction | None:
-    """The node as a contraction; None if it is not one."""
+    """Returns the node as a contraction; None if it is not one."""
     build = _BUILDERS.get(op_name(node))
     return build(node) if build is not None else None
 
@@ -86,7 +93,7 @@ def _product(node: fx.Node, a: Any, b: Any, bias: Any) -> Contraction:
 
 
 def _own(labels: Sequence[Label], sizes: Sequence[int], known: dict[Label, int]) -> list[Label]:
-    """Labels of an operand; a broadcast dim (size 1 where the output is larger) does not follow the output."""
+    """Returns the labels of an operand; a broadcast dim (size 1 where the output is larger) gets its own label."""
     return [
         f"one {label}" if size == 1 and known.get(label, 1) != 1 else label
         for label, size in zip(labels, sizes, strict=True)
@@ -141,7 +148,7 @@ def _conv(node: fx.Node) -> Contraction:
 def _attention(node: fx.Node) -> Contraction:
     query, key, value = node.args[:3]
     sizes, batch = shape_of(value), _names("d", len(shape_of(value)) - 2)
-    # A value head that several query heads share does not follow the output's heads.
+    # A value head that several query heads share does not correspond to one head of the output.
     own = [label if sizes[i] == shape_of(node)[i] else f"shared {label}" for i, label in enumerate(batch)]
     fixed = (query, key, argument(node, "attn_mask"))
     return _made([*batch, "q", "d"], [(value, [*own, "k", "d"])], fixed=fixed)
@@ -195,8 +202,7 @@ _BUILDERS: dict[str, Callable[[fx.Node], Contraction]] = {
     "conv_transpose1d": _conv, "conv_transpose2d": _conv, "conv_transpose3d": _conv,
     "_grouped_mm": _grouped, "transformers.grouped_mm_fallback": _grouped,
     "scaled_dot_product_attention": _attention, "embedding": _embedding,
-    "layer_norm": _norm, "group_norm": _norm, "batch_norm": _norm, "instance_norm": _norm, "rms_norm": _norm,
     "_weight_norm": _weight_norm,
     "sum": _reduction, "mean": _reduction,
-    **dict.fromkeys(SPATIAL, _spatial),
+    **dict.fromkeys(NORMS, _norm), **dict.fromkeys(SPATIAL, _spatial),
 }  # fmt: skip

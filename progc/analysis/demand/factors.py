@@ -1,4 +1,4 @@
-"""Factor tensors: float64, shaped like the value they multiply, mostly expanded from very little memory."""
+"""Factor tensors: float64, with the shape of the value that they multiply, mostly expanded from a few elements."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _TOLERANCE = 1e-12
 
 
 def narrow(tensor: torch.Tensor, dims: Sequence[int]) -> torch.Tensor | None:
-    """The tensor with size 1 along `dims` if it is constant there, else None."""
+    """Returns the tensor with size 1 along `dims` if it is constant there, else None."""
     for dim in dims:
         if tensor.shape[dim] > 1:
             first = tensor.narrow(dim, 0, 1)
@@ -21,8 +21,8 @@ def narrow(tensor: torch.Tensor, dims: Sequence[int]) -> torch.Tensor | None:
 
 
 def same(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """Equal up to rounding of the factors."""
-    for dim in range(a.dim()):  # expanded dims hold one value
+    """Returns whether two factor tensors are equal up to rounding."""
+    for dim in range(a.dim()):  # an expanded dim holds one value
         if a.shape == b.shape and a.shape[dim] > 1 and a.stride(dim) == b.stride(dim) == 0:
             a, b = a.narrow(dim, 0, 1), b.narrow(dim, 0, 1)
     if a.dtype == torch.bool:
@@ -31,14 +31,16 @@ def same(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 
 def carry(tensor: torch.Tensor, labels: Sequence[str], to: Sequence[str], shape: Sequence[int]) -> torch.Tensor | None:
-    """Moves a tensor with labelled dims to other labelled dims: shared labels keep their values.
+    """Moves a tensor with labelled dims to other labelled dims; shared labels keep their values.
 
     Args:
-        tensor: one dim per entry of `labels`; must be constant along labels that `to` does not have.
-        shape: sizes of the result; dims of labels that `tensor` does not have are expanded.
+        tensor: one dim per entry of `labels`; must be constant along labels that are missing from `to`.
+        labels: labels of the dims of `tensor`.
+        to: labels of the dims of the result.
+        shape: sizes of the result; dims whose labels `tensor` does not have are expanded.
 
     Returns:
-        The result, or None if the tensor varies along a dim that gets lost.
+        The result, or None if the tensor varies along a dim that the result does not have.
     """
     reduced = narrow(tensor, [i for i, label in enumerate(labels) if label not in to])
     if reduced is None:
@@ -55,7 +57,7 @@ def carry(tensor: torch.Tensor, labels: Sequence[str], to: Sequence[str], shape:
 
 
 def reduce_any(mask: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
-    """Undoes broadcasting of a boolean mask: true where any of the elements that read one is true."""
+    """Undoes the broadcast of a boolean mask: an element is true if any of its broadcast copies is true."""
     mask = mask.reshape((1,) * (len(shape) - mask.dim()) + tuple(mask.shape))
     while mask.dim() > len(shape):
         mask = mask.any(0)
@@ -66,7 +68,7 @@ def reduce_any(mask: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
 
 
 def as_scale(mask: torch.Tensor, factor: float) -> tuple[int, tuple[float, ...]] | None:
-    """A boolean mask over a parameter as `(dim, values)` of a `Scale`; None if it needs more than one dim."""
+    """Returns a boolean mask over a parameter as `(dim, values)` of a `Scale`; None if one dim is not enough."""
     for dim in range(max(mask.dim(), 1)):
         reduced = narrow(mask, [other for other in range(mask.dim()) if other != dim])
         if reduced is not None:
@@ -75,7 +77,7 @@ def as_scale(mask: torch.Tensor, factor: float) -> tuple[int, tuple[float, ...]]
 
 
 def expanded(dim: int, values: Sequence[float], shape: Sequence[int]) -> torch.Tensor:
-    """The factor tensor of a `Scale` over a parameter of this shape."""
+    """Returns the factor tensor of a `Scale` over a parameter of this shape."""
     view = [1] * len(shape)
     if shape:
         view[dim] = len(values)

@@ -1,9 +1,8 @@
-"""The search: backwards from a value to parameters, then forwards to prove the answer in both graphs.
+"""The solver of scale demands: searches backwards from a value to parameters, then proves the answer forwards.
 
-Proposals come from the eval graph, which has no stochastic parts; a proposal counts only if multiplying those
-parameters gives exactly the demanded factor on the value in *both* graphs, and leaves every other result of both
-graphs as it was. The proof follows factors forwards from every use of each scaled parameter, so shared and tied
-parameters are covered by construction.
+Proposals come from the eval graph, which has no stochastic operations. A proposal is accepted only if multiplying its
+parameters gives exactly the demanded factor on the value in *both* graphs and changes no other result of either graph.
+The proof follows the factors from every use of each scaled parameter, so shared and tied parameters are covered.
 """
 
 from __future__ import annotations
@@ -20,30 +19,30 @@ from progc.analysis.demand.factors import as_scale, expanded, same
 from progc.analysis.demand.steps import Factor, routes, spread, unknown
 from progc.errors import InputError
 from progc.ir.deferred import values
-from progc.ir.operations import DemandRefused, argument, describe, mutates, op_name, shape_of
+from progc.ir.operations import RUNNING_NORMS, DemandRefused, argument, describe, mutates, op_name, shape_of
 from progc.ir.program import MODES, Mode, Program
 from progc.lift.entry import Scale
 
 _PROPOSALS = 32
-"""Proposals tried for one demand, and combinations tried for demands that only work together."""
+"""Maximum number of proposals for one demand, and of combinations for demands that only hold jointly."""
 
 _VISITS = 4000
-"""Nodes visited in one search; a demand that needs more has no sensible answer."""
+"""Maximum number of nodes visited in one search."""
 
 _STEEP = frozenset(("sqrt", "rsqrt", "log", "log2", "log10", "reciprocal", "div"))
-"""Operations whose slope at zero is infinite (for `div`, in the divisor)."""
+"""Operations whose gradient at zero is infinite (for `div`, with respect to the divisor)."""
 
 Scales = dict[str, tuple[Scale, ...]]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Demand:
-    """A value must come out multiplied by `factor` where `mask` is true.
+    """A value that must be multiplied by `factor` where `mask` is true.
 
     Attributes:
-        nodes: name of the value's node in each graph.
+        nodes: name of the node of the value in each graph.
         factor: at least 0.
-        mask: bool, the value's shape at the example size; None: everywhere.
+        mask: bool, with the shape of the value at the example size; None for the whole value.
     """
 
     nodes: Mapping[Mode, str]
@@ -52,13 +51,13 @@ class Demand:
 
 
 def solve(program: Program, demands: Sequence[Demand]) -> list[tuple[str, Scale]]:
-    """Which parameters to scale so that every demand is met and nothing else changes.
+    """Finds parameters to scale so that every demand is met and nothing else changes.
 
     Returns:
-        Canonical parameter names with the factors along one dim; a name may occur more than once.
+        Canonical parameter names, each with factors along one dim. A name may occur more than once.
 
     Raises:
-        DemandRefused: names the operation and the node where no parameter can take the factor.
+        DemandRefused: no parameters can take the factor; names the operation and the node.
     """
     graphs = {mode: _Graph(program, program.graphs[mode]) for mode in MODES}
     alone: list[Scales] = []
@@ -79,7 +78,7 @@ def solve(program: Program, demands: Sequence[Demand]) -> list[tuple[str, Scale]
             together.append((demand, proposals, failure))
     answer = _merged(alone, multiply=True)
     if together:
-        # Demands that share a parameter (tied blocks, one projection for two branches) may only hold jointly.
+        # Demands that share a parameter (tied blocks, one projection for two branches) may hold only jointly.
         answer = _merged([answer, _jointly(graphs, together)], multiply=True)
     if len(demands) > 1:
         _prove(graphs, demands, answer)
@@ -111,7 +110,7 @@ def _merged(parts: Sequence[Scales], multiply: bool) -> Scales:
 
 
 class _Graph:
-    """One graph with what every search in it needs."""
+    """A graph with the lookup tables of the search."""
 
     def __init__(self, program: Program, graph: fx.Graph) -> None:
         self.program = program
@@ -124,9 +123,10 @@ class _Graph:
 
 
 def _proposals(program: Program, graph: _Graph, demand: Demand) -> list[Scales]:
-    """Sets of scaled parameters that may meet the demand, best first; at least one.
+    """Returns sets of scaled parameters that may meet the demand, best first; at least one.
 
-    A set that is zero already wins: zeroing another side of the same product too would leave both dead.
+    Parameters that are zero already come first: if the other side of the same product became zero as well, neither
+    side would get a gradient.
     """
     node = graph.nodes[demand.nodes["eval"]]
     mask = demand.mask if demand.mask is not None else torch.ones((), dtype=torch.bool).expand(shape_of(node))
@@ -139,7 +139,7 @@ def _proposals(program: Program, graph: _Graph, demand: Demand) -> list[Scales]:
         except DemandRefused as error:
             reasons.append(str(error))
     if not found:
-        raise DemandRefused(f"no parameter scales the value of {describe(node)}: {(reasons + search.reasons)[0]}")
+        raise DemandRefused(f"no parameter can scale the value of {describe(node)}: {(reasons + search.reasons)[0]}")
     if demand.factor == 0:
         found.sort(key=lambda scales: not all(_is_zero(program.tensors[name]) for name in scales))
     return found
@@ -148,12 +148,12 @@ def _proposals(program: Program, graph: _Graph, demand: Demand) -> list[Scales]:
 def _scale(name: str, mask: torch.Tensor, factor: float) -> Scale:
     found = as_scale(mask, factor)
     if found is None:
-        raise DemandRefused(f"parameter {name} would have to be scaled along two dims at once")
+        raise DemandRefused(f"parameter {name} would need different factors along two dims")
     return Scale(*found)
 
 
 def _is_zero(tensor: torch.Tensor) -> bool:
-    """Whether all is zero; of a program without weights nothing is known to be."""
+    """Returns whether all values are zero; False for a program without weights."""
     try:
         return not bool(values(tensor).detach().any())
     except InputError:
@@ -161,7 +161,7 @@ def _is_zero(tensor: torch.Tensor) -> bool:
 
 
 class _DemandSearch:
-    """Depth first, backwards, over the alternatives at every product."""
+    """A depth-first search backwards, with alternatives at every product."""
 
     def __init__(self, program: Program, factor: float) -> None:
         self.program, self.factor = program, factor
@@ -169,7 +169,7 @@ class _DemandSearch:
         self.visits = 0
 
     def walk(self, node: fx.Node, mask: torch.Tensor) -> Iterator[dict[str, torch.Tensor]]:
-        """Masks over parameters, by canonical name."""
+        """Yields masks over parameters, by canonical name."""
         self.visits += 1
         if self.visits > _VISITS:
             return
@@ -178,7 +178,7 @@ class _DemandSearch:
             if self.program.specs[name].kind == "parameter":
                 yield {name: mask}
             else:
-                self.reasons.append(f"{name} is no parameter")
+                self.reasons.append(f"{name} is not a parameter")
             return
         if node.op != "call_function":
             self.reasons.append(f"{node} is an input of the network")
@@ -208,7 +208,7 @@ def _prove(graphs: Mapping[Mode, _Graph], demands: Sequence[Demand], scales: Sca
     """Follows the factors forwards in both graphs.
 
     Raises:
-        DemandRefused: a demanded value gets another factor, or something else changes.
+        DemandRefused: a demanded value gets a different factor, or another result changes.
     """
     for mode, graph in graphs.items():
         wanted = {graph.nodes[demand.nodes[mode]]: demand for demand in demands}
@@ -237,7 +237,7 @@ def _prove(graphs: Mapping[Mode, _Graph], demands: Sequence[Demand], scales: Sca
             try:
                 result = spread(graph.program, node, factors)
             except DemandRefused as error:
-                # Some other value: harmless if it meets a zero before it gets anywhere (squeeze and excite).
+                # An unknown value is harmless if it is multiplied by zero further on (squeeze-and-excitation).
                 reason, result = reason or error, unknown(node)
             if node in wanted:
                 _check_result(node, result, wanted.pop(node), reason)
@@ -258,14 +258,14 @@ def _check_result(node: fx.Node, result: Factor, demand: Demand, reason: DemandR
     shape = shape_of(node)
     if isinstance(result, list) or not same(found.expand(shape), expected.expand(shape)):
         raise reason or DemandRefused(
-            f"the value of {describe(node)} does not come out multiplied by {demand.factor:g} alone"
+            f"the value of {describe(node)} would not be multiplied by exactly {demand.factor:g}"
         )
 
 
 def _check_slope(node: fx.Node, factors: Mapping[fx.Node, Factor]) -> None:
-    """A silenced value must not reach the root of a bare zero: the slope there is infinite, and gradients become NaN.
+    """Refuses a silenced value that reaches a square root at zero: the gradient there is infinite, and becomes NaN.
 
-    A constant that is added before (the eps of a norm) keeps the root away from zero.
+    A constant that is added before (the epsilon of a norm) keeps the argument away from zero.
     """
     name = op_name(node)
     exponent = argument(node, "exponent")
@@ -278,18 +278,18 @@ def _check_slope(node: fx.Node, factors: Mapping[fx.Node, Factor]) -> None:
         return
     kept = op_name(operand) in ("add", "clamp_min", "clamp") and isinstance(operand.args[1], float)
     if not kept and bool(((given == 0) | given.isnan()).any()):
-        raise DemandRefused(f"{describe(node)} would read a silenced value, and its slope at zero is infinite")
+        raise DemandRefused(f"{describe(node)} would read a silenced value, and its gradient at zero is infinite")
 
 
 def _check_side_effects(graph: _Graph, node: fx.Node, factors: Mapping[fx.Node, Factor]) -> None:
-    """A value changed in place must not be read again, and statistics must not be taken of a changed value."""
+    """Refuses a scaled value that is changed in place and read again, or that running statistics are taken of."""
     target = node.args[0] if node.args else None
     if not isinstance(target, fx.Node) or factors.get(target) is None:
         return
     if mutates(node) and any(graph.order[user] > graph.order[node] for user in target.users):
-        raise DemandRefused(f"{describe(node)} changes {target} in place, which is read again later")
+        raise DemandRefused(f"{describe(node)} changes {target} in place, and {target} is read again later")
     silent = [factors.get(n) for n in (argument(node, "weight"), argument(node, "bias")) if isinstance(n, fx.Node)]
     if len(silent) == 2 and all(isinstance(own, torch.Tensor) and not own.any() for own in silent):
-        return  # a norm that answers zero, whatever its statistics
-    if op_name(node) in ("batch_norm", "instance_norm") and argument(node, "running_mean") is not None:
-        raise DemandRefused(f"{describe(node)} keeps statistics of a value that would be scaled")
+        return  # a norm whose result is zero for any statistics
+    if op_name(node) in RUNNING_NORMS and argument(node, "running_mean") is not None:
+        raise DemandRefused(f"{describe(node)} keeps running statistics of a value that would be scaled")

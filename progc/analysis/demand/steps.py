@@ -1,8 +1,7 @@
-"""One step of a demand, backwards (`routes`) and forwards (`spread`).
+"""One step of a demand: backwards (`routes`) and forwards (`spread`).
 
-`routes` answers: which operands have to be scaled where, so that this node comes out scaled on `mask`? Its answer
-is a proposal. `spread` answers: how does this node come out when its operands are scaled so? Its answer is exact,
-or a refusal.
+`routes` proposes which operands to scale, and where, so that the value of a node is scaled on `mask`. `spread` computes
+the factor of a node from the factors of its operands; the result is exact, or the step is refused.
 """
 
 from __future__ import annotations
@@ -35,16 +34,19 @@ from progc.ir.operations import (
 from progc.ir.program import Program, TensorMeta
 
 Factor = torch.Tensor | list[torch.Tensor | None] | None
-"""How a value is multiplied: None is 1; a list belongs to an operation with several outputs."""
+"""The factor of a value. None means 1; an operation with several outputs has a list."""
 
 Route = list[tuple[fx.Node, torch.Tensor]]
 
 
 def routes(program: Program, node: fx.Node, mask: torch.Tensor, factor: float) -> list[Route]:
-    """Alternatives, best first; each is a set of operands with the masks on which all of them must be scaled.
+    """Returns alternatives, best first. Each is a set of operands, all of which must be scaled on their masks.
 
     Args:
-        mask: bool, shape of the node at the example size.
+        program: the program that the node belongs to.
+        node: the operation whose value must be scaled.
+        mask: bool, with the shape of the node at the example size.
+        factor: the demanded factor.
 
     Raises:
         DemandRefused: no factor passes through this operation.
@@ -58,13 +60,13 @@ def routes(program: Program, node: fx.Node, mask: torch.Tensor, factor: float) -
         except DemandRefused:
             if not bool(mask.all()):
                 raise
-            # Wherever the data sends them, they are all scaled alike.
+            # The input decides where elements go, but all of them have the same factor.
             return [[(n, torch.ones((), dtype=torch.bool).expand(shape_of(n))) for n in _floats(node)]]
     if name in ("add", "sub"):
         terms = [term for term in node.args[:2] if isinstance(term, fx.Node)]
         if len(terms) == 2 or node.args[1] == 0:
             return [[(term, reduce_any(mask, shape_of(term))) for term in terms]]
-        raise DemandRefused(f"{describe(node)} adds a constant that no parameter scales")
+        raise DemandRefused(f"{describe(node)} adds a constant, which no parameter can scale")
     if is_product(node):
         sides = [_node(side) for side in node.args[: 2 if name == "mul" else 1]]
         sides.sort(key=lambda side: (torch.Size(shape_of(side)).numel(), distance(side)))
@@ -83,16 +85,16 @@ def routes(program: Program, node: fx.Node, mask: torch.Tensor, factor: float) -
     if not answer:
         answer = _loose_routes(found, mask)
     if not found.operands:
-        raise DemandRefused(f"{describe(node)} normalises and has no weight of its own to scale")
+        raise DemandRefused(f"{describe(node)} normalises and has no weight to scale")
     if not answer:
-        raise DemandRefused(f"{describe(node)} mixes values that the demand treats differently")
+        raise DemandRefused(f"{describe(node)} mixes values with different demanded factors")
     return answer
 
 
 def _loose_routes(found: Contraction, mask: torch.Tensor) -> list[Route]:
-    """Operands scaled for more values than are asked for: right only together with demands for the others.
+    """Returns routes that scale more values than demanded, which hold only jointly with demands for the others.
 
-    Each step of a scan reads one position of a projection, and its weight serves all positions.
+    For example, each step of a scan reads one position of a projection whose weight is shared by all positions.
     """
     answer: list[Route] = []
     for operand in found.operands:
@@ -112,10 +114,10 @@ def _carried_bias(found: Contraction, mask: torch.Tensor) -> torch.Tensor | None
 
 
 def spread(program: Program, node: fx.Node, factors: Mapping[fx.Node, Factor]) -> Factor:
-    """The factor on this node's value, given those on its operands (absent: 1, NaN: unknown).
+    """Returns the factor of a node, given the factors of its operands (missing: 1, NaN: unknown).
 
     Raises:
-        DemandRefused: the operation does not turn these factors into one on its result.
+        DemandRefused: the result of the operation does not have a factor.
     """
     name = op_name(node)
     if name in SHAPE_ONLY or (name == "bernoulli" and getattr(node.target, "_overloadname", "") != "default"):
@@ -125,7 +127,7 @@ def spread(program: Program, node: fx.Node, factors: Mapping[fx.Node, Factor]) -
         assert isinstance(several, list) and isinstance(node.args[1], int)
         return several[node.args[1]]
     if not is_float(node):
-        raise DemandRefused(f"{describe(node)} reads a value that would be scaled")
+        raise DemandRefused(f"{describe(node)} reads a value that would be scaled, and does not return floats")
     if _pointwise(node):
         _only(node, factors, [node.args[0]])
         return _one(factors, node.args[0])
@@ -136,7 +138,7 @@ def spread(program: Program, node: fx.Node, factors: Mapping[fx.Node, Factor]) -
         if mutates(node):
             given = {n: value.clone() for n, value in given.items()}
         if name in PADDING and all(same(value, value.flatten()[:1].expand(value.shape)) for value in given.values()):
-            # What padding puts in is zero, which has any factor.
+            # Padding inserts zeros, which have any factor.
             return _plain(next(iter(given.values())).flatten()[0].expand(shape_of(node)))
         try:
             return _like(_run(program, node, given))
@@ -153,7 +155,7 @@ def spread(program: Program, node: fx.Node, factors: Mapping[fx.Node, Factor]) -
             if bool((right == 0).any()):
                 raise DemandRefused(f"{describe(node)} would divide by zero")
             right = 1 / right
-        zero = (left == 0) | (right == 0)  # zero times anything, the unknown included
+        zero = (left == 0) | (right == 0)  # zero times anything, including unknown factors
         return _plain(torch.where(zero, torch.zeros((), dtype=torch.float64), left * right))
     return _through_contraction(node, factors)
 
@@ -163,7 +165,7 @@ def _floats(node: fx.Node) -> list[fx.Node]:
 
 
 def _alike(given: Collection[torch.Tensor]) -> torch.Tensor | None:
-    """The one factor that all entries of all values have; None if they differ."""
+    """Returns the factor that all entries of all values have; None if they differ."""
     firsts = [value.flatten()[:1] for value in given]
     if not firsts or not all(same(v, firsts[0].expand(v.shape)) for v in given):
         return None
@@ -171,15 +173,15 @@ def _alike(given: Collection[torch.Tensor]) -> torch.Tensor | None:
 
 
 def unknown(node: fx.Node) -> Factor:
-    """The factor of a value that changes in no way we follow: NaN, which equals no demanded factor.
+    """Returns the factor of a value that changes in an unknown way: NaN, which never equals a demanded factor.
 
     Raises:
-        DemandRefused: the node is no tensor, so what depends on it cannot be followed.
+        DemandRefused: the value is not a tensor, so its effects cannot be followed.
     """
     meta = node.meta.get("tensor")
     several = [item for item in (meta if isinstance(meta, tuple) else (meta,)) if isinstance(item, TensorMeta)]
     if not several:
-        raise DemandRefused(f"{describe(node)} makes a number of a value that would be scaled")
+        raise DemandRefused(f"{describe(node)} computes a number from a value that would be scaled")
     nan = torch.full((), torch.nan, dtype=torch.float64)
     if isinstance(meta, tuple):
         return [nan.expand(item.shape) for item in several]
@@ -194,7 +196,7 @@ def _through_activation(node: fx.Node, given: torch.Tensor | None) -> torch.Tens
         return given
     if name in HOMOGENEOUS and bool((given > 0).all()):
         return given
-    raise DemandRefused(f"{describe(node)} does not pass this factor on")
+    raise DemandRefused(f"{describe(node)} does not pass this factor through")
 
 
 def _through_sum(node: fx.Node, factors: Mapping[fx.Node, Factor]) -> torch.Tensor | None:
@@ -202,7 +204,7 @@ def _through_sum(node: fx.Node, factors: Mapping[fx.Node, Factor]) -> torch.Tens
     if isinstance(node.args[1], (int, float)) and node.args[1] == 0:
         terms[1] = terms[0]
     if not same(terms[0], terms[1]):
-        raise DemandRefused(f"{describe(node)} adds a scaled value to one that is not scaled the same way")
+        raise DemandRefused(f"{describe(node)} adds values with different factors")
     return _plain(terms[0])
 
 
@@ -220,17 +222,17 @@ def _through_contraction(node: fx.Node, factors: Mapping[fx.Node, Factor]) -> to
         if given is not None:
             moved = carry(given, operand.labels, found.out, shape_of(node))
             if moved is None:
-                raise DemandRefused(f"{describe(node)} sums values that are scaled differently")
+                raise DemandRefused(f"{describe(node)} sums over values with different factors")
             total = total * moved if total.dim() else moved
     if found.bias is not None:
         moved = carry(_full(factors, found.bias.node), found.bias.labels, found.out, shape_of(node))
         if moved is None or not same(total.expand(shape_of(node)), moved):
-            raise DemandRefused(f"{describe(node)} adds a bias that is not scaled like its result")
+            raise DemandRefused(f"{describe(node)} adds a bias without the factor of its result")
     return _plain(total.expand(shape_of(node)))
 
 
 def _silent(found: Contraction, factors: Mapping[fx.Node, Factor]) -> bool:
-    """Whether an operand and the bias are zero everywhere, so that nothing else matters."""
+    """Returns whether an operand and the bias are zero everywhere, so that the result is zero."""
     zeros = [bool((_full(factors, operand.node) == 0).all()) for operand in found.operands]
     return any(zeros) and (found.bias is None or bool((_full(factors, found.bias.node) == 0).all()))
 
@@ -247,12 +249,12 @@ def _pointwise(node: fx.Node) -> bool:
 def _passes_activation(node: fx.Node, factor: float) -> bool:
     name = op_name(node)
     if factor == 0 and name in HOMOGENEOUS - ZERO_PRESERVING:
-        raise DemandRefused(f"{describe(node)} has no slope at zero: a branch silenced before it would never train")
+        raise DemandRefused(f"{describe(node)} has gradient zero at zero: a branch silenced there would never train")
     return (factor == 0 and name in ZERO_PRESERVING) or (factor > 0 and name in HOMOGENEOUS)
 
 
 def moves(node: fx.Node) -> bool:
-    """True if the output holds nothing but elements of the operands, and zeros."""
+    """Returns True if the output consists only of elements of the operands and zeros."""
     name = op_name(node)
     if name in PADDING:
         mode = argument(node, "mode", "constant")
@@ -261,7 +263,7 @@ def moves(node: fx.Node) -> bool:
 
 
 def _pulled_back(program: Program, node: fx.Node, mask: torch.Tensor) -> Route:
-    """Where the elements under `mask` come from: the gradient of the movement with `mask` as weights."""
+    """Finds where the elements under `mask` come from: the gradient of the movement with `mask` as weights."""
     base = _node(node.args[0]) if op_name(node) == "getitem" else node
     if not moves(base):
         raise DemandRefused(f"{describe(base)} is not linear")
@@ -280,7 +282,7 @@ def _pulled_back(program: Program, node: fx.Node, mask: torch.Tensor) -> Route:
 
 
 def _run(program: Program, node: fx.Node, values: Mapping[fx.Node, torch.Tensor]) -> Any:
-    """The movement on other values: sizes are those of the example, index tensors the program's own."""
+    """Applies the movement to other values, with the sizes of the example and the index tensors of the program."""
 
     def resolve(item: fx.Node) -> Any:
         if item in values:
@@ -290,20 +292,20 @@ def _run(program: Program, node: fx.Node, values: Mapping[fx.Node, torch.Tensor]
             return meta
         if item.op == "get_attr" and not is_float(item):
             return program.tensors[str(item.target)]
-        raise DemandRefused(f"{describe(node)} moves values to places that depend on the input")
+        raise DemandRefused(f"{describe(node)} moves values to positions that depend on the input")
 
     args, kwargs = fx.node.map_arg((node.args, node.kwargs), resolve)
-    # These values lie in memory otherwise than the network's do, so that a view may have to copy.
+    # These values have other strides than those of the network, so a view may need to copy.
     target = torch.ops.aten.reshape.default if op_name(node) == "view" else node.target
     assert callable(target)
     return target(*args, **kwargs)
 
 
 def moved(program: Program, node: fx.Node, values: Mapping[fx.Node, torch.Tensor]) -> torch.Tensor:
-    """The movement `node` applied to other values of its operands, of the same shapes.
+    """Applies the movement `node` to other values of its operands, with the same shapes.
 
     Raises:
-        DemandRefused: where it moves things depends on the network's input.
+        DemandRefused: the positions depend on the input of the network.
     """
     result = _run(program, node, {n: value.clone() if mutates(node) else value for n, value in values.items()})
     assert isinstance(result, torch.Tensor)
@@ -315,12 +317,12 @@ def _only(
 ) -> None:
     for operand in node.all_input_nodes:
         if factors.get(operand) is not None and (operand in fixed or operand not in allowed):
-            raise DemandRefused(f"{describe(node)} depends on {operand} in a way that is not linear")
+            raise DemandRefused(f"{describe(node)} does not depend linearly on {operand}")
 
 
 def _node(item: Any) -> fx.Node:
     if not isinstance(item, fx.Node):
-        raise DemandRefused(f"{item} is a constant, not a value of the network")
+        raise DemandRefused(f"{item} is a constant, not a value computed by the network")
     return item
 
 

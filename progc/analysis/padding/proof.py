@@ -1,9 +1,8 @@
-"""Forwards: the state of every value of a graph, from the tensors on.
+"""The proof: a forward walk over a graph that computes the state of every value.
 
-What the search left open is chosen here, where it is known what is needed: the gain behind a normalisation takes the
-factor out again, its shift is zero for new units, and a tensor that sums over the axis takes factors out in its
-columns. Everything else is checked. An operation without an entry in the transfer tables (pointwise.py, summing.py,
-norms.py) is a refusal as soon as it meets the axis.
+The walk chooses the states that the search left open: the gain of a normalisation removes the factor, its shift is zero
+for new units, and a tensor that sums over the axis removes factors in its columns. All other states are checked. An
+operation without a transfer function (transfer.py) is refused if its operands or its value have the axis.
 """
 
 from __future__ import annotations
@@ -37,19 +36,21 @@ def transfer(*names: str) -> Callable[[Rule], Rule]:
 
 
 class Tensors:
-    """States of the tensors' dims along the axis; one state each, whoever asks."""
+    """The states of tensor dims along the axis; each dim has a single state."""
 
     def __init__(self, states: Mapping[Key, PadState] | None = None) -> None:
         self.states: dict[Key, PadState] = dict(states or {})
 
     def give(self, key: Key, state: PadState) -> None:
-        """Raises:
-        PaddingRefused: it has another state already.
+        """Sets the state of a tensor dim.
+
+        Raises:
+            PaddingRefused: the dim already has another state.
         """
         known = self.states.setdefault(key, state)
         if known != state:
             raise PaddingRefused(
-                f"{key[0]} would have to be {_words(known)} in one place and {_words(state)} in another"
+                f"{key[0]} would need to be {_words(known)} for one reader and {_words(state)} for another"
             )
 
 
@@ -61,15 +62,17 @@ def _words(state: PadState) -> str:
 
 
 class Forward:
-    """The walk over one graph. `want` holds the states that the search asks of values."""
+    """The walk over one graph. `want` holds the states that the search requires of values."""
 
     def __init__(self, reading: Reading, tensors: Tensors, want: Mapping[fx.Node, PadState]) -> None:
         self.reading, self.tensors, self.want = reading, tensors, want
         self.states: dict[fx.Node, Result] = {}
 
     def run(self) -> None:
-        """Raises:
-        PaddingRefused: an operation that keeps no state, or an output that changes.
+        """Computes the states of all values.
+
+        Raises:
+            PaddingRefused: an operation does not preserve the state, or an output changes.
         """
         for node in self.reading.graph.nodes:
             if node.op == "output":
@@ -81,19 +84,19 @@ class Forward:
                 self.states[node] = self._step(node)
         for writer, reader in stale_reads(self.reading.graph):
             if self.reading.carries(writer) or self.states.get(writer, ALIKE) != ALIKE:
-                raise PaddingRefused(f"{describe(writer)} writes in place, and {reader} reads it afterwards")
+                raise PaddingRefused(f"{describe(writer)} writes in place, and {reader} reads the old value afterwards")
 
     def _concerned(self, node: fx.Node) -> bool:
         if self.reading.is_tensor(node) or isinstance(node.meta.get("tensor"), int):
-            return False  # a moved tensor: its states are those of the tensor
+            return False  # a moved tensor has the states of the tensor
         reads = any(self.reading.carries(n) or self.states.get(n, ALIKE) != ALIKE for n in node.all_input_nodes)
         return reads or self.reading.carries(node)
 
     def _unmixed(self, node: fx.Node) -> None:
-        """One state holds for one dim of a value, and a factor on all of a value reaches all of a dim.
+        """Checks that one state describes the node: one dim has the axis, and a factor applies to all of it.
 
         Raises:
-            PaddingRefused: neither would be true of this node.
+            PaddingRefused: it does not.
         """
         inputs = node.all_input_nodes
         if self.reading.twice(node):
@@ -101,7 +104,7 @@ class Forward:
         if any(not self.reading.carries(n) and self.states.get(n, ALIKE) != ALIKE for n in inputs):
             for value in (*inputs, node):
                 if not all(self.reading.product(value, place) for place in self.reading.places(value)):
-                    raise PaddingRefused(f"{describe(node)} puts a factor on more than the axis")
+                    raise PaddingRefused(f"{describe(node)} would multiply more than the axis by the factor")
 
     def _step(self, node: fx.Node) -> Result:
         name = op_name(node)
@@ -113,18 +116,18 @@ class Forward:
             return PadState(0, "free" if self.reading.carries(node) else "const")
         if moves(node):
             return self._moved(node)
-        raise PaddingRefused(f"{describe(node)} has no rule for it")
+        raise PaddingRefused(f"{describe(node)} has no padding rule")
 
     # -- states of values ------------------------------------------------------------------------------------
 
     def state(self, item: Any, place: int | None = None) -> PadState:
-        """State of a value (or of one dim of a tensor); a tensor that nobody asked anything of gets free units."""
+        """Returns the state of a value, or of one dim of a tensor. A tensor without a state gets free units."""
         if not isinstance(item, fx.Node):
             return ALIKE
         if self.reading.is_tensor(item):
             key = self.key(item, place)
             return ALIKE if key is None else self.tensors.states.setdefault(key, PadState(0, "free"))
-        if item.op == "get_attr" and self.reading.carries(item):  # written to in place: nothing is known of new units
+        if item.op == "get_attr" and self.reading.carries(item):  # written in place: nothing is known about new units
             for at in self.reading.places(item):
                 self.tensors.give((str(item.target), at), PadState(0, "free"))
             return PadState(0, "free")
@@ -134,33 +137,33 @@ class Forward:
         return found
 
     def key(self, item: fx.Node, place: int | None = None) -> Key | None:
-        """The tensor dim that holds the axis in a moved tensor."""
+        """Returns the tensor dim that holds the axis in a moved tensor."""
         places = self.reading.places(item) if place is None else [place]
         if len(places) > 1:
             raise PaddingRefused(f"{item} has the axis along two dims")
         return self.reading.key(item, places[0]) if places else None
 
     def open_key(self, item: Any, place: int | None = None) -> Key | None:
-        """The tensor dim behind a value if its state is not chosen yet."""
+        """Returns the tensor dim of a value if the state of the dim is still open, else None."""
         if not isinstance(item, fx.Node) or not self.reading.is_tensor(item):
             return None
         key = self.key(item, place)
         return key if key is not None and key not in self.tensors.states else None
 
     def wanted(self, node: fx.Node) -> int:
-        """The power that the search asks of a value: 0 if it asks for none."""
+        """Returns the power that the search requires of a value; 0 if it requires none."""
         return self.want[node].power if node in self.want else 0
 
     def unscaled(self, node: fx.Node, *items: Any) -> list[PadState]:
-        """States of operands that may have no factor."""
+        """Returns the states of operands, which must not have a factor."""
         states = [self.state(item) for item in items]
         if any(state.power for state in states):
-            raise PaddingRefused(f"{describe(node)} does not pass a factor on")
+            raise PaddingRefused(f"{describe(node)} does not pass a factor through")
         return states
 
     def differs(self, node: fx.Node, values: Sequence[Any]) -> PaddingRefused:
-        """The refusal of an operation whose operands have different factors, and who could still get another."""
-        text = f"{describe(node)} meets values of which only some have the factor"
+        """Returns the refusal of an operation whose operands have different factors, with one that may change."""
+        text = f"{describe(node)} combines values with the factor and values without it"
         powers = [self.state(value).power for value in values]
         for value, power in zip(values, powers, strict=True):
             wrong = next((other for other in powers if other != power and other), None)
@@ -179,8 +182,8 @@ class Forward:
         return found if self.reading.carries(node) or found.new == "const" else ALIKE
 
     def _moved(self, node: fx.Node) -> PadState:
-        """Views, slices and concatenations; operands without the axis are put beside those that have it."""
-        # Numbers that are put in (padding) are zero: moves() says so.
+        """Views, slices and concatenations, also of operands with the axis and operands without it."""
+        # Numbers that are inserted (padding) are zero: moves() checks this.
         sources = [n for n in node.all_input_nodes if isinstance(n.meta.get("tensor"), (TensorMeta, tuple))]
         sources = [
             n for n in sources if op_name(node) not in ("expand_as", "view_as", "reshape_as") or n is node.args[0]
@@ -199,7 +202,7 @@ class Forward:
                 raise self.differs(node, [n for n in sources if self.reading.carries(n)])
             total = both
         if carrying and any(state.power for state in others):
-            raise PaddingRefused(f"{describe(node)} puts values with different factors side by side")
+            raise PaddingRefused(f"{describe(node)} joins values with different factors")
         if total.new != "const" and not self.reading.carries(node):
             if isinstance(node.meta.get("tensor"), TensorMeta):
                 return ALIKE if not total.power else self._refuse(node)
@@ -210,12 +213,12 @@ class Forward:
 
 
 def is_zero(item: Any) -> bool:
-    """True for the number 0."""
+    """Returns True for the number 0."""
     return scalar(item) and item == 0
 
 
 def rank(node: Any) -> int:
-    """Number of dims of a value."""
+    """Returns the number of dims of a value."""
     return len(shape_of(node))
 
 

@@ -1,4 +1,4 @@
-"""One graph as padding reads it: where the axis runs, and which dim of which tensor a value's dim is."""
+"""A graph seen along one axis: which dims of values hold the axis, and which tensor dims they come from."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from progc.ir.operations import argument, op_name
 from progc.ir.program import Mode, Program
 
 Key = tuple[str, int]
-"""A tensor, by canonical name, and one of its dims."""
+"""A tensor (canonical name) and one of its dims."""
 
 
 class Reading:
@@ -31,11 +31,11 @@ class Reading:
         self._carrying: dict[str, bool] = {}
 
     def value(self, node: Any) -> Any:
-        """Dims of the node's value; a list for several."""
+        """Returns the `Value` of a node; a list if it has several."""
         return axes_of(self.program).values.get((self.mode, node.name))
 
     def carries(self, node: Any) -> bool:
-        """True if the axis runs along any dim of the node's value."""
+        """Returns True if any dim of the node's value holds the axis."""
         if not isinstance(node, fx.Node):
             return False
         if node.name not in self._carrying:
@@ -47,31 +47,31 @@ class Reading:
         return self._carrying[node.name]
 
     def holds(self, dim: Dim) -> bool:
-        """True if the axis is in the dim."""
+        """Returns True if the dim holds the axis."""
         return any(atom is self.atom for atom in D.leaves(dim))
 
     def places(self, node: Any) -> list[int]:
-        """Dims of a value along which the axis runs."""
+        """Returns the dims of a value that hold the axis."""
         value = self.value(node)
         return [i for i, dim in enumerate(value.dims) if self.holds(dim)] if isinstance(value, Value) else []
 
     def twice(self, node: fx.Node) -> bool:
-        """True if the axis runs along two dims of one value, which one state does not describe."""
+        """Returns True if two dims of one value hold the axis, which a single state cannot describe."""
         values = self.value(node)
         values = values if isinstance(values, (list, tuple)) else [values]
         return any(sum(map(self.holds, value.dims)) > 1 for value in values if isinstance(value, Value))
 
     def alone(self, node: Any, place: int) -> bool:
-        """True if a dim of a value is the axis and nothing else."""
+        """Returns True if a dim of a value is exactly the axis."""
         dim = D.resolve(self.value(node).dims[place])
         return len(dim) == 1 and dim[0] is self.atom
 
     def product(self, node: Any, place: int) -> bool:
-        """True if the size of a dim of a value is that of the axis times something that does not grow with it."""
+        """Returns True if the size of a dim is the size of the axis times a factor that does not grow with it."""
         return self._degree(self.value(node).dims[place]) == 1
 
     def _degree(self, dim: Dim) -> int:
-        """How often the axis is a factor of the dim's size; -1 if the size is not a multiple of the axis."""
+        """Returns how often the axis is a factor of the dim's size; -1 if the size is not a multiple of it."""
         total = 0
         for atom in D.resolve(dim):
             if atom.segments is None:
@@ -84,15 +84,15 @@ class Reading:
         return total
 
     def is_tensor(self, node: fx.Node) -> bool:
-        """True for a named tensor, moved about or not."""
+        """Returns True for a parameter or buffer, rearranged or not."""
         value = self.value(node)
         return isinstance(value, Value) and value.source is not None
 
     def key(self, node: fx.Node, place: int) -> Key | None:
-        """The tensor dim that a dim of a moved tensor is; None if it repeats one entry.
+        """Returns the tensor dim of a dim of a moved tensor; None if the dim repeats one entry.
 
         Raises:
-            PaddingRefused: more than one dim of the tensor is in it.
+            PaddingRefused: the dim holds more than one dim of the tensor.
         """
         value = self.value(node)
         held = [
@@ -105,7 +105,7 @@ class Reading:
         return (value.source.name, held[0]) if held else None
 
     def is_gain(self, node: Any) -> bool:
-        """True for a tensor that holds one number per unit of the axis and no more."""
+        """Returns True for a tensor that holds one number for each unit of the axis."""
         if not isinstance(node, fx.Node) or not self.is_tensor(node):
             return False
         value = self.value(node)
@@ -113,20 +113,20 @@ class Reading:
         return all(D.resolve(dim) in ((), (self.atom,)) for dim in dims) and len(self.places(node)) == 1
 
     def over_axis(self, node: fx.Node) -> bool:
-        """True for a normalisation whose statistics run over the axis."""
+        """Returns True for a normalisation that takes statistics over the axis."""
         x = argument(node, "input")
         shape = argument(node, "normalized_shape")
         return any(place >= len(self.value(x).dims) - len(shape) for place in self.places(x))
 
     def uncast(self, node: Any) -> Any:
-        """The value behind casts and copies."""
+        """Returns the value before casts and copies."""
         while isinstance(node, fx.Node) and op_name(node) in ("to", "_to_copy", "type_as", "clone", "contiguous"):
             node = node.args[0]
         return node
 
 
 def stale_reads(graph: fx.Graph) -> Iterator[tuple[fx.Node, fx.Node]]:
-    """In-place operations with a reader that sees their effect through an older name of the same memory."""
+    """Yields (writer, reader): the reader sees an in-place write through an alias from before the write."""
     order = {node: position for position, node in enumerate(graph.nodes)}
     family: dict[fx.Node, list[fx.Node]] = {}
     writes = []
@@ -148,5 +148,5 @@ def stale_reads(graph: fx.Graph) -> Iterator[tuple[fx.Node, fx.Node]]:
 
 
 def scalar(item: Any) -> bool:
-    """True for a plain number."""
+    """Returns True for a plain number."""
     return isinstance(item, (int, float)) and not isinstance(item, bool)

@@ -1,8 +1,8 @@
-"""What a value holds right after padding: a power of `s` on its old units, and what its new units are.
+"""States of padded values: the power of `s` on the old units, and the contents of the new units.
 
-A small lattice (docs/growth.md 0.1): `free` says nothing and is above all others. Powers are whole numbers, so that
-equalities between factors are decided, not measured: the mean of squares over a padded axis has `s ** 2` from the
-values and `s ** -2` from the number of units.
+The states form a small lattice (docs/growth.md, section 0.1), with `free` at the top: nothing is known. Powers are
+integers, so that equality of factors is exact: the mean of squares over a padded axis has `s ** 2` from the values and
+`s ** -2` from the number of units.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ New = Literal["zero", "mean", "const", "one", "free", "any"]
 
 
 class PaddingRefused(DemandRefused):
-    """An axis cannot be padded exactly; the message names the operation and why."""
+    """An axis cannot be padded exactly; the message names the operation and the reason."""
 
 
 class Differs(PaddingRefused):
-    """Two values meet that have different factors, and nobody has asked anything of one of them yet."""
+    """Two operands have different factors, and the state of one of them is still open."""
 
     def __init__(self, message: str, mode: Mode, value: fx.Node, power: int) -> None:
         super().__init__(message)
@@ -32,15 +32,15 @@ class Differs(PaddingRefused):
 
 @dataclasses.dataclass(frozen=True)
 class PadState:
-    """State of a value for one axis that is padded.
+    """The state of a value for one padded axis.
 
     Attributes:
-        power: old units are `s ** power` times what they were.
-        new: what new units hold. `zero`; `mean`: `s ** power` times the mean over the old units, each times its entries
-            of the tensors in `weights`; `const`: all units of the axis are alike, the new ones too, or the value does
-            not have the axis; `one`: a gain (named in `weights`) that is 1 for new units; `free`: something finite.
-            `any` occurs in demands only.
-        weights: canonical names of tensors, sorted.
+        power: old units are multiplied by `s ** power`.
+        new: contents of the new units. `zero`; `mean`: `s ** power` times the mean over the old units, each times its
+            entries of the tensors in `weights`; `const`: all units of the axis are equal, including the new ones, or
+            the value does not have the axis; `one`: a gain (named in `weights`) that is 1 for new units; `free`: any
+            finite value. `any` occurs in demands only.
+        weights: sorted canonical names of tensors.
     """
 
     power: int
@@ -49,11 +49,11 @@ class PadState:
 
 
 ALIKE = PadState(0, "const")
-"""A value that padding leaves alone."""
+"""The state of a value that padding does not change."""
 
 
 def joined(a: PadState, b: PadState) -> PadState | None:
-    """State of a sum, or of values put side by side; None if their factors differ."""
+    """Returns the state of a sum or a concatenation; None if the factors differ."""
     if a.power != b.power:
         return None
     kinds = {a.new, b.new}
@@ -65,7 +65,7 @@ def joined(a: PadState, b: PadState) -> PadState | None:
 
 
 def multiplied(a: PadState, b: PadState) -> PadState:
-    """State of a product, unit by unit."""
+    """Returns the state of an elementwise product."""
     power = a.power + b.power
     if "zero" in (a.new, b.new):
         return PadState(power, "zero")
@@ -80,7 +80,7 @@ def multiplied(a: PadState, b: PadState) -> PadState:
 
 
 def mapped(a: PadState, zero_stays: bool) -> PadState:
-    """State of a function of each unit; only for factor 1."""
+    """Returns the state of an elementwise function; only for factor 1."""
     if a.new == "const" or (a.new == "zero" and zero_stays):
         return a
     return PadState(a.power, "free")

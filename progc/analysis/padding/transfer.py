@@ -1,13 +1,11 @@
-"""What each operation does to a padded value: the transfer functions of the proof.
+"""The transfer functions of the proof: what each operation does to a padded value.
 
-Transfer functions of operations that are linear in each operand: products, convolutions, attention, look-ups.
+In the order of the file: operations that are linear in each operand (products, convolutions, attention, lookups);
+elementwise operations, pooling, and tensors created in the graph; and statistics over the axis, which decide whether
+padding is exact (docs/growth.md, section 1.1).
 
-Transfer functions of elementwise operations, pooling and tensors made in the graph.
-
-Transfer functions of statistics over the axis: where padding is won or lost (docs/growth.md 1.1).
-
-With `kappa = old / new = s ** -2`: the mean of `[s x, s mean(x)]` is `s mean(x)`, its variance `s ** 2 kappa var(x)
-= var(x)`; the mean square of `[s x, 0]` is `s ** 2 kappa` times that of `x`, which is the same.
+With `kappa = old / new = s ** -2`, the mean of `[s x, s mean(x)]` is `s mean(x)` and its variance is
+`s ** 2 kappa var(x) = var(x)`. The mean square of `[s x, 0]` is `s ** 2 kappa = 1` times the mean square of `x`.
 """
 
 from __future__ import annotations
@@ -24,12 +22,12 @@ from progc.ir.operations import POINTWISE, SPATIAL, argument, describe, op_name
 
 
 def along(reading: Reading, operand: Operand) -> list[tuple[int, str]]:
-    """Dims of an operand along which the axis runs, with their labels."""
+    """Returns the dims of an operand that hold the axis, with their labels."""
     return [(place, operand.labels[place]) for place in reading.places(operand.node)]
 
 
 def grouped(node: fx.Node) -> bool:
-    """True for a convolution whose groups are neither one nor one per channel: labels do not tell them apart."""
+    """Returns True for a convolution with several groups that is not depthwise; its labels do not show groups."""
     groups = argument(node, "groups", 1)
     if groups in (1, None):
         return False
@@ -44,10 +42,10 @@ def grouped(node: fx.Node) -> bool:
     *sorted(SPATIAL),
 )  # fmt: skip
 def through_contraction(walk: Forward, node: fx.Node) -> PadState:
-    """A sum of products: over the axis, along it, or beside it."""
+    """A sum of products, over the axis or over other dims."""
     found = contraction(node)
     if found is None or (grouped(node) and any(walk.reading.carries(n) for n in node.all_input_nodes)):
-        raise PaddingRefused(f"{describe(node)} has no rule for it")
+        raise PaddingRefused(f"{describe(node)} has no padding rule")
     for fixed in found.fixed:
         walk.unscaled(node, fixed)
     summed: list[tuple[fx.Node, int]] = []
@@ -57,7 +55,7 @@ def through_contraction(walk: Forward, node: fx.Node) -> PadState:
         mixed = [(place, label) for place, label in places if label not in found.out]
         held = [(place, label) for place, label in places if label in found.out]
         if len(held) > 1 or len(mixed) > 1 or (held and mixed and not walk.reading.is_tensor(operand.node)):
-            raise PaddingRefused(f"{describe(node)} meets the axis twice")
+            raise PaddingRefused(f"{describe(node)} has the axis in two operands or along two dims")
         summed += [(operand.node, place) for place, _ in mixed]
         if held or not mixed:
             kept.append((operand.node, held[0][0] if held else None))
@@ -72,11 +70,11 @@ def _beside(walk: Forward, item: fx.Node) -> PadState:
 
 
 def _summed(walk: Forward, node: fx.Node, operands: list[tuple[fx.Node, int]]) -> PadState:
-    """The sum over the axis, as a factor for everything else. New units must not contribute."""
+    """Returns the factor of a sum over the axis. New units must not contribute to it."""
     if not operands:
         return ALIKE
     if len(operands) != 2:
-        raise PaddingRefused(f"{describe(node)} sums over it without a weight")
+        raise PaddingRefused(f"{describe(node)} sums over the axis without a weight")
     for (weight, at), (value, there) in (operands, operands[::-1]):
         key = walk.open_key(weight, at)
         if key is not None and walk.open_key(value, there) is None:
@@ -89,7 +87,7 @@ def _summed(walk: Forward, node: fx.Node, operands: list[tuple[fx.Node, int]]) -
     if "zero" not in (a.new, b.new):
         raise PaddingRefused(f"{describe(node)} sums over new units that are not zero")
     if a.power + b.power and not all(walk.reading.product(item, place) for item, place in operands):
-        raise PaddingRefused(f"{describe(node)} sums over more than the axis, and only that has the factor")
+        raise PaddingRefused(f"{describe(node)} sums over more than the axis, and only the axis has the factor")
     return PadState(a.power + b.power, "const")
 
 
@@ -101,22 +99,22 @@ def _with_bias(walk: Forward, node: fx.Node, found: Contraction, total: PadState
         walk.tensors.give(key, PadState(total.power, "free"))
     both = joined(total, walk.state(found.bias.node))
     if both is None:
-        raise PaddingRefused(f"{describe(node)} adds a bias without the factor of what it is added to")
+        raise PaddingRefused(f"{describe(node)} adds a bias that does not have the factor of the value")
     return both
 
 
 @transfer("outer", "ger")
 def outer(walk: Forward, node: fx.Node) -> PadState:
-    """Every unit of one vector times every unit of the other."""
+    """`[I]`, `[J]` -> `[I, J]`."""
     a, b = node.args[:2]
     if walk.reading.carries(a) and walk.reading.carries(b):
-        raise PaddingRefused(f"{describe(node)} meets the axis twice")
+        raise PaddingRefused(f"{describe(node)} has the axis in two operands or along two dims")
     return multiplied(walk.state(a), walk.state(b))
 
 
 @transfer("scaled_dot_product_attention")
 def attention(walk: Forward, node: fx.Node) -> PadState:
-    """Scores sum over the head dim of q and k; the op divides them by its root unless told otherwise."""
+    """Scores sum over the head dim of q and k; without `scale` the op divides them by its square root."""
     query, key, value = node.args[:3]
     assert isinstance(query, fx.Node) and isinstance(key, fx.Node) and isinstance(value, fx.Node)
     walk.unscaled(node, argument(node, "attn_mask"))
@@ -132,10 +130,10 @@ def attention(walk: Forward, node: fx.Node) -> PadState:
             raise PaddingRefused(f"{describe(node)} sums over new units that are not zero")
         power -= argument(node, "scale") is None
         if not walk.reading.product(query, last) and (argument(node, "scale") is None or power):
-            raise PaddingRefused(f"{describe(node)} divides by the root of more than the axis")
+            raise PaddingRefused(f"{describe(node)} divides by the square root of more than the axis")
     heads = any(place != last for item in (query, key, value) for place in walk.reading.places(item))
     if power:
-        raise PaddingRefused(f"{describe(node)} would see scores with a factor")
+        raise PaddingRefused(f"{describe(node)} would compute scores with a factor")
     given = walk.state(value)
     if heads and given.new != "zero":
         return PadState(given.power, "free")
@@ -144,35 +142,32 @@ def attention(walk: Forward, node: fx.Node) -> PadState:
 
 @transfer("lstm", "gru", "rnn_tanh", "rnn_relu")
 def through_recurrent(walk: Forward, node: fx.Node) -> tuple[PadState, ...]:
-    """A recurrent layer sums over its input; its own units are another axis."""
+    """A recurrent layer sums over its input; its hidden units are another axis."""
     x, others = node.args[0], [n for n in node.all_input_nodes if n is not node.args[0]]
     places = walk.reading.places(x) if isinstance(x, fx.Node) else []
     carrying = [weight for weight in others if walk.reading.carries(weight)]
     if not isinstance(x, fx.Node) or len(places) != 1 or any(walk.reading.places(w) != [1] for w in carrying):
-        raise PaddingRefused(f"{describe(node)} has no rule for it")
+        raise PaddingRefused(f"{describe(node)} has no padding rule")
     given = walk.state(x, places[0])
     for weight in carrying:
         key = walk.key(weight, 1) if walk.reading.is_tensor(weight) else None
         if key is None:
-            raise PaddingRefused(f"{describe(node)} sums over it with a weight that is computed")
+            raise PaddingRefused(f"{describe(node)} sums over the axis with a computed weight")
         walk.tensors.give(key, PadState(-given.power, "free" if given.new == "zero" else "zero"))
     return tuple(ALIKE for _ in node.meta["tensor"])
 
 
-# phi(0) = 0, with a slope there.
+# phi(0) = 0, with a nonzero gradient at 0.
 _ZERO_STAYS = """gelu silu tanh hardswish mish elu softsign selu celu sin tan hardtanh erf sinh atan asin expm1
 log1p""".split()
 
-
-# phi(0) = 0 without a slope there: a unit that is zero before it would never train.
+# phi(0) = 0, with gradient zero at 0: a unit whose input is zero would never train.
 _FLAT = "relu relu6 abs sign floor ceil round trunc softshrink hardshrink".split()
 
-
-# Finite everywhere; 0 becomes something else.
+# Finite everywhere, and phi(0) is not 0.
 _FINITE = """sigmoid hardsigmoid softplus log_sigmoid exp cos cosh erfc clamp clamp_min clamp_max softmax log_softmax
 _softmax _log_softmax prelu _prelu_kernel eq ne lt le gt ge logical_not logical_and logical_or isnan isinf isfinite
 bitwise_not bitwise_and bitwise_or minimum maximum nan_to_num""".split()
-
 
 _HOMOGENEOUS = "leaky_relu max_pool1d max_pool2d max_pool3d adaptive_max_pool1d adaptive_max_pool2d".split()
 
@@ -191,19 +186,19 @@ def zero_stays(walk: Forward, node: fx.Node) -> PadState:
 
 @transfer(*_FLAT)
 def flat(walk: Forward, node: fx.Node) -> PadState:
-    """Any factor above zero passes relu and abs; no zero may come in."""
+    """relu and abs pass any positive factor through; their inputs must not be zero."""
     name = op_name(node)
     state = walk.state(node.args[0]) if name in ("relu", "abs") else walk.unscaled(node, node.args[0])[0]
     if state.new == "zero":
-        raise PaddingRefused(f"{describe(node)} has no slope at zero, where new units would be: they would never train")
+        raise PaddingRefused(f"{describe(node)} has gradient zero at zero, so new units would never train")
     return mapped(state, False)
 
 
 @transfer(*_FINITE)
 def finite(walk: Forward, node: fx.Node) -> PadState:
-    """Any other function of a unit: it knows nothing of new units but that they are finite."""
+    """Any other elementwise function: new units are finite, and nothing else is known about them."""
     states = walk.unscaled(node, *node.all_input_nodes)
-    # A power of zero and alike everywhere, or free.
+    # Either equal for all units without a factor, or free.
     return PadState(0, "const" if all(state.new == "const" for state in states) else "free")
 
 
@@ -215,15 +210,15 @@ def homogeneous(walk: Forward, node: fx.Node) -> PadState:
 
 @transfer("amax", "amin", "any", "all")
 def extremum(walk: Forward, node: fx.Node) -> PadState:
-    """Over other dims as a pooling; over the axis new units would take part."""
+    """Over other dims like pooling; over the axis, new units would take part."""
     if walk.reading.carries(node.args[0]) and not walk.reading.carries(node):
-        raise PaddingRefused(f"{describe(node)} looks at all units")
+        raise PaddingRefused(f"{describe(node)} reduces over all units, including new ones")
     return mapped(walk.state(node.args[0]), True)
 
 
 @transfer("add", "sub", "rsub")
 def total(walk: Forward, node: fx.Node) -> PadState:
-    """A shift that nobody asked anything of follows what it is added to."""
+    """A shift with an open state gets the factor of the value that it is added to."""
     a, b = node.args[:2]
     for shift, value in ((b, a), (a, b)):
         key = walk.open_key(shift)
@@ -244,7 +239,7 @@ def total(walk: Forward, node: fx.Node) -> PadState:
 
 
 def _is_mean_of(walk: Forward, mean: Any, value: fx.Node) -> bool:
-    """True if `mean` is the mean of `value` over the axis alone."""
+    """Returns True if `mean` is the mean of `value` over exactly the axis."""
     mean = walk.reading.uncast(mean)
     if not isinstance(mean, fx.Node) or op_name(mean) != "mean":
         return False
@@ -257,7 +252,7 @@ def _is_mean_of(walk: Forward, mean: Any, value: fx.Node) -> bool:
 
 @transfer("mul")
 def product(walk: Forward, node: fx.Node) -> PadState:
-    """A gain that nobody asked anything of takes out the factor of what it multiplies."""
+    """A gain with an open state removes the factor of the value that it multiplies."""
     a, b = node.args[:2]
     for gain, value in ((a, b), (b, a)):
         key = walk.open_key(gain)
@@ -272,21 +267,21 @@ def product(walk: Forward, node: fx.Node) -> PadState:
 
 @transfer("div")
 def quotient(walk: Forward, node: fx.Node) -> PadState:
-    """By values that are alike for all units."""
+    """Division by values that are equal for all units."""
     a, b = (walk.state(item) for item in node.args[:2])
     if argument(node, "rounding_mode") is not None:
         walk.unscaled(node, *node.args[:2])
     if b.new != "const":
-        raise PaddingRefused(f"{describe(node)} divides by values of its units")
+        raise PaddingRefused(f"{describe(node)} divides by values that differ between units")
     return PadState(a.power - b.power, a.new, a.weights)
 
 
 @transfer("pow")
 def power(walk: Forward, node: fx.Node) -> PadState:
-    """By a fixed exponent."""
+    """A fixed exponent."""
     base, exponent = node.args[:2]
     if not scalar(exponent):
-        raise PaddingRefused(f"{describe(node)} has an exponent that is no number")
+        raise PaddingRefused(f"{describe(node)} has an exponent that is not a number")
     assert isinstance(exponent, (int, float))
     return _raised(node, walk.state(base), float(exponent))
 
@@ -312,7 +307,7 @@ def inverse(walk: Forward, node: fx.Node) -> PadState:
 def _raised(node: fx.Node, state: PadState, exponent: float) -> PadState:
     factor = state.power * exponent
     if factor != int(factor):
-        raise PaddingRefused(f"{describe(node)} does not pass this factor on")
+        raise PaddingRefused(f"{describe(node)} does not pass this factor through")
     if state.new == "const" or (state.new == "zero" and exponent > 0):
         return PadState(int(factor), state.new)
     if exponent < 0 or exponent != int(exponent):
@@ -322,7 +317,7 @@ def _raised(node: fx.Node, state: PadState, exponent: float) -> PadState:
 
 @transfer("masked_fill")
 def masked(walk: Forward, node: fx.Node) -> PadState:
-    """Zeros, or another number, where a mask is true."""
+    """Zero, or another number, where a mask is true."""
     x, mask, value = node.args[:3]
     state, given = walk.state(x), walk.unscaled(node, mask)[0]
     if not is_zero(value):
@@ -347,19 +342,19 @@ def choice(walk: Forward, node: fx.Node) -> PadState:
 
 @transfer("zeros", "zeros_like", "new_zeros")
 def zeros(walk: Forward, node: fx.Node) -> PadState:
-    """Zero for new units too."""
+    """Zero, also for new units."""
     return PadState(0, "zero" if walk.reading.carries(node) else "const")
 
 
 @transfer("ones", "ones_like", "new_ones", "full", "full_like", "new_full", "scalar_tensor")
 def constant(walk: Forward, node: fx.Node) -> PadState:
-    """Alike for all units."""
+    """Equal for all units."""
     return ALIKE
 
 
 @transfer("bernoulli")
 def drawn(walk: Forward, node: fx.Node) -> PadState:
-    """Random numbers: nothing is known of new units."""
+    """Random numbers: nothing is known about new units."""
     return PadState(0, "free" if walk.reading.carries(node) else "const")
 
 
@@ -382,7 +377,7 @@ def layer_norm(walk: Forward, node: fx.Node) -> PadState:
         only = len(argument(node, "normalized_shape")) == 1 and walk.reading.alone(x, place)
         good = given == PadState(1, "mean") and only
     if not good:
-        raise PaddingRefused(f"{describe(node)} would see other statistics")
+        raise PaddingRefused(f"{describe(node)} would compute different statistics")
     key = walk.open_key(weight)
     if key is not None:
         walk.tensors.give(key, PadState(walk.wanted(node) - 1, "free"))
@@ -391,13 +386,13 @@ def layer_norm(walk: Forward, node: fx.Node) -> PadState:
     if key is not None:
         walk.tensors.give(key, PadState(power, "zero"))
     if bias is not None and walk.state(bias) != PadState(power, "zero"):
-        raise PaddingRefused(f"{describe(node)} has a shift that has to be another elsewhere")
+        raise PaddingRefused(f"{describe(node)} has a shift that another reader needs with different values")
     return PadState(power, "zero")
 
 
 @transfer("batch_norm", "instance_norm")
 def batch_norm(walk: Forward, node: fx.Node) -> PadState:
-    """Every channel by itself; a factor would be lost."""
+    """Normalises each channel separately, which would remove a factor."""
     x = node.args[0]
     states = walk.unscaled(node, *node.all_input_nodes)
     if walk.reading.carries(x) and 1 not in walk.reading.places(x):
@@ -407,7 +402,7 @@ def batch_norm(walk: Forward, node: fx.Node) -> PadState:
 
 @transfer("group_norm")
 def group_norm(walk: Forward, node: fx.Node) -> PadState:
-    """Statistics over space and channels together: means of units are no means of those."""
+    """Statistics over space and channels together, which padding does not preserve."""
     raise PaddingRefused(f"{describe(node)} takes statistics over space and channels together")
 
 
@@ -425,12 +420,12 @@ def mean(walk: Forward, node: fx.Node) -> Result:
         return PadState(given.power - 2, "const")
     if given == PadState(given.power, "mean") and walk.reading.product(x, place):
         return PadState(given.power, "const")
-    raise PaddingRefused(f"{describe(node)} would see another mean")
+    raise PaddingRefused(f"{describe(node)} would compute a different mean")
 
 
 @transfer("var", "var_mean")
 def variance(walk: Forward, node: fx.Node) -> Result:
-    """Over the axis alone."""
+    """Over exactly the axis."""
     x, dims = node.args[0], argument(node, "dim")
     given = walk.state(x)
     over = [dims] if isinstance(dims, int) else dims
@@ -441,6 +436,6 @@ def variance(walk: Forward, node: fx.Node) -> Result:
         return (state, state) if op_name(node) == "var_mean" else state
     alone = over is not None and len(over) == 1 and walk.reading.alone(x, places[0])
     if given != PadState(given.power, "mean") or not alone:
-        raise PaddingRefused(f"{describe(node)} would see another variance")
+        raise PaddingRefused(f"{describe(node)} would compute a different variance")
     state = PadState(2 * given.power - 2, "const")
     return (state, PadState(given.power, "const")) if op_name(node) == "var_mean" else state

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 from progc.analysis.axes import AxisTable, axes_of
 from progc.analysis.axes import dims as D
-from progc.analysis.axes.dims import Atom, Dim
+from progc.analysis.axes.dims import KERNEL, POSITIONS, Atom, Dim
 from progc.analysis.chains import chains_of
 from progc.errors import TargetError
 from progc.growth.target.outputs import output_axis
@@ -21,12 +21,6 @@ from progc.ir.differences import parting
 from progc.ir.program import Program
 
 _SHOWN = 5
-
-_KERNEL = "convolution kernel"
-"""Why the kernel dims of a convolution are pinned (progc/analysis/axes/rules/convolution.py)."""
-
-_POSITIONS = "token, spatial or batch positions, or features of the input"
-"""Why an axis that meets an extent is pinned (progc/analysis/axes/dims.py)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,13 +199,15 @@ def _pinned(
             continue
         if output_axis(axes_of(source), atom) is not None:
             continue
-        if _KERNEL in atom.reasons and len(have) > 2:
+        if KERNEL in atom.reasons and len(have) > 2:
             kernels = ["x".join(map(str, shape[2:])) for shape in (have, wanted)]
             text = f"{name}: convolution kernel {kernels[0]} in the source, {kernels[1]} in the target"
-        elif atom.reasons and _POSITIONS not in atom.reasons:
+        elif atom.reasons and POSITIONS not in atom.reasons:
             text = f"{change} ({'; '.join(atom.reasons)})"
         else:
-            text = f"{change} ({_POSITIONS}; another resolution is no growth: build both models for one input size)"
+            text = (
+                f"{change} ({POSITIONS}; a change of resolution is not a growth: build both models for one input size)"
+            )
         if text not in told:
             told.add(text)
             yield text

@@ -15,6 +15,7 @@ from torch import fx
 
 from progc.analysis.axes import AxisTable, axes_of
 from progc.analysis.axes import dims as D
+from progc.analysis.axes.dims import OUTPUT
 from progc.analysis.axes.records import DECIDING
 from progc.errors import LOSSY, NotLosslessError
 from progc.ir.graphs import copy_graph, propagate
@@ -23,9 +24,6 @@ from progc.lift.entry import Split, TensorLift
 from progc.lift.lift import Lift
 from progc.pipeline.base import PassResult
 from progc.transforms.width.widening import AxisGrowth, Widening
-
-OUTPUT = "output"
-"""The one reason for which an output axis is pinned (progc/analysis/axes/walk.py)."""
 
 
 class _Appended(Widening):

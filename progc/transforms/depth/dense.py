@@ -19,6 +19,7 @@ from progc.errors import TargetError
 from progc.ir.operations import (
     HOMOGENEOUS,
     POINTWISE,
+    RUNNING_NORMS,
     SHAPE_ONLY,
     SPATIAL,
     ZERO_PRESERVING,
@@ -168,7 +169,7 @@ def _follow(node: fx.Node, source: fx.Node, growth: _Growth, grown: Grown) -> No
     if name in SHAPE_ONLY:
         return
     found = contraction(node) if node.op == "call_function" else None
-    if name in ("batch_norm", "instance_norm") and growth.dim == 1:
+    if name in RUNNING_NORMS and growth.dim == 1:
         for kind in ("weight", "bias", "running_mean", "running_var"):
             _grow_tensor(argument(node, kind), 0, growth, grown)
     elif name in _CHANNELWISE and node.args[0] is source and growth.dim < 2:

@@ -18,7 +18,7 @@ from torch import fx
 
 from progc.analysis.demand.contractions import contraction
 from progc.errors import NotLosslessError
-from progc.ir.operations import argument, describe, op_name, shape_of
+from progc.ir.operations import CONCATENATIONS, argument, describe, op_name, shape_of
 from progc.ir.program import MODES, Mode, Program
 from progc.lift.entry import Eye, TensorLift
 
@@ -74,7 +74,7 @@ def _channels(node: fx.Node, value: fx.Node) -> int:
 def _parts(value: fx.Node, dim: int) -> Iterator[tuple[fx.Node, int]]:
     """The value, and what it concatenates along `dim`, with the place where it begins."""
     yield value, 0
-    if op_name(value) not in ("cat", "concat", "concatenate"):
+    if op_name(value) not in CONCATENATIONS:
         return
     along = argument(value, "dim", 0)
     parts = value.args[0]

@@ -17,12 +17,21 @@ from torch import fx
 
 from progc.analysis.demand.steps import moved, moves
 from progc.errors import NotLosslessError
-from progc.ir.operations import PADDING, POINTWISE, DemandRefused, describe, is_float, is_product, op_name, shape_of
+from progc.ir.operations import (
+    FEATURE_NORMS,
+    PADDING,
+    POINTWISE,
+    DemandRefused,
+    describe,
+    is_float,
+    is_product,
+    op_name,
+    shape_of,
+)
 from progc.ir.program import Program, TensorMeta
 from progc.transforms.depth.layers import Layer, layers_at, passed_on
 
 IDEMPOTENT = {"relu", "relu6", "hardtanh", "clamp", "clamp_min", "abs"}
-NORMS = {"layer_norm", "rms_norm"}
 _RELU = ("relu", "{}")
 _KEEP_ZERO = frozenset([_RELU, ("relu6", "{}"), ("abs", "{}")])
 _SELECTING = {f"{kind}max_pool{dim}d" for kind in ("", "adaptive_") for dim in (1, 2, 3)} | {
@@ -140,7 +149,7 @@ def _steps_back(node: fx.Node, through_layers: bool) -> Iterator[SkipStep]:
         yield SkipStep("factor", node, (first,))
     elif name in IDEMPOTENT:
         yield SkipStep("idempotent", node, (first,))
-    elif name in NORMS:
+    elif name in FEATURE_NORMS:
         yield SkipStep("norm", node, (first,))
     elif name in POINTWISE and name != "neg":
         yield SkipStep("same", node, (first,))

@@ -20,7 +20,7 @@ from typing import Any, Literal
 import torch
 from torch import fx
 
-from progc.ir.operations import MOVEMENT, POINTWISE, argument, op_name
+from progc.ir.operations import MOVEMENT, POINTWISE, argument, op_name, target_name
 from progc.ir.program import TensorMeta
 
 DRAWING = "drawing"
@@ -144,7 +144,7 @@ def _drawn(node: fx.Node) -> list[Number] | None:
     """Numbers at the node that draws a mask; None if it draws none."""
     name = op_name(node)
     if DRAWING in node.meta:
-        return _drawn_by(node, str(node.meta[DRAWING]._schema.name).removeprefix("aten::").rstrip("_"))
+        return _drawn_by(node, target_name(node.meta[DRAWING]))
     return _drawn_by(node, name)
 
 
@@ -159,7 +159,7 @@ def _shapes_mask(user: fx.Node, mask: fx.Node, numbers: list[Number]) -> bool:
     """Whether `user` makes a mask of random numbers or of a mask; adds the numbers that it holds."""
     name = op_name(user)
     if DRAWING in user.meta:
-        name = str(user.meta[DRAWING]._schema.name).removeprefix("aten::").rstrip("_")
+        name = target_name(user.meta[DRAWING])
     if user.args[:1] != (mask,) or not _per_sample(user):
         return False
     other = user.args[1] if len(user.args) > 1 else None

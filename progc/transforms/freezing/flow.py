@@ -10,6 +10,7 @@ from torch import fx
 from progc.analysis.demand.contractions import contraction
 from progc.ir.operations import (
     MOVEMENT,
+    NORMS,
     POINTWISE,
     DemandRefused,
     argument,
@@ -19,7 +20,6 @@ from progc.ir.operations import (
 )
 from progc.ir.program import TensorMeta
 
-_NORMS = {"layer_norm", "group_norm", "batch_norm", "instance_norm", "rms_norm"}
 _MEANS = {"mean", "var", "std", "var_mean", "std_mean", "sum", "norm", "linalg_vector_norm"}
 _TO_SCALE = {"rsqrt", "sqrt", "pow", "reciprocal", "add", "mul", "div", "clamp", "clamp_min", "maximum", "square"}
 _LOOKUPS = {"embedding", "embedding_bag", "_grouped_mm", "transformers.grouped_mm_fallback"}
@@ -57,7 +57,7 @@ def parameter_at(node: object) -> str | None:
 
 def weights_of(node: fx.Node) -> tuple[str, ...]:
     """Names of the tensors that a node contracts its input with, or looks up in."""
-    if node.op != "call_function" or op_name(node) in _NORMS:
+    if node.op != "call_function" or op_name(node) in NORMS:
         return ()
     if op_name(node) in _LOOKUPS:
         return tuple(name for source in node.all_input_nodes if (name := parameter_at(source)) is not None)
@@ -87,7 +87,7 @@ def bias_of(node: fx.Node) -> tuple[str, ...]:
 def affine(node: fx.Node) -> Affine | None:
     """Gain and shift where the node is a normalisation, or the product or sum that ends one which is spelled out."""
     name = op_name(node)
-    if name in _NORMS:
+    if name in NORMS:
         return Affine(parameter_at(argument(node, "weight")), parameter_at(argument(node, "bias")))
     if name == "mul":
         for gain, value in _orders(node):

@@ -9,9 +9,10 @@ import torch
 from torch import fx
 
 from progc.ir.notation import call_text, module_path
+from progc.ir.operations import op_name
 from progc.ir.program import Mode, Program
 from progc.lift.extents import Cat, Dim, Key, Leaf, bare, cuts_of, deal, grows, leaves, new_size, old_size
-from progc.transforms.resolution.values import Indivisible, Path, SizeClash, SizedValue, SizeFacts, op_name
+from progc.transforms.resolution.values import Indivisible, Path, SizeClash, SizedValue, SizeFacts
 
 
 class Choices:

@@ -12,13 +12,13 @@ from torch import fx, nn
 
 from progc.errors import PassOptionError, TargetError, did_you_mean
 from progc.ir.layouts import Layout
+from progc.ir.operations import NORMS
 from progc.ir.program import Program, TensorMeta
 from progc.lift.extents import Dim, fixed, new_size, sized
 from progc.transforms.resolution.values import SizedValue, SizeFacts
 
-_SAME = frozenset(
-    "to _to_copy contiguous clone pad constant_pad_nd reflection_pad2d batch_norm native_batch_norm layer_norm "
-    "dropout detach alias group_norm instance_norm".split()
+_SAME = NORMS | set(
+    "to _to_copy contiguous clone pad constant_pad_nd reflection_pad2d native_batch_norm dropout detach alias".split()
 )
 
 

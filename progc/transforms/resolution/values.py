@@ -104,13 +104,6 @@ def number(value: Any) -> int:
     return value.old if isinstance(value, BatchSize) else int(value)
 
 
-def op_name(node: fx.Node) -> str:
-    """ATen name without overload and in-place underscore."""
-    assert isinstance(node.target, torch._ops.OpOverload)
-    name = node.target._schema.name.removeprefix("aten::")
-    return name[:-1] if name.endswith("_") and not name.endswith("__") else name
-
-
 class SizeClash(Exception):
     """Two sizes meet that should be one.
 

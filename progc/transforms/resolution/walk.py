@@ -17,6 +17,7 @@ import torch
 from torch import fx
 
 from progc.ir.layouts import Evaluator, Layout
+from progc.ir.operations import op_name
 from progc.ir.program import Mode, Program, TensorMeta
 from progc.lift.extents import (
     Dim,
@@ -30,7 +31,7 @@ from progc.lift.extents import (
     sized,
 )  # fmt: skip
 from progc.transforms.resolution.choices import Choices
-from progc.transforms.resolution.values import BatchSize, Path, SizeClash, SizedArgs, SizedValue, SizeFacts, op_name
+from progc.transforms.resolution.values import BatchSize, Path, SizeClash, SizedArgs, SizedValue, SizeFacts
 
 Rule = Callable[["Walk", fx.Node, SizedArgs], Any]
 RULES: dict[str, Rule] = {}

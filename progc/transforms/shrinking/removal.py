@@ -18,7 +18,7 @@ from progc.analysis.axes.dims import Atom, Dim
 from progc.analysis.chains import Chain
 from progc.errors import TargetError
 from progc.ir.graphs import copy_graph
-from progc.ir.operations import argument, op_name, shape_of
+from progc.ir.operations import CONCATENATIONS, argument, op_name, shape_of
 from progc.ir.program import MODES, Mode, Program
 from progc.transforms.depth.insertion import Editor
 from progc.transforms.depth.naming import BlockPlace, Naming, in_order, name_places
@@ -120,7 +120,7 @@ def _drop_dense(editor: Editor, mode: Mode, kept: KeptBlocks) -> set[Atom]:
         (name,) = (name for name in after if name not in before)
         exit_, inside = now[name], set(chain.blocks[block].nodes[mode])
         for cat in [user for user in exit_.users if user.name not in inside]:
-            if op_name(cat) not in ("cat", "concat", "concatenate"):
+            if op_name(cat) not in CONCATENATIONS:
                 raise _read_outside(chain, block, cat)
             dim = argument(cat, "dim", 0) % len(shape_of(exit_))
             own = table.values[mode, name].dims[dim]

@@ -17,7 +17,7 @@ from typing import Any
 from torch import fx
 
 from progc.ir.check import stochastic
-from progc.ir.operations import argument, describe, is_float, op_name, shape_of
+from progc.ir.operations import NORMS, argument, describe, is_float, op_name, shape_of
 from progc.ir.program import MODES, Mode, Program
 from progc.transforms.sid.places import SitePlace
 
@@ -27,7 +27,6 @@ _RESHAPE = {
 }  # fmt: skip
 _BROADCAST = {"expand", "expand_as", "broadcast_to"}
 _LINEAR = {"linear", "conv1d", "conv2d", "conv3d", "convolution", "conv_transpose1d", "conv_transpose2d"}
-_NORMS = {"batch_norm", "group_norm", "instance_norm", "layer_norm"}
 _CHOICES = 16
 """Combinations of parameters tried at one concatenation."""
 
@@ -136,7 +135,7 @@ class _Ways:
             for operand in node.args[: 2 if name == "add" else 1]:
                 if is_float(operand):
                     yield from self._from(node, operand, channel - len(shape_of(node)) + len(shape_of(operand)))
-        elif name in _LINEAR | _NORMS:
+        elif name in _LINEAR | NORMS:
             bias = argument(node, "bias")
             rank = len(shape_of(node))
             batched = not name[-2:-1].isdigit() or rank == int(name[-2]) + 2  # convolutions take single images too

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from progc.analysis.axes.dims import OUTPUT
 from progc.analysis.axes.registry import _RULES
 from progc.ir.program import MODES, Program
 from tests.analysis.axes.between import WIDTH, Between, BetweenConvs, Case, Op
@@ -51,8 +52,8 @@ def test_pointwise_ops_let_everything_grow() -> None:
     }
     DONE.add("pointwise")
     assert not pinned
-    outcomes = {reason for reason in sound(program, single=False).values() if "features of the input" not in reason}
-    assert outcomes == {"exact", "output"}
+    outcomes = {reason for reason in sound(program, single=False).values() if "input features" not in reason}
+    assert outcomes == {"exact", OUTPUT}
 
 
 def check(case: Case, images: bool) -> None:

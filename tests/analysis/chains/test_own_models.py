@@ -186,7 +186,7 @@ def test_table_text_and_json() -> None:
         "blocks  residual  1       1-3     4         1        none\n"
         "\n"
         "refused\n"
-        "  blocks.0  the exit of blocks.0 is also read by `NODE` of the outer forward, not only by blocks.1"
+        "  blocks.0  the exit of blocks.0 is also read by `NODE` in the forward of the model, not only by blocks.1"
     )
     (chain,) = table.to_json()["chains"]
     assert chain["blocks"] == ["blocks.1", "blocks.2", "blocks.3"]

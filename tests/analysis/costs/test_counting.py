@@ -161,10 +161,10 @@ class Branches(Fixed):
 def test_a_batch_that_the_network_does_not_take_is_refused() -> None:
     program = progc.capture(Branches(), (torch.randn(2, 4),))
     assert count(program, batch=8).batch == 8
-    with pytest.raises(InputError, match=r"takes a batch from \d to 8, not 9: its code has another path"):
+    with pytest.raises(InputError, match=r"captured for a batch size from \d to 8, got 9; choose one"):
         count(program, batch=9)
     for wrong in (0, True, 2.5):
-        with pytest.raises(InputError, match=r"batch is a whole number from 1 on, not"):
+        with pytest.raises(InputError, match=r"batch: expected an integer of at least 1, got"):
             count(program, batch=wrong)  # type: ignore[arg-type]
 
 

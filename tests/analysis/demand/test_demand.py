@@ -179,7 +179,7 @@ def test_mask_over_tokens_is_refused() -> None:
     program = captured(Wrap(lambda m, x: (m.a(x),), a=nn.Linear(4, 6)), torch.randn(2, 3, 4))
     mask = torch.zeros(2, 3, 6, dtype=torch.bool)
     mask[:, 1] = True
-    with pytest.raises(DemandRefused, match="does not come out multiplied by 0.25 alone"):
+    with pytest.raises(DemandRefused, match="would not be multiplied by exactly 0.25"):
         scaled(program, 0.25, mask)
 
 

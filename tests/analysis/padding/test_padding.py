@@ -204,21 +204,24 @@ REFUSED: dict[str, tuple[Callable[[], Program], str]] = {
     "a norm behind the sum": (
         lambda: stream(lambda m, x: m.g(m.after(x + m.f(x))) + m.after(x), f=nn.Linear(8, 8), g=nn.Linear(8, 8),
                        after=nn.LayerNorm(8)),
-        r"aten\.layer_norm\.default \(\S+ in after\) writes into it, and behind its gain and shift",
+        r"aten\.layer_norm\.default \(\S+ in after\) writes into it, and after its gain and shift",
     ),
     "an activation without a slope": (
-        lambda: stream(lambda m, x: F.relu(m.f(x)), norm=nn.RMSNorm(8), f=nn.Linear(8, 8)), "has no slope at zero",
+        lambda: stream(lambda m, x: F.relu(m.f(x)), norm=nn.RMSNorm(8), f=nn.Linear(8, 8)),
+        "has gradient zero at zero|its gradient at zero is zero",
     ),
     "an activation behind a norm without a slope": (
-        lambda: stream(lambda m, x: m.f(F.relu(m.norm(x))), f=nn.Linear(8, 8)), "has no slope at zero, where new units",
+        lambda: stream(lambda m, x: m.f(F.relu(m.norm(x))), f=nn.Linear(8, 8)),
+        "has gradient zero at zero, so new units",
     ),
     "an activation": (lambda: stream(lambda m, x: F.gelu(m.f(x)), f=nn.Linear(8, 8)), r"gelu\.default .* of a mean"),
     "an activation and a factor": (
-        lambda: stream(lambda m, x: F.gelu(m.f(x)), norm=nn.RMSNorm(8), f=nn.Linear(8, 8)), "passes no factor on",
+        lambda: stream(lambda m, x: F.gelu(m.f(x)), norm=nn.RMSNorm(8), f=nn.Linear(8, 8)),
+        "does not pass a factor through",
     ),
     "a product": (
         lambda: stream(lambda m, x: m.f(x) * torch.sigmoid(m.g(x)), f=nn.Linear(8, 8), g=nn.Linear(8, 8)),
-        "multiplies two values, and a product of means is no mean",
+        "multiplies two values, and a product of means is not a mean",
     ),
     "a constant for all units": (lambda: stream(lambda m, x: m.f(x) + 0.5, f=nn.Linear(8, 8)), "0.5 is a number"),
     "the mean of a token": (
@@ -226,9 +229,9 @@ REFUSED: dict[str, tuple[Callable[[], Program], str]] = {
     ),
     "depthwise convolution": (
         lambda: stream(lambda m, x: m.f(x.mT).mT, f=nn.Conv1d(8, 8, 3, padding=1, groups=8)),
-        "treats every unit with weights of its own",
+        "has separate weights for every unit",
     ),
-    "batch norm": (lambda: stream(lambda m, x: m.f(x.mT).mT, f=nn.BatchNorm1d(8)), "does not pass the factor on"),
+    "batch norm": (lambda: stream(lambda m, x: m.f(x.mT).mT, f=nn.BatchNorm1d(8)), "does not pass the factor through"),
     "group norm": (
         lambda: stream(lambda m, x: m.f(x.mT).mT, f=nn.GroupNorm(1, 8)), "statistics over space and channels together",
     ),

@@ -175,7 +175,7 @@ def test_a_pin_names_operation_node_module_and_line() -> None:
     assert (pin.place.op, pin.place.node, pin.place.module) == ("aten.softmax", "softmax", "")
     line = Path(__file__).read_text(encoding="utf-8").splitlines()[int(pin.place.line.rpartition(":")[2]) - 1]
     assert "torch.softmax(self.up(x)" in line
-    assert [(pin.reason, pin.place) for pin in items["down"].pins] == [("output", None)]
+    assert [(pin.reason, pin.place) for pin in items["down"].pins] == [("it is an output of the network", None)]
 
 
 def test_a_reason_that_moves_to_another_axis_keeps_its_place() -> None:
@@ -280,7 +280,7 @@ def test_all_is_every_axis_that_grows(run: Command, net: Path) -> None:
     assert "blocks.0.fc1: 16 -> 20" in outcome.out and "embed:" not in outcome.out
     assert "no axis grows" in run("grow", f"{net}:Net", "--to", "depth*2", "--explain", "all").out
     everything = run("inspect", f"{net}:Net", "--explain", "all").out
-    assert "head: 3 (hidden width)\n  pinned: it may not grow\n  pinned: output" in everything
+    assert "head: 3 (hidden width)\n  pinned: it may not grow\n  pinned: it is an output of the network" in everything
     assert "embed: 8 (residual width)\n  stays: it may grow" in everything
 
 
@@ -302,8 +302,11 @@ def test_a_refusal_is_explained_and_its_error_is_the_last_line(run: Command, net
 
 def test_a_pinned_axis_is_explained_and_refused(run: Command, net: Path) -> None:
     outcome = run("grow", f"{net}:Net", "--to", "head=6", "--explain", "all")
-    assert outcome.code == 2 and outcome.out.splitlines()[-1] == "  pinned: output"
-    assert outcome.err.splitlines()[-1] == "progc: error: axis head (size 3) cannot grow to 6: output"
+    assert outcome.code == 2 and outcome.out.splitlines()[-1] == "  pinned: it is an output of the network"
+    assert (
+        outcome.err.splitlines()[-1]
+        == "progc: error: axis head (size 3) cannot grow to 6: it is an output of the network"
+    )
 
 
 def test_refusals_before_widths_are_known(run: Command, net: Path) -> None:

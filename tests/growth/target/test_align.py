@@ -155,7 +155,7 @@ REFUSED: dict[str, tuple[Shape, str]] = {
     ),
     "more tokens": (
         Shape(**BIG, side=12),
-        r"positions \[16, 8\] -> \[36, 16\] \(token, spatial or batch positions.*; another resolution is no growth",
+        r"positions \[16, 8\] -> \[36, 16\] \(batch, token or .*; a change of resolution is not a growth",
     ),
     "no bias": (Shape(**BIG, bias=False), r"only in the source: blocks\.0\.qkv, blocks\.1\.qkv, blocks\.2\.qkv$"),
     "a smaller width": (Shape(dim=4, heads=1), r"smaller than the source: positions \[16, 8\] -> \[16, 4\]"),

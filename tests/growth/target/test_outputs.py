@@ -93,7 +93,10 @@ def test_a_wrong_old_output_is_found() -> None:
 
 
 def test_operations_that_mix_classes_are_refused() -> None:
-    with pytest.raises(TargetError, match=r"head\.weight \[5, 6\] -> \[12, 9\] \(softmax runs over it; output\)"):
+    with pytest.raises(
+        TargetError,
+        match=r"head\.weight \[5, 6\] -> \[12, 9\] \(softmax runs over it; it is an output",
+    ):
         progc.grow(captured(6, 5, "softmax")[1], captured(9, 12, "softmax")[1])
     with pytest.raises(NotLosslessError, match=r"aten\.mean at mean_1 does not ignore new outputs"):
         progc.grow(captured(6, 5, "centred")[1], captured(9, 12, "centred")[1])

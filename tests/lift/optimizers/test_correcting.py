@@ -177,7 +177,7 @@ def test_corrections_without_an_optimizer() -> None:
         lambda: progc.grow(program, "0=16", correct_rates=True),
         lambda: progc.apply(program, "", correct_rates=True),
     ):
-        with pytest.raises(InputError, match="correct_rates=True corrects an optimizer: give it as optimizer="):
+        with pytest.raises(InputError, match="correct_rates=True requires an optimizer: pass optimizer="):
             grow()
 
 

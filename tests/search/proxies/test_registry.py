@@ -46,7 +46,7 @@ def test_an_unknown_name() -> None:
     [
         ("nowhere.at_all:Proxy", "cannot be loaded from nowhere.at_all:Proxy: No module named"),
         ("progc.data.task:Task", "which lacks name, higher_is_better, score; see progc.search.proxies.base.Proxy"),
-        ("progc.search.proxies.ntk:NTK", "which calls itself `ntk`; use one name"),
+        ("progc.search.proxies.ntk:NTK", "whose own name is `ntk`; use the same name for both"),
         ("progc.search.proxies.ntk:Nothing", "has no attribute 'Nothing'"),
     ],
 )

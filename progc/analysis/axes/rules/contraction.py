@@ -1,12 +1,7 @@
-"""Rules of operations that multiply and sum.
+"""Rules of ops that multiply and sum.
 
-Ops that contract: linear, matmul, einsum and their relatives.
-
-Fused attention.
-
-Products with one weight per group of rows: mixtures of experts.
-
-Recurrent layers: rows of their weights are gates x hidden units, the hidden axis is produced and read by itself.
+In the order of the file: linear, matrix products and einsum; attention and softmax; products with one weight per group
+of rows (mixture of experts); and recurrent layers, whose hidden axis is both produced and read by the layer.
 """
 
 from __future__ import annotations
@@ -64,7 +59,7 @@ def _matmul(ctx: Context, a: Value, name_a: str, b: Value, name_b: str) -> Value
 
 @rule("outer", "ger")
 def outer(ctx: Context, node: fx.Node, args: Args) -> Value:
-    """Every unit of one vector times every unit of the other."""
+    """`[I]`, `[J]` -> `[I, J]`."""
     a, b = args.tensors()
     ctx.carry(a, b)
     return Value((*a.dims, *b.dims), constant=a.constant and b.constant)
@@ -83,7 +78,7 @@ def addmm(ctx: Context, node: fx.Node, args: Args) -> Value:
 
 @rule("einsum")
 def einsum(ctx: Context, node: fx.Node, args: Args) -> Value:
-    """One letter is one axis; a letter that is missing in the output is contracted."""
+    """Each letter is one axis; a letter that is missing from the output is contracted."""
     values, nodes = args["tensors"], args.nodes["tensors"]
     inputs, output = letters(args["equation"], [len(value.dims) for value in values])
     axis: dict[str, Dim] = {}
@@ -97,14 +92,14 @@ def einsum(ctx: Context, node: fx.Node, args: Args) -> Value:
         if value.source is not None:
             ctx.carry_dims(value, [i for i, letter in enumerate(names) if letter in output])
         if len(set(names)) != len(names):
-            ctx.pin(sum(value.dims, ()), "diagonal in einsum")
+            ctx.pin(sum(value.dims, ()), "einsum takes a diagonal of it")
         del position
     for letter in dict.fromkeys("".join(inputs)):
         if letter not in output:
             _contract_letter(ctx, letter, axis[letter], values, inputs, nodes)
     activations = [names for value, names in zip(values, inputs, strict=True) if value.source is None]
     if len(activations) > 1:
-        # A letter that only a parameter sums up (heads, in the output projection) is still a batch of the others.
+        # A letter that only a parameter sums over (heads, in the output projection) is a batch dim of the activations.
         kept = {*output, *(c for value, names in zip(values, inputs, strict=True) if value.source for c in names)}
         for letter in dict.fromkeys("".join(activations)):
             shared = letter in kept and sum(letter in names for names in activations) > 1
@@ -117,7 +112,7 @@ def _contract_letter(
 ) -> None:
     holders = [i for i, names in enumerate(inputs) if letter in names]
     if len(holders) == 1 and (values[holders[0]].source is not None or inputs[holders[0]].count(letter) > 1):
-        ctx.pin(dim, "summed by einsum")
+        ctx.pin(dim, "einsum sums over it")
         return
     tensors = [i for i in holders if values[i].source is not None]
     if len(holders) == 2:
@@ -127,15 +122,15 @@ def _contract_letter(
     elif not tensors:
         ctx.event("contract", dim, *(nodes[i].name for i in holders))
     elif len(tensors) == 1:
-        # The other operands go along unit by unit; the one parameter takes the shares for all of them.
+        # The one parameter takes the shares for all other operands.
         other = next(i for i in holders if i not in tensors)
         ctx.consume(values[tensors[0]], inputs[tensors[0]].index(letter), nodes[other].name)
     else:
-        ctx.pin(dim, "contracted by an einsum of several parameters")
+        ctx.pin(dim, "einsum contracts it with several parameters")
 
 
 def letters(equation: str, ranks: list[int]) -> tuple[list[str], str]:
-    """Explicit letters for every operand and the output; an ellipsis becomes capital letters of its own."""
+    """Returns one letter per dim for every operand and for the output; an ellipsis becomes Greek letters."""
     equation = equation.replace(" ", "")
     left, arrow, right = equation.partition("->")
     inputs = left.split(",")
@@ -160,8 +155,8 @@ def letters(equation: str, ranks: list[int]) -> tuple[list[str], str]:
 def attention(ctx: Context, node: fx.Node, args: Args) -> Value:
     """q `[..., H, L, D]`, k `[..., H, S, D]`, v `[..., H, S, V]` -> `[..., H, L, V]`.
 
-    Without an explicit `scale` the op divides by sqrt(D) itself, so widening D owes a factor. With grouped
-    queries, H of q is (H of k) x group size.
+    Without an explicit `scale` the op divides by sqrt(D), so widening D owes a factor. In grouped-query attention, H of
+    q is H of k times the group size.
     """
     q, k, v = args["query"], args["key"], args["value"]
     lead = list(q.dims[:-2])
@@ -182,7 +177,7 @@ def attention(ctx: Context, node: fx.Node, args: Args) -> Value:
     ctx.decided.update(id(value) for value in (q, k, v))
     similar = length_roots(q, q.dims[-1]) == length_roots(k, k.dims[-1]) == 1
     if similar and args["scale"] is not None:
-        ctx.event("normalise", q.dims[-1])  # cosines: nothing is owed
+        ctx.event("normalise", q.dims[-1])  # cosine similarity: no factor is owed
     else:
         for value in (q, k):
             ctx.pin_lengths(value)
@@ -198,7 +193,7 @@ def attention(ctx: Context, node: fx.Node, args: Args) -> Value:
 
 @rule("softmax", "log_softmax", "_softmax", "_log_softmax")
 def softmax(ctx: Context, node: fx.Node, args: Args) -> Value:
-    """Normalises over a dim by its sum: copies would change the sum."""
+    """Divides by the sum over a dim, which copies would change."""
     x = args["self"]
     ctx.pin(D.channels(x.dims[args["dim"]]), "softmax runs over it")
     ctx.carry(x)
@@ -207,12 +202,12 @@ def softmax(ctx: Context, node: fx.Node, args: Args) -> Value:
 
 @rule("_grouped_mm", later=("transformers.grouped_mm_fallback",))
 def grouped(ctx: Context, node: fx.Node, args: Args) -> Value:
-    """Rows `[S, I]`, sorted by expert, times weights `[E, I, O]` -> `[S, O]`; who gets which expert is data."""
+    """Rows `[S, I]`, sorted by expert, times weights `[E, I, O]` -> `[S, O]`."""
     (name_x, x), (name_w, weight), *rest = [
         (raw.name, ctx.resolve(raw)) for raw in args.nodes.values() if isinstance(raw, fx.Node)
     ]
     if len(x.dims) != 2 or len(weight.dims) != 3 or len(rest) != 1:
-        raise ValueError("another form of the operation")
+        raise ValueError("this form of the operation is not supported")
     ctx.pin(weight.dims[0], "experts are chosen by index")
     ctx.contract(x, 1, name_x, weight, 1, name_w)
     ctx.carry_dims(weight, [2])
@@ -226,15 +221,15 @@ _GATES = {"aten.lstm": 4, "aten.gru": 3, "aten.rnn_tanh": 1, "aten.rnn_relu": 1}
 def recurrent(ctx: Context, node: fx.Node, args: Args) -> list[Value]:
     """x `[B, T, I]` or `[T, B, I]`, state `[layers * directions, B, H]` -> `[B, T, directions * H]` and last states.
 
-    Weights per layer and direction: `[gates * H, I]`, `[gates * H, H]` and two biases `[gates * H]`. All units of a
-    layer go through the same gates, so copies stay copies; the recurrent weight shares its columns among them.
+    The parameters of each layer and direction are `[gates * H, I]`, `[gates * H, H]` and two biases `[gates * H]`. All
+    units of a layer have the same gates, so copies stay equal; the recurrent weight divides its columns among them.
     """
     x, params, operand = args["input"], list(args["params"]), args.node_name("input")
     states = args["hx"] if isinstance(args["hx"], list) else [args["hx"]]
     layers, directions = args["num_layers"], 2 if args["bidirectional"] else 1
     each = 4 if args["has_biases"] else 2
     if len(params) != each * layers * directions:
-        raise ValueError("projections")
+        raise ValueError("projections are not supported")
     hidden: Dim = states[0].dims[-1]
     for state in states[1:]:
         ctx.unify(hidden, state.dims[-1])
@@ -254,9 +249,9 @@ def recurrent(ctx: Context, node: fx.Node, args: Args) -> list[Value]:
 
 
 def _gated(ctx: Context, params: tuple[Any, ...], hidden: Dim) -> None:
-    """Dim 0 of every parameter is gates x hidden units."""
+    """States that dim 0 of every parameter is gates x hidden units."""
     for value in params:
         gates, units = D.reshape([value.dims[0]], [_GATES[ctx.op], D.size_of(hidden)])
-        D.pin(gates, "gates")
+        D.pin(gates, "gates of a recurrent layer")
         ctx.unify(units, hidden)
         ctx.carry_dims(value, [0])

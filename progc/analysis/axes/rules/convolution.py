@@ -1,7 +1,4 @@
-"""Convolutions of any rank, grouped, depthwise and transposed.
-
-Pooling and resizing: extents change, channels go along.
-"""
+"""Rules of convolutions (any rank, grouped, depthwise, transposed), pooling and resizing."""
 
 from __future__ import annotations
 
@@ -40,7 +37,7 @@ def _conv(ctx: Context, node: fx.Node, args: Args, transposed: bool) -> Value:
     shape = node.meta["tensor"].shape
     channels = x.dims[-spatial - 1]
     for dim in weight.dims[2:]:
-        ctx.pin(dim, "convolution kernel")
+        ctx.pin(dim, D.KERNEL)
     name = args.node_name("input")
     if transposed:
         out = _transposed(ctx, args, x, weight, channels, groups, name)
@@ -55,7 +52,7 @@ def _conv(ctx: Context, node: fx.Node, args: Args, transposed: bool) -> Value:
         ctx.carry(bias)
     lead = x.dims[: -spatial - 1]
     if D.size_of(sum(weight.dims[2:], ())) == 1 and shape[-spatial:] == x.shape[-spatial:]:
-        return Value((*lead, out, *x.dims[-spatial:]))  # a kernel of one point: positions stand alone
+        return Value((*lead, out, *x.dims[-spatial:]))  # a kernel of one point: positions are independent
     for dim in x.dims[-spatial:]:
         ctx.pin(D.channels(dim), f"{ctx.op} slides along it")
     return Value((*lead, out, *(D.new(size, extent=True) for size in shape[-spatial:])))
@@ -93,7 +90,7 @@ def _transposed(ctx: Context, args: Args, x: Value, weight: Value, channels: D.D
     else:
         ctx.event("conv groups", group)
     ctx.literal(args.paths["groups"], group)
-    # Rows of the weight are groups, which it carries along, times the channels inside a group, which it sums over.
+    # Rows of the weight are groups, which it carries, times the channels inside a group, which it sums over.
     rest = weight.dims[1:]
     ctx.carry_dims(Value((group, *rest), weight.source), [0, 1])
     if not ctx.consume(Value((inside, *rest), weight.source), 0, name):
@@ -103,11 +100,9 @@ def _transposed(ctx: Context, args: Args, x: Value, weight: Value, channels: D.D
 
 ONE = """avg_pool1d max_pool1d adaptive_avg_pool1d adaptive_max_pool1d upsample_nearest1d upsample_linear1d""".split()
 
-
 TWO = """avg_pool2d max_pool2d max_pool2d_with_indices adaptive_avg_pool2d adaptive_max_pool2d upsample_nearest2d
 upsample_bilinear2d upsample_bicubic2d _upsample_nearest_exact2d _upsample_bilinear2d_aa _upsample_bicubic2d_aa
 grid_sampler""".split()
-
 
 THREE = "avg_pool3d max_pool3d adaptive_avg_pool3d adaptive_max_pool3d upsample_nearest3d upsample_trilinear3d".split()
 

@@ -1,10 +1,8 @@
-"""Ops that only move values: views, permutations, repetition. A moved parameter stays a parameter.
+"""Rules of ops that move values without computing with them.
 
-Look-ups: embedding tables, relative-position tables, gathers.
-
-Tensors made in the graph: their sizes are baked literals.
-
-Sliding windows taken apart and put together again: the rows of a column are channels x window positions.
+In the order of the file: views, permutations and repetition (a moved parameter stays a parameter); lookups in embedding
+tables, relative-position tables and gathers; tensors created in the graph, whose sizes are literals; and the sliding
+windows of im2col and col2im.
 """
 
 from __future__ import annotations
@@ -27,7 +25,7 @@ from progc.ir.program import TensorMeta
 
 
 def moved(x: Value, dims: Sequence[Dim], order: Sequence[int | None]) -> Value:
-    """`x` re-arranged: result dim i is x's dim `order[i]` (None: a new dim)."""
+    """Returns `x` with its dims rearranged: dim i of the result is dim `order[i]` of `x`, or new if that is None."""
     source = None
     if x.source is not None:
         source = MovedTensor(x.source.name, tuple(frozenset() if i is None else x.source.dims[i] for i in order))
@@ -35,7 +33,7 @@ def moved(x: Value, dims: Sequence[Dim], order: Sequence[int | None]) -> Value:
 
 
 def same(x: Value) -> Value:
-    """`x` as it is."""
+    """Returns `x` without its lengths, unchanged otherwise."""
     return Value(x.dims, x.source, x.constant)
 
 
@@ -51,7 +49,7 @@ def identity(ctx: Context, node: fx.Node, args: Args) -> Value | list[Value]:
 
 @rule("view", "reshape", "_unsafe_view", "view_copy")
 def view(ctx: Context, node: fx.Node, args: Args) -> Value:
-    """Factors are handed out from left to right; a cut refines the axis everywhere."""
+    """Factors are assigned from left to right; a cut refines the axis everywhere."""
     x = args["self"]
     name = "size" if "size" in args.nodes else "shape"
     out = _reshaped(x, node.meta["tensor"].shape)
@@ -83,7 +81,7 @@ def view_as(ctx: Context, node: fx.Node, args: Args) -> Value:
 
 @rule("flatten", "squeeze", "unsqueeze", "squeeze_copy", "unsqueeze_copy")
 def shape_only(ctx: Context, node: fx.Node, args: Args) -> Value:
-    """Reshapes that bake no size."""
+    """Reshapes without sizes among their arguments."""
     return _reshaped(args["self"], node.meta["tensor"].shape)
 
 
@@ -99,7 +97,7 @@ def unflatten(ctx: Context, node: fx.Node, args: Args) -> Value:
 
 @rule("permute", "permute_copy")
 def permute(ctx: Context, node: fx.Node, args: Args) -> Value:
-    """Any order of dims."""
+    """Reorders the dims."""
     x = args["self"]
     order = [int(i) % len(x.dims) for i in args["dims"]]
     return moved(x, [x.dims[i] for i in order], order)
@@ -107,7 +105,7 @@ def permute(ctx: Context, node: fx.Node, args: Args) -> Value:
 
 @rule("transpose", "swapaxes", "t", "numpy_T", "mT", "transpose_copy", "adjoint")
 def transpose(ctx: Context, node: fx.Node, args: Args) -> Value:
-    """Two dims change places."""
+    """Swaps two dims."""
     x = args["self"]
     order = list(range(len(x.dims)))
     if "dim0" in args.nodes:
@@ -125,7 +123,7 @@ def transpose(ctx: Context, node: fx.Node, args: Args) -> Value:
 
 @rule("movedim", "moveaxis")
 def movedim(ctx: Context, node: fx.Node, args: Args) -> Value:
-    """Dims go to other places, the rest keeps its order."""
+    """Moves some dims; the others keep their order."""
     x = args["self"]
     as_list = lambda v: [v] if isinstance(v, int) else list(v)  # noqa: E731
     rank = len(x.dims)
@@ -141,7 +139,7 @@ def movedim(ctx: Context, node: fx.Node, args: Args) -> Value:
 
 @rule("expand", "expand_copy", "broadcast_to")
 def expand(ctx: Context, node: fx.Node, args: Args) -> Value:
-    """Size-1 dims are repeated; the repeated dim is an axis of its own (the group size of grouped queries)."""
+    """Repeats dims of size 1; a repeated dim is a new axis (the group size of grouped-query attention)."""
     x, raw = args["self"], args.nodes["size"]
     shape = node.meta["tensor"].shape
     offset = len(shape) - len(x.dims)
@@ -158,7 +156,7 @@ def expand(ctx: Context, node: fx.Node, args: Args) -> Value:
 
 @rule("broadcast_tensors")
 def broadcast_tensors(ctx: Context, node: fx.Node, args: Args) -> list[Value]:
-    """All to the shape that they have together."""
+    """Expands all operands to their common shape."""
     values = args["tensors"]
     dims = broadcast(ctx, values)
     ctx.carry(*values)
@@ -167,7 +165,7 @@ def broadcast_tensors(ctx: Context, node: fx.Node, args: Args) -> list[Value]:
 
 @rule("expand_as")
 def expand_as(ctx: Context, node: fx.Node, args: Args) -> Value:
-    """Broadcast to another tensor's shape."""
+    """Expands to the shape of another tensor."""
     x, other = args["self"], args["other"]
     offset = len(other.dims) - len(x.dims)
     out = list(other.dims)
@@ -180,7 +178,7 @@ def expand_as(ctx: Context, node: fx.Node, args: Args) -> Value:
 
 @rule("unfold")
 def unfold(ctx: Context, node: fx.Node, args: Args) -> Value:
-    """Windows along one dim: positions stay there, places inside a window become a new last dim."""
+    """Windows along one dim: the dim holds the windows, a new last dim the positions inside a window."""
     x, shape = args["self"], node.meta["tensor"].shape
     dim = args["dimension"] % len(x.dims)
     ctx.pin(D.channels(x.dims[dim]), f"{ctx.op} slides along it")
@@ -192,7 +190,7 @@ def unfold(ctx: Context, node: fx.Node, args: Args) -> Value:
 
 @rule("repeat", "tile")
 def repeat(ctx: Context, node: fx.Node, args: Args) -> Value:
-    """Whole dims are tiled; the tiling factor is fixed."""
+    """Tiles whole dims; the number of repeats is fixed."""
     x = args["self"]
     name = "repeats" if "repeats" in args.nodes else "dims"
     shape = node.meta["tensor"].shape
@@ -204,7 +202,7 @@ def repeat(ctx: Context, node: fx.Node, args: Args) -> Value:
         old = x.dims[position - offset] if position >= offset else ()
         times = size // D.size_of(old)
         outer = D.new(times, extent=not isinstance(counts[position], int) or not old)
-        D.pin(outer, "tiled")
+        D.pin(outer, "tiled a fixed number of times")
         out.append(outer + tuple(old))
         order.append(position - offset if times == 1 and position >= offset else None)
     return moved(x, out, order)
@@ -212,10 +210,10 @@ def repeat(ctx: Context, node: fx.Node, args: Args) -> Value:
 
 @rule("repeat_interleave")
 def repeat_interleave(ctx: Context, node: fx.Node, args: Args) -> Value:
-    """Each unit is repeated: the group size of grouped queries."""
+    """Repeats each unit (the group size of grouped-query attention)."""
     x, repeats, dim = args["self"], args["repeats"], args["dim"]
     if not isinstance(repeats, int) or dim is None:
-        ctx.pin(sum(x.dims, ()), "repeated by data")
+        ctx.pin(sum(x.dims, ()), "the number of repeats depends on data")
         return Value(tuple(D.new(size, extent=True) for size in node.meta["tensor"].shape))
     dim %= len(x.dims)
     out = list(x.dims)
@@ -227,7 +225,7 @@ def repeat_interleave(ctx: Context, node: fx.Node, args: Args) -> Value:
 
 @rule("roll", "flip", "fliplr", "flipud", "rot90")
 def permute_units(ctx: Context, node: fx.Node, args: Args) -> Value:
-    """Units change places within a dim: fine for positions, not for channels."""
+    """Reorders the units of a dim: exact for positions, not for channels."""
     x = args["self"]
     moved_dims = args.get("dims") or range(len(x.dims))
     for dim in moved_dims:
@@ -238,7 +236,7 @@ def permute_units(ctx: Context, node: fx.Node, args: Args) -> Value:
 
 @rule("pad", "constant_pad_nd", "reflection_pad1d", "reflection_pad2d", "replication_pad1d", "replication_pad2d")
 def pad(ctx: Context, node: fx.Node, args: Args) -> Value:
-    """Padding along extents; padded channels would be new units, so they are pinned."""
+    """Pads extents; padded channels would be new units, so they are pinned."""
     x, shape = args["self"], node.meta["tensor"].shape
     out = list(x.dims)
     amounts = next(args[name] for name in ("pad", "padding") if name in args.nodes)
@@ -252,7 +250,7 @@ def pad(ctx: Context, node: fx.Node, args: Args) -> Value:
 
 @rule("pixel_shuffle", "pixel_unshuffle", "channel_shuffle")
 def pixel_shuffle(ctx: Context, node: fx.Node, args: Args) -> Value:
-    """Channels = channels' x r^2 (outermost first)."""
+    """Channels = channels of the result x r^2, outermost first."""
     x, shape = args["self"], node.meta["tensor"].shape
     lead, channels = x.dims[:-3], x.dims[-3]
     if ctx.op == "aten.channel_shuffle":
@@ -264,24 +262,24 @@ def pixel_shuffle(ctx: Context, node: fx.Node, args: Args) -> Value:
     extents = tuple(D.new(size, extent=True) for size in shape[-2:])
     if ctx.op == "aten.pixel_shuffle":
         kept, _ = D.reshape([channels], [shape[-3], D.size_of(channels) // shape[-3]])
-        ctx.pin(_, "pixel shuffle")
+        ctx.pin(_, "factor of a pixel shuffle")
         return Value((*lead, kept, *extents))
     square = D.new(shape[-3] // D.size_of(channels))
-    D.pin(square, "pixel unshuffle")
+    D.pin(square, "factor of a pixel unshuffle")
     return Value((*lead, channels + square, *extents))
 
 
 @rule("tril", "triu")
 def triangle(ctx: Context, node: fx.Node, args: Args) -> Value:
-    """Masks over positions."""
+    """Keeps a triangle of positions."""
     x = args["self"]
-    ctx.pin(x.dims[-1] + x.dims[-2], f"{ctx.op} looks at positions")
+    ctx.pin(x.dims[-1] + x.dims[-2], f"{ctx.op} depends on positions")
     return Value(x.dims, constant=x.constant)
 
 
 @rule("embedding")
 def embedding(ctx: Context, node: fx.Node, args: Args) -> Value:
-    """weight `[V, E]`, indices `[...]` -> `[..., E]`: V is looked up and never grows."""
+    """weight `[V, E]`, indices `[...]` -> `[..., E]`; V is looked up by index and never grows."""
     weight, indices = args["weight"], args["indices"]
     ctx.pin(weight.dims[0], "rows are looked up by index")
     ctx.carry_dims(weight, [1])
@@ -290,7 +288,7 @@ def embedding(ctx: Context, node: fx.Node, args: Args) -> Value:
 
 @rule("index", "_unsafe_index")
 def index(ctx: Context, node: fx.Node, args: Args) -> Value:
-    """Advanced indexing: indexed dims are looked up, the others go along."""
+    """Advanced indexing: indexed dims are pinned, the others stay."""
     x, indices = args["self"], args["indices"]
     indices = list(indices) + [None] * (len(x.dims) - len(indices))
     used = [i for i, item in enumerate(indices) if isinstance(item, Value)]
@@ -309,7 +307,7 @@ def index(ctx: Context, node: fx.Node, args: Args) -> Value:
     fresh = [D.new(size, extent=True) for size in shape[place : place + new_rank]]
     rows: list[int | None] = [i for i in range(len(x.dims)) if i not in used]
     order = [*rows[:place], *[None] * new_rank, *rows[place:]]
-    # Rows of a parameter are a parameter still (experts chosen per token): the other dims are its own.
+    # Selected rows of a parameter (experts chosen per token) keep the other dims of the parameter.
     return moved(Value((), x.source), [*kept[:place], *fresh, *kept[place:]], order)
 
 
@@ -319,7 +317,7 @@ def _is_mask(node: Any) -> bool:
 
 @rule("index_select", "gather", "take_along_dim", "index_copy", "index_add", "scatter", "scatter_add")
 def by_dim(ctx: Context, node: fx.Node, args: Args) -> Value:
-    """Look-ups along one dim; with a full index tensor every channel dim is fixed."""
+    """Lookups along one dim; a full index tensor pins every channel dim."""
     x, shape = args["self"], node.meta["tensor"].shape
     dim = int(args["dim"]) % len(x.dims)
     if ctx.op == "aten.index_select":
@@ -335,14 +333,14 @@ def by_dim(ctx: Context, node: fx.Node, args: Args) -> Value:
 
 @rule("one_hot")
 def one_hot(ctx: Context, node: fx.Node, args: Args) -> Value:
-    """A class axis."""
+    """Adds an axis of classes."""
     classes = D.new(node.meta["tensor"].shape[-1], extent=True)
     return Value((*args["self"].dims, classes))
 
 
 @rule(*"zeros ones empty full rand randn new_zeros new_ones new_empty new_full".split())
 def filled(ctx: Context, node: fx.Node, args: Args) -> Value:
-    """Every unit alike: the sizes follow the axes that the tensor meets."""
+    """All units are equal: the sizes grow with the axes that the tensor is combined with."""
     raw: Sequence[object] = args.nodes["size"]
     shape = node.meta["tensor"].shape
     dims = tuple(D.new(size, extent=not isinstance(raw[i], int)) for i, size in enumerate(shape))
@@ -352,16 +350,16 @@ def filled(ctx: Context, node: fx.Node, args: Args) -> Value:
 
 @rule(*"zeros_like ones_like empty_like full_like rand_like randn_like".split())
 def like(ctx: Context, node: fx.Node, args: Args) -> Value:
-    """As large as another tensor."""
+    """The shape of another tensor."""
     return Value(args["self"].dims, constant=True)
 
 
 @rule("arange", "linspace", "logspace", "eye", "scalar_tensor", "tensor")
 def counted(ctx: Context, node: fx.Node, args: Args) -> Value:
-    """Content depends on the place: never grows."""
+    """Values depend on the position, so the dims never grow."""
     dims = tuple(D.new(size) for size in node.meta["tensor"].shape)
     for dim in dims:
-        D.pin(dim, f"counted by {ctx.op}")
+        D.pin(dim, f"its values depend on position ({ctx.op})")
     return Value(dims, constant=True)
 
 

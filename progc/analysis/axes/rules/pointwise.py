@@ -1,4 +1,4 @@
-"""Elementwise ops: operands broadcast, equal dims are one axis, units go along one by one."""
+"""Rules of elementwise ops: operands broadcast, and equal dims are one axis."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ float_power xlogy copy hypot greater less __ior__ __iand__ multiply divide subtr
 
 
 def broadcast(ctx: Context, values: list[Value]) -> tuple[Dim, ...]:
-    """Dims of the result of broadcasting `values`; dims of equal size become one axis."""
+    """Returns the dims of the broadcast of `values`; dims of equal size become one axis."""
     rank = max((len(value.dims) for value in values), default=0)
     out: list[Dim] = []
     for position in range(-rank, 0):
@@ -54,7 +54,7 @@ def pointwise(ctx: Context, node: fx.Node, args: Args) -> Value:
 
 @rule("prelu", "_prelu_kernel")
 def prelu(ctx: Context, node: fx.Node, args: Args) -> Value:
-    """A learnable slope per channel (dim 1) or one for all."""
+    """A learnable slope for each channel (dim 1), or one for all channels."""
     x, weight = args["self"], args["weight"]
     if weight.shape[0] > 1:
         ctx.unify(weight.dims[0], x.dims[1])

@@ -1,7 +1,4 @@
-"""Reductions over dims.
-
-Normalisations: what they take statistics over, and which tensors go along.
-"""
+"""Rules of reductions and normalisations: which dims they reduce or take statistics over."""
 
 from __future__ import annotations
 
@@ -43,7 +40,7 @@ def _channels(x: Value, over: list[int]) -> list[D.Dim]:
 
 @rule("mean", "nanmean")
 def mean(ctx: Context, node: fx.Node, args: Args) -> Any:
-    """Exact for copies if every unit has the same number of them."""
+    """Exact if every unit has the same number of copies."""
     over, out = _reduced(ctx, node, args)
     for dim in _channels(args["self"], over):
         ctx.event("normalise", dim)
@@ -53,7 +50,7 @@ def mean(ctx: Context, node: fx.Node, args: Args) -> Any:
 
 @rule("amax", "amin", "max", "min", "any", "all", "argmax", "argmin")
 def extremum(ctx: Context, node: fx.Node, args: Args) -> Any:
-    """Copies do not change a maximum; a place does."""
+    """Copies do not change a maximum, but they change the index of it."""
     if len(list(args.tensors())) == 2:
         return pointwise(ctx, node, args)
     over, out = _reduced(ctx, node, args)
@@ -61,14 +58,14 @@ def extremum(ctx: Context, node: fx.Node, args: Args) -> Any:
         if ctx.op in ("aten.amax", "aten.amin", "aten.any", "aten.all"):
             ctx.event("copies", dim)
         else:
-            ctx.pin(dim, f"{ctx.op} gives a place in it")
+            ctx.pin(dim, f"{ctx.op} returns an index into it")
     ctx.carry(args["self"])
     return out
 
 
 @rule("sum")
 def added(ctx: Context, node: fx.Node, args: Args) -> Any:
-    """A contraction with ones: copies add up, so what is summed owes the factor (docs/growth.md 0.1)."""
+    """A contraction with ones: copies add up, so a factor is owed (docs/growth.md, section 0.1)."""
     x = args["self"]
     over, out = _reduced(ctx, node, args)
     found = _channels(x, over)
@@ -76,14 +73,14 @@ def added(ctx: Context, node: fx.Node, args: Args) -> Any:
         ctx.event("contract", found[0], args.node_name("self"))
     else:
         for dim in found:
-            ctx.pin(dim, f"{ctx.op} runs over it")
+            ctx.pin(dim, f"{ctx.op} reduces over it")
     ctx.carry(x)
     return out
 
 
 @rule("prod", "nansum", "logsumexp", "linalg_vector_norm", "norm")
 def total(ctx: Context, node: fx.Node, args: Args) -> Any:
-    """Copies change what is added up; a length they change by a common factor (progc/analysis/axes/lengths.py)."""
+    """Copies change these; a length changes by a common factor (progc/analysis/axes/lengths.py)."""
     over, out = _reduced(ctx, node, args)
     found = _channels(args["self"], over)
     if _is_length(ctx, args) and isinstance(out, Value):
@@ -92,7 +89,7 @@ def total(ctx: Context, node: fx.Node, args: Args) -> Any:
         out = dataclasses.replace(out, lengths=tuple((dim, 1) for dim in found))
     else:
         for dim in found:
-            ctx.pin(dim, f"{ctx.op} runs over it")
+            ctx.pin(dim, f"{ctx.op} reduces over it")
     ctx.carry(args["self"])
     return out
 
@@ -105,7 +102,7 @@ def _is_length(ctx: Context, args: Args) -> bool:
 
 @rule("var", "std", "var_mean", "std_mean")
 def variance(ctx: Context, node: fx.Node, args: Args) -> Any:
-    """Exact for uniform copies: what is subtracted from the number of units grows with it (n - 1 becomes rn - r)."""
+    """Exact for uniform copies: the correction grows with the number of units (n - 1 becomes rn - r)."""
     over, out = _reduced(ctx, node, args)
     correction = args.get("correction")
     for dim in _channels(args["self"], over):
@@ -121,11 +118,11 @@ def variance(ctx: Context, node: fx.Node, args: Args) -> Any:
 
 @rule("cumsum", "cumprod", "diff", "cummax", "sort", "argsort", "topk")
 def ordered(ctx: Context, node: fx.Node, args: Args) -> Any:
-    """The order of units along the dim matters."""
+    """The result depends on the order of units along the dim."""
     x = args["self"]
     dim = int(args.get("dim", -1)) % max(len(x.dims), 1)
     if D.channels(x.dims[dim]):
-        ctx.pin(x.dims[dim], f"{ctx.op} looks at the order of units")
+        ctx.pin(x.dims[dim], f"{ctx.op} depends on the order of its units")
 
     def of(meta: TensorMeta) -> Value:
         dims = list(x.dims)
@@ -148,7 +145,7 @@ def _affine(ctx: Context, args: Args, dims: tuple[D.Dim, ...]) -> None:
 
 @rule("layer_norm", "rms_norm")
 def layer_norm(ctx: Context, node: fx.Node, args: Args) -> Value:
-    """Statistics over the last dims: exact for copies if every unit has the same number of them."""
+    """Statistics over the last dims: exact if every unit has the same number of copies."""
     x, count = args["input"], len(args["normalized_shape"])
     last = x.dims[-count:]
     for dim in last:
@@ -160,7 +157,7 @@ def layer_norm(ctx: Context, node: fx.Node, args: Args) -> Value:
 
 @rule("batch_norm", "instance_norm")
 def batch_norm(ctx: Context, node: fx.Node, args: Args) -> Value:
-    """Per channel (dim 1): every unit stands alone, running statistics go along."""
+    """Each channel (dim 1) is independent of the others and has its own running statistics."""
     x = args["input"]
     for name in ("weight", "bias", "running_mean", "running_var"):
         value = args.get(name)
@@ -172,16 +169,16 @@ def batch_norm(ctx: Context, node: fx.Node, args: Args) -> Value:
             if args["running_var"] is None:
                 ctx.event("normalise", dim)
             else:  # the running variance is the unbiased estimate
-                ctx.pin(D.channels(dim), f"{ctx.op} divides by n - 1 over it")
+                ctx.pin(D.channels(dim), f"{ctx.op} divides by n - 1 over it (running variance)")
     return Value(x.dims)
 
 
 @rule("_weight_norm")
 def weight_norm(ctx: Context, node: fx.Node, args: Args) -> Value:
-    """`g * v / length of v`, the length over all dims but one: that one grows freely, the others by whole factors."""
+    """`g * v / |v|`, with the norm over all dims but one: that one grows freely, the others by integer factors."""
     v, gain, kept = args["v"], args["g"], args["dim"]
     if kept < 0:
-        raise ValueError("one length for the whole weight")
+        raise ValueError("one norm over the whole weight is not supported")
     ctx.unify(v.dims[kept], gain.dims[kept])
     ctx.carry(v, gain)
     others = [dim for position, dim in enumerate(v.dims) if position != kept]
@@ -200,7 +197,7 @@ def group_norm(ctx: Context, node: fx.Node, args: Args) -> Value:
     if groups == 1:
         ctx.event("normalise", x.dims[1])
     elif seams:
-        # Groups may reach across a seam: leave the segments whole and ask for one common factor.
+        # A group may span several segments: keep the segments whole and require one common factor.
         ctx.event("groups", x.dims[1])
     else:
         outer, inner = D.reshape([x.dims[1]], [groups, channels // groups])

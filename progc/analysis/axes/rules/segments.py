@@ -1,4 +1,4 @@
-"""Ops that join dims and take them apart: concatenation, stacking, splitting, slicing."""
+"""Rules of ops that join or cut dims: concatenation, stacking, splitting, slicing."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from progc.analysis.axes.dims import Dim
 from progc.analysis.axes.records import Value
 from progc.analysis.axes.registry import rule
 from progc.analysis.axes.rules.movement import same
+from progc.ir.operations import CONCATENATIONS
 
 END = 2**62
-"""Anything above is 'to the end' in a slice."""
+"""An end of a slice at or above this means "to the end"."""
 
 
-@rule("cat", "concat", "concatenate")
+@rule(*CONCATENATIONS)
 def cat(ctx: Context, node: fx.Node, args: Args) -> Value:
-    """Segments in order; all other dims are one axis each."""
+    """The dim is a list of segments; each other dim is one axis."""
     values = [value for value in args["tensors"] if len(value.dims) > 1 or value.shape != (0,)]
     first = values[0]
     dim = (args["dim"] or 0) % len(first.dims)
@@ -35,7 +36,7 @@ def cat(ctx: Context, node: fx.Node, args: Args) -> Value:
 
 @rule("stack")
 def stack(ctx: Context, node: fx.Node, args: Args) -> Value:
-    """A new dim of positions."""
+    """Adds a dim that numbers the stacked tensors."""
     values = args["tensors"]
     out = list(values[0].dims)
     for value in values[1:]:
@@ -43,19 +44,19 @@ def stack(ctx: Context, node: fx.Node, args: Args) -> Value:
             ctx.unify(a, b)
     ctx.carry(*values)
     position = D.new(len(values))
-    D.pin(position, "position in a stack")
+    D.pin(position, "index of stacked tensors")
     out.insert((args["dim"] or 0) % (len(out) + 1), position)
     return Value(tuple(out), constant=all(value.constant for value in values))
 
 
 def cut(ctx: Context, dim: Dim, cuts: list[int]) -> list[Dim]:
-    """Segments of `dim` between `cuts`; extents and what cannot be cut give fresh pinned parts."""
+    """Returns the segments of `dim` between `cuts`; new extents for an extent or a dim that cannot be cut."""
     cuts = [c for c in cuts if 0 < c < D.size_of(dim)]
     if D.channels(dim):
         try:
             return D.split(dim, sorted(set(cuts)))
         except D.Clash as clash:
-            ctx.pin(dim, f"cut by {ctx.op} at {cuts}: {clash}")
+            ctx.pin(dim, f"{ctx.op} cuts it at {cuts}: {clash}")
     bounds = [0, *sorted(set(cuts)), D.size_of(dim)]
     return [D.new(b - a, extent=True) for a, b in zip(bounds, bounds[1:], strict=False)]
 
@@ -77,7 +78,7 @@ def _parts(ctx: Context, x: Value, dim: int, sizes: Sequence[int]) -> list[Value
 
 @rule("chunk", "tensor_split")
 def chunk(ctx: Context, node: fx.Node, args: Args) -> list[Value]:
-    """Equal parts; nothing is baked but their number."""
+    """Equal parts; only their number is written in the graph."""
     x, dim = args["self"], args["dim"] % len(args["self"].dims)
     sizes = [meta.shape[dim] for meta in node.meta["tensor"]]
     out = _parts(ctx, x, dim, sizes)
@@ -85,14 +86,14 @@ def chunk(ctx: Context, node: fx.Node, args: Args) -> list[Value]:
     if offsets is not None:
         for position, offset in enumerate(offsets):
             if offset < 0:
-                ctx.pin(x.dims[dim], "cut at an offset from its end")
+                ctx.pin(x.dims[dim], "split at an offset from its end")
             else:
                 ctx.literal((*args.paths["indices"], position), *(part.dims[dim] for part in out[: position + 1]))
     elif len(set(sizes)) == 1:
-        for part in out[1:]:  # they stay equal parts
+        for part in out[1:]:  # the parts stay equal
             ctx.unify(out[0].dims[dim], part.dims[dim])
     else:
-        ctx.pin(x.dims[dim], f"{ctx.op} gives unequal parts")
+        ctx.pin(x.dims[dim], f"{ctx.op} returns unequal parts")
     return out
 
 
@@ -106,8 +107,8 @@ def split(ctx: Context, node: fx.Node, args: Args) -> list[Value]:
         for part in out[1:]:
             if part.shape[dim] == out[0].shape[dim]:
                 ctx.unify(out[0].dims[dim], part.dims[dim])
-            else:  # the rest must not outgrow the other parts
-                ctx.pin(D.channels(part.dims[dim]), f"the rest of {ctx.op}")
+            else:  # the last part must not become larger than the others
+                ctx.pin(D.channels(part.dims[dim]), f"the smaller last part of {ctx.op}")
         ctx.literal(args.paths[name], out[0].dims[dim])
     else:
         ctx.sizes(args, name, [part.dims[dim] for part in out])
@@ -116,7 +117,7 @@ def split(ctx: Context, node: fx.Node, args: Args) -> list[Value]:
 
 @rule("unbind")
 def unbind(ctx: Context, node: fx.Node, args: Args) -> list[Value]:
-    """A dim of positions is taken apart."""
+    """All positions of a dim, one by one."""
     x, dim = args["self"], args["dim"] % len(args["self"].dims)
     return [_selected(ctx, x, dim) for _ in node.meta["tensor"]]
 
@@ -128,14 +129,14 @@ def select(ctx: Context, node: fx.Node, args: Args) -> Value:
 
 
 def _selected(ctx: Context, x: Value, dim: int) -> Value:
-    ctx.pin(x.dims[dim], "position of a part")
+    ctx.pin(x.dims[dim], "selected by position")
     ctx.carry(x)
     return Value(x.dims[:dim] + x.dims[dim + 1 :], constant=x.constant)
 
 
 @rule("slice", "narrow", "slice_copy")
 def slice_(ctx: Context, node: fx.Node, args: Args) -> Value:
-    """A range of a dim; its ends are sizes of the segments before it."""
+    """A range of a dim; its start and end are total sizes of the segments before them."""
     x = args["self"]
     dim = int(args.get("dim") or 0) % len(x.dims)
     size, stop_size = x.shape[dim], node.meta["tensor"].shape[dim]
@@ -159,7 +160,7 @@ def slice_(ctx: Context, node: fx.Node, args: Args) -> Value:
 
 
 def _strided(ctx: Context, args: Args, x: Value, dim: int, start: int, taken: int) -> Value:
-    """Every k-th unit: one position of `units * k`, if the slice runs from the first such unit to the last."""
+    """Every k-th unit: one position of `units * k`, if the slice covers the whole dim."""
     step, size, dims = args["step"], x.shape[dim], list(x.dims)
     raw_start, raw_end = args.nodes.get("start"), args.nodes.get("end")
     open_ended = raw_end is None or (isinstance(raw_end, int) and raw_end >= END)
@@ -171,20 +172,20 @@ def _strided(ctx: Context, args: Args, x: Value, dim: int, start: int, taken: in
         or not open_ended
         or (raw_start or 0) < 0
     ):
-        ctx.pin(x.dims[dim], "strided slice")
+        ctx.pin(x.dims[dim], "read by a strided slice")
         dims[dim] = D.new(taken, extent=True)
     else:
         dims[dim], position = D.reshape([x.dims[dim]], [taken, step])
-        D.pin(position, "position of a part")
+        D.pin(position, "selected by position")
         ctx.carry(x)
     return Value(tuple(dims), constant=x.constant)
 
 
 def _whole_slice(ctx: Context, args: Args, dim: Dim) -> None:
-    """A slice that takes everything: still written with sizes."""
+    """A slice of the whole dim, whose bounds may still be sizes."""
     raw_start, raw_end = args.nodes.get("start"), args.nodes.get("end")
     if isinstance(raw_start, int) and raw_start < 0:
-        ctx.pin(D.channels(dim), "sliced from the end")
+        ctx.pin(D.channels(dim), "sliced from its end")
     if "length" in args.nodes:
         ctx.literal(args.paths["length"], dim)
     elif isinstance(raw_end, int) and raw_end < END:
@@ -192,24 +193,24 @@ def _whole_slice(ctx: Context, args: Args, dim: Dim) -> None:
 
 
 def _slice_literals(ctx: Context, args: Args, before: list[Dim], taken: Dim, after: Dim) -> None:
-    """Offsets from the front follow the segments before them; what offsets from the end count is fixed."""
+    """Offsets from the start grow with the segments before them; segments counted from the end are pinned."""
     raw_start, raw_end = args.nodes.get("start"), args.nodes.get("end")
     if isinstance(raw_start, int) and before:
         if raw_start >= 0:
             ctx.literal(args.paths["start"], *before)
         else:
-            ctx.pin(D.channels(taken + after), "sliced from the end")
+            ctx.pin(D.channels(taken + after), "sliced from its end")
     if "length" in args.nodes:
         ctx.literal(args.paths["length"], taken)
     elif isinstance(raw_end, int) and raw_end < 0:
-        ctx.pin(D.channels(after), "sliced from the end")
+        ctx.pin(D.channels(after), "sliced from its end")
     elif isinstance(raw_end, int) and raw_end < END:
         ctx.literal(args.paths["end"], *before, taken)
 
 
 @rule("glu")
 def glu(ctx: Context, node: fx.Node, args: Args) -> Value:
-    """First half times the sigmoid of the second: the halves are one axis and grow by one map."""
+    """First half times the sigmoid of the second half: both halves are one axis and grow in the same way."""
     x = args["self"]
     dim = args["dim"] % len(x.dims)
     value, gate = D.split(x.dims[dim], [D.size_of(x.dims[dim]) // 2])

@@ -7,13 +7,14 @@ from typing import Any
 
 from torch import fx
 
+from progc.ir.operations import CONCATENATIONS
 from progc.ir.program import TensorMeta
 from progc.lift.extents import Dim, concat, cuts_of, fixed, grows, leaves, new_size, old_size, sized, stretch
 from progc.transforms.resolution.values import Indivisible, SizeClash, SizedArgs, SizedValue, number
 from progc.transforms.resolution.walk import Walk, rule
 
 
-@rule("cat", "concat", "concatenate", "hstack", "vstack")
+@rule(*CONCATENATIONS, "hstack", "vstack")
 def cat(walk: Walk, node: fx.Node, args: SizedArgs) -> Any:
     """One dim put together, the others shared."""
     values = [value for value in args.tensors() if value.old != (0,)]
