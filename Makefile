@@ -1,6 +1,7 @@
 # make demo    a network learns real digits at full size, and progressively beside it: accuracy, time, speed-up
-# make test    format, lint, types, tests
-# Both create .venv and install into it; nothing is reinstalled until the packaging changes.
+# make test    format, lint, types, and the tests that every change pays for
+# make test-all    the same with all tests, once with the lowest versions that are allowed and once with the newest
+# They create .venv and install into it; nothing is reinstalled until the packaging changes.
 
 PYTHON ?= python3
 BIN := $(CURDIR)/.venv/bin
@@ -9,7 +10,10 @@ WORKERS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); [ $$n -lt 4 ] && echo $$n 
 PYTEST_ARGS ?=
 PACKAGING := pyproject.toml setup.py
 
-.PHONY: demo test lint format tree types pytest clean
+# All tests, and more random examples of each.
+PYTEST_ALL = OMP_NUM_THREADS=1 PROGC_TEST_PROFILE=all $(1)/bin/pytest -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)
+
+.PHONY: demo test test-all test-lowest test-newest lint format tree types pytest pytest-all clean
 
 demo: .venv/.demo
 	$(BIN)/python examples/progressive_demo.py
@@ -35,7 +39,24 @@ types: .venv/.dev tree
 	cd build/tree && $(BIN)/mypy --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache -p progc
 
 pytest: .venv/.dev
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist worksteal -m 'not slow' $(PYTEST_ARGS)
+
+# Before a release, and at the end of larger work: takes an hour or two on two cores.
+test-all: lint types pytest-all test-lowest test-newest
+
+pytest-all: .venv/.dev
+	$(call PYTEST_ALL,.venv)
+
+# Environments of their own, resolved from the package index: tests/lowest.txt holds the lower bounds of pyproject.toml.
+test-lowest:
+	$(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/pip install --disable-pip-version-check --upgrade -c tests/lowest.txt -e '.[dev]'
+	$(call PYTEST_ALL,.venv-lowest)
+
+test-newest:
+	$(PYTHON) -m venv .venv-newest
+	.venv-newest/bin/pip install --disable-pip-version-check --upgrade --upgrade-strategy eager -e '.[dev]'
+	$(call PYTEST_ALL,.venv-newest)
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
@@ -49,4 +70,4 @@ pytest: .venv/.dev
 	@touch $@ .venv/.demo
 
 clean:
-	rm -rf build dist .demo .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf .venv-lowest .venv-newest build dist .demo .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info

@@ -10,7 +10,7 @@ import pytest
 
 import progc
 from progc.ir.printer import print_graph
-from progc.ir.program import Mode
+from progc.ir.program import Mode, Program
 from progc.models.opening import open_source
 from progc.pipeline.registry import PASSES
 from tests import golden_files
@@ -200,6 +200,18 @@ def test_flags_are_frozen(run: Command, golden: Golden) -> None:
     golden(FLAGS, "\n".join(lines) + "\n")
 
 
+_CAPTURED: dict[str, Program] = {}
+
+
+def captured(source: str, name: str) -> Program:
+    """The network of a file, captured once: each test writes the same file to a folder of its own."""
+    if name not in _CAPTURED:
+        opened = open_source(source)
+        model = opened.build()
+        _CAPTURED[name] = progc.capture(model, *opened.example(model))
+    return _CAPTURED[name]
+
+
 @pytest.mark.parametrize("path", STORIES)
 def test_passes_do(run: Command, golden: Golden, tmp_path: Path, path: str) -> None:
     """The command, what it says, and if it succeeds the graph before and after."""
@@ -209,9 +221,7 @@ def test_passes_do(run: Command, golden: Golden, tmp_path: Path, path: str) -> N
     outcome = run("apply", f"{file}:{name}", "--pipeline", pipeline)
     lines = [f"$ progc apply net.py:{name} --pipeline '{pipeline}'", *said(outcome), f"exit code {outcome.code}"]
     if outcome.code == 0:
-        source = open_source(f"{file}:{name}")
-        model = source.build()
-        before = progc.capture(model, *source.example(model))
+        before = captured(f"{file}:{name}", name)
         after = progc.apply(before, pipeline)
         mode: Mode = "train" if name == "Dropping" else "eval"
         alike = print_graph(before, "train").count("\n") == print_graph(before).count("\n")

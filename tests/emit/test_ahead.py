@@ -93,7 +93,7 @@ print(ahead.regions, counters["inductor"]["fxgraph_cache_hit"], counters["induct
 """
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # tests/train/test_ahead.py does the same with a stage of a schedule, for each commit
 def test_ahead_fills_the_cache(tmp_path: Path) -> None:
     """In a process as users have it: torch's cache keys of one graph differ between pytest's process and others."""
     environment = {
@@ -107,7 +107,7 @@ def test_ahead_fills_the_cache(tmp_path: Path) -> None:
     assert count >= 1 and hits == 2 * count and misses == 0  # forward and backward of each
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # Inductor; what is done with its answer has tests of its own
 def test_the_compiler_is_right_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
     check_compiler()

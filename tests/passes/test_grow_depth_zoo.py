@@ -23,8 +23,9 @@ def _timm(name: str, **options: Any) -> Callable[[], nn.Module]:
     return lambda: _class("timm", "create_model")(name, **options)
 
 
-def _resnet(block: str, *layers: int) -> Callable[[], nn.Module]:
-    return lambda: _class("timm.models.resnet", "ResNet")(_class("timm.models.resnet", block), layers)
+def _resnet(block: str, channels: tuple[int, ...], *layers: int) -> Callable[[], nn.Module]:
+    kind = "timm.models.resnet"
+    return lambda: _class(kind, "ResNet")(_class(kind, block), layers, channels=channels)
 
 
 def _transformers(model: str, config: str, **options: Any) -> Callable[[], nn.Module]:
@@ -32,18 +33,18 @@ def _transformers(model: str, config: str, **options: Any) -> Callable[[], nn.Mo
 
 
 DOUBLED: dict[str, Callable[[], nn.Module] | None] = {
-    "timm:vit_tiny_patch16_224@64": _timm("vit_tiny_patch16_224", img_size=64, depth=24),
-    "timm:resnet18@64": _resnet("BasicBlock", 4, 4, 4, 4),
-    "timm:resnet50@64": _resnet("Bottleneck", 6, 8, 12, 6),
+    "timm:vit_tiny_patch16_224@64": _timm("vit_tiny_patch16_224", **{**zoo.VIT, "depth": 8}),
+    "timm:resnet18@64": _resnet("BasicBlock", zoo.RESNET18, 4, 4, 4, 4),
+    "timm:resnet50@64": _resnet("Bottleneck", zoo.RESNET50, 6, 8, 12, 6),
     "timm:swin@56": lambda: _class("timm.models.swin_transformer", "SwinTransformer")(
         img_size=56, patch_size=2, window_size=7, embed_dim=16, depths=(4, 8, 4), num_heads=(2, 4, 8), num_classes=10
     ),
-    "timm:convnext_atto@64": _timm("convnext_atto", depths=(4, 4, 12, 4)),
+    "timm:convnext_atto@64": _timm("convnext_atto", depths=(4, 4, 12, 4), dims=zoo.CONVNEXT),
     "timm:densenet121@64": None,
     "timm:mobilenetv3_small_100@64": None,
     "timm:efficientnet_b0@64": None,
     "timm:mixer_s32_224": lambda: _class("timm.models.mlp_mixer", "MlpMixer")(
-        patch_size=32, num_blocks=16, embed_dim=512
+        **{**zoo.MIXER, "num_blocks": 8}
     ),
     "torchvision:vit": lambda: _class("torchvision.models.vision_transformer", "VisionTransformer")(
         image_size=32, patch_size=8, num_layers=6, num_heads=4, hidden_dim=64, mlp_dim=128, num_classes=10
@@ -66,7 +67,7 @@ DOUBLED: dict[str, Callable[[], nn.Module] | None] = {
 }  # fmt: skip
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # tests/growth/test_grow.py grows them in depth and width for each commit
 @pytest.mark.parametrize("name", DOUBLED)
 def test_zoo_doubled(name: str) -> None:
     module, program = zoo.captured(name)
@@ -83,10 +84,16 @@ def test_zoo_doubled(name: str) -> None:
             assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-5) for a, b in pairs if isinstance(a, Tensor))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
-    ["timm:swin@56", "timm:densenet121@64", "diffusers:dit", "transformers:bert", "transformers:llama", "own:flat"],
+    [
+        "own:flat",
+        "diffusers:dit",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)  # tests/passes/test_grow_depth.py has small ones of their kinds
+            for name in ("timm:swin@56", "timm:densenet121@64", "transformers:bert", "transformers:llama")
+        ),
+    ],
 )
 def test_zoo_trains_by_the_second_step(name: str) -> None:
     check_alive(grown(zoo.captured(name)[1]))

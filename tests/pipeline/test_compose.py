@@ -96,8 +96,27 @@ def test_the_table_gives_what_is_to_be_composed() -> None:
     assert len(TRIPLES) >= 8 and len(set(PAIRS)) == len(PAIRS)
 
 
-@pytest.mark.parametrize(("model", "passes"), [*PAIRS, *TRIPLES], ids=lambda item: item if isinstance(item, str) else
-                         "+".join(item))  # fmt: skip
+def quick() -> set[tuple[str, tuple[str, ...]]]:
+    """What runs for each commit: each pair of passes on one network, with their first settings; pairs of a network with
+    attention; and one triple of each network. Other settings, and pairs on further networks, run in `make test-all`."""
+    found: dict[tuple[str, ...], tuple[str, tuple[str, ...]]] = {}
+    for model, passes in texts().items():
+        for names in itertools.product(passes, repeat=2):
+            key = (model, *names) if model == "own:image" else names
+            found.setdefault(key, (model, tuple(passes[name][0] for name in names)))
+    for model, passes in TRIPLES:
+        found.setdefault((model,), (model, passes))
+    return set(found.values())
+
+
+QUICK = quick()
+CASES = [
+    pytest.param(*case, id="-".join([case[0], "+".join(case[1])]), marks=[] if case in QUICK else [pytest.mark.slow])
+    for case in (*PAIRS, *TRIPLES)
+]
+
+
+@pytest.mark.parametrize(("model", "passes"), CASES)
 def test_passes_in_a_row(model: str, passes: tuple[str, ...]) -> None:
     _, program = zoo.captured(model)
     before = Snapshot(program)

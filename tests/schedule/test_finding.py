@@ -130,7 +130,7 @@ def test_widths(text: str, expected: list[int]) -> None:
 
 def test_widths_are_whole_heads_and_lead_to_one_another() -> None:
     space = find_space(_program("timm:vit_tiny_patch16_224@64"), depths="none", resolutions="none", widths="0.6:1:3")
-    assert [dict(level) for level in space.widths] == [{"width": 128}, {"width": 192}]
+    assert [dict(level) for level in space.widths] == [{"width": 32}, {"width": 48}]
     found = find(_program("timm:swin@56"), depths="none", resolutions="none", widths="0.5,1")
     assert found.space.widths == ()  # one head of the first stage: growth does not find the heads again
     assert "8 becomes 16: growth gives" in found.notes[0]

@@ -185,7 +185,6 @@ print(expected_compiles(module), *new.values())
 """
 
 
-@pytest.mark.slow
 def test_the_next_stage_finds_everything_compiled(tmp_path: Path) -> None:
     """In a process as users have it, and in mixed precision: what fits there fits without, too."""
     environment = {

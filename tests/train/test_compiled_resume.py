@@ -47,7 +47,7 @@ print(trainer.fit().step, "compiled:", torch._dynamo.utils.counters["stats"]["un
 """
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # three processes with Inductor; tests/train/test_ahead.py has the one of each commit
 def test_a_compiled_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
     """Stopped inside the second stage, whose weights grew out of the first one's."""
     environment = {

@@ -23,7 +23,14 @@ GROWTHS = {
 }
 
 
-@pytest.fixture(scope="module", params=GROWTHS)
+# Attention of two streams that are joined: diffusers has a larger and a smaller network of it here.
+SLOW = {"diffusers:SD3Transformer2DModel"}
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in GROWTHS],
+)
 def captured(request: pytest.FixtureRequest) -> tuple[str, Program]:
     model, args, kwargs = next(spec for spec in specs() if spec.key == request.param).build()
     return request.param, progc.capture(perturb(model).eval(), args, kwargs)

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+import progc
 from bench import pairs
 from bench.pair_lists import FAMILIES, NAMED
 from bench.pair_table import page
@@ -72,8 +73,19 @@ PAIRS = [
 ]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: f"{pair.source} to {pair.target}")
+# Two of full size for each commit, a transformer and a convolutional network; the others take 10 to 40 seconds each.
+QUICK = ("timm:deit_tiny_patch16_224", "timm:resnet18")
+
+
+@pytest.mark.parametrize(
+    "pair",
+    [
+        pytest.param(
+            pair, id=f"{pair.source} to {pair.target}", marks=[] if pair.source in QUICK else [pytest.mark.slow]
+        )
+        for pair in PAIRS
+    ],
+)
 def test_the_target_class_loads_what_grow_writes_and_answers_the_same(
     pair: Pair, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -92,6 +104,34 @@ def test_the_target_class_loads_what_grow_writes_and_answers_the_same(
     assert (report["params_before"], report["params_after"]) == pair.params
     image = torch.randn(1, 3, pair.side, pair.side)
     assert_loads(pair.reference(), load_file(out / "model.safetensors"), module, (image,), {})
+
+
+def _wide(base: int) -> nn.Module:
+    """A resnet whose inner convolutions have `base` of 64 parts of the usual width."""
+    from timm.models.resnet import Bottleneck, ResNet
+
+    return ResNet(Bottleneck, (1, 2, 1, 1), channels=(8, 8, 12, 8), base_width=base, num_classes=5)
+
+
+def _swin(*depths: int) -> nn.Module:
+    from timm.models.swin_transformer import SwinTransformer
+
+    return SwinTransformer(
+        img_size=28, patch_size=2, window_size=7, embed_dim=8, depths=depths, num_heads=(1, 2), num_classes=5
+    )
+
+
+@pytest.mark.parametrize(
+    ("small", "large", "side"),
+    [
+        pytest.param(lambda: _wide(64), lambda: _wide(128), 32, id="resnet50 to wide_resnet50_2"),
+        pytest.param(lambda: _swin(2, 2), lambda: _swin(2, 6), 28, id="swin_tiny to swin_small"),
+    ],
+)
+def test_pairs_at_a_small_size(small: Callable[[], nn.Module], large: Callable[[], nn.Module], side: int) -> None:
+    module, inputs = zoo.perturb(small()).eval(), (zoo.image(side),)
+    grown = progc.grow(progc.capture(module, inputs), progc.capture(large().eval(), inputs))
+    assert_loads(large().eval(), grown.state_dict(), module, inputs, {})
 
 
 _CONV = """

@@ -22,7 +22,7 @@ from tests.zoo import captured as zoo
 PLANS = 3
 
 
-@settings(max_examples=25, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
+@settings(max_examples=settings().max_examples // 5, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
 @given(rng=st.randoms(use_true_random=False))
 def test_growth_is_exact_or_refused(rng: random.Random) -> None:
     recipe = draw_recipe(rng)

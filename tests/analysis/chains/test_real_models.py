@@ -10,7 +10,7 @@ from tests import zoo
 
 # Per network: chain name, kind, period, numbers of its blocks, siblings.
 EXPECTED: dict[str, list[tuple[str, str, int, list[int], int]]] = {
-    "timm:vit_tiny_patch16_224@64": [("blocks", "residual", 1, list(range(12)), 12)],
+    "timm:vit_tiny_patch16_224@64": [("blocks", "residual", 1, list(range(4)), 4)],
     "timm:swin@56": [
         ("layers.0.blocks", "residual", 2, [0, 1], 2),
         ("layers.1.blocks", "residual", 2, [0, 1, 2, 3], 4),
@@ -47,7 +47,7 @@ EXPECTED: dict[str, list[tuple[str, str, int, list[int], int]]] = {
         ("blocks.4", "residual", 1, [1, 2], 3),
         ("blocks.5", "residual", 1, [1, 2, 3], 4),
     ],
-    "timm:mixer_s32_224": [("blocks", "residual", 1, list(range(8)), 8)],
+    "timm:mixer_s32_224": [("blocks", "residual", 1, list(range(4)), 4)],
     "timm:densenet121@64": [
         ("features.denseblock1.denselayer#", "dense", 1, list(range(1, 3)), 2),
         ("features.denseblock2.denselayer#", "dense", 1, list(range(1, 4)), 3),

@@ -74,7 +74,7 @@ def doubled(model: nn.Module, container: str, start: int, period: int) -> nn.Mod
     ("name", "chain", "start"),
     [
         ("timm:vit_tiny_patch16_224@64", "blocks", 0),
-        ("timm:vit_tiny_patch16_224@64", "blocks", 11),
+        ("timm:vit_tiny_patch16_224@64", "blocks", 3),
         ("timm:swin@56", "layers.1.blocks", 2),
         ("timm:resnet50@64", "layer3", 1),
         ("timm:mobilenetv3_small_100@64", "blocks.1", 0),

@@ -227,19 +227,18 @@ def test_a_tensor_that_nothing_reads_has_no_known_growth() -> None:
         progc.grow(progc.capture(Spare(5), example), progc.capture(Spare(10), example))
 
 
-@pytest.mark.slow
-def test_grouped_queries() -> None:
+@pytest.mark.parametrize("shared", [2, pytest.param(4, marks=pytest.mark.slow)])  # by sizes: tests/growth/test_grow.py
+def test_grouped_queries(shared: int) -> None:
     """Llama: query heads and key-value heads grow together, or the groups of one key-value head grow."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     module, program = zoo.captured("transformers:llama")
-    for heads, shared in ((8, 4), (8, 2)):
-        options = {**zoo._LLAMA, "hidden_size": 64, "head_dim": 8, "num_attention_heads": heads}
-        torch.manual_seed(1)
-        reference = LlamaForCausalLM(LlamaConfig(**options | {"num_key_value_heads": shared}, use_cache=False)).eval()
-        args, kwargs = program.example
-        grown = progc.grow(program, progc.capture(reference, args, kwargs))
-        assert_loads(reference, grown.state_dict(), module, args, kwargs)
+    options = {**zoo._LLAMA, "hidden_size": 64, "head_dim": 8, "num_attention_heads": 8}
+    torch.manual_seed(1)
+    reference = LlamaForCausalLM(LlamaConfig(**options | {"num_key_value_heads": shared}, use_cache=False)).eval()
+    args, kwargs = program.example
+    grown = progc.grow(program, progc.capture(reference, args, kwargs))
+    assert_loads(reference, grown.state_dict(), module, args, kwargs)
 
 
 def test_one_axis_that_has_two_sizes_in_the_target_is_named_with_the_operation() -> None:

@@ -78,6 +78,7 @@ os._exit(0)
 """
 
 
+@pytest.mark.slow  # the run above freezes and unfreezes in two processes, and its boundaries compare hashes
 @pytest.mark.parametrize("way", ["naive", "ours"])
 def test_a_layer_that_trains_later_does_not_drift(tmp_path: Path, way: str) -> None:
     """A wrapper that is kept does not reduce the gradients of a layer that was frozen when it was made."""

@@ -18,6 +18,10 @@ from progc.errors import InputError
 from tests.train.parallel.starting import python, train
 from tests.train.running import lines
 
+# Seven runs in one to three processes. For each commit two processes train in test_ddp.py, two ranks save and load in
+# tests/checkpoints/test_ranks.py, and rows are cut and joined without processes in tests/checkpoints/test_sharded.py.
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -65,14 +65,21 @@ def own_copy(program: Program) -> Program:
     return program.replace(tensors={name: made[id(tensor)] for name, tensor in program.tensors.items()})
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+TRAINED = [
+    ("own:flat", "depth=0.5 width=*0.5"),
+    ("own:flat", "depth=3 width=7 units=leading rule=last"),
+    ("own:conv", "width=*0.5"),
+    ("own:tied", "width=4"),
+]
+
+
+# Every optimizer on one network and every network with one optimizer for each commit.
 @pytest.mark.parametrize(
-    ("name", "text"),
+    ("name", "text", "optimizer"),
     [
-        ("own:flat", "depth=0.5 width=*0.5"),
-        ("own:flat", "depth=3 width=7 units=leading rule=last"),
-        ("own:conv", "width=*0.5"),
-        ("own:tied", "width=4"),
+        pytest.param(*case, optimizer, marks=[pytest.mark.slow] if column and row else [])
+        for row, case in enumerate(TRAINED)
+        for column, optimizer in enumerate(OPTIMIZERS)
     ],
 )
 def test_training_the_sub_network_trains_its_entries_of_the_full_one(name: str, text: str, optimizer: str) -> None:
