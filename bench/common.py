@@ -10,11 +10,12 @@ import platform
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from progc.files.writing import replacing
 
 RESULTS = Path(__file__).resolve().parent / "results"
 _PACKAGES = ("torch", "timm", "torchvision", "diffusers", "transformers", "numpy")
@@ -55,16 +56,8 @@ def write_json(name: str, results: Any) -> Path:
     RESULTS.mkdir(parents=True, exist_ok=True)
     path = RESULTS / f"{name}.json"
     text = json.dumps({"machine": machine(), "results": results}, indent=2) + "\n"
-    with tempfile.NamedTemporaryFile("w", dir=RESULTS, suffix=".tmp", delete=False, encoding="utf-8") as file:
-        try:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-            os.replace(file.name, path)
-        except BaseException:
-            os.unlink(file.name)
-            raise
-    path.chmod(0o644)
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
     return path
 
 

@@ -35,8 +35,8 @@ from bench.common import write_json
 from examples.digits_vit import DigitsViT, load_digits, predict, shifted
 from progc.data.task import Task
 from progc.ir.program import Program
+from progc.ir.random_state import seeded
 from progc.schedule import Space
-from progc.search.elastic import seeded
 from progc.search.one_shot import copied, search_stage, train_on
 
 BATCH, STAGES, PEAK, WARM = 64, 4, 1e-3, 50

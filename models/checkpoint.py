@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from progc.errors import InputError
-from progc.files.json import read_text
+from progc.files.reading import MAX_GIVEN, read_text
 
 
 def read_config(path: Path, parts: tuple[str, ...] = ()) -> tuple[Path, dict[str, Any]]:
@@ -30,7 +30,7 @@ def read_config(path: Path, parts: tuple[str, ...] = ()) -> tuple[Path, dict[str
     if not file.is_file():
         raise InputError(f"no such file: {file}; expected a config.json or a folder that holds one")
     try:
-        config = json.loads(read_text(file))
+        config = json.loads(read_text(file, MAX_GIVEN, links=True))
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{file} cannot be read as JSON: {error}") from error
     if not isinstance(config, dict):

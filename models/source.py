@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import importlib
-import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,15 +52,18 @@ class Source:
         Raises:
             InputError: the model cannot be built; the message gives the reason.
         """
-        with _seeded(seed):
+        from progc.ir.random_state import seeded
+
+        with seeded(seed):
             self.prepare()
             return self.construct()
 
     def build_skeleton(self, seed: int = 0, *, allocate: bool = True) -> nn.Module:
         """Builds the model for its structure only: cheap, with arbitrary parameter values (models/skeleton.py)."""
+        from progc.ir.random_state import seeded
         from progc.models.skeleton import build_skeleton
 
-        with _seeded(seed):
+        with seeded(seed):
             self.prepare()  # outside the skeleton: an instance created on import keeps its weights
         return build_skeleton(lambda: self.build(seed), allocate=allocate)
 
@@ -111,21 +112,6 @@ def derive_example(model: nn.Module) -> Example | None:
             example: Example | None = adapter_of(family).example(model)
             return example
     return None
-
-
-@contextlib.contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Seeds the random states of Python and torch, and restores them afterwards."""
-    import torch
-
-    state = random.getstate()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        random.seed(seed)
-        try:
-            yield
-        finally:
-            random.setstate(state)
 
 
 def adapter_of(family: str) -> Any:

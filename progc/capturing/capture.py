@@ -13,7 +13,7 @@ A batch of 1 runs the same graph; a model that treats it in a way of its own (`i
 A model looks after capture exactly as it did before, also when capture fails.
 
 Tracing runs the user's `forward`, which may fill caches, count calls or draw random numbers. The context manager
-`untouched` puts all of that back: training flags, attributes, caches one level deep, and random states.
+`restored` puts all of that back: training flags, attributes, caches one level deep, and random states.
 
 A model whose parameters have shapes and no memory, while torch.export looks at it.
 """
@@ -26,7 +26,6 @@ import dataclasses
 import inspect
 import io
 import logging
-import random
 import re
 import sys
 import warnings
@@ -44,6 +43,7 @@ from progc.capturing.refusals import definition_of, explain, refusal
 from progc.errors import CaptureError, InputError
 from progc.ir.deferred import defer
 from progc.ir.program import MODES, Mode, Program, Signature, TensorSpec
+from progc.ir.random_state import kept_random_states
 
 _Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 _Range = tuple[int, "int | None"]
@@ -142,7 +142,7 @@ def _capture(model: nn.Module, inputs: _Inputs, modes: tuple[Mode, ...]) -> Prog
         exported: dict[Mode, Any] = {}
         limits: _Range = (1, None)
         try:
-            with untouched(model), dataclass_outputs(model), _quiet():
+            with restored(model), dataclass_outputs(model), _quiet():
                 for mode in modes:
                     model.train(mode == "train")
                     exported[mode] = _export(model, example, dynamic)
@@ -300,7 +300,7 @@ _CONTAINERS = (dict, collections.OrderedDict, list, set)
 
 
 @contextlib.contextmanager
-def untouched(model: nn.Module) -> Iterator[None]:
+def restored(model: nn.Module) -> Iterator[None]:
     """Restores `model` and the random states of torch, numpy and Python on exit."""
     attributes = {module: dict(module.__dict__) for module in model.modules()}
     contents: dict[int, tuple[Any, Any]] = {}
@@ -308,12 +308,8 @@ def untouched(model: nn.Module) -> Iterator[None]:
         for value in values.values():
             if type(value) in _CONTAINERS:
                 contents[id(value)] = value, type(value)(value)
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-    python_state = random.getstate()
-    numpy: Any = sys.modules.get("numpy")
-    numpy_state = numpy.random.get_state() if numpy is not None else None
     try:
-        with torch.random.fork_rng(devices=devices), torch.inference_mode(False), torch.enable_grad():
+        with kept_random_states(), torch.inference_mode(False), torch.enable_grad():
             yield
     finally:
         for module, values in attributes.items():
@@ -322,9 +318,6 @@ def untouched(model: nn.Module) -> Iterator[None]:
         for container, before in contents.values():
             container.clear()
             container.extend(before) if isinstance(container, list) else container.update(before)
-        random.setstate(python_state)
-        if numpy is not None:
-            numpy.random.set_state(numpy_state)
 
 
 @contextlib.contextmanager

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import uuid
 import warnings
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from progc.checkpoints.manifest import NAME, sealed, unsealed
 from progc.checkpoints.searching import Tell, steps, verify
 from progc.errors import InputError
 from progc.files.reading import is_count, read_text
+from progc.files.writing import output_file
 
 BEST = "best.json"
 
@@ -99,20 +99,8 @@ def mark_best(run: str | Path, step: int, metric: float | None = None) -> None:
     manifest = digest(folder / NAME, (folder / NAME).stat().st_size)
     value = {"step": step, "metric": None if metric is None else repr(float(metric)), "manifest": manifest}
     path = Path(run) / BEST
-    temporary = path.parent / f".{BEST}-{uuid.uuid4().hex}"
-    try:
-        with temporary.open("xb") as file:
-            file.write(sealed(value).encode())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        descriptor = os.open(path.parent, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.close(descriptor)
-    except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror or error}; free space") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    with output_file(path, "free space") as temporary:
+        temporary.write_text(sealed(value), encoding="utf-8")
 
 
 def best(run: str | Path) -> Path | None:

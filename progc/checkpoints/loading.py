@@ -20,9 +20,9 @@ from progc.checkpoints.state import CONFIG, MODEL, SCHEDULE, TRAINING, NamedTens
 from progc.data.order import DataPosition
 from progc.errors import InputError
 from progc.files.json import decode
-from progc.files.reading import Entry, header_entries, is_count, open_file, parse_object
+from progc.files.reading import Entry, header_entries, header_length, is_count, open_file, parse_object
 from progc.files.weights import check_fit
-from progc.ir.tensor_file import DTYPES
+from progc.ir.tensor_file import DTYPES_BY_NAME
 from progc.lift.averages import Averages
 from progc.lift.optimizers.saved import load_optimizer_data
 from progc.ranks.gathering import rank as own_rank
@@ -315,11 +315,7 @@ class Checkpoint:
 
     def _file(self, name: str) -> dict[str, torch.Tensor]:
         path, data = self.path / name, self._bytes(name)
-        if len(data) < 8:
-            raise InputError(f"{path} is not a safetensors file: it has only {len(data)} bytes")
-        length = int.from_bytes(data[:8].numpy().tobytes(), "little")
-        if length > len(data) - 8:
-            raise InputError(f"{path} is not a safetensors file: its header claims {length} bytes")
+        length = header_length(data[:8].numpy().tobytes(), len(data), path)
         entries = header_entries(data[8 : 8 + length].numpy().tobytes(), len(data), path)
         with _reading(path):
             return {key: _tensor(data, entry) for key, entry in entries.items()}
@@ -353,11 +349,8 @@ def _checked_bytes(path: Path, entry: FileEntry) -> torch.Tensor:
     return data
 
 
-_KINDS = {text: dtype for dtype, text in DTYPES.items()}
-
-
 def _tensor(data: torch.Tensor, entry: Entry) -> torch.Tensor:
-    dtype = _KINDS[entry.dtype]
+    dtype = DTYPES_BY_NAME[entry.dtype]
     part = data[entry.start : entry.end]
     if entry.start % dtype.itemsize:
         part = part.clone()

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from progc.errors import InputError
+from progc.ir.random_state import accelerator_states, set_accelerator_state
 
 _WORDS = 624  # of the Mersenne Twister
 _POSITION = struct.Struct("<QiiQ")  # how torch's state begins: seed, words left, seeded, next word
@@ -85,46 +86,24 @@ def fresh_rng(state: Mapping[str, Any], rank: int, generators: Mapping[str, torc
 
 
 def _accelerator_state() -> dict[str, Any] | None:
-    found = torch.accelerator.current_accelerator(check_available=True) if torch.accelerator.is_available() else None
-    if found is None:
+    states = accelerator_states()  # None if nothing was drawn on it: reading the state would initialise it
+    if states is None:
         return None
-    module: Any = torch.get_device_module(found)
-    if hasattr(module, "is_initialized") and not module.is_initialized():
-        return None  # nothing was drawn on it, and reading the state would initialise it
-    return {
-        "type": found.type,
-        "current": torch.accelerator.current_device_index(),
-        "states": [_get(module, index) for index in range(torch.accelerator.device_count())],
-    }
+    kind = torch.accelerator.current_accelerator()
+    assert kind is not None
+    return {"type": kind.type, "current": torch.accelerator.current_device_index(), "states": states}
 
 
 def _set_accelerator_state(state: Mapping[str, Any]) -> None:
     found = torch.accelerator.current_accelerator(check_available=True) if torch.accelerator.is_available() else None
     if found is None or found.type != state["type"]:
         return
-    module: Any = torch.get_device_module(found)
     states = state["states"]
     if len(states) == torch.accelerator.device_count():
         for index, value in enumerate(states):
-            _set(module, value, index)
+            set_accelerator_state(value, index)
     # Set last, so that it applies if the process has moved to another device.
-    _set(module, states[state["current"]], torch.accelerator.current_device_index())
-
-
-def _get(module: Any, index: int) -> torch.Tensor:
-    try:
-        value: torch.Tensor = module.get_rng_state(index)
-    except TypeError:  # kinds with a single device take no index
-        value = module.get_rng_state()
-    return value.cpu()
-
-
-def _set(module: Any, value: torch.Tensor, index: int) -> None:
-    value = value.clone()
-    try:
-        module.set_rng_state(value, index)
-    except TypeError:
-        module.set_rng_state(value)
+    set_accelerator_state(states[state["current"]], torch.accelerator.current_device_index())
 
 
 def _checked(state: torch.Tensor, device: torch.device) -> torch.Tensor:

@@ -13,7 +13,8 @@ from progc.cli.common import millions
 from progc.cli.explained import ReasonChain
 from progc.cli.terminal import Terminal
 from progc.errors import InputError
-from progc.files.writing import json_text, read_folder
+from progc.files.reading import read_folder
+from progc.files.writing import json_text
 from progc.models.opening import open_source
 
 if TYPE_CHECKING:

@@ -10,9 +10,7 @@ across its versions, but not what its `Generator.permutation` makes of them.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import random
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -20,6 +18,7 @@ import numpy as np
 import torch
 
 from progc.errors import InputError
+from progc.ir.random_state import kept_random_states, seed_cpu
 
 ORDER = 2
 """Version of the order, saved with every position: 1 came from SplitMix64, 2 comes from Philox."""
@@ -88,32 +87,12 @@ def sample_generator(seed: int, epoch: int, index: int) -> torch.Generator:
     return torch.Generator().manual_seed(sample_seed(seed, epoch, index))
 
 
-@contextlib.contextmanager
-def global_random() -> Iterator[None]:
-    """Restores the global generators of torch (CPU), Python and numpy on exit."""
-    held = torch.get_rng_state(), random.getstate(), np.random.get_state()
-    try:
-        yield
-    finally:
-        torch.set_rng_state(held[0])
-        random.setstate(held[1])
-        np.random.set_state(held[2])
-
-
-def seed_global(seed: int, epoch: int, index: int) -> None:
-    """Seeds the global generators of torch (CPU), Python and numpy for one sample: transforms draw from them."""
-    value = sample_seed(seed, epoch, index)
-    torch.default_generator.manual_seed(value)
-    random.seed(value)
-    np.random.seed(value % 2**32)
-
-
 def fetch(samples: Any, indices: list[int], seed: int, epoch: int) -> list[Any]:
     """Returns `samples[index]` for every index, each seeded for itself; the global generators are left unchanged."""
     found = []
-    with global_random():
+    with kept_random_states(accelerator=False):
         for index in indices:
-            seed_global(seed, epoch, index)
+            seed_cpu(sample_seed(seed, epoch, index))
             found.append(samples[index])
     return found
 

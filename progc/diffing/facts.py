@@ -17,7 +17,7 @@ import torch
 from progc.analysis.axes import axes_of
 from progc.analysis.chains import chains_of
 from progc.errors import InputError
-from progc.files.writing import read_folder
+from progc.files.reading import read_folder
 from progc.ir.notation import dtype_name, target_text
 from progc.ir.printer import print_graph
 from progc.ir.program import MODES, Program, TensorMeta

@@ -15,7 +15,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ import torch._functorch.config as functorch
 from progc.emit import known
 from progc.emit.specs import arguments, region_to_json
 from progc.emit.stage_module import StageModule, calls, settings
-from progc.files.writing import write_json
+from progc.files.writing import replacing, write_json
 from progc.ir.program import Mode, Program
 
 
@@ -202,15 +201,11 @@ def merge(source: Path, target: Path) -> int:
         if path.is_symlink() or not path.is_file() or path.suffix == ".lock" or place.exists():
             continue
         place.parent.mkdir(parents=True, exist_ok=True)
-        temporary = place.parent / f".progc-{uuid.uuid4().hex}"
-        try:
+        with replacing(place, durable=False) as temporary:
             shutil.copy2(path, temporary)
             if path.suffix == ".json":  # Triton notes where the files of a kernel are
                 with contextlib.suppress(UnicodeDecodeError):
                     text = path.read_text(encoding="utf-8")
                     temporary.write_text(text.replace(str(source), str(target)), encoding="utf-8")
-            os.replace(temporary, place)
-            count += 1
-        finally:
-            temporary.unlink(missing_ok=True)
+        count += 1
     return count

@@ -1,98 +1,49 @@
-"""JSON in files: read with bounds, written the same way every time, keys checked.
+"""Data as JSON: nested values with tensors beside them, and objects that are checked against a dataclass.
 
-Small files that a user points at: read whole, within bounds, and only where they are regular files.
-
-A pipe or a device would keep a command waiting for ever. A link is followed: the user gave its name. Files of a
-checkpoint, which may come from elsewhere as a folder, are read by progc/files/reading.py, which follows none.
-
-Nested data as JSON and tensors beside it; what JSON does not have is spelled out, so that all comes back.
-
-Keys of a JSON object, checked against the fields of a dataclass.
+Importing it does not import torch.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-import os
-import stat
+import sys
 from collections import Counter
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, BinaryIO
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from progc.errors import InputError
-from progc.files.reading import parse_object
 
-LIMIT = 256 << 20
-"""Bytes."""
-
-
-def open_regular(path: Path) -> BinaryIO:
-    """Opens a regular file for reading; never waits.
-
-    Raises:
-        OSError: it cannot be opened, or is a pipe, a device or a folder.
-    """
-    try:
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0))
-    except ValueError as error:  # a NUL in its name
-        raise OSError(str(error)) from error
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise OSError("it is not a regular file")
-    return os.fdopen(descriptor, "rb")
-
-
-def read_text(path: Path, limit: int = LIMIT) -> str:
-    """A text in UTF-8.
-
-    Raises:
-        OSError: as `open_regular`.
-        ValueError: it has more than `limit` bytes, or is no UTF-8.
-    """
-    with open_regular(path) as file:
-        data = file.read(limit + 1) if os.fstat(file.fileno()).st_size <= limit else None
-    if data is None or len(data) > limit:
-        raise ValueError(f"it has more than {limit:,} bytes")
-    return data.decode("utf-8")
-
-
-def read_object(path: Path, limit: int = LIMIT) -> dict[str, Any]:
-    """A JSON object with numbers that are numbers, nested at most 64 deep.
-
-    Raises:
-        InputError: anything else; names `path`.
-    """
-    try:
-        text = read_text(path, limit)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
-    return parse_object(text, path)
+if TYPE_CHECKING:
+    import torch
 
 
 def encode(value: Any, what: str) -> tuple[Any, dict[str, torch.Tensor]]:
-    """A value as JSON data, and the tensors that it mentions, by the places they stand at.
+    """Converts nested data to JSON and a flat dict of its tensors; `decode` reverses it.
+
+    JSON has no tuples, infinities or keys that are not text, so every container and special number is tagged with its
+    kind, as in `{"tuple": [...]}`.
 
     Args:
-        value: dicts, lists and tuples of tensors, numbers (also infinite ones and NaN), text, booleans and None.
-        what: it is, for the message.
+        value: dicts, lists and tuples of tensors, numbers (NaN and infinities included), text, booleans and None.
+        what: what the value is, for the message.
+
+    Returns:
+        The JSON data, and the tensors by their path in `value`, such as `state/0/exp_avg`.
 
     Raises:
-        InputError: something else is in it; says where.
+        InputError: `value` holds an object of another type; the message gives its path.
     """
     tensors: dict[str, torch.Tensor] = {}
     return _encoded(value, "", tensors, what), tensors
 
 
 def decode(value: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
-    """What `encode` was given.
+    """Returns the value that `encode` converted.
 
     Raises:
-        KeyError: a tensor is not there.
-        ValueError, TypeError, AttributeError: not what `encode` gives.
+        KeyError: a tensor is missing.
+        ValueError, TypeError, AttributeError: `value` is not what `encode` returns.
     """
     if not isinstance(value, dict):
         return value
@@ -114,7 +65,8 @@ def decode(value: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
 
 
 def _encoded(value: Any, where: str, tensors: dict[str, torch.Tensor], what: str) -> Any:
-    if isinstance(value, torch.Tensor):
+    torch = sys.modules.get("torch")  # a value with tensors has imported it
+    if torch is not None and isinstance(value, torch.Tensor):
         while where in tensors:  # a key may hold a slash
             where += "+"
         tensors[where] = value.detach()
@@ -142,8 +94,18 @@ def _encoded(value: Any, where: str, tensors: dict[str, torch.Tensor], what: str
 
 
 def known_fields(cls: Any, data: Mapping[str, Any], what: str) -> dict[str, Any]:
+    """Returns a JSON object as arguments of a dataclass.
+
+    Args:
+        cls: the dataclass.
+        data: the object.
+        what: what the object is, for the message.
+
+    Raises:
+        InputError: the object has a key that is not a field of `cls`.
+    """
     names = [field.name for field in dataclasses.fields(cls)]
     unknown = data.keys() - set(names)
     if unknown:
-        raise InputError(f"{what}: unknown key `{sorted(unknown)[0]}`; keys are {', '.join(names)}")
+        raise InputError(f"{what}: unknown key `{sorted(unknown)[0]}`; expected {', '.join(names)}")
     return dict(data)

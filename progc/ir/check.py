@@ -22,6 +22,7 @@ from progc.errors import CheckError, InputError
 from progc.ir.deferred import values
 from progc.ir.notation import call_text, tensor_text
 from progc.ir.program import Mode, Program
+from progc.ir.random_state import seeded
 
 _WIDER = {
     torch.float16: torch.float64,
@@ -152,8 +153,7 @@ def run_float64(
     """
     interpreter = _Float64(program, mode)
     copies = [leaf.clone() if isinstance(leaf, torch.Tensor) else leaf for leaf in inputs]
-    with torch.no_grad(), torch.random.fork_rng(devices=[]), _default_dtype(torch.float64):
-        torch.manual_seed(seed)
+    with torch.no_grad(), seeded(seed), _default_dtype(torch.float64):
         outputs = interpreter.run(*copies, enable_io_processing=False)
     return list(outputs) if isinstance(outputs, (list, tuple)) else [outputs], interpreter.buffers
 

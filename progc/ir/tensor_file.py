@@ -8,7 +8,6 @@ goes to its place when it is made. The file is byte for byte the one that the li
 from __future__ import annotations
 
 import json
-import struct
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -16,7 +15,7 @@ from typing import Any, BinaryIO
 import torch
 
 from progc.errors import InputError
-from progc.files.json import open_regular
+from progc.files.reading import Entry, read_header
 from progc.ir.deferred import defer, values
 
 DTYPES = {
@@ -37,10 +36,8 @@ DTYPES = {
     torch.int64: "I64",
     torch.uint64: "U64",
 }
+DTYPES_BY_NAME = {name: dtype for dtype, name in DTYPES.items()}
 _RANK = {dtype: rank for rank, dtype in enumerate(DTYPES)}
-_LENGTH = struct.Struct("<Q")
-_DAMAGE = (OSError, ArithmeticError, LookupError, ValueError, TypeError, AttributeError, RuntimeError)
-_MAX_HEADER = 100_000_000  # as in the safetensors library
 _METADATA = {"format": "pt"}
 
 
@@ -95,8 +92,8 @@ def header_of(
         end += tensor.numel() * tensor.element_size()
         header[name] = {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % _LENGTH.size)
-    return order, _LENGTH.pack(len(text)) + text
+    text += b" " * (-len(text) % 8)
+    return order, len(text).to_bytes(8, "little") + text
 
 
 def _write(file: BinaryIO | Any, data: Any) -> None:
@@ -117,13 +114,11 @@ def read_deferred(path: Path, like: Mapping[str, torch.Tensor]) -> dict[str, tor
     Args:
         like: the tensors that the file was written from; gives what is a parameter, and which names are one tensor.
     """
-    with path.open("rb") as file:
-        (length,) = _LENGTH.unpack(file.read(_LENGTH.size))
-        header = json.loads(file.read(length))
+    entries = read_header(path, links=True)
     made: dict[int, torch.Tensor] = {}
     for name, tensor in like.items():
         if id(tensor) not in made:
-            made[id(tensor)] = defer(_reader(path, _LENGTH.size + length, header[name], tensor), tensor)
+            made[id(tensor)] = defer(_reader(path, entries[name]), tensor)
     return {name: made[id(tensor)] for name, tensor in like.items()}
 
 
@@ -133,44 +128,31 @@ def open_tensors(path: Path) -> dict[str, torch.Tensor]:
     Raises:
         InputError: the file cannot be read, is damaged, or holds a dtype that torch does not have.
     """
-    dtypes = {text: dtype for dtype, text in DTYPES.items()}
     try:
-        with open_regular(path) as file:
-            (length,) = _LENGTH.unpack(file.read(_LENGTH.size))
-            if length > _MAX_HEADER:
-                raise ValueError(f"a header of {length} bytes")
-            room = path.stat().st_size - _LENGTH.size - length
-            if room < 0:
-                raise ValueError("it ends in its header")
-            header = json.loads(file.read(length))
-        found = {}
-        for name, entry in header.items():
-            if name == "__metadata__":
-                continue
-            like = torch.empty([int(size) for size in entry["shape"]], dtype=dtypes[entry["dtype"]], device="meta")
-            start, end = entry["data_offsets"]
-            if not 0 <= start <= end <= room or end - start != like.numel() * like.element_size():
-                raise ValueError(f"{name} does not lie in it")
-            found[name] = defer(_reader(path, _LENGTH.size + length, entry, like), like)
-        return found
-    except (*_DAMAGE, struct.error) as error:
+        entries = read_header(path, links=True)
+        empty = {
+            name: torch.empty(entry.shape, dtype=DTYPES_BY_NAME[entry.dtype], device="meta")
+            for name, entry in entries.items()
+        }
+    except InputError as error:
+        raise InputError(f"{error}; write the folder again") from error
+    except RuntimeError as error:  # torch multiplies the sizes of a shape in 64 bits, also where one of them is 0
         raise InputError(f"{path} is not a readable safetensors file ({error}); write the folder again") from error
+    return {name: defer(_reader(path, entry), empty[name]) for name, entry in entries.items()}
 
 
-def _reader(path: Path, base: int, entry: Mapping[str, Any], like: torch.Tensor) -> Callable[[], torch.Tensor]:
-    dtype, shape, (start, end) = like.dtype, tuple(entry["shape"]), entry["data_offsets"]
-
+def _reader(path: Path, entry: Entry) -> Callable[[], torch.Tensor]:
     def read() -> torch.Tensor:
-        data = torch.empty(end - start, dtype=torch.uint8)
+        data = torch.empty(entry.end - entry.start, dtype=torch.uint8)
         array: Any = data.numpy()
         view = memoryview(array)
         with path.open("rb", buffering=0) as file:
-            file.seek(base + start)
+            file.seek(entry.start)
             while view:
                 count = file.readinto(view)
                 if not count:
                     raise InputError(f"{path.name} ends too early: it was changed while it was being read")
                 view = view[count:]
-        return data.view(dtype).reshape(shape)
+        return data.view(DTYPES_BY_NAME[entry.dtype]).reshape(entry.shape)
 
     return read

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
-import random
-import sys
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 import torch
 from torch import nn
 
 from progc.errors import CheckError
 from progc.ir.program import Program
+from progc.ir.random_state import kept_random_states
 
 _CHUNK = 1 << 20  # values of a tensor that are summed at a time
 _WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64, 16: torch.int64}
@@ -35,13 +32,13 @@ def untouched(*held: Program | nn.Module, copies: bool = False) -> Iterator[None
     Raises:
         CheckError: a weight was changed, bit for bit, and there is no copy of it.
     """
-    random_states = _random_states()
     modules = [part for one in held if isinstance(one, nn.Module) for part in one.modules()]
     before = [(part, part.training, dict(part._parameters), dict(part._buffers)) for part in modules]
     tensors = [_Tensor(name, tensor, copy=copies) for name, tensor in _tensors(held)]
     done = False
     try:
-        yield
+        with kept_random_states():
+            yield
         done = True
     finally:
         for part, training, parameters, buffers in before:
@@ -51,8 +48,6 @@ def untouched(*held: Program | nn.Module, copies: bool = False) -> Iterator[None
             part._buffers.clear()
             part._buffers.update(buffers)
         changed = [tensor.name for tensor in tensors if not tensor.put_back()]
-        for put_back in random_states:
-            put_back()
         if done and changed:
             more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
             raise CheckError(
@@ -130,20 +125,3 @@ def _tensors(held: tuple[Program | nn.Module, ...]) -> Iterator[tuple[str, torch
             if id(tensor) not in seen:
                 seen.add(id(tensor))
                 yield name, tensor
-
-
-def _random_states() -> list[Callable[[], Any]]:
-    """What puts the present random states back."""
-    state, python = torch.get_rng_state(), random.getstate()
-    found: list[Callable[[], Any]] = [lambda: torch.set_rng_state(state), lambda: random.setstate(python)]
-    numpy: Any = sys.modules.get("numpy")
-    if numpy is not None:
-        legacy = numpy.random.get_state()
-        found.append(lambda: numpy.random.set_state(legacy))
-    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    if accelerator is not None:
-        device: Any = torch.get_device_module(accelerator)
-        if getattr(device, "is_initialized", lambda: True)():  # asking for a state would start it
-            places = [()] if accelerator.type == "mps" else [(index,) for index in range(device.device_count())]
-            found += [functools.partial(device.set_rng_state, device.get_rng_state(*place), *place) for place in places]
-    return found

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from progc.errors import InputError
-from progc.files.json import read_text
+from progc.files.reading import read_text
 from progc.runs.config import Config, checked, keys, nullable, unknown
 
 SUFFIXES = (".toml", ".yaml", ".yml", ".json")
@@ -131,7 +131,7 @@ def read(path: Path) -> dict[str, Any]:
             raise InputError(f"{path}: no such file; give a config file ({', '.join(SUFFIXES)}) or a source")
         if path.stat().st_size > MAX_BYTES:
             raise InputError(f"{path}: expected a config file of at most {MAX_BYTES >> 20} MiB")
-        text = read_text(path, MAX_BYTES)
+        text = read_text(path, MAX_BYTES, links=True)
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read: {error}; expected a config file in UTF-8") from error
     kind = "TOML" if path.suffix.lower() == ".toml" else "YAML" if path.suffix.lower() != ".json" else "JSON"

@@ -11,7 +11,6 @@ import io
 import json
 import math
 import os
-import uuid
 import warnings
 from collections import Counter
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ from typing import Any, cast
 
 from progc.errors import InputError
 from progc.files.reading import open_file
+from progc.files.writing import output_file
 from progc.train.metrics import FILE, LONGEST, texts
 
 _LIMIT = 1 << 30  # bytes; one line for each of a million steps takes a quarter of this
@@ -170,14 +170,8 @@ def draw(runs: Sequence[Curves], path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # characters that the font lacks are drawn as boxes
         figure.savefig(made, dpi=150, format=path.suffix.lower()[1:])
-    temporary = path.parent / f".{uuid.uuid4().hex}"
-    try:
+    with output_file(path, "choose another --out") as temporary:
         temporary.write_bytes(made.getvalue())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror or error}; choose another --out") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _fill(figure: Any, runs: Sequence[Curves]) -> None:

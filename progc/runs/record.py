@@ -14,7 +14,7 @@ from typing import Any
 
 from progc.errors import InputError
 from progc.files.reading import read_object
-from progc.files.writing import check_output, write_file
+from progc.files.writing import check_output, replace_json
 from progc.ranks.gathering import agreed, rank, world
 from progc.runs.config import Config, difference
 from progc.runs.opening import PLAN
@@ -81,7 +81,7 @@ def _write(run: Path, config: Config, schedule: Schedule, command: Sequence[str]
     check(run, config)
     if (run / PLAN).exists() and Schedule.read(run / PLAN).to_json() != schedule.to_json():
         raise InputError(f"{run} now holds another schedule; run the same command again to resume with it")
-    write_file(run / CONFIG, config.to_json())  # first: from here on the folder belongs to this run
+    replace_json(run / CONFIG, config.to_json())  # first: from here on the folder belongs to this run
     path = run / RUN
     before = read_object(path).get("starts") if path.is_file() else None
     starts: list[Any] = before if isinstance(before, list) else []
@@ -95,7 +95,7 @@ def _write(run: Path, config: Config, schedule: Schedule, command: Sequence[str]
     )
     if not (run / PLAN).exists():
         schedule.write(run / PLAN)
-    write_file(path, {"starts": starts})
+    replace_json(path, {"starts": starts})
 
 
 def versions() -> dict[str, str]:

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 
 from progc.analysis.costs.machine import Machine, Rate, default_machine
 from progc.analysis.costs.operations import KINDS, PLAIN, Operation, Recorder
+from progc.ir.random_state import kept_random_states
 from progc.schedule.timing import synchronise
 
 _Run = Callable[[], object]
@@ -34,8 +35,7 @@ def calibrate(
     """
     place = torch.device(device or "cpu")
     known = default_machine(place.type)
-    state = torch.random.get_rng_state()
-    try:
+    with kept_random_states():
         pairs = _pairs(place, dtype)
         budget = seconds / (2 * len(pairs) + 2)
         rates = {}
@@ -45,8 +45,6 @@ def calibrate(
             long = _seconds(large, budget, place, clock)
             rates[kind] = _fitted(_work(large, kind), short, long, _work(small, kind))
         optimizer = _optimizer(place, dtype, budget, clock)
-    finally:
-        torch.random.set_rng_state(state)
     return Machine(f"{place.type}, measured", rates, optimizer, known.overlap)
 
 

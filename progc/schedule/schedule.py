@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from progc.data.regularisation import Regularisation
 from progc.errors import InputError
-from progc.files.json import read_object
+from progc.files.reading import MAX_GIVEN, read_object
 from progc.schedule.point import Point
 from progc.schedule.rules import Rule, rule_from_json
 from progc.schedule.shares import COUNTED, MEASURED, speedups
@@ -238,11 +238,11 @@ class Schedule:
             InputError: it cannot be read, is no JSON, or no schedule; names the file.
         """
         try:
-            data = read_object(Path(path))
+            data = read_object(Path(path), MAX_GIVEN, links=True)
         except InputError as error:
             reason = str(error).removeprefix(f"{path} ")
             raise InputError(
-                f"{path} cannot be read as a plan: {reason}; expected JSON written by progc plan"
+                f"{path} cannot be read as a plan: it {reason}; expected JSON written by progc plan"
             ) from error
         try:
             return cls.from_json(data)
@@ -255,9 +255,9 @@ class Schedule:
         Raises:
             InputError: the file cannot be written.
         """
-        from progc.files.writing import write_file
+        from progc.files.writing import replace_json
 
-        write_file(Path(path), self.to_json())
+        replace_json(Path(path), self.to_json())
 
     @property
     def speedup(self) -> float | None:

@@ -13,11 +13,11 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from progc.analysis.costs.counting import NotCounted
-from progc.capturing.capture import untouched
 from progc.data.task import Task
 from progc.errors import InputError
 from progc.ir.module import ProgramModule
 from progc.ir.program import Program
+from progc.ir.random_state import seeded
 
 _BATCHES = 2
 """Different batches that are made; steps take them in turns."""
@@ -84,8 +84,7 @@ def step_times(
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise InputError(f"{name} is a whole number from {least} on, not {value!r}")
     chosen = [None] * len(programs) if stages is None else list(stages)
-    with untouched(nn.Module()):
-        torch.manual_seed(seed)
+    with seeded(seed), torch.inference_mode(False), torch.enable_grad():
         count = min(_BATCHES, max(len(task.samples) // batch, 1))
         batches = list(task.batches(batch, seed=seed, count=count))
         runs = [

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-import random
-import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,7 +14,6 @@ from torch.utils import _pytree as pytree
 
 from progc.data.task import Task
 from progc.errors import CheckError
-from progc.ir.untouched import untouched
 from progc.lift.averages import Averages
 from progc.search.supernet import SubNetwork, Supernet
 
@@ -138,15 +134,3 @@ def on_device(batch: Any, supernet: Supernet) -> Any:
     """The batch where the supernet's tensors are."""
     device = next((tensor.device for tensor in supernet.program.tensors.values()), torch.device("cpu"))
     return pytree.tree_map_only(torch.Tensor, lambda tensor: tensor.to(device), batch)
-
-
-@contextlib.contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Random numbers from a seed inside; torch's, Python's and numpy's generators are as before behind it."""
-    with untouched():
-        torch.manual_seed(seed % 2**63)
-        random.seed(seed)
-        numpy: Any = sys.modules.get("numpy")
-        if numpy is not None:
-            numpy.random.seed(seed % 2**32)
-        yield

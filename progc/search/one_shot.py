@@ -21,13 +21,14 @@ from progc.data.regularisation import Regularisation
 from progc.data.task import Task
 from progc.errors import InputError
 from progc.ir.program import Program
+from progc.ir.random_state import seeded
 from progc.lift.averages import Averages
 from progc.schedule.building import network
 from progc.schedule.point import Point
 from progc.schedule.schedule import Decision
 from progc.schedule.space import Index, Space
 from progc.search.candidates import one_shot_candidates
-from progc.search.elastic import seeded, train_step
+from progc.search.elastic import train_step
 from progc.search.one_shot_stage import BeforeStep, OneShotSettings, Progress, StageSearch
 from progc.search.power_law import FitChoice
 from progc.search.supernet import Supernet

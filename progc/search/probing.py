@@ -17,6 +17,7 @@ from progc.errors import CheckError, InputError
 from progc.ir.deferred import device_of, is_deferred
 from progc.ir.module import ProgramModule
 from progc.ir.program import Program
+from progc.ir.random_state import seeded
 
 if TYPE_CHECKING:
     from progc.search.proxies.base import Proxy
@@ -133,17 +134,16 @@ def check_losses(
         InputError: the loss is no scalar.
     """
     loss_of = losses(program, task, stage)
-    torch.default_generator.manual_seed(seed)
-    for number, batch in enumerate(batches, 1):
-        with torch.no_grad():
+    with seeded(seed), torch.no_grad():
+        for number, batch in enumerate(batches, 1):
             loss = loss_of(batch)
-        if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
-            raise InputError(f"{where}: the loss is a scalar tensor, not {_what(loss)}; mend loss()")
-        if not math.isfinite(float(loss)):
-            raise CheckError(
-                f"{where}: the loss is {float(loss):g} on batch {number} of {len(batches)}; "
-                "check the weights and these samples"
-            )
+            if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
+                raise InputError(f"{where}: the loss is a scalar tensor, not {_what(loss)}; mend loss()")
+            if not math.isfinite(float(loss)):
+                raise CheckError(
+                    f"{where}: the loss is {float(loss):g} on batch {number} of {len(batches)}; "
+                    "check the weights and these samples"
+                )
 
 
 def losses(program: Program, task: Task, stage: int | None) -> Callable[[Any], torch.Tensor]:

@@ -10,13 +10,12 @@ import json
 import os
 import stat
 import time
-import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
 from progc.errors import InputError
-from progc.files.writing import finite, sync
+from progc.files.writing import finite, replacing
 
 FILE = "metrics.jsonl"
 LONGEST = 1e10
@@ -96,19 +95,14 @@ class Metrics:
         if not self.writes:
             return
         self._file.close()
-        temporary = self.path.parent / f".{FILE}-{uuid.uuid4().hex}"
         try:
-            with temporary.open("w", encoding="utf-8") as file:
+            with replacing(self.path) as temporary, temporary.open("w", encoding="utf-8") as file:
                 for line in _lines(self.path):
                     if _before(line, step, stage):
                         file.write(json.dumps(finite(line), allow_nan=False) + "\n")
-            sync(temporary)
-            os.replace(temporary, self.path)
             self._file = _appending(self.path)
         except OSError as error:
             raise InputError(f"{self.path} cannot be written: {error.strerror or error}; free space") from error
-        finally:
-            temporary.unlink(missing_ok=True)
         if self._boards is not None:
             self._boards.cut(step)
         self._before, self._start = _last_seconds(self.path), time.monotonic()

@@ -11,14 +11,13 @@ import dataclasses
 import os
 import signal
 import threading
-import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
 from progc.errors import InputError
-from progc.files.writing import sync
+from progc.files.writing import output_file
 from progc.ir.tensor_file import write_tensors
 from progc.ranks.gathering import agreed
 
@@ -87,15 +86,8 @@ def write_weights(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     Raises:
         InputError: the disk refuses.
     """
-    temporary = path.parent / f".{path.name}-{uuid.uuid4().hex}"
-    try:
+    with output_file(path, "free space") as temporary:
         write_tensors(temporary, {name: tensor.detach() for name, tensor in tensors.items()})
-        sync(temporary)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror or error}; free space") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)

@@ -20,6 +20,7 @@ from progc.data.loading import steps, steps_per_epoch
 from progc.data.staged import for_stage, not_set
 from progc.data.task import Task
 from progc.ir.program import Program
+from progc.ir.random_state import seed_everything
 from progc.lift.averages import Averages
 from progc.schedule.controlling import Controller
 from progc.schedule.running import RunningStage, stages, trained
@@ -152,7 +153,7 @@ class Trainer:
         checkpoint = None if found is None else load(found)
         if checkpoint is None:
             self.log.cut(0, 0)  # removes lines of a run that was killed before its first checkpoint
-        _seed(self.settings.seed)
+        seed_everything(self.settings.seed)
         start = checkpoint.manifest.stage if checkpoint is not None else 0
         self.controller = self._controller(checkpoint)
         controllers: dict[str, Any] = {"guard": self.guard, "seen": self.seen}
@@ -194,7 +195,7 @@ class Trainer:
             self.log.cut(self.step, running.stage.index)
             self.progress.note(f"resumes from {checkpoint.path.name}, stage {running.stage.index}")
         elif self.active is None:
-            _seed(self.settings.seed + 1_000_003 * self.parallel.rank)  # dropout differs between ranks
+            seed_everything(self.settings.seed + 1_000_003 * self.parallel.rank)  # dropout differs between ranks
         wrapped = self.parallel.wrap(module, running.optimizer, running.ema)
         task = for_stage(self.task, running.stage.regularisation, running.program)
         stepper = Stepper(
@@ -360,13 +361,3 @@ class Trainer:
     def _on_device(self, make: Callable[[nn.Module], Any]) -> Callable[[nn.Module], Any]:
         """Moves the module to the training device before something is made from it."""
         return lambda module: make(module.to(self.parallel.device))
-
-
-def _seed(seed: int) -> None:
-    import random
-
-    import numpy as np
-
-    torch.manual_seed(seed)
-    random.seed(seed)
-    np.random.seed(seed % 2**32)

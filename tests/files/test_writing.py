@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from progc.errors import InputError
-from progc.files.writing import check_output, json_text, output_folder, read_folder, write_json
+from progc.files.reading import read_folder
+from progc.files.writing import check_output, json_text, output_file, output_folder, replace_json, replacing, write_json
 from progc.ir.tensor_file import write_tensors
 from tests.command import files_below
 
@@ -81,3 +82,26 @@ def test_a_folder_reads_back_without_tensors(tmp_path: Path) -> None:
     content = read_folder(tmp_path / "out")
     assert content["report"] == {"seed": 3} and content["plan"] is None
     assert content["tensors"] == {"model.safetensors": {"w": {"dtype": "BF16", "shape": [2, 3]}}}
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_text("old")
+    with pytest.raises(ZeroDivisionError), replacing(path) as temporary:
+        temporary.write_text("half")
+        raise ZeroDivisionError
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+    with replacing(path) as temporary:
+        temporary.write_text("new")
+        assert path.read_text() == "old"
+    assert path.read_text() == "new" and list(tmp_path.iterdir()) == [path]
+    with pytest.raises(InputError, match="a cannot be written: No such file or directory; free space"):
+        with output_file(tmp_path / "none" / "a", "free space") as temporary:
+            temporary.write_text("x")
+
+
+def test_json_replaces_a_file_but_not_a_folder(tmp_path: Path) -> None:
+    replace_json(tmp_path / "a.json", {"x": float("nan")})
+    assert json.loads((tmp_path / "a.json").read_text()) == {"x": None}
+    with pytest.raises(InputError, match="is a folder; give the name of a file"):
+        replace_json(tmp_path, {})

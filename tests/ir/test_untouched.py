@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -37,27 +36,6 @@ def test_random_states_are_put_back(program: Program) -> None:
         torch.manual_seed(9), random.seed(9), np.random.seed(9)
         draws()
     assert draws() == expected
-
-
-@pytest.mark.parametrize(("kind", "places"), [("cuda", [(0,), (1,)]), ("mps", [()])])
-def test_random_states_of_accelerators_are_put_back(
-    kind: str, places: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    states = {place: torch.tensor([len(place), *place]) for place in places}
-    before = {place: state.clone() for place, state in states.items()}
-    device = SimpleNamespace(
-        is_initialized=lambda: True,
-        device_count=lambda: len(places),
-        get_rng_state=lambda *place: states[place].clone(),
-        set_rng_state=lambda state, *place: states.update({place: state}),
-    )
-    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
-    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device(kind))
-    monkeypatch.setattr(torch, "get_device_module", lambda accelerator: device)
-    with untouched():
-        for state in states.values():
-            state += 5
-    assert all(torch.equal(states[place], state) for place, state in before.items())
 
 
 def test_buffers_gradients_flags_and_modes_are_put_back() -> None:

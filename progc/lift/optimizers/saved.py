@@ -13,7 +13,8 @@ import torch
 from torch.optim import Optimizer
 
 from progc.errors import InputError
-from progc.files.json import decode, encode, read_object
+from progc.files.json import decode, encode
+from progc.files.reading import MAX_GIVEN, read_object
 from progc.files.weights import read_weights
 from progc.files.writing import output_folder, write_json
 from progc.ir.program import Program
@@ -115,7 +116,7 @@ def load_optimizer(folder: Path | str, optimizer: Optimizer, program: Program) -
     """
     path = Path(folder) / _REST
     try:
-        data = read_object(path)
+        data = read_object(path, MAX_GIVEN, links=True)
     except InputError as error:
         raise InputError(f"{path} is no optimizer state ({error}); expected what save_optimizer wrote") from error
     load_optimizer_data(data, lambda: read_weights(Path(folder) / _TENSORS), optimizer, program, path)

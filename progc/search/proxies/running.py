@@ -18,6 +18,7 @@ from progc.errors import InputError
 from progc.ir.binding import InputBinding
 from progc.ir.check import GraphRun
 from progc.ir.program import Mode, Program
+from progc.ir.random_state import seeded
 from progc.search.proxies import samples as batches
 from progc.search.proxies.sample_dims import SamplePlace
 
@@ -87,12 +88,7 @@ class Network:
 @contextlib.contextmanager
 def undisturbed(program: Program, seed: int) -> Iterator[None]:
     """Gradients on, random generators seeded inside and put back after: masks are drawn from the global ones."""
-    tensors = program.tensors.values()
-    devices = sorted({tensor.device.index or 0 for tensor in tensors if tensor.device.type == "cuda"})
-    with torch.random.fork_rng(devices=devices), torch.enable_grad():
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed devices that are not put back
-        for device in devices:
-            torch.cuda.default_generators[device].manual_seed(seed)
+    with seeded(seed), torch.enable_grad():
         yield
 
 
