@@ -8,7 +8,7 @@ from typing import ClassVar, cast
 from progc.analysis.chains import chains_of
 from progc.errors import TargetError
 from progc.ir.program import Program
-from progc.lift.compose import composed
+from progc.lift.lift import composed
 from progc.passes.grow_resolution import GrowResolution
 from progc.pipeline.base import Pass, PassResult, option
 from progc.transforms.shrinking.depths import Rule, choose, parse_depth

@@ -1,9 +1,7 @@
-"""Every error that a user can meet, with the exit code it carries.
+"""The errors that users meet, each with its exit code, and suggestions for mistyped names.
 
-A message says what was given, what was expected and how to go on, in one line. `ProgcError` and its
-children are for users; `assert` is for our own invariants.
-
-Near misses: the names a user may have meant.
+A message is one line: what was given, what was expected, and what to do next. `ProgcError` and its subclasses are for
+users; `assert` is for progc's own invariants.
 """
 
 from __future__ import annotations
@@ -12,29 +10,29 @@ import difflib
 from collections.abc import Iterable
 
 LOSSY = "accept the difference with lossy=true (progc grow: --lossy)"
-"""How to go on where exact growth is impossible; part of every such message."""
+"""What to do where exact growth is impossible; part of every such message."""
 
 
 class ProgcError(Exception):
-    """Base of all user-facing errors. `exit_code` is what the command line returns."""
+    """Base class of all errors for users. `exit_code` is what the command line returns."""
 
     exit_code = 2
 
 
 class InputError(ProgcError):
-    """Wrong use or bad input: a path, a name, an option, a file's contents. Exit code 2."""
+    """Invalid input: a path, a name, an option, or the contents of a file. Exit code 2."""
 
 
 class CaptureError(InputError):
-    """The model cannot be captured by torch.export; names the user's file, line and construct."""
+    """torch.export cannot capture the model; the message gives the file, the line and the construct."""
 
 
 class TargetError(InputError):
-    """A target that cannot be reached from the source: smaller, not aligned, forbidden by a constraint."""
+    """The target cannot be reached from the source: it is smaller, not aligned, or violates a constraint."""
 
 
 class PipelineSyntaxError(InputError):
-    """Pipeline text that does not parse. `text` and `position` place the caret."""
+    """The pipeline text does not parse. `text` and `position` give the place of the error."""
 
     def __init__(self, message: str, text: str, position: int) -> None:
         self.text = text
@@ -43,25 +41,25 @@ class PipelineSyntaxError(InputError):
 
 
 class PassOptionError(InputError):
-    """An option that a pass does not have, or a value it does not take."""
+    """A pass does not have this option, or does not accept this value."""
 
 
 class CheckError(ProgcError):
-    """A check failed: growth claimed lossless and is not, verifier, NaN. Exit code 1."""
+    """A check failed: the float64 check of a growth, the verifier, or a loss that is NaN. Exit code 1."""
 
     exit_code = 1
 
 
 class VerifyError(CheckError):
-    """The verifier found a broken program; the message names the pass, the node, expected and found."""
+    """The verifier found an invalid program; the message names the pass, the node, and what was expected and found."""
 
 
 class NotLosslessError(CheckError):
-    """Lossless growth was asked for and cannot be exact: names the axis, the operation and why."""
+    """Lossless growth is impossible here; the message names the axis, the operation and the reason."""
 
 
 def did_you_mean(given: str, known: Iterable[str], limit: int = 3) -> str:
-    """`; did you mean a, b?` with the known names closest to `given`, or an empty string if none is close."""
+    """Returns `; did you mean a, b?` with the known names closest to `given`, or an empty string if none is close."""
     names = sorted(set(known))
     close = difflib.get_close_matches(given, names, limit, cutoff=0.6)
     if not close:

@@ -25,7 +25,7 @@ from progc.files.weights import check_fit
 from progc.ir.tensor_file import DTYPES_BY_NAME
 from progc.lift.averages import Averages
 from progc.lift.optimizers.saved import load_optimizer_data
-from progc.ranks.gathering import rank as own_rank
+from progc.ranks.agreeing import rank as own_rank
 
 if TYPE_CHECKING:
     from progc.schedule import Schedule

@@ -16,7 +16,7 @@ from progc.checkpoints.state import Buffers, Snapshot, State, snapshot
 from progc.checkpoints.writing import clean, write, write_part
 from progc.data.order import DataPosition
 from progc.errors import InputError
-from progc.ranks.gathering import agreed, apart, rank, told
+from progc.ranks.agreeing import apart, raise_together, rank, told
 
 if TYPE_CHECKING:
     from progc.schedule import Schedule
@@ -63,7 +63,7 @@ def save(
         folder = None if held is None else _write(Path(run), held, replace, None)
     except InputError as error:
         failed = error
-    agreed(failed)
+    raise_together(failed)
     return Path(told(None if folder is None else str(folder)))
 
 
@@ -132,7 +132,7 @@ class Saver:
                 self._write(held, replace)
         except InputError as error:
             failed = error
-        agreed(failed)
+        raise_together(failed)
         self.stall = time.perf_counter() - start
 
     def wait(self) -> None:
@@ -145,7 +145,7 @@ class Saver:
             self._thread.join()
             self._thread = None
         failed, self._failed = self._failed, None
-        agreed(failed)
+        raise_together(failed)
 
     def close(self) -> None:
         """Waits as `wait` does, and frees the memory of the copies."""

@@ -19,7 +19,7 @@ import torch
 from progc.checkpoints.manifest import FileEntry
 from progc.errors import InputError
 from progc.files.reading import is_count
-from progc.ranks.gathering import gathered, told
+from progc.ranks.agreeing import gathered, told
 
 SHARDS = "shards.json"
 _MODEL = "model.safetensors"

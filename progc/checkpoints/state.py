@@ -19,7 +19,7 @@ from progc.files.json import encode
 from progc.ir.program import Program
 from progc.lift.averages import Averages, named_tensors
 from progc.lift.optimizers.saved import optimizer_as_data
-from progc.ranks.gathering import gathered, rank, world
+from progc.ranks.agreeing import gathered, rank, world
 
 if TYPE_CHECKING:
     from progc.schedule import Schedule

@@ -175,7 +175,7 @@ def _processes(config: Config) -> Iterator[Parallel]:
 @contextlib.contextmanager
 def _scratch() -> Iterator[Path]:
     """A temporary folder, the same on all ranks."""
-    from progc.ranks.gathering import rank, told
+    from progc.ranks.agreeing import rank, told
 
     with contextlib.ExitStack() as stack:
         own = stack.enter_context(tempfile.TemporaryDirectory(prefix="progc-smoke-")) if rank() == 0 else None

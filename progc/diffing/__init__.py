@@ -1,4 +1,4 @@
-"""What changed between two programs: `progc.diff` and `progc diff`."""
+"""Compares two programs or output folders: `progc.diff` and `progc diff`. May import `analysis` and below."""
 
 from progc.diffing.compare import diff
 from progc.diffing.result import ProgramDiff

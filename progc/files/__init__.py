@@ -1,4 +1,4 @@
-"""Files: reading and writing JSON, tensors and folders safely, and running a user's Python file.
+"""Files: reads and writes JSON, weights and output folders safely, and imports a user's Python file.
 
-Every write is atomic and every read is bounded and checked; nothing here knows a program. May import `errors` only.
+Every write is atomic, and every read is bounded and checked. Nothing here knows programs. May import `errors` only.
 """

@@ -1,4 +1,4 @@
-"""Python files of the user: imported under a private name, leaving no trace in `sys.path` or on disk.
+"""Imports Python files of the user under a private name, without a trace in `sys.path` or on disk.
 
 While such a file runs, its own folder comes first in `sys.path`, as when Python runs it as a script, so it
 can import its neighbours. Neighbours of one folder are dropped from `sys.modules` before a file of another
@@ -26,10 +26,10 @@ _neighbours: dict[Path, dict[str, types.ModuleType]] = {}
 
 
 def load_file(path: Path) -> types.ModuleType:
-    """The file as a module; the same module for the same unchanged file.
+    """Imports a Python file; returns the same module as long as the file does not change.
 
     Raises:
-        InputError: no such file, not Python, or it fails when imported (with its line).
+        InputError: the file is missing, is not Python, or fails on import (the message gives the line).
     """
     try:
         status = path.stat()
@@ -56,15 +56,15 @@ def load_file(path: Path) -> types.ModuleType:
 
 
 def run(path: Path, function: Callable[[], Any], when: str) -> Any:
-    """Calls into the user's file, with its folder importable.
+    """Calls a function of the user's file, with the folder of the file importable; returns its result.
 
     Args:
         path: the file.
-        function: what to call.
-        when: the occasion, for the message: "is imported", "builds the model".
+        function: the function.
+        when: what the file does at that moment, for the message: "is imported", "builds the model".
 
     Raises:
-        InputError: whatever the file raised, as one line with the place in the file.
+        InputError: the file raised an exception; the message gives it on one line, with the line of the file.
     """
     try:
         with _importable(path.resolve().parent):
@@ -81,7 +81,7 @@ def run(path: Path, function: Callable[[], Any], when: str) -> Any:
 
 
 def required_arguments(function: Callable[..., Any]) -> list[str]:
-    """Names of the parameters without a default."""
+    """Returns the names of the parameters that have no default."""
     try:
         parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError):  # written in C: it has no signature to read
@@ -99,7 +99,7 @@ def _compiled(path: Path) -> types.CodeType:
         return compile(source, str(path.resolve()), "exec", dont_inherit=True)
     except SyntaxError as error:
         line = f":{error.lineno}" if error.lineno else ""
-        raise InputError(f"{path}{line}: syntax error: {error.msg}; mend the file and try again") from error
+        raise InputError(f"{path}{line}: syntax error: {error.msg}; fix the file and try again") from error
     except (OSError, ValueError, RecursionError, MemoryError) as error:  # unreadable, not text, null bytes, too deep
         raise InputError(f"{path} cannot be read as Python: {error}") from error
 

@@ -1,4 +1,4 @@
-"""Weight files: safetensors, or a torch file that holds tensors and nothing else. Pickled objects are refused."""
+"""Reads weight files: safetensors, or torch files that hold tensors only. Pickled objects are refused."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import nn
 
 from progc.errors import InputError
 
-# Under these keys trainers keep a state dict beside optimizer state; looked up in this order.
+# Trainers keep a state dict under one of these keys, next to optimizer state; looked up in this order.
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "state_dict_ema", "model_ema", "ema", "module")
 _EMA_FIRST = ("state_dict_ema", "model_ema", "ema", *_WRAPPERS)
 # Wrappers of torch put these before every name.
@@ -21,14 +21,14 @@ _PREFIXES = ("module.", "_orig_mod.")
 
 
 def read_weights(path: Path, *, ema: bool = False) -> dict[str, torch.Tensor]:
-    """All tensors of a weight file, on the CPU, under the names of the model.
+    """Returns all tensors of a weight file, on the CPU, by name; prefixes of torch's wrappers are removed.
 
     Args:
         path: a safetensors file, or a file of `torch.save` (read with `weights_only=True`).
-        ema: whether the averaged copy is wanted where a torch file holds both.
+        ema: whether to take the averaged copy (EMA) where a torch file holds both.
 
     Raises:
-        InputError: no such file, corrupt, or a file that needs pickle.
+        InputError: the file is missing, is corrupt, or needs pickle.
     """
     if not path.is_file():
         raise InputError(f"no such file: {path}; expected weights as .safetensors or .pt")
@@ -40,12 +40,12 @@ def read_weights(path: Path, *, ema: bool = False) -> dict[str, torch.Tensor]:
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
-    """Copies a weight file into `model`, in place; every name must be there and fit.
+    """Copies the tensors of a weight file into `model`, in place; names and shapes must be those of the model.
 
-    A name may be missing where it is tied to one that is present.
+    A name may be missing if it is tied to one that is present.
 
     Raises:
-        InputError: as `read_weights`; or the file does not fit, with the first names that do not.
+        InputError: see `read_weights`; or the file does not fit (the message gives the first names that differ).
     """
     tensors = read_weights(path)
     state = model.state_dict(keep_vars=True)
@@ -67,14 +67,14 @@ def check_fit(
     """Compares names and shapes of a weight file with a model's state dict.
 
     Args:
-        path: for the message.
-        tensors: what the file holds.
-        state: what the model holds.
+        path: the file, for the message.
+        tensors: the tensors of the file.
+        state: the state dict of the model.
         model: name of the model, for the message.
         optional: names that the file may leave out.
 
     Raises:
-        InputError: counts and first names of what is missing, unexpected or of another shape.
+        InputError: names are missing or unexpected, or have another shape; the message counts them and gives the first.
     """
     free = set(optional)
     missing = [name for name in state if name not in tensors and name not in free]
@@ -110,8 +110,8 @@ def _safetensors_file(path: Path) -> dict[str, torch.Tensor]:
         tensors: dict[str, torch.Tensor] = load_file(path)
     except (SafetensorError, OSError, ValueError, KeyError) as error:
         raise InputError(
-            f"{path} is not a readable safetensors file ({_brief(error)}); it may be cut off or of another format: "
-            "write it again"
+            f"{path} is not a readable safetensors file ({_brief(error)}); it may be cut off or in another format; "
+            "save it again"
         ) from error
     return tensors
 
@@ -121,19 +121,19 @@ def _torch_file(path: Path, ema: bool) -> dict[str, torch.Tensor]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise InputError(
-            f"{path} holds pickled objects beside tensors, or is corrupt, and is not read; where you trust it, convert "
-            f"it: torch.save(torch.load({path.name!r}, weights_only=False)['state_dict'], 'weights.pt')"
+            f"{path} holds pickled objects besides tensors, or is corrupt; progc does not load it. If you trust it, "
+            f"convert it: torch.save(torch.load({path.name!r}, weights_only=False)['state_dict'], 'weights.pt')"
         ) from error
     except Exception as error:  # a corrupt file fails in many ways inside zip and pickle readers
-        raise InputError(f"{path} is not a readable torch file ({_brief(error)}); write it again") from error
+        raise InputError(f"{path} is not a readable torch file ({_brief(error)}); save it again") from error
     for wrapper in _EMA_FIRST if ema else _WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
             break
     if not isinstance(content, Mapping) or not all(isinstance(value, torch.Tensor) for value in content.values()):
         raise InputError(
-            f"{path} holds no state dict; expected a dict of tensors, or one under the key "
-            f"{', '.join(_WRAPPERS[:3])}; write it with torch.save(model.state_dict(), ...)"
+            f"{path} does not hold a state dict; expected a dict of tensors, or one under the key "
+            f"{', '.join(_WRAPPERS[:3])}; save it with torch.save(model.state_dict(), ...)"
         )
     return {str(name): value for name, value in content.items()}
 

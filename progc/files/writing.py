@@ -129,7 +129,7 @@ def check_file(path: Path) -> None:
         probe.unlink()
     except OSError as error:
         raise InputError(
-            f"output {path} cannot be written ({error.strerror} in {path.parent}); make the folder or choose another"
+            f"output {path} cannot be written ({error.strerror} in {path.parent}); create the folder or choose another"
         ) from error
 
 

@@ -1,4 +1,5 @@
-"""The program: two torch.fx graphs over one set of tensors, with printing, running, verifying and comparing.
+"""The program: two torch.fx graphs over one set of tensors. Prints, runs, verifies and compares programs.
 
-Traits of operations live here too. May import `files` and `errors`; knows no analysis and no pass.
+Properties of single operations, files of tensors and random states are here too. May import `files`, `ranks` and
+`errors`; knows no analysis and no pass.
 """

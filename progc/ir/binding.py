@@ -1,4 +1,4 @@
-"""User inputs of a program: from a call to flat graph inputs, checked against what was captured."""
+"""Binds the inputs of a call to the flat inputs of a graph, checked against the captured example."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from progc.ir.program import Program
 
 
 class InputBinding:
-    """Brings the inputs of a call into the order of the captured example and refuses what the graphs cannot take."""
+    """Orders the inputs of a call like the captured example, and refuses inputs that the graphs cannot take."""
 
     def __init__(self, program: Program) -> None:
         args, kwargs = program.example
@@ -22,17 +22,17 @@ class InputBinding:
         placeholders = [node for node in program.graphs["eval"].nodes if node.op == "placeholder"]
         self._names = [node.name for node in placeholders]
         self._ranges = [node.meta.get("batch_range", (1, None)) for node in placeholders]
-        # `forward`'s parameters in the order of its signature, as far as a captured input tells their place.
+        # `forward`'s parameters in the order of its signature, as far as captured inputs give their position.
         known = {node.meta["argument"] for node in placeholders if "argument" in node.meta}
         self._positions = {index: name for name, index in known if index >= 0 and name}
         self._args = [self._positions.get(index, "") for index in range(len(args))]
         self._kwargs = list(kwargs)
 
     def flatten(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
-        """Flat inputs in placeholder order.
+        """Returns the flat inputs, in the order of the placeholders.
 
         Raises:
-            InputError: another structure, size, or constant than captured.
+            InputError: the structure, a size or a constant differs from the captured one.
         """
         leaves, spec = pytree.tree_flatten((args, kwargs))
         if spec != self._signature.in_spec:
@@ -41,14 +41,14 @@ class InputBinding:
             if spec != self._signature.in_spec:
                 raise InputError(
                     f"inputs have the structure {_outline((args, kwargs))}; "
-                    f"this program was captured with {_outline(self._example)}: call it so, or capture it again"
+                    f"expected {_outline(self._example)}, as captured; call it with that structure, or capture it again"
                 )
         for index, leaf in enumerate(leaves):
             self._check(index, leaf)
         return leaves
 
     def _arranged(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The same inputs split into positional and keyword ones as they were at capture, where names tell."""
+        """The inputs split into positional and keyword ones as at capture, where parameter names allow it."""
         if any(index not in self._positions for index in range(len(args))):
             return args, kwargs
         values = {self._positions[index]: value for index, value in enumerate(args)}
@@ -66,24 +66,24 @@ class InputBinding:
             if isinstance(leaf, torch.Tensor) or type(leaf) is not type(wanted) or leaf != wanted:
                 given = "a tensor" if isinstance(leaf, torch.Tensor) else repr(leaf)
                 raise InputError(
-                    f"input `{name}` is {given}; this program was captured with {wanted!r}: capture it again"
+                    f"input `{name}` is {given}; expected {wanted!r}, as captured; for another value, capture again"
                 )
             return
         if not isinstance(leaf, torch.Tensor):
-            raise InputError(f"input `{name}` is a {type(leaf).__name__}; this program takes a tensor of shape {shape}")
+            raise InputError(f"input `{name}` is a {type(leaf).__name__}; expected a tensor of shape {list(shape)}")
         skip = 1 if self._signature.batch_dims[index] else 0
         free = self._signature.free_dims[index] if self._signature.free_dims else ()
         checked = [dim for dim in range(skip, len(shape)) if dim not in free]
         if leaf.dim() != len(shape) or any(leaf.shape[dim] != shape[dim] for dim in checked):
             sizes = ["any" if dim in free else str(size) for dim, size in enumerate(shape)]
             expected = ", ".join(["batch", *sizes[1:]] if skip else sizes)
-            raise InputError(f"input `{name}` has shape {list(leaf.shape)}; this program takes [{expected}]")
+            raise InputError(f"input `{name}` has shape {list(leaf.shape)}; expected [{expected}]")
         low, high = self._ranges[index]
         if skip and (leaf.shape[0] < low or (high is not None and leaf.shape[0] > high)):
             allowed = f"{low} to {high}" if high is not None else f"at least {low}"
             raise InputError(
-                f"input `{name}` has batch size {leaf.shape[0]}; this program takes {allowed}: "
-                "the model treats other sizes in another way; capture it with an example of that size"
+                f"input `{name}` has batch size {leaf.shape[0]}; expected {allowed}: the model runs other code for "
+                "other sizes; capture it with an example of that size"
             )
 
 

@@ -1,10 +1,8 @@
-"""The float64 check: do two programs compute the same function?
+"""The float64 check: measures how far two programs are from computing the same function.
 
-Both programs are interpreted node by node in float64 on the same inputs. Memory stays small: a parameter
-is converted when its node is reached and freed after its last use, so no float64 copy of a model ever
-exists. Nothing of either program is written to: in-place operations act on copies.
-
-A program's graph run node by node over tensors that are given by name.
+Both programs are interpreted node by node in float64 on the same inputs. Memory stays small: a parameter is converted
+when its node is reached and freed after its last use, so no float64 copy of a model ever exists. Neither program is
+written to: in-place operations act on copies.
 """
 
 from __future__ import annotations
@@ -35,14 +33,14 @@ _WIDER = {
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """How far two programs are apart.
+    """How much the outputs of two programs differ.
 
     Attributes:
-        max_abs: largest |a - b| over all floating outputs; inf if not finite.
-        max_rel: largest over outputs of max |a - b| / max |a|, where a is the first program (relative to 1 where a
-            is zero everywhere); inf if not finite.
-        finite: False if any output of either program holds NaN or Inf.
-        silent: True if some output of the first program is zero everywhere: it hides what feeds it.
+        max_abs: largest |a - b| over all floating-point outputs; inf if one is not finite.
+        max_rel: largest max |a - b| / max |a| over the outputs, where a is the first program (relative to 1 where a is
+            zero everywhere); inf if one is not finite.
+        finite: False if an output of either program holds NaN or infinity.
+        silent: True if an output of the first program is zero everywhere, which hides differences in what feeds it.
     """
 
     max_abs: float
@@ -55,11 +53,13 @@ def compare(before: Program, after: Program, *, seed: int, batch: int | None = N
     """Compares two programs in eval mode, in float64.
 
     Args:
-        seed: of the inputs: floating inputs are drawn from N(0, 1) in the example's shape, others are the example's.
-        batch: batch size where it is dynamic; by default one sample, or the example's batch if one will not do.
+        before, after: the programs.
+        seed: seed of the inputs: floating-point ones are drawn from N(0, 1) in the example's shape, others are the
+            example's.
+        batch: batch size where it is dynamic; by default 1, or the example's if the network does not run on 1 sample.
 
     Raises:
-        CheckError: a program fails to run, or outputs differ in number or shape, or none is floating.
+        CheckError: a program fails to run, outputs differ in number or shape, or none is floating-point.
     """
     if batch is not None:
         return _compare(before, after, seed, batch)
@@ -77,7 +77,7 @@ def _compare(before: Program, after: Program, seed: int, batch: int | None) -> D
 
 
 def _further(program: Program, known: int, seed: int, batch: int | None) -> list[Any]:
-    """Inputs that a pass appended to those the program had: a stage."""
+    """Inputs that a pass appended, such as the stage."""
     return example_inputs(program, seed, batch)[known:]
 
 
@@ -89,17 +89,18 @@ def compare_train(
     batch: int | None = None,
     buffers: Mapping[str, str] | None = None,
 ) -> Difference:
-    """Compares outputs of the train graphs and what they wrote into buffers (BatchNorm statistics), in float64.
+    """Compares two programs in train mode, in float64: outputs, and buffers after the step (BatchNorm statistics).
 
     Args:
-        seed: as in `compare`.
-        batch: batch size where it is dynamic; by default the example's, as BatchNorm may need several samples.
-        buffers: name after to name before of the buffers to compare; by default every name that both programs
-            have, with one shape in both.
+        before, after: the programs.
+        seed: see `compare`.
+        batch: batch size where it is dynamic; by default the example's, since BatchNorm may need several samples.
+        buffers: the buffers to compare, name in `after` to name in `before`; by default all that both have in the
+            same shape.
 
     Raises:
-        InputError: a train graph draws random numbers, so that two programs cannot be compared; names the node.
-        CheckError: as in `compare`.
+        InputError: a train graph draws random numbers, so the programs cannot be compared; the message gives the node.
+        CheckError: see `compare`.
     """
     for program in (before, after):
         for node in stochastic(program.graphs["train"]):
@@ -117,7 +118,7 @@ def compare_train(
 
 
 def example_inputs(program: Program, seed: int, batch: int | None = None) -> list[Any]:
-    """Flat inputs for `run_float64`: floating ones f64 from N(0, 1), others as in the example.
+    """Returns flat inputs for `run_float64`: floating-point ones float64 from N(0, 1), others as in the example.
 
     `batch` replaces the size of dim 0 where it is dynamic (a larger one repeats integer samples).
     """
@@ -139,17 +140,19 @@ def example_inputs(program: Program, seed: int, batch: int | None = None) -> lis
 def run_float64(
     program: Program, mode: Mode, inputs: list[Any], seed: int = 0
 ) -> tuple[list[Any], dict[str, torch.Tensor]]:
-    """Runs one graph in float64 without touching the program.
+    """Runs one graph in float64 without changing the program.
 
     Args:
-        inputs: flat, in placeholder order.
-        seed: of the global random generator during the run; its state is put back afterwards.
+        program: the program.
+        mode: "train" or "eval".
+        inputs: flat, in the order of the placeholders.
+        seed: seed of the global random generators during the run; their states are restored afterwards.
 
     Returns:
-        The flat outputs, and the buffers that the graph reads as they are afterwards.
+        The flat outputs, and the buffers that the graph reads, with their values after the run.
 
     Raises:
-        CheckError: a node fails; names it.
+        CheckError: a node fails; the message gives it.
     """
     interpreter = _Float64(program, mode)
     copies = [leaf.clone() if isinstance(leaf, torch.Tensor) else leaf for leaf in inputs]
@@ -159,7 +162,7 @@ def run_float64(
 
 
 class _Float64(fx.Interpreter):
-    """Interprets a program's graph with float64 in place of every smaller floating dtype."""
+    """Interprets a program's graph with float64 in place of every smaller floating-point dtype."""
 
     def __init__(self, program: Program, mode: Mode) -> None:
         super().__init__(nn.Module(), garbage_collect_values=True, graph=program.graphs[mode])
@@ -202,7 +205,7 @@ class _Float64(fx.Interpreter):
 
 
 def _only_asserts(target: Any) -> bool:
-    """Operations that check dtypes, or sizes against the captured range: neither holds here."""
+    """Operations that check dtypes, or sizes against the captured range; both differ here."""
     return str(getattr(target, "__name__", target)).startswith(("_assert", "sym_constrain_range"))
 
 
@@ -221,7 +224,7 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
 
 
 def stochastic(graph: fx.Graph) -> list[fx.Node]:
-    """Nodes that draw random numbers; dropout of probability 0 and out of training do not."""
+    """Returns the nodes that draw random numbers; dropout of probability 0, or outside training, does not."""
     return [node for node in graph.nodes if node.op == "call_function" and _draws(node)]
 
 
@@ -265,15 +268,16 @@ def _difference(first: list[Any], second: list[Any]) -> Difference:
         max_abs, silent = max(max_abs, gap), silent or not size
         max_rel = max(max_rel, gap / (size or 1.0))
     if not compared:
-        raise CheckError("float64 check: no output is a floating tensor; there is nothing to compare")
+        raise CheckError("float64 check: expected a floating-point output to compare, found none")
     return Difference(max_abs, max_rel, True, silent) if finite else Difference(math.inf, math.inf, False)
 
 
 class GraphRun(fx.Interpreter):
-    """Runs a graph; `env` holds the value of every node that is still needed.
+    """Interprets a graph over tensors given by name; `env` holds the value of every node that is still needed.
 
     Args:
-        tensors: real or fake, by the names that the graph reads.
+        graph: the graph.
+        tensors: real or fake tensors, by the names that the graph reads.
         keep: whether all values stay in `env` until the end.
     """
 
@@ -283,11 +287,11 @@ class GraphRun(fx.Interpreter):
         self.tensors = tensors
 
     def get_attr(self, target: Any, args: Any, kwargs: Any) -> torch.Tensor:
-        """A tensor by name."""
+        """Returns a tensor by name."""
         return self.tensors[str(target)]
 
 
 def empty_like(tensor: torch.Tensor, device: torch.device | None = None) -> torch.Tensor:
-    """An empty tensor of the same strides, dtype and need for a gradient; under a fake mode it takes no memory."""
+    """Returns an empty tensor with the same strides, dtype and `requires_grad`; without memory under a fake mode."""
     empty = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device or tensor.device)
     return empty.requires_grad_(tensor.requires_grad)

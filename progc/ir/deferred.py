@@ -1,11 +1,10 @@
-"""Deferred tensors: shape, dtype and device now, values when they are asked for, one tensor at a time.
+"""Deferred tensors: shape, dtype and device are known now, values are computed on request, one tensor at a time.
 
-A deferred tensor is a meta tensor that remembers how it is made. Analysis, graphs and the verifier read shapes only
-and take it as it is; whoever needs values calls `values`, uses them and lets them go. So a network is grown, written
-and checked while no more than one of its large tensors exists.
+A deferred tensor is a meta tensor with a function that computes its values. Analysis, graphs and the verifier read
+shapes only and need no values. Code that needs them calls `values`, uses the result and drops it. So a network is
+grown, written and checked with at most one of its large tensors in memory.
 
-Derivatives of a deferred tensor (`detach`, arithmetic) are plain meta tensors: reading them fails, it never gives
-something else.
+Results of operations on a deferred tensor (`detach`, arithmetic) are plain meta tensors: reading them fails.
 """
 
 from __future__ import annotations
@@ -26,12 +25,12 @@ class _Recipe:
 
 
 def defer(make: Callable[[], torch.Tensor], like: torch.Tensor, shape: Sequence[int] | None = None) -> torch.Tensor:
-    """A deferred tensor.
+    """Returns a deferred tensor.
 
     Args:
-        make: gives the values, of the shape promised here; called each time they are asked for.
-        like: gives dtype and device, and whether it is a parameter; may be deferred.
-        shape: its shape; that of `like` (with its strides) if left out.
+        make: computes the values, in the shape and dtype given here; called on every request.
+        like: a tensor of the same dtype and device; the result is a parameter if it is one. May be deferred.
+        shape: the shape; by default that of `like`, with its strides.
     """
     kept = shape is None or tuple(shape) == tuple(like.shape)
     empty = torch.empty_strided(like.shape, like.stride(), dtype=like.dtype, device="meta") if kept else None
@@ -45,31 +44,33 @@ def defer(make: Callable[[], torch.Tensor], like: torch.Tensor, shape: Sequence[
 
 
 def is_deferred(tensor: torch.Tensor) -> bool:
-    """Whether `values` has to make it."""
+    """Whether a tensor is deferred."""
     return hasattr(tensor, _MARK)
 
 
 def values(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor itself, or what a deferred one stands for, made anew; the caller decides how long it lives."""
+    """Returns the tensor itself or, if it is deferred, its values, computed again on every call."""
     recipe = getattr(tensor, _MARK, None)
     if recipe is None:
         return tensor
     made: torch.Tensor = recipe.make()
-    assert made.shape == tensor.shape and made.dtype == tensor.dtype, "a deferred tensor is not what it promised"
+    assert made.shape == tensor.shape and made.dtype == tensor.dtype, (
+        "the values of a deferred tensor have another shape or dtype"
+    )
     if isinstance(tensor, nn.Parameter) and not isinstance(made, nn.Parameter):
         made = nn.Parameter(made, requires_grad=tensor.requires_grad)
     return made
 
 
 def device_of(tensor: torch.Tensor) -> torch.device:
-    """Where the tensor's values are, or will be."""
+    """Returns the device of the tensor's values; for a deferred tensor, the device that they will be on."""
     recipe = getattr(tensor, _MARK, None)
     device: torch.device = tensor.device if recipe is None else recipe.device
     return device
 
 
 def all_deferred(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The floating ones of these tensors deferred; names of one memory become names of one object."""
+    """Returns the tensors, floating-point ones deferred; names that share memory become one object."""
     made: dict[object, torch.Tensor] = {}
     for tensor in tensors.values():
         if tensor.is_floating_point() and not tensor.is_meta and identity(tensor) not in made:
@@ -78,7 +79,7 @@ def all_deferred(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]
 
 
 def all_values(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The same tensors with their values; names of one object stay names of one object."""
+    """Returns the tensors with their values; names of one object stay names of one object."""
     made: dict[int, torch.Tensor] = {}
     for tensor in tensors.values():
         if id(tensor) not in made:
@@ -87,7 +88,7 @@ def all_values(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def identity(tensor: torch.Tensor) -> object:
-    """Equal for tensors that are the same memory, as `state_dict` gives tied parameters: views of their own."""
+    """Returns a key, equal for tensors with the same memory and layout (tied ones in a `state_dict`)."""
     if tensor.numel() == 0 or tensor.is_meta:
         return id(tensor)
     return tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()

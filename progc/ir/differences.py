@@ -1,6 +1,6 @@
-"""Two programs side by side: the operations that correspond, and what differs between a grown graph and the target's.
+"""Compares two programs node by node: which operations correspond, and where a grown graph differs from the target's.
 
-"Loads into the target's class and computes the same" is proved node by node, not hoped.
+This proves that the grown weights, loaded into the target's class, compute the same function.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ _SHOWN = 5
 
 
 def operations(program: Program, mode: Mode) -> list[fx.Node]:
-    """The nodes of a graph that compute something, in order, the output node last."""
+    """Returns the nodes of a graph that compute something, in order; the output node is the last."""
     return [node for node in program.graphs[mode].nodes if node.op not in ("get_attr", "placeholder")]
 
 
 def pairs(ours: Program, theirs: Program, mode: Mode) -> list[tuple[fx.Node, fx.Node]] | None:
-    """Corresponding operations of two programs; None where the graphs do not run in parallel."""
+    """Returns the corresponding operations of two programs; None if the graphs do not call the same operations."""
     a, b = operations(ours, mode), operations(theirs, mode)
     if len(a) != len(b) or any(x.target != y.target or x.op != y.op for x, y in zip(a, b, strict=True)):
         return None
@@ -33,7 +33,7 @@ def pairs(ours: Program, theirs: Program, mode: Mode) -> list[tuple[fx.Node, fx.
 
 
 def parting(ours: Program, theirs: Program) -> str:
-    """Where the eval graphs of two programs first call different operations, in words; empty if they never do."""
+    """Returns, in words, where the eval graphs of two programs first call different operations; empty if nowhere."""
     a, b = operations(ours, "eval"), operations(theirs, "eval")
     for x, y in zip(a, b, strict=False):
         if x.target != y.target or x.op != y.op:
@@ -42,7 +42,7 @@ def parting(ours: Program, theirs: Program) -> str:
 
 
 def differences(grown: Program, target: Program) -> Iterator[str]:
-    """What differs between a grown program and the target's own eval graph; nothing if they are the same function."""
+    """Yields the differences between the eval graphs of a grown program and its target; none if they are equal."""
     ours, theirs = operations(grown, "eval"), operations(target, "eval")
     numbers: tuple[dict[fx.Node, Any], dict[fx.Node, Any]] = ({}, {})
     for program, table in ((grown, numbers[0]), (target, numbers[1])):
@@ -69,16 +69,16 @@ def differences(grown: Program, target: Program) -> Iterator[str]:
             continue
         found = _apart(values(grown.tensors[name]), values(target.tensors[name]))
         if found:
-            yield f"buffer {name}, which no checkpoint holds, is another one in the target: {found}"
+            yield f"buffer {name}, which no checkpoint holds, differs from the target's: {found}"
 
 
 def where(node: fx.Node) -> str:
-    """Module path of a node for messages; its name at the top level."""
+    """Returns the module path of a node for messages; at the top level, its name."""
     return module_path(node) or node.name
 
 
 def _apart(mine: torch.Tensor, other: torch.Tensor) -> str:
-    """By how much two buffers differ, in words; empty if they are equal."""
+    """How much two buffers differ, in words; empty if they are equal."""
     if mine.shape != other.shape:
         return f"{list(mine.shape)} and {list(other.shape)}"
     if mine.dtype != other.dtype:

@@ -1,8 +1,7 @@
-"""What a `Program` offers as attributes although packages above it compute it.
+"""Attributes of `Program` that higher packages compute.
 
-`progc/__init__` fills these in, so that `program.axes`, `program.chains` and `program.module()` work for users while
-nothing in `ir` imports what stands above it. Inside progc, `axes_of`, `chains_of` and `ProgramModule` are called
-directly, which keeps their types.
+`progc/__init__` fills these in. So `program.axes`, `program.chains` and `program.module()` work for users, while `ir`
+imports no package above it. Code inside progc calls `axes_of`, `chains_of` and `ProgramModule` directly, with types.
 """
 
 from __future__ import annotations

@@ -1,13 +1,7 @@
-"""Small pure tools that every pass needs: copy a graph, recompute its shapes, name its content.
+"""Graph utilities for passes: copies, shapes, fingerprints, aliases, and sizes written into graphs.
 
-A pass works on `copy_graph(program.graphs[mode])`, edits the copy, builds its new program and calls
-`propagate` on it, so that `node.meta["tensor"]` is right again for the next pass.
-
-Which dims of a view come from which: sizes alone say it. Needs no graph, so that lifts can use it too.
-
-Which values of a graph are written to in place, through views too.
-
-Literals in a graph: replacing a size in the arguments of an operation, also one that is times the batch.
+A pass works on `copy_graph(program.graphs[mode])`, edits the copy, builds its new program and calls `propagate` on it,
+which updates `node.meta["tensor"]` for the next pass.
 """
 
 from __future__ import annotations
@@ -30,7 +24,7 @@ from progc.ir.program import MODES, Mode, Program, TensorMeta
 
 
 def copy_graph(graph: fx.Graph) -> fx.Graph:
-    """A graph with the same nodes, names and metadata that can be edited without touching `graph`.
+    """Returns a copy of a graph, with the same names and metadata, that can be edited without changing `graph`.
 
     Every node, the output node included, gets its own `meta` dict, and dicts inside it (the module stack)
     are copied one level deep; tensors are shared, since graphs only name them.
@@ -46,14 +40,14 @@ def copy_graph(graph: fx.Graph) -> fx.Graph:
 
 
 def shape(node: fx.Node) -> tuple[int, ...]:
-    """Shape of a tensor-valued node at the example size; `node.meta["tensor"]` must be a `TensorMeta`."""
+    """Returns the shape of a tensor-valued node at the example size; `node.meta["tensor"]` must be a `TensorMeta`."""
     meta = node.meta["tensor"]
     assert isinstance(meta, TensorMeta), f"{node.name} is not one tensor: {meta_text(meta)}"
     return meta.shape
 
 
 def used_names(graph: fx.Graph) -> set[str]:
-    """Canonical names of the program's tensors (parameters, buffers, constants) that the graph reads."""
+    """Returns the canonical names of the tensors (parameters, buffers, constants) that the graph reads."""
     return {str(node.target) for node in graph.nodes if node.op == "get_attr"}
 
 
@@ -61,25 +55,25 @@ def propagate(program: Program, graph: fx.Graph, mode: Mode) -> None:
     """Recomputes `meta["tensor"]` of every node of `graph` at the example sizes.
 
     Args:
-        program: gives the tensors (their shapes, strides and dtypes) and the example inputs.
+        program: the tensors (their shapes, strides and dtypes) and the example inputs.
         graph: edited in place: only `meta["tensor"]` changes; the output node gets a tuple, one per output.
         mode: "train" or "eval", for messages.
 
     Raises:
-        VerifyError: a node cannot be computed from its inputs; names the node and their shapes.
+        VerifyError: a node cannot be computed from its inputs; the message gives the node and their shapes.
     """
     for node, meta in infer(program, graph, mode).items():
         node.meta["tensor"] = meta
 
 
 def infer(program: Program, graph: fx.Graph, mode: Mode, batch_factor: int = 1) -> dict[fx.Node, Any]:
-    """Metadata of every node, found by running `graph` on fake tensors: nothing is allocated or changed.
+    """Computes the metadata of every node by running `graph` on fake tensors: nothing is allocated or changed.
 
     Args:
-        batch_factor: inputs whose batch is dynamic get a batch this many times the example's.
+        batch_factor: multiplies the batch size of the example where it is dynamic.
 
     Raises:
-        VerifyError: as `propagate`.
+        VerifyError: see `propagate`.
     """
     metas: dict[fx.Node, Any] = {}
     env: dict[fx.Node, Any] = {}
@@ -153,10 +147,10 @@ def _meta_of(value: Any) -> Any:
 
 
 def fingerprint(program: Program) -> str:
-    """sha256 (hex) of what a program is made of, values of weights left out: those alone do not change it.
+    """Returns a sha256 (hex) of everything in a program except the values of its tensors; the same in every process.
 
-    Both graphs with names and metadata of their nodes; names, kinds, ties, shapes, dtypes and trainability of tensors;
-    structure, shapes, batch dims and constants of the inputs; structure of the outputs. The same in every process.
+    It covers both graphs with the names and metadata of their nodes; names, kinds, ties, shapes, dtypes and
+    `requires_grad` of the tensors; structure, shapes, batch dims and constants of the inputs; structure of the outputs.
     """
     digest = hashlib.sha256()
     for mode in MODES:
@@ -180,12 +174,20 @@ def fingerprint(program: Program) -> str:
 
 
 def _spec_text(spec: pytree.TreeSpec) -> str:
-    """A structure of inputs or outputs as text, without the addresses of what containers keep beside their items."""
+    """A structure of inputs or outputs as text, without memory addresses."""
     return " ".join(re.sub(r" at 0x[0-9a-f]+", "", repr(spec)).split())
 
 
 def reshape_groups(old: list[int], wanted: list[int]) -> list[tuple[range, range]]:
-    """Smallest runs of old and new dims with equal products: within one, factors are handed out anew."""
+    """Splits a reshape into the smallest runs of old and new dims with equal products.
+
+    Args:
+        old: sizes before the reshape.
+        wanted: sizes after it.
+
+    Returns:
+        Pairs of index ranges into `old` and `wanted`. Factors are redistributed within a pair only.
+    """
     found = []
     i = j = 0
     while i < len(old) or j < len(wanted):
@@ -203,7 +205,7 @@ def reshape_groups(old: list[int], wanted: list[int]) -> list[tuple[range, range
 
 
 def written_to(graph: fx.Graph) -> set[str]:
-    """Names of the nodes whose memory some op of the graph writes to, through views too."""
+    """Returns the names of the nodes whose memory an operation of the graph writes to, directly or through a view."""
     found: set[str] = set()
     views: dict[fx.Node, list[fx.Node]] = {}
     for node in graph.nodes:
@@ -222,7 +224,7 @@ def written_to(graph: fx.Graph) -> set[str]:
 
 
 def first_alias(node: fx.Node, write: bool) -> fx.Node | None:
-    """The operand that a node writes to, or that its result is a view of."""
+    """Returns the operand that a node writes to (`write`), or that its result is a view of."""
     if node.target is operator.getitem and not write:
         return node.args[0] if isinstance(node.args[0], fx.Node) else None
     if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
@@ -239,8 +241,11 @@ def set_literal(node: fx.Node, path: tuple[int | str, ...], old: int, new: int |
     """Replaces the argument at `path` (position or keyword, then indices into lists), in place.
 
     Args:
-        old: the size there now, at the example's batch.
-        new: the size to put there; where a node gives the size, that of the node times new / old.
+        node: the operation.
+        path: where the argument is.
+        old: the present size, at the batch size of the example.
+        new: the new size. Where the argument is a node (a size that depends on the batch), it is multiplied by
+            new / old.
     """
     first, rest = path[0], path[1:]
     if isinstance(first, int):
@@ -260,7 +265,7 @@ def _replaced(reader: fx.Node, argument: Any, path: tuple[int | str, ...], old: 
 
 
 def _scaled(size: fx.Node, reader: fx.Node, old: int, new: int) -> fx.Node:
-    """A size that also depends on the batch, times new / old: `batch * heads` is computed beside the old node."""
+    """A size that also depends on the batch, times new / old: `batch * heads` is computed next to the old node."""
     graph = size.graph
     if size.target is operator.mul and sum(isinstance(arg, int) for arg in size.args) == 1:
         args = tuple(arg if isinstance(arg, fx.Node) else arg * new // old for arg in size.args)  # type: ignore[operator]
@@ -284,7 +289,7 @@ def _scaled(size: fx.Node, reader: fx.Node, old: int, new: int) -> fx.Node:
 
 
 def drop_unread_sizes(graph: fx.Graph) -> None:
-    """Removes products of sizes that nothing reads any more, in place."""
+    """Removes products of sizes that have no users left, in place."""
     for node in reversed(list(graph.nodes)):
         if node.op == "call_function" and node.target is operator.mul and not node.users:
             graph.erase_node(node)

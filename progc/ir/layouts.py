@@ -1,8 +1,8 @@
-"""What an operation makes of shapes, found by running it on fake tensors, once per combination of its inputs.
+"""Infers shapes by running operations on fake tensors, once per combination of inputs.
 
-A network repeats its blocks, its two graphs are nearly one, and growth looks at the same graphs several times: before
-a pass, after it, at twice the batch. Almost every evaluation has been done before. Results depend on nothing but the
-operation, layouts and constants, so they are kept; what is asked for is computed by torch itself or was.
+A network repeats its blocks, its two graphs are almost equal, and growth evaluates the same graphs several times:
+before a pass, after it, and at twice the batch size. So almost every evaluation is a repetition. Results depend only
+on the operation, the layouts and the constants, and are cached.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from torch.utils import _pytree as pytree
 from progc.ir.deferred import device_of
 
 _LIMIT = 50_000
-"""Results that are kept; a large network has some hundred different ones."""
+"""Results that are cached; a large network has a few hundred different ones."""
 
 _PLAIN = (int, float, bool, str, complex, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Layout:
-    """A tensor without values."""
+    """A tensor without values: shape, strides (in elements), dtype and device."""
 
     shape: tuple[int, ...]
     stride: tuple[int, ...]
@@ -36,26 +36,26 @@ class Layout:
 
     @staticmethod
     def of(tensor: torch.Tensor) -> Layout:
-        """The layout of a tensor; of a deferred one, with the device its values will be on."""
+        """Returns the layout of a tensor; for a deferred tensor, with the device that its values will be on."""
         return Layout(tuple(tensor.shape), tuple(tensor.stride()), tensor.dtype, device_of(tensor))
 
 
 class Evaluator(contextlib.AbstractContextManager["Evaluator"]):
-    """Runs operations on layouts. One context for a whole graph; results are shared by all."""
+    """Runs operations on layouts. Use one context for a whole graph; all contexts share the cache."""
 
     _known: dict[Any, Any] = {}
 
     def __init__(self) -> None:
         self._stack = contextlib.ExitStack()
         self._entered = False
-        # What results depend on besides the arguments.
+        # Results depend on these too, not on the arguments alone.
         self._state = (torch.get_default_dtype(), torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda"))
 
     def __exit__(self, *error: Any) -> None:
         self._stack.close()
 
     def call(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The result of `target(*args, **kwargs)` with layouts in place of tensors; raises what it raises."""
+        """Returns `target(*args, **kwargs)` with layouts in place of tensors; raises what `target` raises."""
         if target is operator.getitem and isinstance(args[0], (tuple, list)):
             return args[0][args[1]]
         key = self._key(target, args, kwargs)
@@ -71,8 +71,8 @@ class Evaluator(contextlib.AbstractContextManager["Evaluator"]):
         return result
 
     def _key(self, target: Any, args: Any, kwargs: Any) -> Any:
-        """What the result depends on; None if that is more than layouts and constants."""
-        # An operation that changes the shape of its input in place acts on more than its result.
+        """The key of the cache; None if the result depends on more than layouts and constants."""
+        # An operation that changes the shape of its input in place changes more than its result.
         if not isinstance(target, torch._ops.OpOverload) or torch.Tag.inplace_view in target.tags:
             return None
         try:
@@ -114,7 +114,7 @@ def _plain(value: Any) -> Any:
 
 @contextlib.contextmanager
 def _quiet() -> Any:
-    """torch logs every failing fake kernel to stderr; our error says it once."""
+    """torch logs every failing fake kernel to stderr; our error reports it once."""
     logger = logging.getLogger(FakeTensorMode.__module__)
     disabled, logger.disabled = logger.disabled, True
     try:

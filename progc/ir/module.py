@@ -1,4 +1,4 @@
-"""A program as an ordinary `nn.Module`: user's names, user's call signature, train and eval graphs."""
+"""A program as an `nn.Module`, with the names and the call signature of the user's class."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ _counter = itertools.count()
 class ProgramModule(nn.Module):
     """Runs a program.
 
-    Parameters and buffers are registered under the user's dotted names (nested plain modules), so
-    `state_dict`, `named_parameters` and checkpoints look as they did for the user's own class. The two
+    Parameters and buffers are registered under the user's dotted names (nested plain modules), so `state_dict`,
+    `named_parameters` and checkpoints are those of the user's class. The two
     graphs are compiled to Python functions of this module, so they always see its current tensors. Tensors
     that a graph creates (`arange`, masks) are made on the device of the module's tensors, also after `.to(device)`.
 
@@ -55,13 +55,13 @@ class ProgramModule(nn.Module):
         return device
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Takes and returns exactly what the captured module did.
+        """Takes and returns what the captured module takes and returns.
 
         Keyword inputs may come in any order, and by position where the user's `forward` allows it.
 
         Raises:
-            InputError: the inputs have another structure, another size in a dim that is not dynamic, or another
-                value where the program was captured with a number, string or None.
+            InputError: the inputs differ from the captured ones in structure, in the size of a dim that is not dynamic,
+                or in the value of a number, string or None.
         """
         leaves = self._binding.flatten(args, kwargs)
         mode: Mode = "train" if self.training else "eval"
@@ -101,7 +101,7 @@ def _anchor(program: Program) -> str | None:
 
 
 def _device_free(graph: fx.Graph, home: torch.device | None) -> fx.Graph:
-    """A copy in which a literal of the device `home` asks the module instead."""
+    """A copy of the graph that reads the module's device wherever it names the device `home`."""
     result = fx.Graph()
     values: dict[fx.Node, fx.Node] = {}
     output = result.graph_copy(graph, values)

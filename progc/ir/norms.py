@@ -1,9 +1,8 @@
-"""Normalisations that keep running statistics: made to stand still in the train graph, and let go again.
+"""Freezes and unfreezes the running statistics of normalisations in the train graph.
 
-A normalisation that stands still computes in train mode what it computes in eval mode, from its running statistics,
-and writes nothing. Its operations stay in the graph with other arguments, and remember the ones they had in
-`node.meta["moving"]` (position to value), so that every pass that copies nodes copies both states, and letting go gives
-the graph that was there before.
+A frozen normalisation computes in train mode what it computes in eval mode, from its running statistics, and updates
+nothing. Its operations stay in the graph with changed arguments. They keep the original ones in `node.meta["moving"]`
+(position to value), so every pass that copies nodes copies both states, and `release` restores the original graph.
 """
 
 from __future__ import annotations
@@ -16,19 +15,19 @@ from torch import fx
 from progc.ir.operations import RUNNING_NORMS, argument, mutates, op_name
 
 MOVING = "moving"
-"""Key of `node.meta`: position to value of the arguments that a still operation has while it moves."""
+"""Key of `node.meta`: the original arguments of an operation whose statistics are frozen, position to value."""
 
 
 def written(node: fx.Node) -> tuple[Any, ...]:
-    """The positional arguments of a node as they are while its statistics move: what blocks are compared by."""
+    """Returns the positional arguments of a node with its statistics unfrozen; blocks are compared by these."""
     return _replaced(node.args, node.meta.get(MOVING, {}))
 
 
 def norms(graph: fx.Graph) -> Iterator[tuple[fx.Node, tuple[fx.Node, ...]]]:
-    """Normalisations that update running statistics while they move, each with all nodes that have to be changed.
+    """Yields the normalisations that update running statistics, each with all nodes that freezing has to change.
 
-    These are the normalisation and, where it counts its batches, the counter: an integer buffer beside the statistics
-    that is added to, in place, before they are used.
+    These are the normalisation and, where it counts batches (`num_batches_tracked`), the in-place addition to the
+    counter.
     """
     counters: dict[str, fx.Node] = {}
     for node in graph.nodes:
@@ -41,12 +40,12 @@ def norms(graph: fx.Graph) -> Iterator[tuple[fx.Node, tuple[fx.Node, ...]]]:
 
 
 def is_still(node: fx.Node) -> bool:
-    """Whether `hold` was done to this node."""
+    """Whether the statistics of this node are frozen (`hold`)."""
     return MOVING in node.meta
 
 
 def hold(node: fx.Node) -> None:
-    """Makes a node of `norms` stand still, in place."""
+    """Freezes the statistics of a node that `norms` returned, in place."""
     if not is_still(node):
         switch = _switch(node)
         new = {1: 0} if switch is None else {switch: False}
@@ -61,7 +60,7 @@ def release(node: fx.Node) -> None:
 
 
 def _switch(node: fx.Node) -> int | None:
-    """Position of the argument by which a normalisation with running statistics uses those of the batch instead."""
+    """Position of the argument that makes a normalisation with running statistics use those of the batch."""
     name = op_name(node)
     if node.op != "call_function" or name not in RUNNING_NORMS:
         return None
@@ -72,7 +71,7 @@ def _switch(node: fx.Node) -> int | None:
 
 
 def _owner(buffer: Any) -> str:
-    """Name of the module that a buffer is in."""
+    """Name of the module that owns a buffer."""
     return str(buffer.target).rpartition(".")[0]
 
 

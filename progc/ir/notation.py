@@ -1,7 +1,7 @@
-"""How values, operations and arguments are written: `f32[2, 197, 192]`, `linear`, `%add_3`.
+"""The notation for values, operations and arguments: `f32[2, 197, 192]`, `linear`, `%add_3`.
 
-One notation for printed graphs, error messages and fingerprints. Nothing here depends on addresses,
-versions or the order of a set, so equal graphs give equal text in every process.
+Printed graphs, error messages and fingerprints share it. It does not depend on addresses, versions or the order of
+sets, so equal graphs give equal text in every process.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ _DTYPES: dict[torch.dtype, str] = {
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """`f32`, `bf16`, `i64`, ...; dtypes without a short name keep torch's (`float8_e4m3fn`)."""
+    """Returns the short name of a dtype (`f32`, `bf16`, `i64`), or torch's name if it has none (`float8_e4m3fn`)."""
     return _DTYPES.get(dtype, str(dtype).removeprefix("torch."))
 
 
 def meta_text(meta: Any) -> str:
-    """A value of `node.meta["tensor"]`: `f32[2, 8]`, `(f32[2], i64[2])`, `int 2`, `none`."""
+    """Returns the text of a `node.meta["tensor"]`: `f32[2, 8]`, `(f32[2], i64[2])`, `int 2`, `none`."""
     if isinstance(meta, TensorMeta):
         return f"{dtype_name(meta.dtype)}[{', '.join(map(str, meta.shape))}]"
     if isinstance(meta, (tuple, list)):
@@ -46,12 +46,12 @@ def meta_text(meta: Any) -> str:
 
 
 def tensor_text(tensor: torch.Tensor) -> str:
-    """Dtype and shape of a tensor in the same notation."""
+    """Returns the dtype and shape of a tensor as text: `f32[2, 8]`."""
     return meta_text(TensorMeta(tuple(tensor.shape), tensor.dtype))
 
 
 def target_text(target: Any, full: bool = True) -> str:
-    """Name of a node's target: `aten.linear.default`, in short form `linear`; `operator.getitem`, `getitem`."""
+    """Returns the name of a node's target: `aten.linear.default`, or `linear` in short form (`full=False`)."""
     if isinstance(target, str):
         return target
     if isinstance(target, torch._ops.OpOverload):
@@ -62,7 +62,7 @@ def target_text(target: Any, full: bool = True) -> str:
 
 
 def argument_text(argument: Any) -> str:
-    """An argument of a node; tensors of the program appear under their own dotted names."""
+    """Returns the text of an argument; tensors of the program appear under their dotted names."""
     if isinstance(argument, fx.Node):
         return str(argument.target) if argument.op == "get_attr" else f"%{argument.name}"
     if isinstance(argument, (list, tuple)):
@@ -78,14 +78,14 @@ def argument_text(argument: Any) -> str:
 
 
 def call_text(node: fx.Node, full: bool = True) -> str:
-    """`linear(%x, fc.weight, fc.bias)`: operation and arguments of a call node."""
+    """Returns a call as text: `linear(%x, fc.weight, fc.bias)`."""
     arguments = [argument_text(argument) for argument in node.args]
     arguments += [f"{key}={argument_text(value)}" for key, value in node.kwargs.items()]
     return f"{target_text(node.target, full)}({', '.join(arguments)})"
 
 
 def module_path(node: fx.Node) -> str:
-    """Dotted path of the innermost user module that made this node; empty at the top level."""
+    """Returns the dotted path of the innermost module that made this node; empty at the top level."""
     stack = node.meta.get("nn_module_stack")
     if not stack:
         return ""

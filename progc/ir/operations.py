@@ -1,4 +1,4 @@
-"""Which operations a factor passes through, by family, and small questions about nodes."""
+"""Families of operations that a factor passes through, and properties of single nodes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from progc.ir.program import TensorMeta
 
 
 class DemandRefused(NotLosslessError):
-    """No choice of parameters meets the demand; the message names the operation, the node and why."""
+    """No choice of parameters meets the demand; the message gives the operation, the node and the reason."""
 
 
 # Linear in one tensor operand, elementwise.
@@ -76,12 +76,12 @@ def target_name(target: Any) -> str:
 
 
 def is_product(node: fx.Node) -> bool:
-    """Multiplication, or a division that does not round."""
+    """Whether a node is a multiplication, or a division that does not round."""
     return op_name(node) == "mul" or (op_name(node) == "div" and argument(node, "rounding_mode") is None)
 
 
 def mutates(node: fx.Node) -> bool:
-    """True for an in-place operation, or one of the user's that writes to an argument."""
+    """Whether a node is an in-place operation, or a custom operation that writes to an argument."""
     name = target_text(node.target, full=False)
     schema = getattr(node.target, "_schema", None)
     own = schema is not None and schema.is_mutable and getattr(node.target, "namespace", "aten") != "aten"
@@ -89,13 +89,13 @@ def mutates(node: fx.Node) -> bool:
 
 
 def describe(node: fx.Node) -> str:
-    """`aten.softmax.int (softmax_3 in blocks.1.attn)`, for messages."""
+    """Returns a node as text for messages: `aten.softmax.int (softmax_3 in blocks.1.attn)`."""
     where = module_path(node)
     return f"{target_text(node.target)} ({node.name}{f' in {where}' if where else ''})"
 
 
 def argument(node: fx.Node, name: str, default: Any = None) -> Any:
-    """An argument of an ATen call by its schema name, wherever it was passed."""
+    """Returns an argument of an ATen call by its schema name, passed by position or by keyword."""
     schema = getattr(node.target, "_schema", None)
     for position, item in enumerate(schema.arguments if schema is not None else ()):
         if item.name == name:
@@ -106,7 +106,7 @@ def argument(node: fx.Node, name: str, default: Any = None) -> Any:
 
 
 def shape_of(node: Any) -> tuple[int, ...]:
-    """Shape at the example size.
+    """Returns the shape of a node at the example size.
 
     Raises:
         DemandRefused: the node is not one tensor.
@@ -118,14 +118,14 @@ def shape_of(node: Any) -> tuple[int, ...]:
 
 
 def is_float(node: Any) -> bool:
-    """True for a node whose value is one floating-point tensor or several."""
+    """Whether the value of a node is a floating-point tensor, or a tuple with one."""
     meta = node.meta.get("tensor") if isinstance(node, fx.Node) else None
     items = meta if isinstance(meta, tuple) else (meta,)
     return any(isinstance(item, TensorMeta) and item.dtype.is_floating_point for item in items)
 
 
 def distance(node: fx.Node, limit: int = 12) -> int:
-    """Number of operations between a node and the nearest parameter or buffer above it."""
+    """Returns the number of operations between a node and the nearest parameter or buffer it is computed from."""
     frontier, seen = [node], {node}
     for steps in range(limit):
         if any(item.op == "get_attr" for item in frontier):

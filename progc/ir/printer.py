@@ -1,10 +1,10 @@
-"""Prints a program as SSA-like text that is the same in every process.
+"""Prints a program as text in SSA form, the same in every process.
 
     %x: f32[2, 197, 192] = linear(%a, blocks.0.attn.qkv.weight, blocks.0.attn.qkv.bias)  # blocks.0.attn
 
-The text holds no address, time or version, so it can be a golden file and be compared with `diff`. The
-short form names operations by their last word and leaves parameters out of the listing; the full form adds
-the overloads, every tensor of the program with what it is, and the passes applied so far.
+The text has no address, time or version, so it can be a golden file and be compared with `diff`. The short form names
+operations without namespace and overload and does not list parameters; the full form adds overloads, a line for every
+tensor of the program, and the passes applied so far.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ from progc.ir.program import Mode, Program
 
 
 def print_graph(program: Program, mode: Mode = "eval", full: bool = False) -> str:
-    """Text of one graph of `program`, with a final newline.
+    """Returns the text of one graph of `program`, with a final newline.
 
     Args:
+        program: the program.
         mode: "train" or "eval".
-        full: also list the tensors and the history, and write operations with their overloads.
+        full: whether to list the tensors and the history too, and to write operations with their overloads.
     """
     return "\n".join(_lines(program, mode, full)) + "\n"
 
@@ -57,7 +58,7 @@ def _tensor_lines(program: Program, mode: Mode) -> Iterator[str]:
 
 
 def _frozen(program: Program, node: fx.Node) -> str:
-    """`(frozen)` for an operation of which no parameter trains, `(frozen: fc.bias)` where some do."""
+    """`(frozen)` if no parameter of an operation trains, `(frozen: fc.bias)` if some do."""
     names = [str(source.target) for source in node.all_input_nodes if source.op == "get_attr"]
     own = [name for name in names if name in program.specs and program.specs[name].kind == "parameter"]
     still = [name for name in own if not program.tensors[name].requires_grad]

@@ -9,9 +9,7 @@ constants as `get_attr` nodes under the user's own dotted names, and ATen calls.
 - `"nn_module_stack"`: `{key: (module path, class name)}` from torch.export, outermost first;
 - `"stack_trace"`: the user's source line.
 
-An averaged copy of a program's tensors (EMA), as a value.
-
-What a program says about its stage identifier.
+Averaged copies (`Average`) and the stage identifier (`StageIdentifier`) of a program are values too.
 """
 
 from __future__ import annotations
@@ -42,10 +40,12 @@ class TensorMeta:
 
 @dataclasses.dataclass(frozen=True)
 class TensorSpec:
-    """What a named tensor is.
+    """The kind of a named tensor.
 
-    `persistent` is False for buffers and constants outside the state dict; `fixed` is True for a parameter that did not
-    train when the program was captured (a table of positions that is computed, say).
+    Attributes:
+        kind: parameter, buffer or lifted constant.
+        persistent: False for buffers and constants that the state dict does not hold.
+        fixed: True for a parameter that did not train when the program was captured, such as a computed position table.
     """
 
     kind: Literal["parameter", "buffer", "constant"]
@@ -55,7 +55,7 @@ class TensorSpec:
 
 @dataclasses.dataclass(frozen=True)
 class PassRecord:
-    """One entry of a program's history: canonical pass text and what it changed."""
+    """One entry of a program's history: the canonical text of a pass, and what it changed."""
 
     text: str
     changed: bool
@@ -66,10 +66,14 @@ class PassRecord:
 
 @dataclasses.dataclass(frozen=True)
 class Signature:
-    """How user inputs and outputs are laid out.
+    """The structure of the user's inputs and outputs.
 
-    `batch_dims[i]` says that dim 0 of flat input i is dynamic; `shapes[i]` is None for a non-tensor input.
-    `free_dims[i]` are dims of input i that may have any size (none if empty).
+    Attributes:
+        in_spec: pytree structure of `(args, kwargs)`.
+        out_specs: pytree structure of the outputs, per mode.
+        shapes: shape of each flat input at the example size; None for an input that is not a tensor.
+        batch_dims: whether dim 0 of each flat input is dynamic.
+        free_dims: the dims of each flat input that may have any size; empty if there are none.
     """
 
     in_spec: pytree.TreeSpec
@@ -85,16 +89,16 @@ class Program:
 
     Attributes:
         graphs: `{"train": Graph, "eval": Graph}`; never edited in place.
-        tensors: every state name to its tensor; tied names map to the same object. Parameters may be deferred
-            (progc/ir/deferred.py) while a network grows.
-        specs: every name in `tensors` to what it is.
-        tied: alias name to canonical name; graphs mention canonical names only.
+        tensors: every parameter, buffer and constant by name; tied names map to the same object. Parameters may be
+            deferred (progc/ir/deferred.py) while a network grows.
+        specs: the kind of every tensor, by name.
+        tied: alias name to canonical name; graphs use canonical names only.
         signature: input and output structure.
         example: `(args, kwargs)`, real tensors used for analysis and checks.
         class_name: qualified class of the user's module, for messages.
         history: passes applied so far, oldest first.
-        sid: the stage identifier, None if there is none.
-        averages: averaged copies of `tensors` (EMA), which every pass moves along (progc/lift/averages.py).
+        sid: the stage identifier, or None.
+        averages: averaged copies of `tensors` (EMA), which every pass maps too (progc/lift/averages.py).
     """
 
     graphs: Mapping[Mode, fx.Graph]
@@ -111,52 +115,52 @@ class Program:
 
     @property
     def axes(self) -> Any:
-        """Table of axes (`AxisTable`): what can be widened, and why the rest cannot."""
+        """The table of axes (`AxisTable`): which dims can be widened, and why the others cannot."""
         return facade.AXES(self)
 
     @property
     def chains(self) -> Any:
-        """Table of chains (`ChainTable`): runs of isomorphic blocks that depth growth inserts into."""
+        """The table of chains (`ChainTable`): runs of isomorphic blocks, into which depth growth inserts."""
         return facade.CHAINS(self)
 
     def module(self) -> Any:
-        """An `nn.Module` over this program's tensors (`ProgramModule`); `.train()` and `.eval()` choose the graph."""
+        """Returns an `nn.Module` over this program's tensors (`ProgramModule`); its mode chooses the graph."""
         return facade.MODULE(self)
 
     def memo(self, key: str, make: Callable[[Program], Any]) -> Any:
-        """What `make` works out of the graphs, once for each program; deferred twins share it.
+        """Returns `make(self)`, computed once per program; `deferred` shares the results.
 
         Args:
-            key: of the result; one for each function.
-            make: reads graphs, shapes and constants only, which a deferred twin has in common with its program.
+            key: the key of the result; one for each function.
+            make: a function of graphs, shapes and constants only, which a deferred program shares with its original.
         """
         if key not in self._memo:
             self._memo[key] = make(self)
         return self._memo[key]
 
     def parameters(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Canonical parameter names and tensors; a tied parameter appears once."""
+        """Yields canonical parameter names and tensors; a tied parameter appears once."""
         for name, tensor in self.tensors.items():
             if self.specs[name].kind == "parameter" and name not in self.tied:
                 yield name, tensor
 
     def num_parameters(self) -> int:
-        """Number of scalar parameters, tied ones counted once."""
+        """Returns the number of scalar parameters; tied ones count once."""
         return sum(tensor.numel() for _, tensor in self.parameters())
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """Persistent tensors under the user's names, aliases included, as `nn.Module.state_dict` gives them."""
+        """Returns the persistent tensors under the user's names, aliases included, like `nn.Module.state_dict`."""
         return {name: tensor.detach() for name, tensor in all_values(self.persistent()).items()}
 
     def persistent(self) -> dict[str, torch.Tensor]:
-        """What `state_dict` holds, as it is: parameters, and deferred tensors that are not made yet."""
+        """Returns the tensors of `state_dict` without detaching them or computing deferred values."""
         return {name: tensor for name, tensor in self.tensors.items() if self.specs[name].persistent}
 
     @cached_property
     def deferred(self) -> Program:
-        """This program with deferred parameters (progc/ir/deferred.py): passes make shapes of it, values come later.
+        """This program with deferred parameters (progc/ir/deferred.py): passes compute shapes now and values later.
 
-        Buffers and constants, which are small and some of which analysis reads, stay as they are.
+        Buffers and constants are small, and analysis reads some of them, so they are not deferred.
         """
         parameters = {name: tensor for name, tensor in self.tensors.items() if isinstance(tensor, nn.Parameter)}
         averages = tuple(average.deferred for average in self.averages)
@@ -165,7 +169,7 @@ class Program:
         return twin
 
     def complete(self) -> Program:
-        """This program with the values of all its tensors in memory."""
+        """Returns this program with the values of all its tensors in memory."""
         held = [self.tensors, *(average.tensors for average in self.averages)]
         if not any(is_deferred(tensor) for tensors in held for tensor in tensors.values()):
             return self
@@ -173,11 +177,11 @@ class Program:
         return self.replace(tensors=all_values(self.tensors), averages=averages)
 
     def replace(self, **changes: Any) -> Program:
-        """A new program with some fields replaced; analysis results are not carried over."""
+        """Returns a new program with some fields replaced; results of analysis are not carried over."""
         return dataclasses.replace(self, **changes)
 
     def flat_example(self) -> list[Any]:
-        """The example inputs in placeholder order."""
+        """Returns the example inputs, flat, in the order of the placeholders."""
         return pytree.tree_leaves(self.example)
 
 
@@ -186,9 +190,9 @@ class Average:
     """One averaged copy of a program's tensors.
 
     Attributes:
-        tensors: every name of the program to its average; no parameters. Floating tensors of 16 bits are kept in
-            float32, in which small changes still count.
-        decay: share of the old average in the new one; None if nobody knows, as for a file.
+        tensors: the average of every tensor of the program, by name; plain tensors, not parameters. Averages of 16-bit
+            tensors are float32, so that small changes are not lost.
+        decay: weight of the old average in an update; None if unknown, as for a file.
     """
 
     tensors: Mapping[str, torch.Tensor]
@@ -196,12 +200,12 @@ class Average:
 
     @property
     def deferred(self) -> Average:
-        """The same with deferred tensors (progc/ir/deferred.py)."""
+        """This average with deferred tensors (progc/ir/deferred.py)."""
         return dataclasses.replace(self, tensors=all_deferred(self.tensors))
 
     @property
     def complete(self) -> Average:
-        """The same with the values of all its tensors in memory."""
+        """This average with the values of all its tensors in memory."""
         return dataclasses.replace(self, tensors=all_values(self.tensors))
 
 
@@ -216,7 +220,7 @@ class StageIdentifier:
         stage: the stage that is fixed in both graphs; None if it is an input.
         input: name of the keyword input; None if the stage is fixed.
         dropout: probability with which the train graph gives a sample the null row.
-        form: `add`: the row is added to the values; `token`: it is one more token behind the others.
+        form: `add`: the row is added to the values; `token`: it is appended as one more token.
     """
 
     table: str

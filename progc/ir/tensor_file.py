@@ -1,8 +1,8 @@
-"""Safetensors files, one tensor at a time: neither writing nor reading needs a second copy of what the file holds.
+"""Writes and reads safetensors files one tensor at a time, without a second copy of their contents in memory.
 
-The library writes a dict that is complete in memory, and its memory-mapped tensors count as resident memory until the
-whole file is closed. Names, shapes and dtypes are known before any value is, so the header comes first and each tensor
-goes to its place when it is made. The file is byte for byte the one that the library would have written.
+The safetensors library writes a dict that is complete in memory, and its memory-mapped tensors count as resident memory
+until the file is closed. Here the header is written first, from names, shapes and dtypes; each tensor is written when
+its values are computed. The file is byte for byte what the library would write.
 """
 
 from __future__ import annotations
@@ -42,13 +42,17 @@ _METADATA = {"format": "pt"}
 
 
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Writes safetensors: every name, each with its own contiguous data. Deferred tensors are made one by one.
+    """Writes tensors to a safetensors file, each with its own contiguous data; values of deferred ones one by one.
 
-    The format refuses names that share storage, so tied tensors are written once per name: a strict
-    `load_state_dict` finds all it expects, and ties them again by itself.
+    The format does not allow names that share storage, so tied tensors are written once per name: a strict
+    `load_state_dict` finds every name, and the module ties them.
+
+    Args:
+        path: the file; an existing one is overwritten.
+        tensors: the tensors by name.
 
     Raises:
-        InputError: the disk refuses, or the format does not know a dtype.
+        InputError: the disk refuses, or the format does not support a dtype.
     """
     order, text = header_of(tensors, path.name)
     places: dict[int, list[int]] = {}
@@ -72,18 +76,19 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
 def header_of(
     tensors: Mapping[str, torch.Tensor], file: str, metadata: Mapping[str, str] | None = None
 ) -> tuple[list[str], bytes]:
-    """Names in the order in which the data of the tensors follow one another, and all bytes that come before the data.
+    """Returns the names in the order of their data, and the bytes of the header with its length.
 
     Args:
-        file: its name, for the message.
-        metadata: further text in the header.
+        tensors: the tensors by name; their values are not read.
+        file: the name of the file, for the message.
+        metadata: additional metadata of the header.
 
     Raises:
-        InputError: the format does not know a dtype.
+        InputError: the format does not support a dtype.
     """
     for name, tensor in tensors.items():
         if tensor.dtype not in DTYPES:
-            raise InputError(f"{file} cannot be written: safetensors knows no {tensor.dtype} ({name})")
+            raise InputError(f"{file} cannot be written: safetensors does not support {tensor.dtype} (tensor {name})")
     order = sorted(tensors, key=lambda name: (-_RANK[tensors[name].dtype], name))
     header: dict[str, Any] = {"__metadata__": {**_METADATA, **(metadata or {})}}
     end = 0
@@ -103,16 +108,17 @@ def _write(file: BinaryIO | Any, data: Any) -> None:
 
 
 def data_of(tensor: torch.Tensor) -> Any:
-    """The bytes of a tensor as a safetensors file holds them: a flat buffer, shared with the tensor where it can be."""
+    """Returns the bytes of a tensor in a safetensors file: a flat buffer, shared with the tensor where possible."""
     flat = tensor.detach().cpu().resolve_conj().contiguous().reshape(-1)
     return flat.view(torch.uint8).numpy() if flat.numel() else b""
 
 
 def read_deferred(path: Path, like: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The tensors of a file written by `write_tensors`, deferred: each is read when its values are asked for.
+    """Returns the tensors of a file written by `write_tensors`, deferred: each is read when its values are requested.
 
     Args:
-        like: the tensors that the file was written from; gives what is a parameter, and which names are one tensor.
+        path: the file.
+        like: the tensors that the file was written from; they determine parameters and ties.
     """
     entries = read_header(path, links=True)
     made: dict[int, torch.Tensor] = {}
@@ -123,10 +129,10 @@ def read_deferred(path: Path, like: Mapping[str, torch.Tensor]) -> dict[str, tor
 
 
 def open_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of any safetensors file, deferred: names, shapes and dtypes now, values when they are asked for.
+    """Returns the tensors of a safetensors file, deferred: each is read when its values are requested.
 
     Raises:
-        InputError: the file cannot be read, is damaged, or holds a dtype that torch does not have.
+        InputError: the file cannot be read, is damaged, or has an unknown dtype.
     """
     try:
         entries = read_header(path, links=True)

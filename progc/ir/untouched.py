@@ -1,4 +1,4 @@
-"""A search leaves what it looks at as it was: random states, weights, buffers, gradients, flags and modes."""
+"""Restores what a search may change: random states, buffers, gradients, flags and modes; and checks the weights."""
 
 from __future__ import annotations
 
@@ -13,24 +13,25 @@ from progc.errors import CheckError
 from progc.ir.program import Program
 from progc.ir.random_state import kept_random_states
 
-_CHUNK = 1 << 20  # values of a tensor that are summed at a time
+_CHUNK = 1 << 20  # elements that are summed at a time
 _WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64, 16: torch.int64}
 
 
 @contextlib.contextmanager
 def untouched(*held: Program | nn.Module, copies: bool = False) -> Iterator[None]:
-    """Puts back, at the end and after an error, what happened to programs, modules and random states.
+    """Restores programs, modules and global random states at the end of the block, also after an error.
 
-    Put back are the random states of torch (the CPU's and an accelerator's that is in use), of Python and of numpy;
-    buffers and constants; gradients, which are out of reach meanwhile; which parameters train; and, of modules, the
-    mode and which tensors they hold. Averages of a program count as its tensors.
+    It restores the random states of torch (CPU and an accelerator in use), Python and numpy; buffers and constants;
+    gradients, which are None inside the block; `requires_grad`; and the mode and the tensors of modules. Averages of a
+    program are restored like its tensors.
 
     Args:
-        copies: put back weights too, from copies. Otherwise weights are summed up before and after, which needs no
-            memory, and a change is an error.
+        held: the programs and modules.
+        copies: whether to restore weights too, from copies. Otherwise checksums of the weights are compared, which
+            takes no memory, and a change is an error.
 
     Raises:
-        CheckError: a weight was changed, bit for bit, and there is no copy of it.
+        CheckError: the bits of a weight changed, and `copies` is False.
     """
     modules = [part for one in held if isinstance(one, nn.Module) for part in one.modules()]
     before = [(part, part.training, dict(part._parameters), dict(part._buffers)) for part in modules]
@@ -51,13 +52,13 @@ def untouched(*held: Program | nn.Module, copies: bool = False) -> Iterator[None
         if done and changed:
             more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
             raise CheckError(
-                f"the search changed the weight `{changed[0]}`{more}; a search must not: load the weights again, and "
-                "leave out the proxy that writes to them"
+                f"the search changed the weight `{changed[0]}`{more}, which no search may do; load the weights again, "
+                "and leave out the proxy that writes to them"
             )
 
 
 def checksum(tensor: torch.Tensor) -> tuple[int, int]:
-    """Two sums over a tensor's bits, one of them by position; equal bits give equal sums. Exact on every device."""
+    """Returns two sums over a tensor's bits, one weighted by position; the same on every device."""
     words = _words(tensor)
     plain = placed = 0
     for start in range(0, words.numel(), _CHUNK):
@@ -69,7 +70,7 @@ def checksum(tensor: torch.Tensor) -> tuple[int, int]:
 
 
 def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """Whether two tensors of one shape and dtype are equal bit for bit; NaN equals NaN, 0 is not -0."""
+    """Whether two tensors of the same shape and dtype are equal bit by bit: NaN equals NaN, 0 does not equal -0."""
     return torch.equal(_words(a), _words(b))
 
 
@@ -80,7 +81,7 @@ def _words(tensor: torch.Tensor) -> torch.Tensor:
 
 @dataclasses.dataclass
 class _Tensor:
-    """One tensor and what it was."""
+    """A tensor and its state at the start."""
 
     name: str
     tensor: torch.Tensor
@@ -100,7 +101,7 @@ class _Tensor:
             self.sums = checksum(self.tensor)
 
     def put_back(self) -> bool:
-        """Whether the tensor is now what it was."""
+        """Restores the tensor; returns whether it now equals its state at the start."""
         if self.tensor.is_leaf:
             self.tensor.requires_grad_(self.trains)
             self.tensor.grad = self.grad
@@ -113,7 +114,7 @@ class _Tensor:
 
 
 def _tensors(held: tuple[Program | nn.Module, ...]) -> Iterator[tuple[str, torch.Tensor]]:
-    """Each tensor once, with a name of it."""
+    """Yields each tensor once, with one of its names."""
     seen: set[int] = set()
     for one in held:
         if isinstance(one, Program):

@@ -1,9 +1,9 @@
-"""The verifier: is this program sound, and did the pass that made it keep what it must keep?
+"""The verifier: checks that a program is valid, and that a pass preserved what it must preserve.
 
 The pass manager runs it before the first and after every pass, on the result. Four groups of checks:
 
 - structure: well-formed graphs, tensors that exist under canonical names, ties, inputs as in the signature,
-  and, against the program before the pass, no newly dead operation and no parameter newly left unread;
+  and, compared with the program before the pass, no new dead operation and no new unread parameter;
 - shapes: every node is recomputed on fake tensors and compared with what the graph records (fx's own
   `Graph.lint` accepts a weight of the wrong shape), at a second batch size too where the batch is dynamic;
 - modes and outputs: train and eval graphs read the same parameters, outputs keep number, shape and dtype;
@@ -30,11 +30,12 @@ from progc.ir.program import MODES, Mode, Program, TensorMeta
 
 
 def verify(program: Program, pass_name: str | None = None, before: Program | None = None) -> None:
-    """Checks `program`; returns nothing if it is sound.
+    """Checks a program.
 
     Args:
-        pass_name: pass that made the program, for the message.
-        before: program before that pass; without it the checks against the past are left out.
+        program: the program.
+        pass_name: the pass that made the program, for the message.
+        before: the program before that pass; without it, checks that compare the two are left out.
 
     Raises:
         VerifyError: the first problem found.
@@ -50,7 +51,7 @@ def verify(program: Program, pass_name: str | None = None, before: Program | Non
 
 
 def _tensors(program: Program) -> Iterator[str]:
-    """Every tensor has a spec of its kind, every alias is the same object as its canonical tensor."""
+    """Checks that every tensor has a matching spec, and every alias is the same object as its canonical tensor."""
     for name in sorted(program.tensors.keys() ^ program.specs.keys()):
         have, lack = ("tensor", "spec") if name in program.tensors else ("spec", "tensor")
         yield f"`{name}` has a {have} and no {lack}; expected both"
@@ -106,7 +107,7 @@ def _signature(program: Program, mode: Mode, inputs: list[Any]) -> Iterator[str]
         yield f"{mode} graph: expected {len(signature.shapes)} inputs, found {len(placeholders)} placeholders"
         return
     if pytree.tree_structure(program.example) != signature.in_spec:
-        yield "the example inputs have another structure than the signature says; expected them to agree"
+        yield "the structure of the example inputs differs from the signature; expected them to agree"
     for node, shape, dynamic in zip(placeholders, signature.shapes, signature.batch_dims, strict=True):
         if dynamic and not shape:
             yield f"{mode} graph, input `{node.name}`: expected a batch dim, found shape {shape}"
@@ -177,11 +178,11 @@ def _ties(program: Program, before: Program) -> Iterator[str]:
 
 
 def _memory(program: Program, before: Program) -> Iterator[str]:
-    """Parameters may be views of one storage; two that share elements, and are not tied, would be trained as one."""
+    """Parameters may be views of one storage, but two that share elements without being tied would train as one."""
     known = {frozenset(id(before.tensors[name]) for name in pair) for pair in _overlaps(before)}
     for pair in _overlaps(program):
         if frozenset(id(program.tensors[name]) for name in pair) not in known:
-            yield f"`{pair[0]}` and `{pair[1]}` share memory; expected memory of their own, or one tied tensor"
+            yield f"`{pair[0]}` and `{pair[1]}` share memory; expected separate memory, or one tied tensor"
 
 
 def _overlaps(program: Program) -> Iterator[tuple[str, str]]:
@@ -197,13 +198,13 @@ def _overlaps(program: Program) -> Iterator[tuple[str, str]]:
 
 
 def _reach(tensor: torch.Tensor) -> tuple[int, int]:
-    """Address of a tensor's first element, and the one behind its last."""
+    """The address of a tensor's first element, and the first address after its last element."""
     last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
     return tensor.data_ptr(), tensor.data_ptr() + (last + 1) * tensor.element_size()
 
 
 def _shared(group: list[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, str]]:
-    """Each tensor marks its elements. Interleaved views, such as the columns of one matrix, share none."""
+    """Each tensor marks its elements. Interleaved views, such as the columns of a matrix, do not overlap."""
     start, unit = _reach(group[0][1])[0], min(tensor.element_size() for _, tensor in group)
     owner = torch.zeros((max(_reach(tensor)[1] for _, tensor in group) - start) // unit, dtype=torch.int32)
     for number, (name, tensor) in enumerate(group, 1):
@@ -259,12 +260,12 @@ def _dead_key(node: fx.Node) -> tuple[str, str]:
 
 
 def _pattern(name: str) -> str:
-    """Name with block numbers left out: a copy of a block may lack what its original lacked."""
+    """The name without block numbers: a copy of a block may lack what its original lacks."""
     return re.sub(r"[0-9]+", "#", name)
 
 
 def _batch(program: Program, before: Program) -> Iterator[str]:
-    """A size written into the graph in place of the batch size works at the example's batch only."""
+    """Finds sizes written into the graph that depend on the batch: they are right at the example's batch size only."""
     if not any(program.signature.batch_dims):
         return
     for mode in MODES:
@@ -274,5 +275,5 @@ def _batch(program: Program, before: Program) -> Iterator[str]:
             try:
                 infer(before, before.graphs[mode], mode, batch_factor=2)
             except VerifyError:
-                return  # it never did
+                return  # it did not work before either
             yield f"at twice the batch size, {error}"

@@ -1,4 +1,4 @@
-"""The lift: what becomes of tensors when a program changes: weights, averages (EMA) and optimizer state.
+"""The lift: how the tensors of a program follow when it grows or shrinks: weights, averages (EMA), optimizer state.
 
-One lift moves them all, and is plain data. May import `ir` and below.
+One lift, which is plain data, maps all of them. May import `ir` and below.
 """

@@ -1,9 +1,9 @@
-"""Averaged copies of the weights (EMA), which growth carries along.
+"""Averaged copies of the weights (EMA) that follow growth.
 
-`Averages` follows a network in training: one copy for each decay, as timm's ModelEmaV2 does it (average = decay *
-average + (1 - decay) * value, floating buffers too, others copied). An `Average` is one such copy as a value; those
-that a program carries (`Program.averages`) are moved by every pass through the lift that moves the weights, so that
-they stay in step with it. They are never trained, and need no gradient.
+`Averages` tracks a network in training with one copy for each decay, like timm's ModelEmaV2: average = decay * average
++ (1 - decay) * value for parameters and floating-point buffers; other buffers are copied. An `Average` is one such copy
+as a value. Every pass maps the averages of a program (`Program.averages`) by the lift that maps its weights, so both
+keep the same shapes. Averages are never trained.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from progc.lift.lift import Lift
 
 DECAYS = (0.998, 0.9986, 0.999, 0.9996)
-"""The four that AutoProg keeps (Li et al., CVPR 2022)."""
+"""The decays of AutoProg (Li et al., CVPR 2022)."""
 
 _PREFIXES = ("module.", "_orig_mod.")
 
@@ -31,13 +31,13 @@ _PREFIXES = ("module.", "_orig_mod.")
 class Averages:
     """Averaged copies of a network in training; `progc.EMA`.
 
-        ema = progc.EMA(module)              # once, and again for nothing: growth re-points it
+        ema = progc.EMA(module)              # once: growth re-points it
         ema.update(module)                   # after every optimizer step
         bigger = progc.grow(program, to=..., optimizer=optimizer, ema=ema)
 
     Attributes:
         decays: one for each copy.
-        num_updates: how often `update` was called.
+        num_updates: number of calls of `update`.
     """
 
     def __init__(
@@ -49,21 +49,21 @@ class Averages:
         warmup_gamma: float = 1.0,
         warmup_power: float = 2 / 3,
     ) -> None:
-        """Starts at the present values.
+        """Starts from the present values.
 
         Args:
-            source: the network: a module (wrapped by torch's DistributedDataParallel or torch.compile, too), a
-                program, or tensors by name.
-            decays: one for each copy, at least 0 and below 1, all different.
-            warmup: the decay grows as 1 - (1 + step / warmup_gamma) ** -warmup_power up to its value, with the
-                counting of timm's ModelEmaV3: the first update copies.
+            source: the network: a module (also one wrapped by DistributedDataParallel or torch.compile), a program, or
+                tensors by name.
+            decays: one for each copy: distinct, at least 0 and below 1.
+            warmup: whether the decay rises as 1 - (1 + step / warmup_gamma) ** -warmup_power up to its value. Steps
+                count as in timm's ModelEmaV3: the first update copies the values.
 
         Raises:
-            InputError: a decay out of range or given twice.
+            InputError: a decay is out of range or given twice.
         """
         self.decays = tuple(float(decay) for decay in decays)
         if not self.decays or len(set(self.decays)) < len(self.decays) or not all(0 <= d < 1 for d in self.decays):
-            raise InputError(f"decays {list(decays)}: expected different numbers of at least 0 and below 1")
+            raise InputError(f"decays {list(decays)}: expected distinct numbers, at least 0 and below 1")
         self.warmup, self.warmup_gamma, self.warmup_power = warmup, warmup_gamma, warmup_power
         self.num_updates = 0
         named = named_tensors(source)
@@ -71,11 +71,11 @@ class Averages:
 
     @property
     def tensors(self) -> dict[float, dict[str, torch.Tensor]]:
-        """The averages by decay, then by name; tied names are one tensor."""
+        """The averages by decay, then by name; tied names map to the same tensor."""
         return {decay: dict(copy) for decay, copy in self._copies.items()}
 
     def decay_at(self, decay: float, update: int) -> float:
-        """The decay that update number `update` (the first is 1) uses."""
+        """Returns the decay of update number `update`; the first is number 1."""
         step = update - 1
         if not self.warmup:
             return decay
@@ -85,10 +85,10 @@ class Averages:
 
     @torch.no_grad()
     def update(self, source: nn.Module | Program | Mapping[str, torch.Tensor]) -> None:
-        """Takes the present values in.
+        """Updates the averages with the present values.
 
         Raises:
-            InputError: names or shapes are not those that are tracked; nothing is changed.
+            InputError: names or shapes differ from the tracked ones; nothing is changed.
         """
         named = named_tensors(source)
         pairs = {}
@@ -113,17 +113,17 @@ class Averages:
                     average.copy_(value)
 
     def values(self) -> tuple[Average, ...]:
-        """The averages as values that share memory with these, one for each decay."""
+        """Returns the averages as values that share memory with these, one for each decay."""
         return tuple(Average(dict(copy), decay) for decay, copy in self._copies.items())
 
     def repoint(self, averages: Iterable[Average]) -> None:
-        """Goes on from grown averages, one for each decay; the count of updates stays."""
+        """Replaces the averages by grown ones, one for each decay; `num_updates` stays."""
         grown = {average.decay: dict(average.complete.tensors) for average in averages}
         assert grown.keys() == self._copies.keys(), "averages of other decays"
         self._copies = {decay: grown[decay] for decay in self.decays}
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """Flat, by `DECAY/NAME`, with `num_updates`: as safetensors takes it; a tied tensor is there once."""
+        """Returns the averages by `DECAY/NAME`, and `num_updates`, in one flat dict; a tied tensor appears once."""
         state = {"num_updates": torch.tensor(self.num_updates)}
         for decay, copy in self._copies.items():
             first = {id(tensor): name for name, tensor in reversed(copy.items())}
@@ -132,10 +132,10 @@ class Averages:
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Copies in what `state_dict` gave.
+        """Copies in the tensors of a `state_dict`.
 
         Raises:
-            InputError: other decays, names or shapes; nothing is changed.
+            InputError: decays, names or shapes differ; nothing is changed.
         """
         own = self.state_dict()
         missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
@@ -144,7 +144,7 @@ class Averages:
             first = (missing or unknown or odd)[0]
             what = "is missing" if missing else "is unknown" if unknown else "has another shape"
             raise InputError(
-                f"averages: {first} {what}; expected decays {list(self.decays)} of the network at its present size"
+                f"averages: {first} {what}; expected decays {list(self.decays)} and the network at its present size"
             )
         for name, tensor in own.items():
             tensor.copy_(state[name])
@@ -152,11 +152,11 @@ class Averages:
 
 
 EmaLike = Averages | Average | Mapping[str, torch.Tensor] | nn.Module
-"""What `ema=` takes: averages in training, a value, tensors by name, or a module that holds them."""
+"""Types that `ema=` accepts: averages in training, an average, tensors by name, or a module that holds them."""
 
 
 def named_tensors(source: Any) -> dict[str, torch.Tensor]:
-    """What a state dict holds, by name, aliases included; names of wrappers are taken off."""
+    """Returns the tensors of a state dict by name, aliases included, without the prefixes of torch's wrappers."""
     if isinstance(source, nn.Module):
         held = source.state_dict(keep_vars=True)
         named = {name: tensor for name, tensor in held.items() if isinstance(tensor, torch.Tensor)}
@@ -182,24 +182,24 @@ def _check(copy: Mapping[str, torch.Tensor], named: Mapping[str, torch.Tensor]) 
     odd += [name for name in named if name not in copy]
     if odd:
         raise InputError(
-            f"averages: {odd[0]} is not as it was when tracking began (of {len(odd)} tensors); "
-            "give the averages to the growth as ema=..., or start new ones"
+            f"averages: {odd[0]} was added, removed or reshaped since tracking began ({len(odd)} tensors in all); "
+            "pass the averages to the growth as ema=..., or create new ones"
         )
 
 
 def attached(program: Program, ema: EmaLike | Sequence[EmaLike]) -> Program:
-    """`program` with these averages in place of its own.
+    """Returns `program` with the averages replaced by these.
 
-    A tensor that an average does not hold is the program's own, which is right for buffers and constants.
+    Buffers and constants that an average does not hold are copied from the program.
 
     Raises:
-        InputError: a parameter is missing, a name is unknown, or a shape is another.
+        InputError: a parameter is missing, a name is unknown, or a shape differs.
     """
     return program.replace(averages=tuple(_fitted(program, item) for item in _values(ema)))
 
 
 def handed_over(ema: EmaLike | Sequence[EmaLike], program: Program) -> None:
-    """Re-points the `Averages` among `ema` to what the grown `program` carries for them."""
+    """Replaces the copies of every `Averages` in `ema` by the grown averages of `program`."""
     averages = iter(program.averages)
     for item in _listed(ema):
         if isinstance(item, Averages):
@@ -241,10 +241,10 @@ def _fitted(program: Program, average: Average) -> Average:
     unknown = [name for name in given if name not in tensors]
     odd = [name for name in given if name in tensors and given[name].shape != tensors[name].shape]
     label = program.class_name.rpartition(".")[2]
-    for what, names in (("misses", missing), ("has no use for", unknown), ("holds another shape of", odd)):
+    for what, names in (("lacks", missing), ("has the unknown tensor", unknown), ("has another shape for", odd)):
         if names:
             raise InputError(
-                f"ema: the average {what} {names[0]} ({len(names)} tensors); expected those of {label}, under its names"
+                f"ema: the average {what} {names[0]} ({len(names)} tensors); expected the tensors of {label}, by name"
             )
     # Copies, since an average may be written to in place.
     return Average(
@@ -254,10 +254,16 @@ def _fitted(program: Program, average: Average) -> Average:
 
 
 def moved(averages: Sequence[Average], lift: Lift | None, after: Program, step: str) -> tuple[Average, ...]:
-    """The averages behind a step that made `after`, moved by its lift.
+    """Maps averages by the lift of a step.
+
+    Args:
+        averages: before the step.
+        lift: of the step; None if it changed no tensor.
+        after: the program after the step.
+        step: its name, for the message.
 
     Raises:
-        VerifyError: the lift does not give the tensors of `after`; names the step.
+        VerifyError: the lift does not produce a tensor of `after`.
     """
     return tuple(_moved(average, lift, after, step) for average in averages)
 
@@ -268,10 +274,10 @@ def _moved(average: Average, lift: Lift | None, after: Program, step: str) -> Av
     for name, tensor in after.tensors.items():
         found = grown.get(name)
         if found is None and after.specs[name].kind != "parameter":
-            found = tensor.detach().clone()  # a constant that the step brought along
+            found = tensor.detach().clone()  # a constant that the step added
         if found is None or found.shape != tensor.shape:
-            raise VerifyError(f"after {step}: averaged copies cannot follow, since no lift makes `{name}`")
-        if isinstance(found, nn.Parameter):  # made anew by the lift, as in the program
+            raise VerifyError(f"after {step}: the averaged copies cannot follow, because no lift produces `{name}`")
+        if isinstance(found, nn.Parameter):  # a new tensor of the lift, a parameter as in the program
             found = found.detach()
         tensors[name] = found
     return dataclasses.replace(average, tensors=tensors)

@@ -1,6 +1,6 @@
-"""Records of a lift: how one tensor of the new program is made from one of the old. Plain data.
+"""The records of a lift, as plain data: how a tensor of the new program is made from one of the old program.
 
-Tensors that a growth makes out of nothing: a stage embedding has no predecessor to be lifted from.
+`Made` describes a tensor without a predecessor, such as a stage embedding.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from progc.lift.resampling import Resample
 
 @dataclasses.dataclass(frozen=True)
 class Scale:
-    """Multiply by `values` (one per *old* unit) along `dim`. Factor 0 silences a branch."""
+    """Multiplies by `values`, one per *old* unit, along `dim`. A factor of 0 silences a branch."""
 
     dim: int
     values: tuple[float, ...]
@@ -27,13 +27,13 @@ class Scale:
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """Divide each value along `dim` among its copies.
+    """Divides each value along `dim` among its copies.
 
     Attributes:
         dim: the dim that is contracted downstream.
-        where: one flag per old unit: which units take part; None for all.
-        over: the growth of the contracted factors alone (other factors of the dim at their new size), if the dim
-            holds others that grow too; None if all of the dim is contracted.
+        where: one flag per old unit: whether it is divided; None for all.
+        over: the growth of the contracted factors alone (other factors of the dim at their new size), if other factors
+            of the dim grow too; None if the whole dim is contracted.
     """
 
     dim: int
@@ -43,10 +43,12 @@ class Split:
 
 @dataclasses.dataclass(frozen=True)
 class Eye:
-    """A weight that passes its input on.
+    """An identity weight, which returns its input.
 
-    Row r holds a single 1, at column `offset + r` (r modulo the columns of a group) and at position `taps` of the
-    other dims, the kernel.
+    Attributes:
+        rows, columns: the dims of output and input units.
+        offset: row r has a 1 at column `offset + r` (r modulo the columns of a group) and 0 elsewhere.
+        taps: position of the 1 in the other dims, the kernel.
     """
 
     rows: int
@@ -55,7 +57,7 @@ class Eye:
     taps: tuple[int, ...] = ()
 
     def like(self, source: torch.Tensor) -> torch.Tensor:
-        """The weight in the shape, dtype and place of `source`."""
+        """Returns the weight in the shape and dtype and on the device of `source`."""
         weight = torch.zeros_like(source)
         matrix = weight.movedim((self.rows, self.columns), (0, 1))
         for tap in reversed(self.taps):
@@ -67,7 +69,7 @@ class Eye:
 
 @dataclasses.dataclass(frozen=True)
 class Add:
-    """Add row `row` of the tensor `table` (by its name before) along `dim`, alike everywhere else."""
+    """Adds row `row` of the tensor `table` (its name before growth) along `dim`, broadcast over the other dims."""
 
     table: str
     row: int
@@ -76,25 +78,25 @@ class Add:
 
 @dataclasses.dataclass(frozen=True)
 class TensorLift:
-    """How one tensor of the grown program is made.
+    """How a tensor of the grown program is made.
 
     Attributes:
-        name: its name after growth.
-        source: the tensor it is made from, by its name before growth.
-        dims: one index map per dim; None for a dim that does not change; empty if none does.
+        name: the name after growth.
+        source: the name, before growth, of the tensor it is made from.
+        dims: one index map per dim; None for a dim that does not change; empty if no dim changes.
         splits: dims along which the tensor contracts copies.
-        scales: factors along dims, applied to the source before anything else.
+        scales: factors along dims, applied to the source first.
         fresh: True for a tensor of an inserted block: optimizer moments start at m = 0.
-        init: `copy`, `zero` or `random`; with `random` the fresh columns of consumers are random too, and a tensor
-            without growing dims is drawn anew (growth is then not lossless).
+        init: `copy`, `zero` or `random`. With `random`, fresh columns of consumers are random too, and a tensor
+            without growing dims is drawn at random (growth is then not lossless).
         fill: a constant that replaces the source's values.
-        eye: a unit matrix that replaces them.
-        fills: what padded units start with.
-        adds: rows of other tensors that are added in the end; dims do not grow then.
-        average: the source's values are those of an averaged copy of the weights, where one is at hand.
-        resample: how its values over positions become those of another input size; nothing else is done then.
-        storage: empty for growth. A tensor that shrinks is a view of its source (`share`, where its units allow one) or
-            has memory of its own (`copy`): progc/lift/selection.py.
+        eye: an identity weight that replaces them.
+        fills: initial values of padded units.
+        adds: rows of other tensors that are added last; dims do not grow then.
+        average: whether the values come from an averaged copy (EMA) of the source, if one is available.
+        resample: resampling of a tensor over positions for another input size; nothing else is done then.
+        storage: empty for growth. A tensor that shrinks is a view of its source (`share`, if its units allow it) or a
+            copy (`copy`).
     """
 
     name: str
@@ -114,14 +116,14 @@ class TensorLift:
 
     @property
     def plain(self) -> bool:
-        """True if nothing is done to the source, except drawing it anew where `init` says so."""
+        """Whether the source is taken unchanged, or only drawn at random (`init`)."""
         replaced = self.fill is not None or self.eye is not None or self.resample is not None
         moved = self.scales or self.fills or self.adds or any(self.dims) or self.storage == "copy"
         return not (self.fresh or replaced or moved)
 
     @property
     def steps(self) -> tuple[TensorLift, ...]:
-        """What is done one after the other: units are chosen first, the rest is done to what they hold."""
+        """The entry as successive steps: a tensor that shrinks first selects its units."""
         if not self.storage:
             return (self,)
         chosen = TensorLift(self.name, self.source, self.dims, scales=self.scales, storage=self.storage)
@@ -134,14 +136,14 @@ How = Literal["zero", "one", "mean"]
 
 @dataclasses.dataclass(frozen=True)
 class Fill:
-    """How the fresh units of one axis are filled along `dim`.
+    """Initial values of the fresh units of one axis along `dim`.
 
     Attributes:
         dim: the tensor dim.
-        how: `zero`, `one`, or `mean`: the mean of the old units that agree with it in every other factor of the dim.
+        how: `zero`, `one`, or `mean`: the mean of the old units at the same position in all other factors of the dim.
         over: the growth of that axis alone within the dim; other factors at their new size.
-        weights: for `mean`, names of tensors (before growth) with one entry per old unit: each old unit counts times
-            its entries. Names and not numbers, so that averaged copies of the weights use their own.
+        weights: for `mean`, names (before growth) of tensors with one entry per old unit, whose product weighs the
+            units. These are names, not numbers, so that averaged copies use their own values.
     """
 
     dim: int
@@ -162,13 +164,13 @@ class Fill:
 
 @dataclasses.dataclass(frozen=True)
 class Made:
-    """A parameter that was not there before.
+    """A parameter without a predecessor.
 
     Attributes:
-        name: its name after growth.
-        shape: its shape.
-        std: standard deviation of normal draws; 0 for zeros.
-        dtype: of torch, without the prefix: `float32`.
+        name: the name after growth.
+        shape: the shape.
+        std: standard deviation of the normal distribution it is drawn from; 0 for zeros.
+        dtype: name of the torch dtype: `float32`.
     """
 
     name: str
@@ -177,7 +179,7 @@ class Made:
     dtype: str = "float32"
 
     def draw(self, seed: int, device: torch.device | str = "cpu") -> nn.Parameter:
-        """The parameter; every name has a random stream of its own, the same on every device."""
+        """Returns the parameter; the values depend on the seed and the name, not on the device."""
         generator = torch.Generator().manual_seed(stream(seed, self.name))
         values = torch.randn(self.shape, generator=generator, dtype=torch.float64) * self.std
         return nn.Parameter(values.to(device, getattr(torch, self.dtype)))
@@ -193,5 +195,5 @@ class Made:
 
 
 def stream(seed: int, name: str) -> int:
-    """Seed of the random stream of one tensor."""
+    """Returns the seed of the random stream of one tensor."""
     return seed * 0x9E3779B1 + zlib.crc32(name.encode()) & 0x7FFFFFFFFFFFFFFF

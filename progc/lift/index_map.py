@@ -1,8 +1,8 @@
-"""Index maps: how one tensor dim grows or shrinks, as a nested structure of factors.
+"""Index maps: how one dim of a tensor grows or shrinks, as a nested structure of factors.
 
-A flat dim is rarely one axis: `3 * heads * head_dim`, `[branch a, branch b]`, `groups * channels`. Its map
-is the Kronecker product or the concatenation of its factors' maps, in layout order (docs/growth.md 0.2). This is
-the only place in the code base where an index map is computed.
+A flat dim is rarely one axis: `3 * heads * head_dim`, `[branch a, branch b]`, `groups * channels`. Its map is the
+Kronecker product or the concatenation of the maps of its factors, in layout order (docs/growth.md 0.2). All index maps
+of progc are computed here.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ How = Literal["copy", "free", "spread", "leading"]
 
 @dataclasses.dataclass(frozen=True)
 class IndexMap:
-    """Map from a new dim of size `new` to the old dim of size `old`.
+    """A map from a new dim of size `new` to the old dim of size `old`.
 
     Attributes:
         kind: `leaf` (one axis), `product` (outermost factor first) or `concat` (segments in order).
         old, new: sizes of the dim before and after.
-        how: for a leaf, `copy` (unit i repeats old unit i * old // new: copies stand beside their source, so
-            contiguous groups stay contiguous groups) or `free` (units beyond the old ones are new functions of
-            the input, ignored by exact consumers; where the axis is padded, filled as `progc.lift.shares` says). Where
-            new < old: `spread` (unit j is the first of those that `copy` would make from it) or `leading` (unit j stays
-            unit j, as before a growth by `free`).
-        like: for a leaf with `old == 0` inside a concatenation: absolute position in the old dim that the new
-            units take their values from.
+        how: for a leaf that grows, `copy` or `free`. `copy`: unit i repeats old unit i * old // new, so copies are next
+            to their source and contiguous groups stay contiguous. `free`: units beyond the old ones are new functions
+            of the input, which exact consumers ignore; on a padded axis they are filled by `progc.lift.shares`.
+            For a leaf that shrinks, `spread` (unit j is the first of the copies that `copy` would make of it) or
+            `leading` (unit j stays unit j, which undoes `free`).
+        like: for a leaf with `old == 0` in a concatenation: the position in the old dim whose values the new units
+            take.
         parts: factors or segments.
     """
 
@@ -41,12 +41,12 @@ class IndexMap:
 
     @staticmethod
     def leaf(old: int, new: int, how: How = "copy", like: int | None = None) -> IndexMap:
-        """One axis that goes from `old` to `new` units."""
+        """Returns the map of one axis that goes from `old` to `new` units."""
         return IndexMap("leaf", old, new, how, like)
 
     @staticmethod
     def product(parts: tuple[IndexMap, ...]) -> IndexMap:
-        """A dim that is the product of `parts`, outermost first; merges what does not change."""
+        """Returns the map of a dim that is the product of `parts`, outermost first; merges parts that do not change."""
         if len(parts) == 1:
             return parts[0]
         old = new = 1
@@ -58,7 +58,7 @@ class IndexMap:
 
     @staticmethod
     def concat(parts: tuple[IndexMap, ...]) -> IndexMap:
-        """A dim that is the concatenation of `parts`; merges what does not change."""
+        """Returns the map of a dim that is the concatenation of `parts`; merges parts that do not change."""
         if len(parts) == 1:
             return parts[0]
         old, new = sum(part.old for part in parts), sum(part.new for part in parts)
@@ -68,13 +68,13 @@ class IndexMap:
 
     @property
     def unchanged(self) -> bool:
-        """True if every unit stays where it is."""
+        """Whether every unit keeps its place."""
         if self.kind == "leaf":
             return self.old == self.new
         return all(part.unchanged for part in self.parts)
 
     def index(self) -> torch.Tensor:
-        """int64 `[new]`: the old unit that each new unit takes its values from."""
+        """Returns the old unit that each new unit takes its values from: int64 `[new]`."""
         if self.kind == "leaf":
             if self.old == 0:
                 return torch.arange(self.new) + (self.like or 0)
@@ -92,13 +92,13 @@ class IndexMap:
             return total
         pieces, offset = [], 0
         for part in self.parts:
-            # A segment that did not exist before reads an absolute position, not one within itself.
+            # A new segment reads an absolute position in the old dim, not one within itself.
             pieces.append(part.index() + (offset if part.old else 0))
             offset += part.old
         return torch.cat(pieces)
 
     def fresh(self) -> torch.Tensor:
-        """bool `[new]`: units that are no copy of an old unit."""
+        """Returns which units are not copies of an old unit: bool `[new]`."""
         if self.kind == "leaf":
             if self.how == "free":
                 return torch.arange(self.new) >= self.old
@@ -111,16 +111,17 @@ class IndexMap:
         return torch.cat([part.fresh() for part in self.parts])
 
     def counts(self) -> torch.Tensor:
-        """int64 `[new]`: how many units are copies of the same old unit (1 for fresh units)."""
+        """Returns how many units are copies of the same old unit (1 for fresh units): int64 `[new]`."""
         index, fresh = self.index(), self.fresh()
         tally = torch.zeros(max(self.old, int(index.max()) + 1 if len(index) else 1), dtype=torch.int64)
         tally.index_add_(0, index[~fresh], torch.ones_like(index[~fresh]))
         return torch.where(fresh, torch.ones_like(index), tally[index])
 
     def groups(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """int64 `[new]` twice: for one padded axis in the dim, what a unit is along all else, and along the axis.
+        """Splits the dim into one padded axis and the rest.
 
-        Leaves that do not grow are "all else".
+        Returns:
+            The position of each unit along the rest (leaves that do not grow) and along the axis: int64 `[new]` each.
         """
         if self.kind == "leaf":
             where = torch.arange(self.new)
@@ -142,7 +143,7 @@ class IndexMap:
 
     @property
     def uniform(self) -> bool:
-        """True if every old unit has the same number of copies and there are no fresh units."""
+        """Whether every old unit has the same number of copies and no unit is fresh."""
         counts = self.counts()
         return bool((counts == counts[0]).all()) and not bool(self.fresh().any())
 

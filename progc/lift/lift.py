@@ -1,13 +1,13 @@
-"""The lift: what turns the tensors of a program into those of the grown one.
+"""The lift: maps the tensors of a program to those of the grown or shrunk program.
 
-One `Lift` grows parameters, buffers, EMA copies (`apply`) and optimizer moments (`moments.py`). It is data:
-JSON in, JSON out, independent of any graph, and deterministic (every tensor has its own random stream,
-derived from the seed and its name).
+One `Lift` maps parameters, buffers and EMA copies (`apply`) and optimizer moments (`moments.py`). It is plain data,
+written and read as JSON, independent of any graph, and deterministic: the random stream of a tensor follows from the
+seed and its name.
 
-The mathematics is docs/growth.md section 0.1: a producer gathers rows; a consumer gathers columns and divides
-them among the copies of each source. The shares differ per output row and copy (zero-sum noise), else copies
-would stay equal under Adam for ever (docs/growth.md 1.2). Shares are rounded so that the copies of one weight sum
-to it *exactly* in the tensor's own dtype: growth adds no rounding error of its own.
+The mathematics is in docs/growth.md, section 0.1: a producer gathers rows; a consumer gathers columns and divides them
+among the copies of each source. The shares differ per output row and copy by zero-sum noise, because equal copies would
+stay equal under Adam (docs/growth.md 1.2). Shares are rounded so that the copies of a weight sum to it *exactly* in the
+dtype of the tensor: growth adds no rounding error.
 """
 
 from __future__ import annotations
@@ -19,27 +19,29 @@ from typing import Any
 import torch
 from torch import nn
 
+from progc.errors import TargetError
 from progc.ir.deferred import defer, device_of, identity, is_deferred, values
 from progc.lift.entry import Add, Eye, Fill, Made, Scale, Split, TensorLift, stream
 from progc.lift.index_map import IndexMap
 from progc.lift.moments import grow_moments
 from progc.lift.resampling import Resample
-from progc.lift.selection import chosen
 from progc.lift.shares import along, divide, fill_fresh, fill_padded, normal, spread_of
 
 NOISE = 0.3
 """Default spread of the shares, relative to the equal share (docs/growth.md 1.2 item 3)."""
 
+_OWN = {"name", "source"}
+
 
 @dataclasses.dataclass(frozen=True)
 class Lift:
-    """Tensor lifts of one growth step. Tensors that no entry mentions are carried over as they are.
+    """The lift of one step. Tensors without an entry stay unchanged.
 
     Attributes:
         tensors: one entry for every tensor that changes.
-        seed: of noise, random weights and `made`.
+        seed: seed of the noise, of random weights and of `made`.
         noise: spread of the shares among copies, relative to the equal share.
-        removed: names that are gone.
+        removed: names that do not exist any more.
         made: tensors without a predecessor.
     """
 
@@ -52,15 +54,15 @@ class Lift:
     def apply(
         self, tensors: Mapping[str, torch.Tensor], average: Mapping[str, torch.Tensor] | None = None
     ) -> dict[str, torch.Tensor]:
-        """Grows a set of tensors: a program's own, or an EMA copy of them.
+        """Maps a set of tensors: those of a program, or an EMA copy of them.
 
         Args:
-            tensors: every name before growth; names that share one tensor's memory stay tied.
+            tensors: all tensors before the step; names that share the memory of one tensor stay tied.
             average: an averaged copy of them, which entries with `average` read; without it they read `tensors`.
 
         Returns:
-            Every name after growth, in a stable order; tensors that do not change are the same objects. What grows
-            from a deferred tensor (progc/ir/deferred.py) is deferred too: made when its values are asked for.
+            All tensors after the step, in a stable order; tensors that do not change are the same objects. Tensors
+            made from deferred ones (progc/ir/deferred.py) are deferred too.
         """
         entries = {entry.name: entry for entry in self.tensors}
         grown: dict[str, torch.Tensor] = {}
@@ -71,7 +73,7 @@ class Lift:
         for name, entry in entries.items():
             source, given = tensors[entry.source], tensors
             averaged = entry.average and average is not None
-            # Tied names have equal lifts of one memory: they must come out as one object again.
+            # Tied names have equal entries and the same memory: they must become one object again.
             key = (identity(source), dataclasses.replace(entry, name="", source="", average=averaged))
             if entry.fresh or key not in made:
                 if averaged:
@@ -84,11 +86,11 @@ class Lift:
         return grown | {new.name: new.draw(self.seed, made_on) for new in self.made}
 
     def moments(self, state: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-        """Grows optimizer state by parameter name (Adam's m and v, momentum): see `progc.lift.moments.grow_moments`."""
+        """Maps optimizer state by parameter name (Adam's m and v, momentum): see `progc.lift.moments.grow_moments`."""
         return grow_moments(self.tensors, self.removed, state)
 
     def _later(self, source: torch.Tensor, entry: TensorLift, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """`_grow` for a deferred tensor: the shape now, the values when they are asked for."""
+        """`_grow` for a deferred tensor: the shape now, the values on request."""
         if entry.plain and entry.init != "random":
             return source
         dims = entry.dims or (None,) * source.dim()
@@ -107,7 +109,7 @@ class Lift:
         if entry.resample is not None:
             return keep_type(source, entry.resample.apply(source.detach()))
         generator = self._generator(entry.name)
-        value = source.detach().cpu()  # random streams and shares are the same wherever the weights lie
+        value = source.detach().cpu()  # random streams and shares do not depend on the device
         if entry.fill is not None:
             value = torch.full_like(value, entry.fill)
         if entry.eye is not None:
@@ -117,8 +119,8 @@ class Lift:
         if entry.init == "random" and not any(entry.dims):
             value = self._draw(value, entry)
         contracted = {split.dim for split in entry.splits}
-        # Producers' dims first, so that every output row gets shares of its own; then each contracted dim is
-        # gathered and divided in one go, while its copies are still equal: only then can their sum be exact.
+        # Producers' dims first, so that every output row gets different shares. Then each contracted dim is gathered
+        # and divided at once, while its copies are still equal: only then can their sum be exact.
         for dim, index_map in sorted(enumerate(entry.dims), key=lambda item: item[0] in contracted):
             if index_map is not None and not index_map.unchanged:
                 value = value.index_select(dim, index_map.index())
@@ -138,14 +140,14 @@ class Lift:
         return torch.Generator().manual_seed(stream(self.seed, name))
 
     def _draw(self, source: torch.Tensor, entry: TensorLift) -> torch.Tensor:
-        """A tensor like `source` drawn anew: matrices with the source's spread, vectors as they are."""
+        """A random tensor like `source`: matrices with its standard deviation; vectors are copied."""
         if not source.is_floating_point() or source.dim() < 2:
             return source.detach().clone()
         drawn = normal(source.shape, source, self._generator(entry.name)) * spread_of(source)
         return drawn.to(source.device)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data with runs instead of long lists; `from_json` is the inverse."""
+        """Returns plain data, with run lengths in place of long lists; `from_json` is the inverse."""
         return {
             "seed": self.seed,
             "noise": self.noise,
@@ -167,7 +169,7 @@ class Lift:
 
 
 def _as(own: torch.Tensor, average: torch.Tensor) -> torch.Tensor:
-    """A copy of the average as a tensor like `own`, deferred if one of them is."""
+    """A copy of the average, as a parameter if `own` is one; deferred if one of them is."""
 
     def make() -> torch.Tensor:
         value = values(average).detach()
@@ -177,9 +179,100 @@ def _as(own: torch.Tensor, average: torch.Tensor) -> torch.Tensor:
 
 
 def keep_type(source: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """Returns `value`, as a parameter if `source` is one."""
     if isinstance(source, nn.Parameter):
         return nn.Parameter(value, requires_grad=source.requires_grad)
     return value
+
+
+def composed(first: Lift, second: Lift) -> Lift:
+    """The lift that does `first` and then `second`.
+
+    Raises:
+        TargetError: both change one tensor in a way that has no single entry.
+    """
+    known = {entry.name: entry for entry in first.tensors}
+    entries = dict(known)
+    for entry in second.tensors:
+        before = known.get(entry.source)
+        if entry.source != entry.name:
+            entries.pop(entry.source, None)
+        entries[entry.name] = entry if before is None else _joined(before, entry)
+    for name in second.removed:
+        entries.pop(name, None)
+    return dataclasses.replace(
+        second,
+        tensors=tuple(entries.values()),
+        removed=first.removed | (second.removed - known.keys()),
+        made=(*first.made, *second.made),
+    )
+
+
+def _joined(before: TensorLift, after: TensorLift) -> TensorLift:
+    """One entry for both: every field is set by one of them, every dim changed by one of them."""
+    changes: dict[str, object] = {"name": after.name, "source": before.source}
+    for field in dataclasses.fields(TensorLift):
+        one, other = getattr(before, field.name), getattr(after, field.name)
+        if field.name in _OWN or one == field.default or one == other:
+            continue
+        if other == field.default:
+            changes[field.name] = one
+        elif field.name == "dims" and not any(a and b for a, b in zip(one, other, strict=True)):
+            changes["dims"] = tuple(a or b for a, b in zip(one, other, strict=True))
+        else:
+            raise TargetError(
+                f"shrink: {before.source} changes twice, by its units and by the resolution; apply one pass after the "
+                "other: shrink{...},grow-resolution{...}"
+            )
+    return dataclasses.replace(after, **changes)  # type: ignore[arg-type]
+
+
+def chosen(source: torch.Tensor, entry: TensorLift) -> torch.Tensor:
+    """The values of a tensor that shrinks; no parameter, and no gradient flows through it.
+
+    Args:
+        source: the full tensor.
+        entry: `storage` is `share` or `copy`; scales are of `copy` alone, values per unit of `source`.
+
+    Returns:
+        A view of `source` where the storage is shared and the units allow one, else memory of its own.
+    """
+    assert entry.storage in ("share", "copy") and not (entry.scales and entry.storage == "share")
+    value = source.detach()
+    steps = strides(entry.dims)
+    if steps is not None and entry.storage == "share":
+        for dim, step in enumerate(steps):
+            if step is not None:
+                value = value[(slice(None),) * dim + (step,)]
+        return value
+    for dim, index_map in enumerate(entry.dims):
+        if index_map is not None:
+            value = value.index_select(dim, index_map.index().to(value.device))
+    for scale in entry.scales:
+        index_map = entry.dims[scale.dim] if entry.dims else None
+        factors = torch.tensor(scale.values, dtype=torch.float64)
+        factors = factors if index_map is None else factors[index_map.index()]
+        shape = [-1 if dim == scale.dim else 1 for dim in range(value.dim())]
+        value = value * factors.to(value.device, value.dtype).reshape(shape)
+    return value.clone() if value.data_ptr() == source.data_ptr() else value
+
+
+def strides(dims: tuple[IndexMap | None, ...]) -> tuple[slice | None, ...] | None:
+    """One slice per dim (None: all of it) that takes the units which stay; None if they are not evenly spaced."""
+    found: list[slice | None] = []
+    for index_map in dims:
+        index = None if index_map is None or index_map.unchanged else index_map.index()
+        if index is None:
+            found.append(None)
+            continue
+        if len(index) == 0:
+            found.append(slice(0, 0))
+            continue
+        step = int(index[1] - index[0]) if len(index) > 1 else 1
+        if step < 1 or not torch.equal(index, index[0] + step * torch.arange(len(index))):
+            return None
+        found.append(slice(int(index[0]), int(index[-1]) + 1, step))
+    return tuple(found)
 
 
 def _entry_to_json(entry: TensorLift) -> dict[str, Any]:
@@ -242,7 +335,7 @@ def _entry_from_json(data: Mapping[str, Any]) -> TensorLift:
 
 
 def to_runs(values: tuple[Any, ...]) -> list[list[Any]]:
-    """`[[value, length], ...]`: vectors of scales are long and dull."""
+    """Returns run lengths, `[[value, length], ...]`: vectors of scales are long and repetitive."""
     runs: list[list[Any]] = []
     for value in values:
         if runs and runs[-1][0] == value:
@@ -253,4 +346,5 @@ def to_runs(values: tuple[Any, ...]) -> list[list[Any]]:
 
 
 def from_runs(runs: list[list[Any]]) -> list[Any]:
+    """Reads what `to_runs` wrote."""
     return [value for value, length in runs for _ in range(length)]

@@ -144,7 +144,7 @@ def _check_undoable(tensor: torch.Tensor, entry: TensorLift) -> None:
 def _gathered(value: torch.Tensor, index_map: IndexMap, split: Split) -> torch.Tensor:
     """Every copy along `split.dim` replaced by the sum of all copies of its unit (undoes `shares.divide`)."""
     over = split.over if split.over is not None else index_map
-    index, old = over.index(), kept(over)
+    index, old = over.index(), kept_units(over)
     shared = (over.counts() > 1) & old
     if split.where is not None:
         shared &= torch.tensor(split.where)[index_map.index()]
@@ -156,21 +156,102 @@ def _gathered(value: torch.Tensor, index_map: IndexMap, split: Split) -> torch.T
 def _first(index_map: IndexMap) -> torch.Tensor:
     """int64 `[old]`: the first unit of the grown dim that stands for each old unit."""
     places = torch.arange(index_map.new)
-    own = kept(index_map)
+    own = kept_units(index_map)
     first = torch.full((index_map.old,), index_map.new, dtype=torch.int64)
     return first.scatter_reduce(0, index_map.index()[own], places[own], "amin")
 
 
-def kept(index_map: IndexMap) -> torch.Tensor:
+def kept_units(index_map: IndexMap) -> torch.Tensor:
     """bool `[new]`: units that stand for an old one; not new units, nor the parts of an inserted block."""
     if index_map.kind == "leaf":
         return torch.zeros(index_map.new, dtype=torch.bool) if index_map.old == 0 else ~index_map.fresh()
     if index_map.kind == "concat":
-        return torch.cat([kept(part) for part in index_map.parts])
+        return torch.cat([kept_units(part) for part in index_map.parts])
     total = torch.ones(1, dtype=torch.bool)
     for part in index_map.parts:
-        total = (total[:, None] & kept(part)[None, :]).reshape(-1)
+        total = (total[:, None] & kept_units(part)[None, :]).reshape(-1)
     return total
+
+
+def kept(lift: Lift, name: str) -> tuple[str, tuple[torch.Tensor | None, ...]]:
+    """The places that a tensor comes from: of a sub-network in the full one, of a grown network in the small one.
+
+    Args:
+        lift: of `shrink`, or of any growth.
+        name: the tensor after the step; one that the lift does not mention came from itself.
+
+    Returns:
+        The name before the step, and per dim int64 indices `[size after]` into the size before; None for a dim that is
+        as it was; an empty tuple where no dim changed.
+    """
+    entry = next((entry for entry in lift.tensors if entry.name == name), None)
+    if entry is None:
+        return name, ()
+    return entry.source, tuple(None if m is None or m.unchanged else m.index() for m in entry.dims)
+
+
+def written_back(
+    lift: Lift, small: Mapping[str, torch.Tensor], full: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """The full tensors with those of the sub-network put into their places; everything else stays.
+
+    What shares storage is there already. What was copied (storage=copy, or units that no view can hold) is written
+    here, divided by the factor that fitted it to its fan-in. What was not only cut down, such as a table resampled for
+    another input size, has no place in the full tensor: that stays.
+
+    Args:
+        lift: of the pass `shrink`.
+        small: every name of the sub-network: the lift's own result, or those tensors after training.
+        full: every name of the full program. No tensor of it is written to.
+
+    Returns:
+        Every name of the full program; tensors that the sub-network does not hold, or shares, are the same objects.
+
+    Raises:
+        InputError: a tensor is missing or does not have the shape that the lift gave it.
+    """
+    result = dict(full)
+    made: dict[object, torch.Tensor] = {}
+    entries = {entry.source: entry for entry in lift.tensors}
+    gone = lift.removed | {entry.name for entry in lift.tensors}
+    for name, tensor in full.items():
+        if name in gone and name not in entries:
+            continue  # left out; the name may be that of another tensor now
+        entry = entries.get(name, TensorLift(name, name))
+        if any(not step.storage and not step.plain for step in entry.steps):
+            continue
+        if entry.name not in small:
+            raise InputError(f"written_back: tensor {entry.name} is missing; give every tensor of the sub-network")
+        if identity(tensor) not in made:
+            made[identity(tensor)] = _put(entry, small[entry.name], tensor)
+        result[name] = made[identity(tensor)]
+    return result
+
+
+def _put(entry: TensorLift, small: torch.Tensor, full: torch.Tensor) -> torch.Tensor:
+    indices = [
+        torch.arange(size) if index_map is None else index_map.index()
+        for size, index_map in zip(full.shape, entry.dims or (None,) * full.dim(), strict=True)
+    ]
+    sizes = [len(index) for index in indices]
+    if list(small.shape) != sizes:
+        raise InputError(f"written_back: {entry.name} has {list(small.shape)}; the lift made {sizes} of it")
+    if identity(small) == identity(full) or small.numel() == 0:
+        return full
+    value = small.detach()
+    for scale in entry.scales:
+        factor = torch.tensor(scale.values, dtype=torch.float64)[indices[scale.dim]]
+        shape = [-1 if dim == scale.dim else 1 for dim in range(value.dim())]
+        value = value / factor.to(value.device, value.dtype).reshape(shape)
+    changed = full.detach().clone()
+    if indices:
+        grid = torch.meshgrid(*(index.to(full.device) for index in indices), indexing="ij")
+        changed[grid] = value.to(full.device, full.dtype)
+    else:
+        changed.copy_(value)
+    if torch.equal(changed, full.detach()):
+        return full  # a view, or nothing was trained
+    return nn.Parameter(changed, requires_grad=full.requires_grad) if isinstance(full, nn.Parameter) else changed
 
 
 TOLERANCE = 1e-9

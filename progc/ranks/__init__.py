@@ -1,1 +1,1 @@
-"""Ranks: what several processes of one run agree on, and what they gather. May import `errors` only."""
+"""Ranks: communication between the processes of a distributed run. May import `errors` only."""

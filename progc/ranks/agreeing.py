@@ -1,4 +1,7 @@
-"""Ranks agree: the first one decides, the others take its answer, so that clocks and rounding cannot part them."""
+"""Agreement between the ranks of a distributed run: gathered values, one decision for all, and shared failures.
+
+Without torch.distributed, or before its default group exists, a process is rank 0 of 1.
+"""
 
 from __future__ import annotations
 
@@ -10,26 +13,88 @@ import torch
 import torch.distributed as dist
 
 from progc import errors
-from progc.errors import CheckError, ProgcError
+from progc.errors import CheckError, InputError, ProgcError
+
+
+def rank() -> int:
+    """Returns the rank of this process; 0 without torch.distributed."""
+    return dist.get_rank() if _several() else 0
+
+
+def world() -> int:
+    """Returns the number of processes that train together."""
+    return dist.get_world_size() if _several() else 1
+
+
+def apart() -> Any:
+    """Returns a new gloo group of all ranks, for communication in another thread; every rank has to call this."""
+    return dist.new_group(backend="gloo") if _several() else None
+
+
+def gathered(value: Any, group: Any = None) -> list[Any]:
+    """Gathers the values of all ranks on rank 0.
+
+    The values are pickled, which is safe between ranks of one run.
+
+    Args:
+        value: the value of this rank.
+        group: a group from `apart`; None for the default group.
+
+    Returns:
+        The values in the order of the ranks on rank 0; an empty list on the others.
+    """
+    if not _several():
+        return [value]
+    found: list[Any] = [None] * world()
+    dist.gather_object(value, found if rank() == 0 else None, group=group)
+    return found if rank() == 0 else []
+
+
+def told(value: Any, group: Any = None) -> Any:
+    """Returns the value of rank 0 on every rank."""
+    if not _several():
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0, group=group)
+    return box[0]
+
+
+def raise_together(error: BaseException | None) -> None:
+    """Raises an error on every rank if any rank failed, so that no rank continues alone.
+
+    Args:
+        error: the failure of this rank, or None.
+
+    Raises:
+        InputError: another rank failed; the message gives its number. A rank that failed raises its own error.
+    """
+    if _several():
+        texts: list[Any] = [None] * world()
+        dist.all_gather_object(texts, None if error is None else str(error) or type(error).__name__)
+        if error is None and (first := next((text for text in texts if text is not None), None)) is not None:
+            raise InputError(f"rank {texts.index(first)}: {first}")
+    if error is not None:
+        raise error
 
 
 def agreed(question: str, answer: Callable[[], Any]) -> Any:
-    """What `answer` gives on rank 0, on every rank of the default group; without a group, what it gives here.
+    """Computes an answer on rank 0 and returns it on every rank of the default group.
 
-    Only rank 0 computes. The answer travels as JSON, so no rank runs what another one sends, and every rank gets it
-    from the JSON. All ranks have to call this at the same point. They wait as long as rank 0 takes: give
-    `init_process_group` a timeout that is longer.
+    One rank decides, so clocks and rounding cannot make ranks decide differently. The answer is sent as JSON, so no
+    rank runs code that another one sends; every rank, rank 0 included, returns the value parsed from that JSON. All
+    ranks have to call this at the same point. They wait as long as rank 0 takes: `init_process_group` needs a longer
+    timeout.
 
     Args:
-        question: what is asked, so that ranks that ask different things notice.
-        answer: gives a value of plain JSON types.
+        question: a name for the decision; ranks that ask different questions raise an error.
+        answer: computes a value of plain JSON types.
 
     Raises:
-        ProgcError: what `answer` raised on rank 0, on every rank, with the same text and exit code.
-        CheckError: `answer` failed on rank 0 by another error (rank 0 raises that one), or the ranks ask different
-            things.
+        ProgcError: `answer` raised it on rank 0; raised on every rank, with the same text and exit code.
+        CheckError: `answer` failed on rank 0 with another error (which rank 0 raises), or the ranks ask different
+            questions.
     """
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+    if world() == 1:
         return json.loads(json.dumps(answer()))
     message: dict[str, Any] = {"question": question}
     failure: BaseException | None = None
@@ -37,7 +102,7 @@ def agreed(question: str, answer: Callable[[], Any]) -> Any:
         try:
             message["answer"] = answer()
             data = json.dumps(message).encode()
-        except BaseException as error:  # whatever it is, the others wait
+        except BaseException as error:  # of any type: the other ranks wait for a message
             failure = error
             data = json.dumps({"question": question, "error": _told(error)}).encode()
         _send(data)
@@ -56,6 +121,10 @@ def agreed(question: str, answer: Callable[[], Any]) -> Any:
     return message["answer"]
 
 
+def _several() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
 def _told(error: BaseException) -> dict[str, str]:
     text = " ".join(str(error).split())
     if isinstance(error, ProgcError):
@@ -65,7 +134,7 @@ def _told(error: BaseException) -> dict[str, str]:
 
 
 def _raised(told: dict[str, str]) -> ProgcError:
-    """The error of rank 0: of its class where that is one of ours which a text alone makes, else of a plain one."""
+    """The error of rank 0, in its own class if that is one of `progc.errors` that takes a message alone."""
     try:
         raised = getattr(errors, told["class"])(told["text"])
     except (AttributeError, TypeError):
@@ -90,7 +159,7 @@ def _receive() -> bytes:
 
 
 def _device() -> torch.device:
-    """Where the default group's tensors have to be: the CPU if its backend takes that."""
+    """The device for tensors of the default group: the CPU if its backend supports that."""
     backends = dist.get_backend_config()
     if any(name in backends for name in ("gloo", "mpi", "ucc")) or not torch.accelerator.is_available():
         return torch.device("cpu")

@@ -22,7 +22,7 @@ from progc.models.opening import open_source, open_target, resolve_target
 from progc.models.sizes import Sizes
 from progc.models.source import Source
 from progc.pipeline.text import parse_inits
-from progc.ranks.gathering import agreed, rank, told
+from progc.ranks.agreeing import raise_together, rank, told
 from progc.runs.config import Config, OptimizerSection
 from progc.schedule.schedule import Schedule
 from progc.train.settings import Settings
@@ -175,7 +175,7 @@ def _agreed(make: Callable[[], Schedule]) -> Schedule:
         made = make() if rank() == 0 else None
     except Exception as error:
         failure = error
-    agreed(failure)
+    raise_together(failure)
     data = told(made.to_json() if made is not None else None)
     return made if made is not None else Schedule.from_json(data)
 

@@ -15,7 +15,7 @@ from typing import Any
 from progc.errors import InputError
 from progc.files.reading import read_object
 from progc.files.writing import check_output, replace_json
-from progc.ranks.gathering import agreed, rank, world
+from progc.ranks.agreeing import raise_together, rank, world
 from progc.runs.config import Config, difference
 from progc.runs.opening import PLAN
 from progc.schedule.schedule import Schedule
@@ -74,7 +74,7 @@ def write(run: Path, config: Config, schedule: Schedule, command: Sequence[str])
             failure = InputError(f"run folder {run} cannot be written: {error.strerror or error}; choose another --out")
         except InputError as error:
             failure = error
-    agreed(failure)
+    raise_together(failure)
 
 
 def _write(run: Path, config: Config, schedule: Schedule, command: Sequence[str]) -> None:

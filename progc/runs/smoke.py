@@ -12,7 +12,7 @@ import torch
 from progc import checkpoints
 from progc.checkpoints.searching import steps as steps_of
 from progc.errors import CheckError
-from progc.ranks.gathering import rank
+from progc.ranks.agreeing import rank
 from progc.runs.opening import Opened
 from progc.schedule.schedule import Schedule
 from progc.train.parallel import Parallel

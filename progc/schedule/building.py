@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from progc.ir.program import Program
-from progc.lift.compose import composed
-from progc.lift.lift import Lift
+from progc.lift.lift import Lift, composed
 from progc.pipeline.manager import run
 from progc.schedule.point import Point
 

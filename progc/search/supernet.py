@@ -37,10 +37,8 @@ from progc.errors import InputError, TargetError
 from progc.ir.module import ProgramModule
 from progc.ir.program import Program
 from progc.lift.averages import EmaLike, attached, moved
-from progc.lift.compose import composed
 from progc.lift.entry import TensorLift
-from progc.lift.lift import Lift
-from progc.lift.selection import strides
+from progc.lift.lift import Lift, composed, strides
 from progc.pipeline.manager import run
 from progc.schedule.building import network
 from progc.schedule.point import Point, size_text

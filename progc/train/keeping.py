@@ -11,7 +11,7 @@ import torch
 from progc.checkpoints import Saver, State, latest, mark_best
 from progc.data.order import DataPosition
 from progc.errors import InputError
-from progc.ranks.gathering import agreed, rank, told
+from progc.ranks.agreeing import raise_together, rank, told
 from progc.schedule.controlling import Controller
 from progc.schedule.running import RunningStage
 from progc.schedule.schedule import Schedule
@@ -124,7 +124,7 @@ def newest(run: Path, tell: Callable[[str], None]) -> Path | None:
         found = latest(run, tell=tell) if rank() == 0 else None
     except InputError as error:
         failed = error
-    agreed(failed)
+    raise_together(failed)
     return told(found)
 
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from progc.errors import InputError
 from progc.files.writing import output_file
 from progc.ir.tensor_file import write_tensors
-from progc.ranks.gathering import agreed
+from progc.ranks.agreeing import raise_together
 
 if TYPE_CHECKING:
     import torch
@@ -45,7 +45,7 @@ def held(run: Path, writes: bool = True) -> Iterator[None]:
         descriptor = _taken(run) if writes else None
     except InputError as error:
         failure = error
-    agreed(failure)
+    raise_together(failure)
     try:
         yield
     finally:

@@ -146,10 +146,10 @@ def test_batch_range_follows_the_models_own_branches() -> None:
 
     small = progc.capture(Wide(), (torch.randn(2, 4),)).module()
     assert small(torch.randn(4, 4)).shape == (4, 4)
-    with pytest.raises(InputError, match=r"batch size 5; this program takes 1 to 4"):
+    with pytest.raises(InputError, match=r"batch size 5; expected 1 to 4"):
         small(torch.randn(5, 4))
     large = progc.capture(Wide(), (torch.randn(6, 4),)).module()
-    with pytest.raises(InputError, match=r"batch size 3; this program takes at least 5"):
+    with pytest.raises(InputError, match=r"batch size 3; expected at least 5"):
         large(torch.randn(3, 4))
 
 
@@ -160,7 +160,7 @@ def test_batch_that_must_be_what_it_was_is_static() -> None:
 
     program = progc.capture(Fixed(), (torch.randn(3, 4),))
     assert program.signature.batch_dims == (False,)
-    with pytest.raises(InputError, match=r"has shape \[2, 4\]; this program takes \[3, 4\]"):
+    with pytest.raises(InputError, match=r"has shape \[2, 4\]; expected \[3, 4\]"):
         program.module()(torch.randn(2, 4))
 
 

@@ -222,7 +222,7 @@ def test_a_cut_off_safetensors_file(refused: Callable[..., str], write: Write, t
 def test_a_torch_file_with_pickled_objects(refused: Callable[..., str], write: Write, tmp_path: Path) -> None:
     torch.save({"state_dict": {}, "config": textwrap.TextWrapper()}, tmp_path / "w.pt")
     message = refused("grow", write(NET), "--to", "depth*2", "--weights", tmp_path / "w.pt")
-    assert "holds pickled objects beside tensors" in message and "convert it: torch.save(" in message
+    assert "holds pickled objects besides tensors" in message and "convert it: torch.save(" in message
 
 
 def test_a_torch_file_that_is_damaged_or_no_state_dict(
@@ -232,7 +232,7 @@ def test_a_torch_file_that_is_damaged_or_no_state_dict(
     file.write_bytes(b"junk")
     refused("grow", path, "--to", "depth*2", "--weights", file)
     torch.save(torch.zeros(3), file)
-    assert "holds no state dict" in refused("grow", path, "--to", "depth*2", "--weights", file)
+    assert "does not hold a state dict" in refused("grow", path, "--to", "depth*2", "--weights", file)
 
 
 def test_an_output_folder_that_is_not_empty(refused: Callable[..., str], write: Write, tmp_path: Path) -> None:

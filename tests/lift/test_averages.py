@@ -86,14 +86,14 @@ def test_sources_of_every_kind() -> None:
 def test_misuse() -> None:
     model = nn.Linear(3, 2)
     for decays in ([], [1.0], [-0.1], [0.9, 0.9]):
-        with pytest.raises(InputError, match="expected different numbers of at least 0 and below 1"):
+        with pytest.raises(InputError, match="expected distinct numbers, at least 0 and below 1"):
             progc.EMA(model, decays)
     ema = progc.EMA(model, [0.9])
     before = ema.state_dict()["0.9/weight"].clone()
     with torch.no_grad():
         model.weight.add_(1.0)
     for other in (nn.Linear(3, 4), nn.Linear(3, 2, bias=False), nn.Sequential(nn.Linear(3, 2))):
-        with pytest.raises(InputError, match="is not as it was when tracking began"):
+        with pytest.raises(InputError, match="was added, removed or reshaped since tracking began"):
             ema.update(other)
     assert torch.equal(ema.tensors[0.9]["weight"], before) and ema.num_updates == 0
 
@@ -191,9 +191,9 @@ def test_what_ema_takes() -> None:
     assert [average.tensors["0.weight"].shape for average in again.averages] == [(32, 6)] * 5
     for bad, message in (
         ([3], "ema: expected progc.EMA, a module or tensors by name, found int"),
-        (nn.Linear(3, 2), r"the average misses 0.weight \(6 tensors\)"),
-        ({**named, "other": torch.ones(1)}, "has no use for other"),
-        ({**named, "0.bias": torch.ones(1)}, "holds another shape of 0.bias"),
+        (nn.Linear(3, 2), r"the average lacks 0.weight \(6 tensors\)"),
+        ({**named, "other": torch.ones(1)}, "has the unknown tensor other"),
+        ({**named, "0.bias": torch.ones(1)}, "has another shape for 0.bias"),
     ):
         with pytest.raises(InputError, match=message):
             progc.grow(program, width=2, ema=bad)
@@ -213,7 +213,9 @@ def test_deferred_programs_defer_their_averages() -> None:
 def test_a_pass_without_a_lift_cannot_leave_averages_behind() -> None:
     program = progc.capture(nets.ConvNet(), (torch.randn(2, 3, 8, 8),))
     average = Average({name: tensor.detach() for name, tensor in program.tensors.items()})
-    with pytest.raises(VerifyError, match="after add-bias: averaged copies cannot follow, since no lift makes `bias`"):
+    with pytest.raises(
+        VerifyError, match="after add-bias: the averaged copies cannot follow, because no lift produces `bias`"
+    ):
         run(attached(program, average), [AddBias()])
 
 

@@ -17,7 +17,7 @@ from progc.ir.program import Program
 from progc.lift.entry import Scale, Split, TensorLift
 from progc.lift.index_map import IndexMap
 from progc.lift.lift import Lift
-from progc.lift.revert import kept, revert
+from progc.lift.revert import kept_units, revert
 from progc.models.sizes import parse_sizes
 from tests.zoo import captured
 
@@ -96,7 +96,7 @@ def test_trained_copies_become_the_first_row_and_the_sum_of_the_columns() -> Non
 def test_new_units_and_their_columns_are_dropped() -> None:
     axis = IndexMap.concat((IndexMap.leaf(2, 3, "free"), IndexMap.leaf(1, 2)))
     lift = Lift((TensorLift("down", "down", (None, axis), (Split(1),)),))
-    assert kept(axis).tolist() == [True, True, False, True, True]
+    assert kept_units(axis).tolist() == [True, True, False, True, True]
     assert revert(lift, {"down": torch.tensor([[1.0, 2.0, 100.0, 3.0, 4.0]])})["down"].tolist() == [[1.0, 2.0, 7.0]]
 
 

@@ -13,9 +13,8 @@ from torch import Tensor, nn
 from progc.errors import InputError, TargetError
 from progc.ir.printer import print_graph
 from progc.ir.program import MODES
-from progc.lift.compose import composed
 from progc.lift.entry import TensorLift
-from progc.lift.lift import Lift
+from progc.lift.lift import Lift, composed
 from progc.lift.moments import load_state_by_name, optimizer_state_by_name
 from progc.lift.rates import learning_rate_factors
 from progc.lift.revert import revert

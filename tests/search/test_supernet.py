@@ -145,7 +145,7 @@ def test_tensors_of_a_sub_network_lie_in_the_supernet(case: str) -> None:
 
 
 def _evenly(member: SubNetwork, name: str) -> bool:
-    from progc.lift.selection import strides
+    from progc.lift.lift import strides
 
     entry = next((entry for entry in member.lift.tensors if entry.name == name), None)
     return entry is None or strides(entry.dims) is not None

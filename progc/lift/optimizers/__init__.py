@@ -1,4 +1,7 @@
-"""Optimizers that go on after growth: parameter groups, options and state follow the parameters, by name."""
+"""Optimizers across growth: parameter groups, options and state follow the parameters, by name.
+
+May import the rest of `lift`, and below.
+"""
 
 from progc.lift.optimizers.correcting import apply_corrections
 from progc.lift.optimizers.holdings import Optimizers

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from progc.errors import PassOptionError
 from progc.lift.index_map import IndexMap
-from progc.lift.selection import strides
+from progc.lift.lift import strides
 from progc.transforms.depth.naming import arranged, interpolated
 from progc.transforms.shrinking.depths import kept_positions, parse_depth
 from tests.strategies import index_maps
