@@ -120,7 +120,7 @@ PLANNED = """
 import resource, sys
 import torch
 from progc.capturing.capture import capture_deferred
-from progc.analysis.costs import counted_stages
+from progc.schedule.costing import counted_stages
 from progc.schedule import Point, Stage, Unfreeze
 from progc.models.skeleton import build_skeleton
 from tests.nets import ImageTransformer

@@ -219,7 +219,7 @@ RANKS = """
 import json, sys
 import torch.distributed as dist
 import progc.analysis.costs
-from progc.schedule import probing
+from progc.search import probing
 from progc.search.zero_shot import search
 from tests.schedule.small import INTERLEAVED, Planted, digits, transformer
 
