@@ -1,21 +1,18 @@
-"""Capture: an `nn.Module` becomes a `Program` by torch.export (docs/adr/0001).
+"""Captures an `nn.Module` as a `Program` with torch.export (docs/adr/0001).
 
-One module object is exported twice, in train and in eval mode, so that both graphs share its parameters
-and buffers. Dim 0 of the tensor inputs is dynamic where the model allows it:
+One module object is exported twice, in train and in eval mode, so both graphs share its parameters and buffers. Dim 0
+of the tensor inputs is dynamic where the model allows it:
 
-- torch.export fixes a batch of 1, so an example batch of 1 is repeated to 2 (`Program.example` then has 2);
-- a model whose Python code asks for the batch size keeps the range of sizes that take the same path as the
+- torch.export fixes a batch size of 1, so an example batch of 1 is repeated to 2 (`Program.example` then has 2);
+- if the model's Python code reads the batch size, the program accepts the sizes that take the same branches as the
   example (a limit on the placeholder, checked when the program runs);
-- where that range holds no other size than the example's, or export refuses, the batch size is fixed.
+- if that range holds no size but the example's, or export fails, the batch size is fixed.
 
-A batch of 1 runs the same graph; a model that treats it in a way of its own (`if x.shape[0] == 1`) is beyond this.
+A batch of 1 runs the same graph, so a model with special code for it (`if x.shape[0] == 1`) is not captured faithfully.
 
-A model looks after capture exactly as it did before, also when capture fails.
-
-Tracing runs the user's `forward`, which may fill caches, count calls or draw random numbers. The context manager
-`restored` puts all of that back: training flags, attributes, caches one level deep, and random states.
-
-A model whose parameters have shapes and no memory, while torch.export looks at it.
+Tracing runs the user's `forward`, which may fill caches, count calls or draw random numbers. `restored` undoes all of
+that, also when capture fails: training flags, attributes, caches one level deep, and random states. `without_values`
+lets torch.export trace a model whose parameters have shapes and no memory.
 """
 
 from __future__ import annotations
@@ -48,36 +45,39 @@ from progc.ir.random_state import kept_random_states
 _Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 _Range = tuple[int, "int | None"]
 
-# Batch sizes tried on the conditions under which torch.export says its graph holds.
+# Batch sizes that are tested against the conditions of torch.export for its graph.
 _TRIED_BATCHES = 512
 _NOISY_LOGGERS = ("torch.export", "torch.export._trace", "torch.fx.experimental.symbolic_shapes")
 
 
 def capture(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None) -> Program:
-    """Captures `model` as it behaves on `args` and `kwargs`, in train and in eval mode.
+    """Captures a model on example inputs, in train and in eval mode.
 
     Args:
-        model: any module; its parameters and buffers are shared with the program, never copied. The module itself
-            is left as it was (training flags, attributes, random states), also when capture fails.
+        model: the module. The program shares its parameters and buffers without copying. The module itself is not
+            changed (training flags, attributes, random states), also when capture fails.
         args: example positional inputs: tensors, numbers, strings, None, and tuples, lists, dicts and dataclasses of
-            them. Everything that is no tensor becomes part of the program. A model on the meta device gets its
-            inputs moved there.
+            them. Values that are not tensors become constants of the program. If the model is on the meta device, the
+            inputs are moved there.
         kwargs: example keyword inputs.
 
+    Returns:
+        The program.
+
     Raises:
-        CaptureError: torch.export cannot follow the model; the message names file, line and construct.
+        CaptureError: torch.export cannot trace the model; the message gives the file, the line and the construct.
     """
     return _capture(model, _inputs(model, args, kwargs), MODES)
 
 
 def capture_shapes(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None) -> Program:
-    """Half the time of `capture`, enough for axes and chains: one export, its eval graph stands for both modes.
+    """Captures the eval graph only, for both modes, in half the time of `capture`.
 
-    Meant for a target that is looked at and never run, best built under `torch.device("meta")`: `module()` of such
-    a program refuses. `graphs["train"] is graphs["eval"]` tells it from a program that runs.
+    This is enough for axes and chains of a target that never runs, best built under `torch.device("meta")`. `module()`
+    of such a program raises an error. It is recognised by `graphs["train"] is graphs["eval"]`.
 
     Raises:
-        CaptureError: as `capture`.
+        CaptureError: see `capture`.
     """
     program = _capture(model, _inputs(model, args, kwargs), ("eval",))
     return program.replace(
@@ -89,14 +89,13 @@ def capture_shapes(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str,
 
 
 def capture_deferred(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None) -> Program:
-    """As `capture`, for a model that may be too large for this machine: no weight is read, none needs memory.
+    """Captures a model without its weights, for models that may be too large for this machine.
 
-    Passes, analysis and costs work on the program; whoever asks for a value (`module()`, weight files) gets an
-    InputError. Build the model with `Source.build_skeleton(allocate=False)`: parameters on the meta device, buffers
-    real.
+    Passes, analysis and costs work on the program; reading weights (`module()`, weight files) raises an InputError.
+    Build the model with `Source.build_skeleton(allocate=False)`: parameters on the meta device, real buffers.
 
     Raises:
-        CaptureError: as `capture`.
+        CaptureError: see `capture`.
     """
     if not isinstance(model, nn.Module):
         return capture(model, args, kwargs)  # its message
@@ -108,11 +107,11 @@ def capture_deferred(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[st
 
 def _inputs(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None) -> _Inputs:
     if not isinstance(model, nn.Module):
-        raise CaptureError(f"cannot capture a {type(model).__name__}: a torch.nn.Module instance is wanted")
+        raise CaptureError(f"cannot capture a {type(model).__name__}: expected an instance of torch.nn.Module")
     if isinstance(model, torch.jit.ScriptModule):
-        raise refusal(model, None, "is a TorchScript module", "use the plain Python module it was made from")
+        raise refusal(model, None, "is a TorchScript module", "capture the Python module that it was made from")
     if not isinstance(args, (tuple, list)):
-        raise CaptureError(f"example inputs are a tuple of positional arguments, not a {type(args).__name__}: (x,)")
+        raise CaptureError(f"example inputs: expected a tuple of arguments such as (x,), got a {type(args).__name__}")
     positional, keywords = tuple(args), dict(kwargs or {})
     register_dataclasses((positional, keywords))
     signature = inspect.signature(model.forward)
@@ -120,7 +119,7 @@ def _inputs(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] |
         signature.bind(*positional, **keywords)
     except TypeError as error:
         raise refusal(
-            model, definition_of(model), f"does not take the example inputs: {error}", "give what forward wants"
+            model, definition_of(model), f"does not take the example inputs: {error}", "pass the arguments of forward"
         ) from error
     # torch.export takes keyword inputs in the order of forward's signature.
     order = [name for name in signature.parameters if name in keywords]
@@ -181,7 +180,7 @@ def _twice(leaf: Any) -> Any:
 
 
 def _batch_range(exported: Any, example: int) -> _Range | None:
-    """Batch sizes around `example` for which the conditions hold that tracing met; None: no other size does."""
+    """The range of batch sizes around `example` that meet the conditions of tracing; None if only `example` does."""
     conditions: list[str] = []
     for program in exported:
         for text in getattr(program, "_guards_code", None) or ():
@@ -210,7 +209,7 @@ def _batch_range(exported: Any, example: int) -> _Range | None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps torch.export's warnings, logs and partial graphs off the terminal; the user's own prints get through."""
+    """Suppresses the warnings, logs and partial graphs of torch.export; prints of the user's code are kept."""
     loggers = [logging.getLogger(name) for name in _NOISY_LOGGERS]
     before = [logger.disabled for logger in loggers]
     said = io.StringIO()
@@ -220,7 +219,7 @@ def _quiet() -> Iterator[None]:
             for logger in loggers:
                 logger.disabled = True
             yield
-        sys.stderr.write(said.getvalue())  # on failure it is torch's dump of the partial graph
+        sys.stderr.write(said.getvalue())  # left out on failure, when it is torch's dump of the partial graph
     finally:
         for logger, disabled in zip(loggers, before, strict=True):
             logger.disabled = disabled
@@ -274,7 +273,7 @@ def _assemble(model: nn.Module, exported: Mapping[Mode, Any], inputs: _Inputs, l
 
 
 def _argument_of_leaves(model: nn.Module, inputs: _Inputs) -> list[tuple[str, int]]:
-    """Per flat input the parameter of `forward` it belongs to: `(name, position)`; -1: by keyword only."""
+    """The parameter of `forward` that each flat input belongs to: `(name, position)`; -1 for keyword-only ones."""
     kinds = inspect.Parameter
     positions: dict[str, int] = {}
     for index, parameter in enumerate(inspect.signature(model.forward).parameters.values()):
@@ -283,7 +282,7 @@ def _argument_of_leaves(model: nn.Module, inputs: _Inputs) -> list[tuple[str, in
     names = list(positions)
     owners: list[tuple[str, int]] = []
     for index, value in enumerate(inputs[0]):
-        name = names[index] if index < len(names) else ""  # "": in *args, has no name
+        name = names[index] if index < len(names) else ""  # "": in *args, without a name
         owners += [(name, index)] * len(pytree.tree_leaves(value))
     for name, value in inputs[1].items():
         owners += [(name, positions.get(name, -1))] * len(pytree.tree_leaves(value))
@@ -291,7 +290,7 @@ def _argument_of_leaves(model: nn.Module, inputs: _Inputs) -> list[tuple[str, in
 
 
 def _class_name(kind: type) -> str:
-    """The class with its module; a module with a private name (a user's file, loaded by path) tells nobody anything."""
+    """The qualified class name; without its module if that has a private name (a user's file, loaded by path)."""
     hidden = kind.__module__.startswith("_") or kind.__module__ == "builtins"
     return kind.__qualname__ if hidden else f"{kind.__module__}.{kind.__qualname__}"
 
@@ -301,7 +300,7 @@ _CONTAINERS = (dict, collections.OrderedDict, list, set)
 
 @contextlib.contextmanager
 def restored(model: nn.Module) -> Iterator[None]:
-    """Restores `model` and the random states of torch, numpy and Python on exit."""
+    """Restores the attributes of `model` and the random states of torch, numpy and Python on exit."""
     attributes = {module: dict(module.__dict__) for module in model.modules()}
     contents: dict[int, tuple[Any, Any]] = {}
     for values in attributes.values():
@@ -322,9 +321,9 @@ def restored(model: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def dataclass_outputs(model: nn.Module) -> Iterator[None]:
-    """Registers dataclasses that the model returns with pytree, as it returns them.
+    """Registers the dataclasses that a model returns as pytree nodes, when it returns them.
 
-    The registration is global and stays: the captured program returns the same class.
+    The registration is global and permanent: the captured program returns the same class.
     """
 
     def hook(_module: nn.Module, _args: Any, output: Any) -> None:
@@ -338,34 +337,34 @@ def dataclass_outputs(model: nn.Module) -> Iterator[None]:
 
 
 def register_dataclasses(tree: Any) -> None:
-    """Makes every dataclass in `tree` a pytree node; one that is already a node is left alone."""
+    """Registers every dataclass in `tree` as a pytree node, unless it is one already."""
     while True:
         instances = (leaf for leaf in pytree.tree_leaves(tree) if not isinstance(leaf, type))
         kinds = {type(leaf) for leaf in instances if dataclasses.is_dataclass(leaf)}
         if not kinds:
             return
-        for kind in kinds:  # a registered class is no leaf any more, so its own fields are looked at next
+        for kind in kinds:  # a registered class is not a leaf any more, so the next turn looks at its fields
             torch.export.register_dataclass(kind)
 
 
 @contextlib.contextmanager
 def without_values(model: nn.Module) -> Iterator[dict[int, torch.Tensor]]:
-    """Puts fake tensors in the place of the parameters that train; they say that they are where the buffers are.
+    """Replaces the trainable parameters of a model by fake tensors on the device of the buffers, and restores them.
 
     Yields:
-        For the id of each fake parameter its deferred twin, which refuses to be made.
+        The deferred tensor for each fake parameter, by its id; computing the values raises an InputError.
 
     Raises:
-        CaptureError: a buffer has no values, which analysis reads.
+        CaptureError: a buffer is on the meta device; analysis reads buffers.
     """
     for name, buffer in model.named_buffers():
         if buffer.is_meta:
             raise CaptureError(
-                f"buffer {name} of {type(model).__qualname__} is on the meta device; buffers need values: build the "
-                "model with progc.models.skeleton.build_skeleton(build, allocate=False)"
+                f"buffer {name} of {type(model).__qualname__} is on the meta device, but analysis reads its "
+                "values; build the model with progc.models.skeleton.build_skeleton(build, allocate=False)"
             )
     device = next((buffer.device for buffer in model.buffers()), torch.device("cpu"))
-    # The mode that export finds in its inputs becomes its own, so it has to take symbolic batch sizes.
+    # torch.export takes over the mode of its inputs, so the mode has to support symbolic batch sizes.
     mode = FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv())
     before: list[tuple[dict[str, nn.Parameter | None], str, nn.Parameter]] = []
     fakes: dict[int, nn.Parameter] = {}
@@ -374,7 +373,7 @@ def without_values(model: nn.Module) -> Iterator[dict[int, torch.Tensor]]:
     for module in model.modules():
         for name, parameter in module._parameters.items():
             if parameter is None or not (parameter.is_meta or parameter.requires_grad):
-                continue  # one that does not train has values that are to stay, such as a computed table
+                continue  # one that does not train keeps its values, such as a computed table
             before.append((module._parameters, name, parameter))
             if id(parameter) not in fakes:
                 fake = _faked(parameter, mode, device)

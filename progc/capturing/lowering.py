@@ -1,8 +1,8 @@
-"""From torch.export's graph to ours: canonical names, plain metadata, regions inlined.
+"""Lowers the graphs of torch.export to graphs of a `Program`: canonical names, plain metadata, inlined regions.
 
 torch.export keeps `with torch.no_grad():` and `with torch.autocast(...):` as calls of sub-graphs. A no-grad region is
-inlined and its results detached, where a gradient could flow at all; a region with autocast switched off (rotary
-embeddings do that) is inlined. Under an outer autocast such a region then runs as the code around it does.
+inlined, and its results are detached if a gradient could flow. A region with autocast disabled (as in rotary
+embeddings) is inlined; under an outer autocast it then runs like the code around it.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from progc.ir.program import Mode, TensorMeta, TensorSpec
 aten = torch.ops.aten
 _SET_GRAD = "wrap_with_set_grad_enabled"
 _AUTOCAST = "wrap_with_autocast"
-# Checks of dtype and device as they were at capture: the program may later run in another.
+# Checks of dtype and device at capture: the program may run in another dtype or on another device.
 _DROPPED = {aten._assert_tensor_metadata.default}
 _READS_NUMBER = {aten.item.default, aten._local_scalar_dense.default}
 
 
 class Lowering:
-    """Lowers the graphs of one model; adds its lifted constants to `tensors` and `specs`.
+    """Lowers the graphs of a model; adds its lifted constants to `tensors` and `specs`.
 
-    A constant that both modes hold with equal values becomes one tensor, so that a pass changes it once.
+    A constant with equal values in both modes becomes one tensor, so that a pass changes it once.
     """
 
     def __init__(
@@ -42,10 +42,10 @@ class Lowering:
         self._model, self._tensors, self._specs, self._tied = model, tensors, specs, tied
 
     def graph(self, exported: Any, mode: Mode) -> fx.Graph:
-        """The graph of one `ExportedProgram`; placeholders carry meta `batch_dynamic` (bool) for the caller.
+        """Returns the graph of one `ExportedProgram`; placeholders have `meta["batch_dynamic"]` (bool) for the caller.
 
         Raises:
-            CaptureError: control flow on tensors, a size that depends on data, autocast switched on inside.
+            CaptureError: control flow on tensors, a size that depends on data, or autocast enabled inside `forward`.
         """
         graph = fx.Graph()
         module = exported.module(check_guards=False)
@@ -76,7 +76,7 @@ class Lowering:
                 env[node] = env[node.all_input_nodes[0]][cast(int, node.args[-1])]
             else:
                 env[node] = self._copy_node(module, node, graph, env, mode)
-        raise AssertionError("a graph without output node")
+        raise AssertionError("the graph has no output node")
 
     def _copy_node(
         self, module: nn.Module, node: fx.Node, graph: fx.Graph, env: dict[fx.Node, Any], mode: Mode
@@ -104,18 +104,18 @@ class Lowering:
         if name == _SET_GRAD:
             enabled, operands = bool(args[0]), args[2:]
             if enabled and not grad:
-                self._refuse(node, "switches gradients on inside torch.no_grad", "split the no_grad block", regions)
+                self._refuse(node, "enables gradients inside torch.no_grad", "split the no_grad block", regions)
         elif name == _AUTOCAST:
             enabled, operands = grad, args[5:]
             if args[2]:
                 self._refuse(
-                    node, "switches torch.autocast on inside forward", "use torch.autocast around the model", regions
+                    node, "enables torch.autocast inside forward", "use torch.autocast around the model", regions
                 )
         else:
             self._refuse(
                 node,
                 f"uses control flow on tensors ({name})",
-                "use torch.where, or choose the branch by an argument that is no tensor",
+                "use torch.where, or choose the branch by an argument that is not a tensor",
                 regions,
             )
         region = regions[0]
@@ -131,7 +131,7 @@ class Lowering:
         value = _attribute(module, target)
         if not isinstance(value, torch.Tensor):
             raise refusal(
-                self._model, None, f"holds `{target}`, a {type(value).__name__}", "keep tensors and numbers only"
+                self._model, None, f"holds `{target}`, a {type(value).__name__}", "use tensors and numbers only"
             )
         value = value.detach()
         name = f"_constants.{target.replace('.', '_')}"
@@ -146,13 +146,13 @@ class Lowering:
         if node.target in _READS_NUMBER:
             self._refuse(
                 node,
-                "reads a number out of a tensor (.item())",
-                "keep the value a tensor, or pass it as a Python number",
+                "reads a number from a tensor (.item())",
+                "keep the value in a tensor, or pass it as a Python number",
             )
         if value is not None and free_unbacked_symbols(value):
             self._refuse(
                 node,
-                "makes a tensor whose size depends on the data",
+                "creates a tensor whose size depends on the data",
                 "use operations whose result sizes do not depend on the data (torch.where, masks)",
             )
 
@@ -167,7 +167,7 @@ _ESTIMATES = {getattr(torch.ops.aten, name) for name in ("var", "std", "var_mean
 
 
 def _count_correction(node: fx.Node) -> None:
-    """Makes variances say what they subtract from n as a number: `n - 1` over r copies has to become `rn - r`."""
+    """Writes the correction of variances as a number: after growth, `n - 1` over r copies has to become `rn - r`."""
     packet = getattr(node.target, "overloadpacket", None)
     if packet not in _ESTIMATES:
         return
@@ -182,7 +182,7 @@ def _count_correction(node: fx.Node) -> None:
 
 
 def _has_no_effect(node: fx.Node) -> bool:
-    """Whether a node without users can go: it writes nothing, checks nothing and draws no random numbers."""
+    """Whether a node without users can be removed: it writes nothing, checks nothing and draws no random numbers."""
     target = node.target
     if isinstance(target, torch._ops.OpOverload):
         pure = not target._schema.is_mutable and torch.Tag.nondeterministic_seeded not in target.tags
@@ -199,7 +199,7 @@ def _detached(graph: fx.Graph, node: fx.Node, specs: Mapping[str, TensorSpec]) -
 
 
 def _may_need_gradient(node: fx.Node, specs: Mapping[str, TensorSpec]) -> bool:
-    """Whether a parameter or a float input is among the values `node` is computed from."""
+    """Whether `node` depends on a parameter or a floating-point input."""
     seen, open_nodes = {node}, [node]
     while open_nodes:
         current = open_nodes.pop()

@@ -1,8 +1,8 @@
-"""Why a model cannot be captured, in one line: the user's file and line, the construct, the way out.
+"""Explains in one line why a model cannot be captured: the user's file and line, the construct, and what to do.
 
-torch.export raises many exception types with long texts about symbols. `explain` finds the user's own source
-line (deepest frame of the traceback outside torch, numpy and the standard library, also over chained exceptions)
-and names the construct in plain words from a table; what the table does not know keeps torch's first line.
+torch.export raises many types of exceptions with long texts about symbols. `explain` finds the user's source line (the
+deepest frame outside torch, numpy and the standard library, also in chained exceptions) and describes the construct
+from a table. For constructs that are not in the table, it keeps the first line of torch's message.
 """
 
 from __future__ import annotations
@@ -43,7 +43,10 @@ class SourcePlace:
 
 @dataclasses.dataclass(frozen=True)
 class _Construct:
-    """`matches(message, source)` recognises it; `what` and `instead` are the plain words."""
+    """A construct that torch.export cannot trace.
+
+    `matches(message, source)` recognises it; `what` and `instead` describe it and the alternative.
+    """
 
     matches: Callable[[str, str], bool]
     what: str
@@ -63,33 +66,33 @@ def _says(pattern: str) -> Callable[[str, str], bool]:
 _CONSTRUCTS: tuple[_Construct, ...] = (
     _Construct(
         _data_dependent(r"^assert\b"),
-        "asserts something about a tensor's value",
-        "drop the assertion, or make it before the model is called",
+        "asserts something about the value of a tensor",
+        "remove the assertion, or check before calling the model",
     ),
     _Construct(
         _data_dependent(r"^while\b|^for\b|\brange\("),
-        "loops as often as a tensor's value says",
+        "runs a loop whose length depends on the value of a tensor",
         "give the loop a fixed number of steps, or use torch.where on its result",
     ),
     _Construct(
         _data_dependent(r"^(el)?if\b|\bif\b.*\belse\b|\band\b|\bor\b|\bnot\b"),
-        "branches on a tensor's value",
-        "use torch.where, or choose the branch by an argument or attribute that is no tensor",
+        "branches on the value of a tensor",
+        "use torch.where, or choose the branch by an argument or attribute that is not a tensor",
     ),
     _Construct(
         _data_dependent(r"\.item\(|\.tolist\(|\b(int|float|bool|max|min)\("),
-        "reads a number out of a tensor (.item())",
-        "keep the value a tensor, or pass it as a Python number",
+        "reads a number from a tensor (.item())",
+        "keep the value in a tensor, or pass it as a Python number",
     ),
     _Construct(
         _data_dependent(""),
         "needs the value of a tensor, or a size that depends on one",
         "use operations whose result sizes do not depend on the data (torch.where, masks)",
     ),
-    _Construct(_says(r"\.numpy\(\)|numpy"), "calls numpy", "use the torch function of the same meaning"),
+    _Construct(_says(r"\.numpy\(\)|numpy"), "calls numpy", "use the corresponding torch function"),
     _Construct(
         _says(r"^AttributeError: 'FakeTensor'|data pointer|data_ptr"),
-        "reads a tensor's memory directly",
+        "reads the memory of a tensor directly",
         "use torch operations, or wrap the kernel as a torch.library custom op",
     ),
     _Construct(
@@ -99,12 +102,12 @@ _CONSTRUCTS: tuple[_Construct, ...] = (
     ),
     _Construct(
         _says(r"UnsupportedOperator|no fake impl|register_fake"),
-        "calls an operation without shape rule",
+        "calls an operation without a shape rule",
         "register one with torch.library.register_fake",
     ),
     _Construct(
         _says(r"fake tensor in the exported program constant|were assigned during export"),
-        "keeps a tensor that was made inside forward (a cache, or torch.autograd.grad)",
+        "keeps a tensor that was created inside forward (a cache, or torch.autograd.grad)",
         "compute it from inputs, parameters and registered buffers only",
     ),
     _Construct(
@@ -116,13 +119,13 @@ _CONSTRUCTS: tuple[_Construct, ...] = (
     _Construct(
         _says(r"TypeError: .*forward\(\) (missing|got|takes)"),
         "does not take the example inputs",
-        "give `args` and `kwargs` as forward wants them",
+        "pass `args` and `kwargs` that match the signature of forward",
     ),
 )
 
 
 def explain(error: BaseException, model: nn.Module) -> CaptureError:
-    """`error` of torch.export as a one-line `CaptureError`; chain it: `raise explain(e, model) from e`."""
+    """Returns an error of torch.export as a one-line `CaptureError`; use `raise explain(e, model) from e`."""
     message = f"{type(error).__name__}: {error}"
     unknown = re.search(r"Found <class '(?:__main__\.)?([^']+)'> in output", message)
     place = place_of(error)
@@ -139,7 +142,7 @@ def explain(error: BaseException, model: nn.Module) -> CaptureError:
         return refusal(
             model,
             definition_of(model),
-            f"is given an input of class {unsupported[1].rsplit('.', 1)[-1]}",
+            f"gets an input of class {unsupported[1].rsplit('.', 1)[-1]}",
             "pass tensors, numbers, strings, None, or tuples, lists, dicts and dataclasses of them",
         )
     for construct in _CONSTRUCTS:
@@ -156,7 +159,7 @@ def explain(error: BaseException, model: nn.Module) -> CaptureError:
 
 
 def refusal(model: nn.Module, place: SourcePlace | None, what: str, instead: str) -> CaptureError:
-    """The error for one construct: `cannot capture CLASS: FILE:LINE does WHAT (`source`); INSTEAD`."""
+    """Returns the error for a construct: `cannot capture CLASS: FILE:LINE WHAT (`source`); INSTEAD`."""
     where = f"{place} {what}" if place else f"it {what}"
     source = place.source if place else ""
     if len(source) > _SOURCE_LIMIT:
@@ -166,7 +169,7 @@ def refusal(model: nn.Module, place: SourcePlace | None, what: str, instead: str
 
 
 def place_of(error: BaseException) -> SourcePlace | None:
-    """The user's line behind `error`: deepest user frame of the first exception in the chain that has one."""
+    """Returns the user's line that caused an error: the deepest user frame of the first exception that has one."""
     seen: set[int] = set()
     current: BaseException | None = error
     while current is not None and id(current) not in seen:
@@ -179,13 +182,13 @@ def place_of(error: BaseException) -> SourcePlace | None:
 
 
 def place_of_trace(text: str | None) -> SourcePlace | None:
-    """The user's line in the `stack_trace` text that torch.export keeps on a graph node."""
+    """Returns the user's line in the `stack_trace` that torch.export stores on a graph node."""
     frames = re.findall(r'File "([^"]+)", line (\d+), in [^\n]*(?:\n\s+(?!File ")([^\n]*))?', text or "")
     return _deepest((file, int(line), source) for file, line, source in frames)
 
 
 def definition_of(model: nn.Module) -> SourcePlace | None:
-    """Where the model's `forward` is defined; None when that is not the user's code or its source is not at hand."""
+    """Returns where `forward` of a model is defined; None if this is not user code or the source is not available."""
     try:
         lines, number = inspect.getsourcelines(type(model).forward)
         file = inspect.getsourcefile(type(model).forward)
@@ -196,7 +199,7 @@ def definition_of(model: nn.Module) -> SourcePlace | None:
 
 
 def _frames(trace: TracebackType | None) -> Iterator[tuple[str, int, str]]:
-    """Frames below the first one of progc or torch: the caller of capture is not what failed."""
+    """Yields the frames below the first one of progc or torch: code that calls capture did not fail."""
     inside = False
     for frame, number in traceback.walk_tb(trace):
         file = frame.f_code.co_filename

@@ -1,8 +1,6 @@
-"""Compares two programs, or folders, fact by fact and tensor by tensor.
+"""Compares two programs or output folders, fact by fact and tensor by tensor.
 
-How far two tensors of one shape are apart.
-
-Names that differ in numbers alone, as one pattern: `blocks.{0-11}.attn.qkv.weight`.
+Names that differ in numbers alone are grouped into patterns: `blocks.{0-11}.attn.qkv.weight`.
 """
 
 from __future__ import annotations
@@ -35,25 +33,26 @@ def diff(
     graph: bool = False,
     names: tuple[str, str] | None = None,
 ) -> ProgramDiff:
-    """What changed from `a` to `b`.
+    """Returns the differences between two programs or output folders.
 
-    Tensors are matched by name, not by where a pass took them from: a block that was inserted in the middle moves the
-    names of those behind it.
+    Tensors are matched by name. A block inserted in the middle therefore shifts the names of all blocks after it.
 
     Args:
-        a, b: programs, or folders written by `progc grow --out` or `progc apply --out`, of which JSON and tensors are
-            read and nothing else.
-        graph: also compare the printed graphs line by line; folders hold none.
-        names: what the two are called; by default class names and paths.
+        a, b: programs, or folders written by `progc grow --out` or `progc apply --out`. Only the JSON and the tensors
+            of a folder are read.
+        graph: whether to compare the printed graphs line by line too; folders hold no graphs.
+        names: names of both sides for the output; by default class names and paths.
 
     Raises:
-        InputError: a folder that is none of ours or is damaged, or graphs asked of a folder.
+        InputError: a folder is not an output folder or is damaged, or `graph` is set for a folder.
     """
     called = names or (None, None)
     before, after = side_of(a, called[0]), side_of(b, called[1])
     for side in (before, after):
         if graph and side.program is None:
-            raise InputError(f"{side.name} is an output folder, which holds no graph; give the model itself")
+            raise InputError(
+                f"{side.name} is an output folder, which holds no graph; give the model itself"
+            )
     old, new = before.facts, after.facts
     shared, other = _shared(before, after)
     froze, thawed = _trainable(before, after)
@@ -79,7 +78,7 @@ def diff(
 def _shared(
     before: DiffSide, after: DiffSide
 ) -> tuple[dict[str, tuple[torch.Tensor, torch.Tensor]], dict[str, dict[str, ChangeForm]]]:
-    """Tensors that both have, and forms of those that only one has. What no file holds is compared in programs only."""
+    """Tensors of both sides, and forms of those on one side only; non-persistent ones only if both are programs."""
     programs = before.program is not None and after.program is not None
     old = {name: tensor for name, tensor in before.tensors.items() if programs or name in before.saved}
     new = {name: tensor for name, tensor in after.tensors.items() if programs or name in after.saved}
@@ -106,7 +105,7 @@ def _groups(
     items: Iterable[tuple[str, tuple[ChangeForm | None, ChangeForm | None]]],
     largest: Callable[[tuple[str, ...]], float | None] = lambda names: None,
 ) -> tuple[TensorGroup, ...]:
-    """Groups of names with the same forms, in order of first appearance."""
+    """Groups names with the same forms, in order of first appearance."""
     listed = list(items)
     order = {name: place for place, (name, _) in enumerate(listed)}
     groups = [
@@ -118,7 +117,7 @@ def _groups(
 
 
 def _values(pairs: Mapping[str, tuple[torch.Tensor, torch.Tensor]]) -> dict[str, Any]:
-    """Tensors of the same form: groups of those with other values, and how many are equal."""
+    """Compares values of tensors of the same form: groups of those that differ, and the number of equal ones."""
     gaps = {name: distance(old, new) for name, (old, new) in pairs.items()}
     apart = {name: gap for name, gap in gaps.items() if gap is not None}
     forms = ((name, (_form(pairs[name][0]), _form(pairs[name][1]))) for name in apart)
@@ -140,7 +139,7 @@ def _sizes(old: Mapping[str, int] | None, new: Mapping[str, int] | None) -> tupl
 
 
 def _trainable(before: DiffSide, after: DiffSide) -> tuple[tuple[str, ...] | None, tuple[str, ...] | None]:
-    """Patterns of parameters that froze, new ones that are frozen among them, and of those that are trained again."""
+    """Patterns of parameters that are frozen now (new ones included), and of those that train again."""
     old, new = before.facts.frozen, after.facts.frozen
     if old is None or new is None:
         return None, None
@@ -167,7 +166,7 @@ def _operations(old: Facts, new: Facts) -> dict[str, dict[str, tuple[int, int]]]
 
 
 def _graphs(before: DiffSide, after: DiffSide) -> str:
-    """Unified diffs of the printed graphs, train before eval; empty if both are the same."""
+    """Unified diffs of the printed graphs, train then eval; empty if they are equal."""
     assert before.program is not None and after.program is not None
     found: list[str] = []
     for mode in MODES:
@@ -177,14 +176,14 @@ def _graphs(before: DiffSide, after: DiffSide) -> str:
     return "\n".join(found)
 
 
-_CHUNK = 1 << 22  # elements: differences are taken in float64, which shall not need a second copy of a large tensor
+_CHUNK = 1 << 22  # elements that are compared in float64 at a time, without a second copy of a large tensor
 
 
 def distance(first: torch.Tensor, second: torch.Tensor) -> float | None:
-    """Largest absolute difference, None if the two are equal bit by bit.
+    """Returns the largest absolute difference of two tensors of the same shape and dtype.
 
-    It is 0.0 where only signs of zeros or NaN patterns differ, and inf where one is not finite and the other is, or is
-    something else. Tensors have one shape and one dtype; deferred ones are made here and let go.
+    It is None if they are equal bit by bit, 0.0 if only signs of zeros or NaN bits differ, and inf if a value that is
+    not finite differs. Values of deferred tensors are computed here and freed.
     """
     if first is second:
         return None
@@ -206,7 +205,7 @@ def _largest(a: torch.Tensor, b: torch.Tensor) -> float:
     return largest
 
 
-# A number that would be written with a leading zero stays text: `{1-2}` could not say it.
+# A number with a leading zero stays text, since `{1-2}` could not express it.
 _NUMBER = re.compile(r"(?<![0-9])(0|[1-9][0-9]*)(?![0-9])")
 
 
@@ -214,10 +213,9 @@ Fields = tuple[frozenset[int], ...]
 
 
 def grouped(names: Iterable[str]) -> list[tuple[str, tuple[str, ...]]]:
-    """Patterns with the names that each stands for, in order of first appearance.
+    """Returns patterns with the names that they represent, in order of first appearance.
 
-    A pattern stands for its names and for nothing else: two rows are put together only where they agree in all numbers
-    but one.
+    A pattern represents exactly these names: names are merged only if they agree in all numbers but one.
     """
     families: dict[tuple[str, ...], dict[Fields, list[str]]] = {}
     for name in dict.fromkeys(names):
@@ -233,15 +231,15 @@ def grouped(names: Iterable[str]) -> list[tuple[str, tuple[str, ...]]]:
 
 
 def _merged(rows: dict[Fields, list[str]], place: int) -> dict[Fields, list[str]]:
-    """Rows that agree in all numbers but the one at `place` as one row."""
-    alike: dict[tuple[Fields, Fields], list[Fields]] = {}
+    """Merges rows that agree in all numbers but the one at `place`."""
+    agreeing: dict[tuple[Fields, Fields], list[Fields]] = {}
     for fields in rows:
-        alike.setdefault((fields[:place], fields[place + 1 :]), []).append(fields)
+        agreeing.setdefault((fields[:place], fields[place + 1 :]), []).append(fields)
     return {
         (*before, frozenset().union(*(fields[place] for fields in group)), *after): [
             name for fields in group for name in rows[fields]
         ]
-        for (before, after), group in alike.items()
+        for (before, after), group in agreeing.items()
     }
 
 
@@ -250,7 +248,7 @@ def _pattern(text: Sequence[str], fields: Fields) -> str:
 
 
 def numbers(values: Iterable[int]) -> str:
-    """`{0-3,7}`; a single number stands for itself."""
+    """Returns numbers as text: `{0-3,7}`, or the number itself if there is one."""
     runs: list[list[int]] = []
     for value in sorted(values):
         if runs and value == runs[-1][1] + 1:

@@ -1,6 +1,6 @@
-"""What a program is, as plain data: what a report keeps beside the weights, so that folders can be compared.
+"""Facts of a program as plain data, for reports and comparisons, and the sides of a comparison.
 
-One side of a comparison: a program, or a folder that is read as JSON and tensors; no code of the user runs.
+Reports hold the facts next to the weights, so that output folders can be compared without running the user's code.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from progc.ir.tensor_file import open_tensors
 
 @dataclasses.dataclass(frozen=True)
 class Port:
-    """One input or output. `shape` is None for what is no tensor."""
+    """An input or output; `dtype` and `shape` are None if it is not a tensor."""
 
     name: str
     dtype: str | None
@@ -38,15 +38,15 @@ class Port:
 
 @dataclasses.dataclass(frozen=True)
 class Facts:
-    """A program in numbers and names. None stands for what is not known: folders of older versions say less.
+    """Facts of a program. None means unknown: reports of older versions hold fewer facts.
 
     Attributes:
         class_name: qualified class of the user's module.
-        params: number of scalar parameters, tied ones counted once.
-        trainable: how many of them are trained.
-        frozen: names of the parameters that are not.
+        params: number of scalar parameters; tied ones count once.
+        trainable: number of those that train.
+        frozen: names of the parameters that do not train.
         inputs, outputs: of the eval graph, at the example's sizes.
-        chains: name to depth, as users count it.
+        chains: name to depth, as users count blocks.
         axes: name to size.
         tied: alias to canonical name.
         operations: per mode, how often each operation is called.
@@ -76,7 +76,7 @@ class Facts:
         """Reads what `to_json` wrote.
 
         Raises:
-            InputError: it is something else.
+            InputError: `data` is something else.
         """
         try:
             known = {field.name: data.get(field.name) for field in dataclasses.fields(Facts)}
@@ -151,13 +151,13 @@ _WEIGHTS = "model.safetensors"
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class DiffSide:
-    """What is compared.
+    """One side of a comparison.
 
     Attributes:
-        name: what the user calls it.
-        facts: what is known of the program.
-        tensors: parameters and buffers by name, deferred where they lie in a file.
-        saved: the names that a state dict holds.
+        name: the name for the output.
+        facts: facts of the program.
+        tensors: parameters and buffers by name; deferred if they are in a file.
+        saved: names in the state dict.
         program: None for a folder, which holds no graph.
     """
 
@@ -169,13 +169,13 @@ class DiffSide:
 
 
 def side_of(what: Program | Path | str, name: str | None = None) -> DiffSide:
-    """A program, or a folder written by `--out`, as a side.
+    """Returns the side of a program, or of a folder written by `--out`.
 
     Raises:
-        InputError: not such a folder, or a file in it is damaged.
+        InputError: the folder was not written by `--out`, or a file in it is damaged.
     """
     if isinstance(what, Program):
-        # Constants that capture lifted are numbered, not named: the graphs tell where they differ.
+        # Lifted constants have numbers, not names: differences appear in the graphs.
         tensors = {key: value for key, value in what.tensors.items() if what.specs[key].kind != "constant"}
         saved = frozenset(what.persistent()) & tensors.keys()
         return DiffSide(name or what.class_name, describe_program(what), tensors, saved, what)
@@ -187,7 +187,7 @@ def _folder(path: Path, name: str) -> DiffSide:
         raise InputError(f"{path} is not a folder; expected one written by --out, or a program")
     content = read_folder(path)
     if _WEIGHTS not in content["tensors"]:
-        raise InputError(f"{path} holds no {_WEIGHTS}; expected a folder written by --out")
+        raise InputError(f"{path} has no {_WEIGHTS}; expected a folder written by --out")
     tensors = open_tensors(path / _WEIGHTS)
     return DiffSide(name, _facts(content), tensors, frozenset(tensors))
 

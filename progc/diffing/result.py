@@ -1,4 +1,4 @@
-"""What a comparison of two programs answers with."""
+"""The result of a comparison of two programs, as data, JSON and text."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ class ChangeForm:
 
 @dataclasses.dataclass(frozen=True)
 class TensorGroup:
-    """Tensors to which the same happened.
+    """Tensors with the same change.
 
     Attributes:
-        pattern: their names as one: `blocks.{0-11}.attn.qkv.weight`.
-        names: the names that it stands for.
-        before, after: dtype and shape; None on the side that has no such tensors.
-        max_abs_diff: largest absolute difference of values, in float64; None where forms differ. inf where one side is
-            not finite.
+        pattern: their names as a pattern: `blocks.{0-11}.attn.qkv.weight`.
+        names: the names.
+        before, after: dtype and shape; None on a side without these tensors.
+        max_abs_diff: largest absolute difference of values, in float64; None if dtype or shape differ, inf if a value
+            that is not finite differs.
     """
 
     pattern: str
@@ -41,7 +41,7 @@ class TensorGroup:
     max_abs_diff: float | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data; names are left to the pattern, which stands for them exactly."""
+        """Returns plain data; the pattern stands for the names."""
         forms = {key: None if form is None else dataclasses.asdict(form)
                  for key, form in (("before", self.before), ("after", self.after))}  # fmt: skip
         data: dict[str, Any] = {"pattern": self.pattern, "tensors": len(self.names), **forms}
@@ -52,7 +52,7 @@ class TensorGroup:
 
 @dataclasses.dataclass(frozen=True)
 class SizeChange:
-    """Axes or chains that went from one size to another; None where there was none, or is none any more."""
+    """Axes or chains whose size changed; None on a side without them."""
 
     pattern: str
     names: tuple[str, ...]
@@ -60,26 +60,26 @@ class SizeChange:
     after: int | None
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data."""
+        """Returns plain data."""
         return {"pattern": self.pattern, "count": len(self.names), "before": self.before, "after": self.after}
 
 
 @dataclasses.dataclass(frozen=True)
 class ProgramDiff:
-    """What changed from one program to another. `str()` is for people, `to_json()` for programs.
+    """The differences between two programs. `str()` is for people, `to_json()` for programs.
 
     Attributes:
-        names: what the two are called.
-        before, after: what is known of each.
-        chains, axes: those whose depth or size differs; None where one side does not say.
-        added, removed, reshaped: tensors; another dtype counts as another shape.
-        changed: tensors of the same form with other values.
-        equal: how many tensors are equal bit by bit.
-        froze, thawed: patterns of parameters that are no longer trained, and of those that are trained again; None
-            where one side does not say.
-        tied, untied: aliases with their canonical names, new and gone.
-        operations: per mode, number of calls before and after where they differ; None where one side does not say.
-        graph: unified diff of the printed graphs, if asked for.
+        names: names of both sides.
+        before, after: facts of both sides.
+        chains, axes: those whose depth or size differs; None if unknown on one side.
+        added, removed, reshaped: tensors; a change of dtype counts as reshaped.
+        changed: tensors of the same dtype and shape with other values.
+        equal: number of tensors that are equal bit by bit.
+        froze, thawed: patterns of parameters that no longer train, and of those that train again; None if unknown on
+            one side.
+        tied, untied: added and removed aliases, with their canonical names.
+        operations: per mode, number of calls before and after, where they differ; None if unknown on one side.
+        graph: unified diff of the printed graphs, if requested.
     """
 
     names: tuple[str, str]
@@ -101,12 +101,12 @@ class ProgramDiff:
 
     @property
     def max_abs_diff(self) -> float:
-        """Largest absolute difference of values among tensors of the same form; 0.0 if there is none."""
+        """The largest absolute difference of values between tensors of the same dtype and shape; 0.0 without one."""
         return max((group.max_abs_diff or 0.0 for group in self.changed), default=0.0)
 
     @property
     def unknown(self) -> dict[str, tuple[str, ...]]:
-        """Per side that does not say all, which facts it leaves out."""
+        """The unknown facts of each side that has some."""
         found = {}
         for name, facts in zip(self.names, (self.before, self.after), strict=True):
             missing = tuple(field.name for field in dataclasses.fields(facts) if getattr(facts, field.name) is None)
@@ -116,7 +116,7 @@ class ProgramDiff:
 
     @property
     def same(self) -> bool:
-        """Whether nothing differs, as far as both sides say; how they came about (name, passes) does not count."""
+        """Whether tensors and all facts known on both sides are equal; class and passes do not count."""
         here, there = (dataclasses.replace(facts, class_name=None, history=None) for facts in (self.before, self.after))
         facts = (
             getattr(here, field.name) in (None, getattr(there, field.name)) or getattr(there, field.name) is None
@@ -125,11 +125,11 @@ class ProgramDiff:
         return all(facts) and not (self.added or self.removed or self.reshaped or self.changed)
 
     def count(self, kind: str) -> int:
-        """Number of tensors that were `added`, `removed`, `reshaped` or `changed`."""
+        """Returns the number of tensors that were `added`, `removed`, `reshaped` or `changed`."""
         return sum(len(group.names) for group in getattr(self, kind))
 
     def to_json(self) -> dict[str, Any]:
-        """One JSON object; the facts of both sides are in it too. Infinite differences become null in JSON text."""
+        """Returns a JSON object, with the facts of both sides. Infinite differences become null in JSON text."""
         kinds = (*OTHER_SHAPES, "changed")
         data: dict[str, Any] = {
             "before": {"name": self.names[0], **self.before.to_json()},
@@ -153,7 +153,6 @@ class ProgramDiff:
         return data
 
     def __str__(self) -> str:
-
         return text_of(self)
 
 
@@ -169,7 +168,7 @@ Rows = Sequence[tuple[str, ...]]
 
 
 def text_of(diff: ProgramDiff) -> str:
-    """The whole comparison, without a final newline."""
+    """Returns the comparison as text, without a final newline."""
     parts = ["\n".join(_aligned(list(_summary(diff)), ""))]
     if diff.axes:
         parts.append(_part("axes", [(change.pattern, _sizes(change)) for change in diff.axes]))
@@ -185,9 +184,9 @@ def text_of(diff: ProgramDiff) -> str:
     parts += _operations(diff)
     if diff.graph:
         parts.append(diff.graph)
-    parts += [f"{name} does not say: {', '.join(missing)}" for name, missing in diff.unknown.items()]
+    parts += [f"unknown for {name}: {', '.join(missing)}" for name, missing in diff.unknown.items()]
     if diff.same:
-        parts.append("no difference" if not diff.unknown else "no difference in what both say")
+        parts.append("no difference" if not diff.unknown else "no difference in what is known of both")
     return "\n\n".join(parts)
 
 
@@ -219,7 +218,7 @@ def _arrow(old: str, new: str) -> str:
 
 
 def _ports(what: str, old: tuple[Port, ...] | None, new: tuple[Port, ...] | None) -> Iterator[tuple[str, str]]:
-    """Inputs and outputs by name, with dtype and shape; one that is on one side only says so."""
+    """Inputs and outputs by name, with dtype and shape; `none` on a side without them."""
     if old is None or new is None:
         return
     before, after = ({port.name: str(port) for port in ports} for ports in (old, new))
@@ -234,8 +233,8 @@ def _sizes(change: SizeChange) -> str:
 
 def _tensors(diff: ProgramDiff) -> Iterator[str]:
     counts = {kind: diff.count(kind) for kind in ("added", "removed", "reshaped", "changed")}
-    told = [f"{count} {'with other values' if kind == 'changed' else kind}" for kind, count in counts.items() if count]
-    yield f"tensors: {', '.join([*told, f'{diff.equal} equal bit by bit'])}"
+    parts = [f"{count} {'with other values' if kind == 'changed' else kind}" for kind, count in counts.items() if count]
+    yield f"tensors: {', '.join([*parts, f'{diff.equal} equal bit by bit'])}"
     for kind in ("added", "removed", "reshaped"):
         if counts[kind]:
             yield f"  {kind}"
@@ -265,7 +264,7 @@ def _operations(diff: ProgramDiff) -> Iterator[str]:
         if rows:
             yield _part(f"operations of {'both graphs' if same else f'the {mode} graph'}", rows)
     if not any(found.values()) and _differ(diff.before.graphs, diff.after.graphs) and not diff.graph:
-        yield "graphs: as many operations of each kind, called in another way (of models, --graph shows how)"
+        yield "graphs: the same operations with other arguments (for models, --graph shows the difference)"
 
 
 def _differ(old: Mapping[str, str] | None, new: Mapping[str, str] | None) -> bool:

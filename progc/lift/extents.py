@@ -1,7 +1,7 @@
-"""Dims at two sizes: every dim of every value as a product or a concatenation of parts, each before and after.
+"""Dims at two input sizes: a dim as a product or a concatenation of parts, each with its old and its new size.
 
-A part that is the same before and after is fixed (channels, heads, a window that stays); the others follow the image.
-A view deals parts out from left to right, as torch lays memory out, and cuts a part where its sizes cut it.
+A part with equal sizes is fixed (channels, heads, a window that stays); the others follow the image. A view assigns
+parts to its dims from left to right, in memory order, and cuts a part where one of its sizes does.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from typing import Any
 from progc.ir.graphs import reshape_groups
 
 Step = tuple[Any, ...]
-"""One way down into a dim: `("cut", sizes, index)` a factor of it, `("part", start, stop)` a stretch of it."""
+"""A step from a dim to a part of it: `("cut", sizes, index)`, a factor, or `("part", start, stop)`, a segment."""
 
 Key = tuple[str, str, int]
-"""A choice: graph, node, and the how-manieth cut of that node."""
+"""A choice: graph, node, and the index of the cut at that node."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Origin:
-    """A dim, or a part of it, whose size is free to follow: of a tensor, of a literal in the graph, of an input.
+    """A dim, or a part of one, whose new size is still free: of a tensor, of a literal in the graph, or of an input.
 
     Attributes:
         owner: `("tensor", name)`, `("literal", mode, node)` or `("input", index)`.
-        dim: which dim of it.
-        path: which part of that dim.
+        dim: the dim of the owner.
+        path: the part of that dim.
     """
 
     owner: tuple[str, ...]
@@ -35,7 +35,7 @@ class Origin:
     path: tuple[Step, ...] = ()
 
     def step(self, step: Step) -> Origin:
-        """A part of this one."""
+        """Returns a part of this origin."""
         return Origin(self.owner, self.dim, (*self.path, step))
 
 
@@ -44,10 +44,10 @@ class Leaf:
     """A part that is not divided further.
 
     Attributes:
-        old: size before.
-        new: size after.
-        origin: set if its size is free.
-        cuts: the choices that its size depends on.
+        old: the old size.
+        new: the new size.
+        origin: set if the new size is free.
+        cuts: the choices that the new size depends on.
     """
 
     old: int
@@ -58,7 +58,7 @@ class Leaf:
 
 @dataclasses.dataclass(frozen=True)
 class Cat:
-    """A concatenation of dims: class tokens, then the patches."""
+    """A concatenation of dims, such as class tokens and patches."""
 
     parts: tuple[Dim, ...]
 
@@ -74,26 +74,26 @@ class Cat:
 
 
 Dim = tuple["Leaf | Cat", ...]
-"""Product of parts, outermost first; empty for a dim of size 1."""
+"""A product of parts, outermost first; empty for a dim of size 1."""
 
 Cutter = Callable[[Leaf, int, int], tuple[Leaf, Leaf]]
 """Cuts a part into (outer, inner) of the given old sizes."""
 
 Side = Callable[[Dim], tuple[Dim, bool]]
-"""Whether what had one position and has several goes with the dim before it, else with the one behind."""
+"""Decides whether parts that grow from one position to several join the dim before them or the one after them."""
 
 
 class Misfit(Exception):
-    """Parts that cannot be dealt out to the sizes of a view, or sizes that do not divide."""
+    """The parts do not fit the sizes of a view, or sizes do not divide."""
 
 
 def fixed(size: int) -> Dim:
-    """A dim that stays."""
+    """Returns a dim with equal old and new size."""
     return () if size == 1 else (Leaf(size, size),)
 
 
 def sized(old: int, new: int, cuts: frozenset[Key] = frozenset()) -> Dim:
-    """A dim of one part."""
+    """Returns a dim of one part."""
     return () if old == new == 1 else (Leaf(old, new, None, cuts),)
 
 
@@ -108,7 +108,7 @@ def new_size(dim: Dim) -> int:
 
 
 def leaves(dim: Dim) -> Iterator[Leaf]:
-    """All parts, those of concatenations included."""
+    """Yields all leaves of a dim, those in concatenations included."""
     for part in dim:
         if isinstance(part, Leaf):
             yield part
@@ -118,17 +118,17 @@ def leaves(dim: Dim) -> Iterator[Leaf]:
 
 
 def grows(dim: Dim) -> bool:
-    """Whether any part changes its size."""
+    """Whether a part of the dim changes its size."""
     return any(leaf.old != leaf.new for leaf in leaves(dim))
 
 
 def cuts_of(dims: Iterable[Dim]) -> frozenset[Key]:
-    """The choices that these dims depend on."""
+    """Returns the choices that these dims depend on."""
     return frozenset(key for dim in dims for leaf in leaves(dim) for key in leaf.cuts)
 
 
 def bare(dim: Dim) -> Dim:
-    """The same sizes without origins and choices."""
+    """Returns the dim without origins and choices."""
     return tuple(
         Leaf(part.old, part.new) if isinstance(part, Leaf) else Cat(tuple(bare(inner) for inner in part.parts))
         for part in dim
@@ -136,7 +136,7 @@ def bare(dim: Dim) -> Dim:
 
 
 def concat(dims: Sequence[Dim]) -> Dim:
-    """The dim of a concatenation; neighbouring concatenations become one."""
+    """Returns the concatenation of dims; nested concatenations are merged."""
     parts: list[Dim] = []
     for dim in dims:
         if len(dim) == 1 and isinstance(dim[0], Cat):
@@ -151,13 +151,19 @@ def concat(dims: Sequence[Dim]) -> Dim:
 
 
 def reshape(dims: Sequence[Dim], sizes: Sequence[int], cut: Cutter, side: Side) -> list[Dim]:
-    """The dims after a view to `sizes` (before the change).
+    """Returns the dims of a view.
+
+    Args:
+        dims: of the tensor.
+        sizes: old sizes of the view.
+        cut: cuts a part in two.
+        side: where parts of size 1 go.
 
     Raises:
         Misfit: the parts do not fit these sizes.
     """
     out: list[Dim] = []
-    carry: Dim = ()  # what had one position and has several now; memory order allows for two places
+    carry: Dim = ()  # parts with one old and several new positions; memory order allows two places for them
     for first, wanted in reshape_groups([old_size(dim) for dim in dims], list(sizes)):
         parts = tuple(part for index in first for part in dims[index])
         targets = [sizes[index] for index in wanted]
@@ -172,19 +178,19 @@ def reshape(dims: Sequence[Dim], sizes: Sequence[int], cut: Cutter, side: Side) 
         out.extend(dealt)
         last = out[-1][-1] if out[-1] else None
         if isinstance(last, Leaf) and 1 < last.old != last.new and sizes[wanted.stop : wanted.stop + 1] == [1]:
-            outer, inner = cut(last, last.old, 1)  # runs of one position: they may become longer
+            outer, inner = cut(last, last.old, 1)  # runs of one position, which may become longer
             out[-1] = (*out[-1][:-1], outer)
             carry = ((inner,) if inner.new > 1 else ()) + carry
     if carry and not out:
-        raise Misfit("positions that were one before have no dim to go to")
+        raise Misfit("no dim of the view can hold a part that had size 1")
     return [*out[:-1], out[-1] + carry] if carry else out
 
 
 def deal(parts: Dim, targets: Sequence[int], cut: Cutter) -> tuple[list[Dim], Dim]:
-    """Hands parts out to dims of the sizes `targets`, from left to right; also returns what is left over.
+    """Assigns parts to dims of the old sizes `targets`, from left to right; returns these dims and the remaining parts.
 
     Raises:
-        Misfit: they do not fit.
+        Misfit: the parts do not fit.
     """
     out: list[Dim] = []
     queue = list(parts)
@@ -194,7 +200,7 @@ def deal(parts: Dim, targets: Sequence[int], cut: Cutter) -> tuple[list[Dim], Di
         if target == 1 and queue and queue[0].old == 1:
             taken.append(queue.pop(0))
         elif target == 1 and queue and isinstance(queue[0], Leaf) and queue[0].old != queue[0].new:
-            if queue[0].old in targets[position + 1 :]:  # one window that covers all: it may become several
+            if queue[0].old in targets[position + 1 :]:  # one window that covers everything may become several
                 outer, queue[0] = cut(queue[0], 1, queue[0].old)
                 taken.extend([outer] if outer.new > 1 else [])
         while left > 1:
@@ -207,7 +213,7 @@ def deal(parts: Dim, targets: Sequence[int], cut: Cutter) -> tuple[list[Dim], Di
                 continue
             common = math.gcd(part.old, left)
             if common == 1:
-                raise Misfit(f"{part.old} positions cannot be dealt out to {target}")
+                raise Misfit(f"{part.old} positions do not fit into a dim of {target}")
             if isinstance(part, Cat):
                 queue[:0] = _factored(part, common)
             else:
@@ -226,10 +232,10 @@ def _factored(part: Cat, outer: int) -> Dim:
     tail: Dim | None = None
     for piece in part.parts:
         if old_size(piece) % inner:
-            raise Misfit(f"parts of {part.old} are no multiples of {inner}")
+            raise Misfit(f"parts of {part.old} positions are not multiples of {inner}")
         dealt, rest = deal(piece, [old_size(piece) // inner, inner], _no_cut)
         if rest or (tail is not None and bare(tail) != bare(dealt[1])):
-            raise Misfit(f"parts of {part.old} have different runs of {inner}")
+            raise Misfit(f"parts of {part.old} positions have different runs of {inner}")
         heads.append(dealt[0])
         tail = dealt[1]
     assert tail is not None
@@ -238,14 +244,14 @@ def _factored(part: Cat, outer: int) -> Dim:
 
 def _no_cut(leaf: Leaf, outer: int, inner: int) -> tuple[Leaf, Leaf]:
     if leaf.old != leaf.new:
-        raise Misfit(f"{leaf.old} positions in a concatenation are cut into {outer} x {inner}")
+        raise Misfit(f"{leaf.old} positions in a concatenation cannot be cut into {outer} x {inner}")
     return Leaf(outer, outer), Leaf(inner, inner)
 
 
 def stretch(dim: Dim, start: int, stop: int) -> tuple[Dim, int] | None:
-    """Positions `start` to `stop` (before the change) of a dim, and where they start after it.
+    """Returns the old positions `start` to `stop` of a dim, and their new start.
 
-    None if that is not a matter of concatenated parts alone.
+    Returns None if the positions are not made of concatenated parts.
     """
     if not (start or stop < old_size(dim)):
         return dim, 0
@@ -276,7 +282,7 @@ def stretch(dim: Dim, start: int, stop: int) -> tuple[Dim, int] | None:
 
 
 def to_json(dim: Dim) -> list[Any]:
-    """`[[old, new], {"parts": [...]}]`; `from_json` is the inverse."""
+    """Returns plain data, `[[old, new], {"parts": [...]}]`; `from_json` is the inverse."""
     return [
         [part.old, part.new] if isinstance(part, Leaf) else {"parts": [to_json(inner) for inner in part.parts]}
         for part in dim

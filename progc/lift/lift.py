@@ -186,10 +186,10 @@ def keep_type(source: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
 
 
 def composed(first: Lift, second: Lift) -> Lift:
-    """The lift that does `first` and then `second`.
+    """Returns the lift that does `first` and then `second`.
 
     Raises:
-        TargetError: both change one tensor in a way that has no single entry.
+        TargetError: both change a tensor in ways that one entry cannot describe.
     """
     known = {entry.name: entry for entry in first.tensors}
     entries = dict(known)
@@ -209,7 +209,7 @@ def composed(first: Lift, second: Lift) -> Lift:
 
 
 def _joined(before: TensorLift, after: TensorLift) -> TensorLift:
-    """One entry for both: every field is set by one of them, every dim changed by one of them."""
+    """One entry for both: each field, and each dim, may be changed by one of them only."""
     changes: dict[str, object] = {"name": after.name, "source": before.source}
     for field in dataclasses.fields(TensorLift):
         one, other = getattr(before, field.name), getattr(after, field.name)
@@ -221,21 +221,24 @@ def _joined(before: TensorLift, after: TensorLift) -> TensorLift:
             changes["dims"] = tuple(a or b for a, b in zip(one, other, strict=True))
         else:
             raise TargetError(
-                f"shrink: {before.source} changes twice, by its units and by the resolution; apply one pass after the "
+                f"shrink: both the units and the resolution of {before.source} change; apply two passes, one after the "
                 "other: shrink{...},grow-resolution{...}"
             )
     return dataclasses.replace(after, **changes)  # type: ignore[arg-type]
 
 
 def chosen(source: torch.Tensor, entry: TensorLift) -> torch.Tensor:
-    """The values of a tensor that shrinks; no parameter, and no gradient flows through it.
+    """Returns the values of a tensor that shrinks, as a plain tensor without a gradient.
+
+    Units at even distances along every dim can be a view: training the small tensor then trains the same entries of the
+    large one (elastic supernets). Other units have to be copied.
 
     Args:
         source: the full tensor.
-        entry: `storage` is `share` or `copy`; scales are of `copy` alone, values per unit of `source`.
+        entry: an entry with `storage` `share` or `copy`; only `copy` may have scales, one value per unit of `source`.
 
     Returns:
-        A view of `source` where the storage is shared and the units allow one, else memory of its own.
+        A view of `source` for `share` if the units allow it, else a copy.
     """
     assert entry.storage in ("share", "copy") and not (entry.scales and entry.storage == "share")
     value = source.detach()
@@ -258,7 +261,7 @@ def chosen(source: torch.Tensor, entry: TensorLift) -> torch.Tensor:
 
 
 def strides(dims: tuple[IndexMap | None, ...]) -> tuple[slice | None, ...] | None:
-    """One slice per dim (None: all of it) that takes the units which stay; None if they are not evenly spaced."""
+    """Returns the slice per dim that selects the remaining units (None: all); None if they are not evenly spaced."""
     found: list[slice | None] = []
     for index_map in dims:
         index = None if index_map is None or index_map.unchanged else index_map.index()

@@ -1,13 +1,13 @@
-"""Optimizer moments through the lift.
+"""Maps optimizer moments by the lift.
 
-Growth that keeps the function fixes how gradients change: with g the gradient of an old entry, every copy of it
-has g' = b * g. A producer's rows are consumed downstream in equal shares, so b is one over the number of copies;
-a dim that contracts copies is neutral, whatever its own shares; an entry that was multiplied by s has b = 1/s
-(docs/growth.md 3.1). First moments follow g, second moments its square, step counts stay. Noisy shares are taken at
-their mean: the error is in the transient only. A tensor that shrinks takes the moments of the units that stay.
+Growth that preserves the function determines how gradients change: if g is the gradient of an old entry, every copy of
+it has the gradient b * g. A producer's rows are consumed downstream in equal shares, so b is 1 / (number of copies). A
+dim that contracts copies leaves gradients unchanged. An entry that was multiplied by s has b = 1/s (docs/growth.md
+3.1). First moments scale like g, second moments like its square; step counts stay. Noisy shares are mapped by their
+mean, an error that decays. A tensor that shrinks keeps the moments of its remaining units.
 
-Entries without a past start at m = 0, and at the mean of the mapped v: with v = 0 under an old step count Adam's
-first updates would overshoot several times (docs/growth.md 3.2).
+New entries start with m = 0 and the mean of the mapped v: with v = 0 and an old step count, Adam's first updates would
+be several times too large (docs/growth.md 3.2).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ State = Mapping[str, Mapping[str, Any]]
 
 @dataclasses.dataclass(frozen=True)
 class _Moment:
-    """How an entry of the state follows the gradient: g ** power; `size` entries are never negative."""
+    """How an entry of the state scales with the gradient: g ** power; `size` entries are never negative."""
 
     power: int
     size: bool
@@ -53,23 +53,23 @@ MOMENTS = {
 }
 
 _ROWS, _COLUMNS = "row_var", "col_var"
-"""Adafactor's second moment of a matrix: means over the last dim and over the one before it, which are of size 1."""
+"""Adafactor's factored second moment of a matrix: means over the last dim, and over the one before it (of size 1)."""
 
 _NORMALISED = _Moment(0, False)
-"""RMSprop's momentum is of g / sqrt(v), which growth leaves alone."""
+"""RMSprop's momentum averages g / sqrt(v), which growth does not change."""
 
 
 @dataclasses.dataclass(frozen=True)
 class DimLaw:
-    """What a lift does along one dim of a tensor; vectors over the grown dim.
+    """The effect of a lift along one dim of a tensor, as vectors over the grown dim.
+
+    The factors of an entry of the tensor are the products over its dims.
 
     Attributes:
         index: int64, the old unit of each new one; None if the dim does not grow.
-        weight: float64, an entry is this times its source (the mean share, and scales); the weight of a tensor
-            entry is the product over its dims.
-        gradient: float64, its gradient is this times that of its source; product over dims likewise. 1 where
-            `reset` is set.
-        reset: bool, the gradient has no past: fresh units, and units that were multiplied by 0.
+        weight: float64, the ratio of an entry to its source (the mean share, times scales).
+        gradient: float64, the ratio of the gradients; 1 where `reset` is set.
+        reset: bool, units whose gradient has no history: fresh units, and units that were multiplied by 0.
     """
 
     index: torch.Tensor | None
@@ -79,7 +79,7 @@ class DimLaw:
 
 
 def dim_laws(entry: TensorLift) -> dict[int, DimLaw]:
-    """The law of one tensor, by dim; dims that are missing are left alone."""
+    """Returns the laws of one tensor by dim, for the dims that change."""
     scaled = {scale.dim for scale in entry.scales if not entry.storage}
     grown = {dim for dim, index_map in enumerate(entry.dims) if index_map is not None and not index_map.unchanged}
     return {dim: _dim_law(entry, dim, dim in grown) for dim in sorted(scaled | grown)}
@@ -105,7 +105,7 @@ def _dim_law(entry: TensorLift, dim: int, grows: bool) -> DimLaw:
     # Summed over its copies, weight times gradient is the old gradient: the chain rule.
     gradient = 1.0 / (copies * weight)
     reset = torch.zeros(len(copies), dtype=torch.bool) if reset is None else reset
-    for scale in () if entry.storage else entry.scales:  # a sub-network is not the same function: nothing to follow
+    for scale in () if entry.storage else entry.scales:  # a sub-network computes another function: no scaling
         if scale.dim == dim:
             values = torch.tensor(scale.values, dtype=torch.float64)
             values = values if index is None else values[index]
@@ -114,19 +114,19 @@ def _dim_law(entry: TensorLift, dim: int, grows: bool) -> DimLaw:
 
 
 def grow_moments(tensors: Iterable[TensorLift], removed: Collection[str], state: State) -> dict[str, dict[str, Any]]:
-    """Optimizer state of the grown program; `Lift.moments` calls this.
+    """Returns the optimizer state of the grown program; `Lift.moments` calls this.
 
     Args:
-        tensors: entries of the lift.
-        removed: names that are gone.
-        state: by parameter name before growth. Parameters without state (frozen ones) may be missing.
+        tensors: the entries of the lift.
+        removed: names that do not exist any more.
+        state: the state by parameter name before growth. Parameters without state (frozen ones) may be missing.
 
     Returns:
-        By parameter name after growth, nothing shared with `state`. Moments of inserted blocks are m = 0 and v of
-        the tensor they are copied from. Entries that are no tensor of the parameter's shape are carried as they are.
+        The state by parameter name after growth; shares no memory with `state`. Inserted blocks have m = 0, and v of
+        the tensor they are copied from. Entries that do not have the shape of the parameter are copied unchanged.
 
     Raises:
-        InputError: a parameter that changes has a state of its shape that is no known moment.
+        InputError: a parameter that changes has a state entry of its shape that is not a known moment.
     """
     entries = {entry.name: entry for entry in tensors}
     grown = {
@@ -144,7 +144,7 @@ def grow_moments(tensors: Iterable[TensorLift], removed: Collection[str], state:
 
 
 def _grown_state(entry: TensorLift, own: Mapping[str, Any]) -> dict[str, Any]:
-    anew = entry.fresh or entry.fill is not None or (entry.init == "random" and not any(entry.dims))
+    new = entry.fresh or entry.fill is not None or (entry.init == "random" and not any(entry.dims))
     laws = dim_laws(entry)
     if laws:
         refuse_lists(entry.source, own)
@@ -156,62 +156,62 @@ def _grown_state(entry: TensorLift, own: Mapping[str, Any]) -> dict[str, Any]:
         moment = MOMENTS.get(key)
         if key == "momentum_buffer" and "square_avg" in own:
             moment = _NORMALISED
-        if key == "step" or not isinstance(value, torch.Tensor) or not (anew or laws or entry.resample):
+        if key == "step" or not isinstance(value, torch.Tensor) or not (new or laws or entry.resample):
             grown[key] = _copy(value)
         elif moment is not None and entry.resample is not None:
             grown[key] = _resampled_moment(value, entry.resample, moment)
         elif moment is not None:
-            grown[key] = _grown_moment(value, laws, moment, anew)
+            grown[key] = _grown_moment(value, laws, moment, new)
         elif value.dim() and (value.shape == known[0] if known else _fits(value, laws)):
             raise InputError(
-                f"optimizer state `{key}` of {entry.source}: expected one of {', '.join(sorted(MOMENTS))}; leave it "
-                "out, or start the optimizer afresh"
+                f"optimizer state `{key}` of {entry.source}: expected one of {', '.join(sorted(MOMENTS))}; remove it, "
+                "or create a new optimizer"
             )
         else:
             grown[key] = _copy(value)
     if {_ROWS, _COLUMNS} <= own.keys():
-        grown.update(_grown_factors(own[_ROWS], own[_COLUMNS], laws, anew))
+        grown.update(_grown_factors(own[_ROWS], own[_COLUMNS], laws, new))
     return grown
 
 
 def refuse_lists(name: str, own: Mapping[str, Any]) -> None:
-    """Raises: InputError, for a state that holds lists of tensors: nobody knows how they lie along the parameter."""
+    """Raises an InputError for a state with lists of tensors: how these relate to the parameter is unknown."""
     for key, value in own.items():
         if isinstance(value, (list, tuple)) and any(isinstance(item, torch.Tensor) for item in value):
             raise InputError(
                 f"optimizer state `{key}` of {name} is a list of tensors, which growth cannot map; clear "
-                "optimizer.state and start it afresh"
+                "optimizer.state before growing"
             )
 
 
 def _grown_factors(
-    rows: torch.Tensor, columns: torch.Tensor, laws: Mapping[int, DimLaw], anew: bool
+    rows: torch.Tensor, columns: torch.Tensor, laws: Mapping[int, DimLaw], new: bool
 ) -> dict[str, torch.Tensor]:
-    """Adafactor's factors, through the second moment that they stand for: its rank is one, so is that of the grown."""
+    """Maps Adafactor's factors through the second moment that they represent: both have rank 1, before and after."""
     if not laws:
         return {_ROWS: _copy(rows), _COLUMNS: _copy(columns)}
     mean = rows.mean(-2, keepdim=True)
     whole = torch.where(mean > 0, rows * columns / mean, 0.0)
-    grown = _grown_moment(whole, laws, _Moment(2, True), anew)
+    grown = _grown_moment(whole, laws, _Moment(2, True), new)
     return {_ROWS: grown.mean(-1, keepdim=True), _COLUMNS: grown.mean(-2, keepdim=True)}
 
 
-def _grown_moment(value: torch.Tensor, laws: Mapping[int, DimLaw], moment: _Moment, anew: bool) -> torch.Tensor:
+def _grown_moment(value: torch.Tensor, laws: Mapping[int, DimLaw], moment: _Moment, new: bool) -> torch.Tensor:
     shape = value.shape
     dtype = value.dtype if value.dtype.itemsize >= 4 else torch.float32  # b ** 2 would be too small for f16
     result = value.detach().to(dtype, copy=True).reshape(shape or (1,))
-    reset = torch.full((1,) * result.dim(), anew, dtype=torch.bool, device=value.device)
+    reset = torch.full((1,) * result.dim(), new, dtype=torch.bool, device=value.device)
     for dim, law in laws.items():
         along = [1] * result.dim()
         along[dim] = -1
         if law.index is not None:
             result = result.index_select(dim, law.index.to(value.device))
-        if not anew:  # nothing says how the gradient of a new tensor relates to its source's
+        if not new:  # the gradient of a new tensor has no known relation to its source's
             result = result * (law.gradient**moment.power).to(value.device, dtype).reshape(along)
             reset = reset | law.reset.to(value.device).reshape(along)
     if not moment.size:
         result = torch.where(reset, 0.0, result)
-    elif not anew and bool(reset.any()):
+    elif not new and bool(reset.any()):
         reset = reset.expand(result.shape)
         past = result if bool(reset.all()) else result[~reset]
         result = torch.where(reset, past.mean(), result)
@@ -219,9 +219,9 @@ def _grown_moment(value: torch.Tensor, laws: Mapping[int, DimLaw], moment: _Mome
 
 
 def _resampled_moment(value: torch.Tensor, resample: Resample, moment: _Moment) -> torch.Tensor:
-    """Follows the values by the same linear map; sizes stay as large as the smallest one was.
+    """Resamples a moment like the values; second moments stay at least as large as the smallest old one.
 
-    A table that is computed anew has no past: 0, and the mean of the sizes.
+    A recomputed table has no history: first moments start at 0, second moments at their mean.
     """
     if not resample.linear:
         start = value.double().mean().to(value.dtype) if moment.size else value.new_zeros(())
@@ -231,7 +231,7 @@ def _resampled_moment(value: torch.Tensor, resample: Resample, moment: _Moment) 
 
 
 def _fits(value: torch.Tensor, laws: Mapping[int, DimLaw]) -> bool:
-    """Whether a state of unknown kind can have the parameter's shape: enough entries along every dim that grows."""
+    """Whether an unknown state entry may have the parameter's shape: it is large enough along every dim that grows."""
     return all(
         dim < value.dim() and (law.index is None or int(law.index.max()) < value.shape[dim])
         for dim, law in laws.items()
@@ -245,10 +245,11 @@ def _copy(value: Any) -> Any:
 def optimizer_state_by_name(
     optimizer: torch.optim.Optimizer, named_parameters: Iterable[tuple[str, torch.Tensor]]
 ) -> dict[str, dict[str, Any]]:
-    """The state of a torch optimizer, by parameter name; tensors are the optimizer's own.
+    """Returns the state of a torch optimizer by parameter name; the tensors are not copied.
 
     Args:
-        named_parameters: `module.named_parameters()`; those without state are left out.
+        optimizer: the optimizer.
+        named_parameters: `module.named_parameters()`; parameters without state are left out.
     """
     state = optimizer.state
     return {name: dict(state[tensor]) for name, tensor in named_parameters if tensor in state}
@@ -257,15 +258,16 @@ def optimizer_state_by_name(
 def load_state_by_name(
     optimizer: torch.optim.Optimizer, named_parameters: Iterable[tuple[str, torch.Tensor]], state: State
 ) -> None:
-    """Puts state by parameter name into an optimizer over those parameters; tensors are copied.
+    """Loads state by parameter name into an optimizer; tensors are copied.
 
     Args:
-        named_parameters: of the module that the optimizer trains; with `remove_duplicate=False` if `state` names
-            aliases of tied parameters too.
-        state: what `optimizer_state_by_name` or `Lift.moments` gives.
+        optimizer: an optimizer over these parameters.
+        named_parameters: of the module that the optimizer trains; with `remove_duplicate=False` if `state` also has
+            aliases of tied parameters.
+        state: the result of `optimizer_state_by_name` or `Lift.moments`.
 
     Raises:
-        InputError: a name that is no parameter of the optimizer, or a moment that has another shape than its parameter.
+        InputError: the optimizer does not train a parameter of this name, or a moment does not have its shape.
     """
     named = dict(named_parameters)
     trained = {id(tensor) for group in optimizer.param_groups for tensor in group["params"]}
@@ -284,7 +286,7 @@ def load_state_by_name(
     for name, own in state.items():
         device = named[name].device
         optimizer.state[named[name]] = {
-            # Step counts stay where they are: torch keeps them on the CPU unless told otherwise.
+            # Step counts stay on their device: torch keeps them on the CPU by default.
             key: _copy(value.to(device) if key in MOMENTS and isinstance(value, torch.Tensor) else value)
             for key, value in own.items()
         }

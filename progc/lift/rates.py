@@ -1,8 +1,8 @@
-"""Learning rates after growth: how to train a grown network exactly as the small one would have gone on.
+"""Learning-rate factors after growth, with which a grown network trains exactly as the small one would have.
 
-A grown weight is a times its source and its gradient b times the source's (moments.py). Adam's update does not
-depend on b, so a learning rate times a, with eps times b, keeps the copies in step with the source for ever if their
-shares are equal (docs/growth.md 3.3). For a matrix whose fan-in grew r times a is 1/r: muP's rule for widths.
+A grown weight is a times its source, and its gradient is b times the source's gradient (moments.py). Adam's update does
+not depend on b. So if the shares of the copies are equal, a learning rate times a, with eps times b, keeps each copy at
+a times its source (docs/growth.md 3.3). For a matrix whose fan-in grew r times, a is 1/r: the width rule of muP.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class RateFactors:
-    """Factors for the hyperparameters of one tensor.
+    """Factors for the hyperparameters of a tensor.
 
     Attributes:
-        lr: for Adam and AdamW, and other optimizers whose update does not depend on the gradient's size.
-        lr_sgd: for SGD, whose update does.
-        weight_decay: for decoupled decay, so that lr * weight_decay stays.
-        eps: for Adam's eps.
-        exact: False if entries of the tensor differ (uneven growth, queries packed with keys and values), so that the
-            factors are means, and for tensors that have no past or are part of a larger one.
-        columns: by how much the last dim grew, for Muon.
+        lr: learning rate of Adam, AdamW and other optimizers whose update does not depend on the size of the gradient.
+        lr_sgd: learning rate of SGD, whose update does.
+        weight_decay: decoupled weight decay, so that lr * weight_decay stays.
+        eps: eps of Adam.
+        exact: False if the factors are means over entries that differ (uneven growth, packed queries, keys and values),
+            and for tensors without a predecessor or cut from a larger one.
+        columns: growth of the last dim, for Muon.
     """
 
     lr: float = 1.0
@@ -42,7 +42,7 @@ class RateFactors:
     columns: float = 1.0
 
     def then(self, later: RateFactors) -> RateFactors:
-        """The factors of two growths, one after the other."""
+        """Returns the factors of two growths, one after the other."""
         return RateFactors(
             self.lr * later.lr,
             self.lr_sgd * later.lr_sgd,
@@ -54,17 +54,17 @@ class RateFactors:
 
 
 def learning_rate_factors(lift: Lift) -> dict[str, RateFactors]:
-    """Factors for every tensor that `lift` changes, by name after growth; all others keep their rates.
+    """Returns the factors of every tensor that a lift changes, by name after growth; other tensors keep their rates.
 
-    Buffers are listed too if they grow. A plan of several lifts multiplies the factors of its steps.
+    Buffers that grow are included. For several lifts, use `corrections`.
     """
     return {entry.name: _factors(entry) for entry in lift.tensors}
 
 
 def corrections(lifts: Iterable[Lift]) -> dict[str, RateFactors]:
-    """Factors of growth in several steps, by name after the last one; tensors that are left out keep their rates.
+    """Returns the factors of growth in several steps, by name after the last; tensors without factors keep their rates.
 
-    An inserted tensor has the factors of its source: it is of the same width.
+    An inserted tensor has the factors of its source, since it has the same width.
     """
     total: dict[str, RateFactors] = {}
     for lift in lifts:

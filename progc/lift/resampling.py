@@ -1,7 +1,7 @@
-"""Tensors over positions at another number of positions: position tables, relative tables, index tables, masks.
+"""Resamples tensors over positions for another input size: position tables, relative tables, index tables, masks.
 
-What a tensor becomes is data (`Resample`), part of its lift. The learned ones are linear maps of the old values, so
-that averaged copies and first moments follow by the same map.
+How a tensor is resampled is data (`Resample`), part of its lift. Learned tables are linear maps of the old values, so
+averaged copies and first moments are resampled by the same map.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from torch import nn
 from progc.lift.extents import Cat, Dim, Leaf, from_json, leaves, new_size, old_size, to_json
 
 LINEAR = frozenset({"grid", "relative"})
-"""Kinds that map old values linearly to new ones; the others compute values anew."""
+"""Kinds that map old values linearly to new ones; the others recompute the values."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Resample:
-    """How a tensor over positions is made for other positions.
+    """How a tensor over positions is resampled for another input size.
 
     Attributes:
-        kind: `grid` (antialiased bicubic over the positions; parts that stay are kept), `relative` (a table over
-            differences of positions, which are spaced out geometrically: dense near 0), `waves` (a table of sines and
-            cosines, computed anew), `count` (0, 1, 2, ...), `offsets` (index of a relative table), `shifted` (mask
-            between the windows of a rolled image).
-        dims: its dims before and after.
-        values: what else the kind needs, by name.
+        kind: `grid` (antialiased bicubic interpolation over the positions; other parts are kept), `relative` (a table
+            over differences of positions, interpolated with geometric spacing, dense near 0), `waves` (a table of sines
+            and cosines, recomputed), `count` (0, 1, 2, ...), `offsets` (indices into a relative table) or `shifted`
+            (the attention mask of shifted windows).
+        dims: the dims before and after.
+        values: further parameters of the kind, by name.
     """
 
     kind: str
@@ -42,7 +42,7 @@ class Resample:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape afterwards."""
+        """The shape after resampling."""
         return tuple(map(new_size, self.dims))
 
     @property
@@ -51,15 +51,15 @@ class Resample:
         return self.kind in LINEAR
 
     def apply(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The tensor at the new positions, in its own dtype; computed in float32, or float64 for float64.
+        """Returns the resampled tensor, in the dtype of `tensor`; computed in float32, or float64 for float64.
 
         Args:
-            tensor: its shape is that of `dims` before.
+            tensor: in the old shape.
         """
         return self.mapped(tensor.detach())
 
     def mapped(self, tensor: torch.Tensor) -> torch.Tensor:
-        """As `apply`; where the map is linear, gradients flow back through it to `tensor`."""
+        """Does what `apply` does; where the map is linear, gradients flow back to `tensor`."""
         if not self.linear:
             made = _MAKERS[self.kind](self)
             return made.reshape(self.shape).to(tensor.device, tensor.dtype)
@@ -82,7 +82,7 @@ Grid = Callable[[torch.Tensor, Sequence[tuple[int, int]]], torch.Tensor]
 
 
 def parted(value: torch.Tensor, dims: Sequence[Dim], grid: Grid) -> torch.Tensor:
-    """Applies `grid` to the positions in every stretch of the tensor that has some; other stretches are kept."""
+    """Applies `grid` to every segment of the tensor whose positions change; other segments are kept."""
     for index, dim in enumerate(dims):
         if len(dim) == 1 and isinstance(dim[0], Cat):
             pieces = value.split([old_size(part) for part in dim[0].parts], index)
@@ -111,8 +111,8 @@ def parted(value: torch.Tensor, dims: Sequence[Dim], grid: Grid) -> torch.Tensor
 
 
 def _bicubic(value: torch.Tensor, sizes: Sequence[tuple[int, int]]) -> torch.Tensor:
-    """Bicubic with antialiasing, as image libraries resize: one dim or two."""
-    # One dim as a row: torch.nn.functional.interpolate takes a column for a picture with its channels last.
+    """Bicubic interpolation with antialiasing over one or two dims, as image libraries resize."""
+    # One dim as a row: torch.nn.functional.interpolate would take a column for an image with channels last.
     flat = (value if len(sizes) == 2 else value[:, :, None]).transpose(0, 1)
     size = [1] * (2 - len(sizes)) + [new for _, new in sizes]
     done = nn.functional.interpolate(flat, size=size, mode="bicubic", antialias=True).transpose(0, 1)
@@ -120,7 +120,7 @@ def _bicubic(value: torch.Tensor, sizes: Sequence[tuple[int, int]]) -> torch.Ten
 
 
 def _geometric(value: torch.Tensor, sizes: Sequence[tuple[int, int]]) -> torch.Tensor:
-    """Linear between old differences at geometrically growing distances (BEiT's fine-tuning at another size)."""
+    """Linear interpolation between old differences at geometrically growing distances (BEiT at another image size)."""
     for place, (old, new) in enumerate(sizes):
         matrix = _spread(old, new).to(value.device, value.dtype)
         value = torch.tensordot(value, matrix, dims=([place + 2], [1])).movedim(-1, place + 2)
@@ -128,7 +128,7 @@ def _geometric(value: torch.Tensor, sizes: Sequence[tuple[int, int]]) -> torch.T
 
 
 def _spread(old: int, new: int) -> torch.Tensor:
-    """f64 `[new, old]`: weights of linear interpolation from the places of the old differences."""
+    """Weights of the linear interpolation between the old differences: float64 `[new, old]`."""
     half, ratio = old // 2, 1.5
     low, high = 1.01, 1.5
     while high - low > 1e-6:
@@ -156,14 +156,15 @@ def _spread(old: int, new: int) -> torch.Tensor:
 def waves(
     sizes: Sequence[tuple[int, int]], width: int, values: Mapping[str, Any], *, before: bool = False
 ) -> torch.Tensor:
-    """f64 `[*positions, width]`: sines and cosines of each position, one run of units per grid dim.
+    """Returns sines and cosines of each position, one run of units per grid dim: float64 `[*positions, width]`.
 
     Args:
         sizes: positions before and after, per grid dim.
+        width: number of units.
         values: `order` (grid dims in the order of their units), `cosine_first`, `interleaved`, `temperature`, `last`
             (1 if the lowest frequency is 1 / temperature itself), `step` (distance of two positions before), and
             `stretch` (whether new positions cover the range of the old ones).
-        before: the table at the old positions.
+        before: whether to return the table at the old positions.
     """
     order = values["order"]
     own = width // len(order)
@@ -185,8 +186,8 @@ def waves(
 
 
 def _waves(resample: Resample) -> torch.Tensor:
-    """`waves` where the tensor has positions, zeros elsewhere."""
-    # The last dim holds the units; class tokens and the like have a row of zeros.
+    """`waves` in segments with positions, zeros elsewhere."""
+    # The last dim holds the units; tokens without a position, such as class tokens, have a row of zeros.
     width = old_size(resample.dims[-1])
     segments = [part for dim in resample.dims[:-1] for part in _segments(dim)]
     pieces = []
@@ -206,7 +207,7 @@ def _segments(dim: Dim) -> list[Dim]:
 
 
 def offsets(window: Sequence[int], values: Mapping[str, Any]) -> torch.Tensor:
-    """int64 `[tokens, tokens]`: rows of a relative table for each pair of positions of a window.
+    """Returns the row of a relative table for each pair of positions of a window: int64 `[tokens, tokens]`.
 
     Args:
         window: positions per dim of the window.
@@ -238,12 +239,15 @@ def _offsets(resample: Resample) -> torch.Tensor:
 
 
 def shifted(counts: Sequence[int], window: Sequence[int], shift: Sequence[int], value: float) -> torch.Tensor:
-    """f64 `[windows, tokens, tokens]`: `value` between positions of a window that were no neighbours before the roll.
+    """Returns the mask of shifted windows: float64 `[windows, tokens, tokens]`.
+
+    It holds `value` for pairs of positions that were not in one region before the roll, else 0.
 
     Args:
         counts: windows per dim.
         window: positions of a window per dim.
-        shift: how far the image was rolled, per dim; 0 for not at all.
+        shift: how far the image was rolled, per dim; 0 for no shift.
+        value: the value of masked pairs.
     """
     region = torch.zeros([1] * len(counts), dtype=torch.int64)
     for place, (count, size, far) in enumerate(zip(counts, window, shift, strict=True)):

@@ -1,12 +1,10 @@
-"""Growth undone: the tensors of the small network from those of the grown one.
+"""Undoes a lift (`revert`, `written_back`), and measures how lossless a growth was (`measure`, `tolerance`).
 
-Right after growth this gives the old tensors back, up to the rounding of factors such as 1/sqrt(2). Of tensors that
-were trained further it gives a small network that is as near as the lift allows: of each group of copies the first
-one's row is kept, the columns by which consumers read the copies are added up, factors are divided out, and inserted
-blocks and new units are dropped. Copies that have parted do not compute one function, so that this is a start for
-more training and not an equivalent network.
-
-The float64 check of a growth, and how close "lossless" has to be.
+Right after growth, `revert` returns the old tensors, up to the rounding of factors such as 1/sqrt(2). After more
+training it returns the closest small network that the lift allows: it keeps the row of the first copy in each group,
+adds up the columns by which consumers read the copies, divides by the factors, and drops inserted blocks and new units.
+Copies that have diverged do not compute one function, so the result is a starting point for more training and not an
+equivalent network. `written_back` undoes `shrink`: it writes the tensors of a sub-network into the full ones.
 """
 
 from __future__ import annotations
@@ -27,25 +25,26 @@ from progc.lift.index_map import IndexMap
 from progc.lift.lift import Lift, keep_type
 from progc.lift.shares import along, group_sum
 
-# What is done to new units alone (`fills`) needs no undoing: they are dropped.
+# `fills` concern new units only, which are dropped.
 _FIELDS = frozenset({"name", "source", "dims", "splits", "scales", "fresh", "init", "fill", "eye", "fills", "average"})
 _KINDS = frozenset({"copy", "free"})
 _INITS = frozenset({"copy", "zero", "random"})
 
 
 def revert(lift: Lift, grown: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The tensors before one growth step from those after it.
+    """Returns the tensors before a growth step, computed from those after it.
 
     Args:
-        grown: every name after growth: `lift.apply(tensors)`, or those tensors after more training. Names that share
-            one tensor's memory stay tied.
+        lift: the lift of the step.
+        grown: all tensors after growth: `lift.apply(tensors)`, or these tensors after more training. Names that share
+            the memory of one tensor stay tied.
 
     Returns:
-        Every name before growth; tensors that the growth left alone are the same objects.
+        All tensors before growth, by name; tensors that the growth did not change are the same objects.
 
     Raises:
-        InputError: a tensor is missing or has another shape than growth gave it, the growth replaced its values, or
-            it was made in a way that this function does not know how to undo; names the tensor.
+        InputError: a tensor is missing or does not have its grown shape, the growth replaced its values, or it was
+            grown in a way that cannot be undone; the message gives the tensor.
     """
     _check_grown(lift)
     for entry in lift.tensors:
@@ -55,7 +54,7 @@ def revert(lift: Lift, grown: Mapping[str, torch.Tensor]) -> dict[str, torch.Ten
     made: dict[tuple[object, TensorLift], torch.Tensor] = {}
     for source, entry in _best(lift).items():
         if source in old and source not in lift.removed:
-            continue  # an inserted block was made from a tensor that is still there
+            continue  # the entry of an inserted block; its source still exists
         if entry.name not in grown:
             raise InputError(f"revert: tensor {entry.name} is missing; give every tensor of the grown network")
         tensor = grown[entry.name]
@@ -67,7 +66,7 @@ def revert(lift: Lift, grown: Mapping[str, torch.Tensor]) -> dict[str, torch.Ten
 
 
 def _best(lift: Lift) -> dict[str, TensorLift]:
-    """For every source the tensor that holds its values: its own successor, or one that took them over."""
+    """The entry that best preserves the values of each source: its successor, or a copy."""
     found: dict[str, TensorLift] = {}
     for entry in lift.tensors:
         known = found.get(entry.source)
@@ -77,26 +76,26 @@ def _best(lift: Lift) -> dict[str, TensorLift]:
 
 
 def _rank(entry: TensorLift) -> tuple[bool, bool]:
-    """Tensors whose values are gone come last, then those of inserted blocks."""
+    """Sorts entries that lost the values of their source last, and inserted blocks after others."""
     silent = any(value == 0 for scale in entry.scales for value in scale.values)
     gone = entry.fill is not None or entry.eye is not None or entry.average or silent
     return gone or (entry.init == "random" and not any(entry.dims)), entry.fresh
 
 
 def _check_grown(lift: Lift) -> None:
-    """Raises: InputError, for a step that shrank: what it left out is not in the tensors it gave."""
-    folded = {add.table for entry in lift.tensors for add in entry.adds}  # these are refused for what they are
+    """Raises an InputError for a step that shrank: its result does not hold what it removed."""
+    folded = {add.table for entry in lift.tensors for add in entry.adds}  # refused later, with another message
     lost = lift.removed - {entry.source for entry in lift.tensors} - folded
     lost |= {entry.source for entry in lift.tensors if entry.storage}
     if lost:
         raise InputError(
-            f"revert: {min(lost)} was left out or cut down by `shrink`, and the small network does not hold the rest; "
-            "put its tensors back into the full ones with progc.transforms.shrinking.written_back"
+            f"revert: `shrink` removed or cut {min(lost)}, and the small network does not hold the rest; write its "
+            "tensors into the full ones with progc.transforms.shrinking.written_back"
         )
 
 
 def _check_known(entry: TensorLift) -> None:
-    """Raises: InputError, for growth of a kind that was added to lifts and not here."""
+    """Raises an InputError for kinds of growth that `revert` does not support."""
     for field in dataclasses.fields(entry):
         value = getattr(entry, field.name)
         if field.name not in _FIELDS and value != field.default and value:
@@ -134,15 +133,17 @@ def _shrunk(tensor: torch.Tensor, entry: TensorLift) -> torch.Tensor:
 
 def _check_undoable(tensor: torch.Tensor, entry: TensorLift) -> None:
     if _rank(entry)[0]:
-        raise InputError(f"revert: growth replaced the values of {entry.source}, and no tensor holds them any more")
+        raise InputError(f"revert: growth replaced the values of {entry.source}, and no tensor holds them now")
     for dim, index_map in enumerate(entry.dims):
         if index_map is not None and (dim >= tensor.dim() or tensor.shape[dim] != index_map.new):
             found = list(tensor.shape)
-            raise InputError(f"revert: {entry.name} has {found}; growth gave dim {dim} the size {index_map.new}")
+            raise InputError(
+                f"revert: {entry.name} has shape {found}; expected {index_map.new} in dim {dim}, its size after growth"
+            )
 
 
 def _gathered(value: torch.Tensor, index_map: IndexMap, split: Split) -> torch.Tensor:
-    """Every copy along `split.dim` replaced by the sum of all copies of its unit (undoes `shares.divide`)."""
+    """Replaces every copy along `split.dim` by the sum of all copies of its unit (undoes `shares.divide`)."""
     over = split.over if split.over is not None else index_map
     index, old = over.index(), kept_units(over)
     shared = (over.counts() > 1) & old
@@ -154,7 +155,7 @@ def _gathered(value: torch.Tensor, index_map: IndexMap, split: Split) -> torch.T
 
 
 def _first(index_map: IndexMap) -> torch.Tensor:
-    """int64 `[old]`: the first unit of the grown dim that stands for each old unit."""
+    """The first copy of each old unit in the grown dim: int64 `[old]`."""
     places = torch.arange(index_map.new)
     own = kept_units(index_map)
     first = torch.full((index_map.old,), index_map.new, dtype=torch.int64)
@@ -162,7 +163,7 @@ def _first(index_map: IndexMap) -> torch.Tensor:
 
 
 def kept_units(index_map: IndexMap) -> torch.Tensor:
-    """bool `[new]`: units that stand for an old one; not new units, nor the parts of an inserted block."""
+    """Returns which units are copies of an old unit, rather than new ones: bool `[new]`."""
     if index_map.kind == "leaf":
         return torch.zeros(index_map.new, dtype=torch.bool) if index_map.old == 0 else ~index_map.fresh()
     if index_map.kind == "concat":
@@ -174,15 +175,15 @@ def kept_units(index_map: IndexMap) -> torch.Tensor:
 
 
 def kept(lift: Lift, name: str) -> tuple[str, tuple[torch.Tensor | None, ...]]:
-    """The places that a tensor comes from: of a sub-network in the full one, of a grown network in the small one.
+    """Returns the tensor and the units that a tensor was made from.
 
     Args:
-        lift: of `shrink`, or of any growth.
-        name: the tensor after the step; one that the lift does not mention came from itself.
+        lift: the lift of `shrink`, or of a growth.
+        name: the tensor after the step; without an entry in the lift it is unchanged.
 
     Returns:
-        The name before the step, and per dim int64 indices `[size after]` into the size before; None for a dim that is
-        as it was; an empty tuple where no dim changed.
+        The name before the step, and indices per dim into the old size, int64 `[new size]`: None for a dim that did not
+        change; an empty tuple if no dim changed.
     """
     entry = next((entry for entry in lift.tensors if entry.name == name), None)
     if entry is None:
@@ -193,19 +194,19 @@ def kept(lift: Lift, name: str) -> tuple[str, tuple[torch.Tensor | None, ...]]:
 def written_back(
     lift: Lift, small: Mapping[str, torch.Tensor], full: Mapping[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:
-    """The full tensors with those of the sub-network put into their places; everything else stays.
+    """Returns the full tensors with the tensors of a sub-network written into them; `full` itself is not changed.
 
-    What shares storage is there already. What was copied (storage=copy, or units that no view can hold) is written
-    here, divided by the factor that fitted it to its fan-in. What was not only cut down, such as a table resampled for
-    another input size, has no place in the full tensor: that stays.
+    Tensors that share storage need no writing. Copied ones (storage=copy, or units that no view can hold) are divided
+    by the factor that adapted them to their fan-in, and written. Tensors that were not only cut, such as tables
+    resampled for another input size, keep the values of `full`.
 
     Args:
-        lift: of the pass `shrink`.
-        small: every name of the sub-network: the lift's own result, or those tensors after training.
-        full: every name of the full program. No tensor of it is written to.
+        lift: the lift of the pass `shrink`.
+        small: all tensors of the sub-network: the result of the lift, or these tensors after training.
+        full: all tensors of the full program.
 
     Returns:
-        Every name of the full program; tensors that the sub-network does not hold, or shares, are the same objects.
+        All tensors of the full program; those that the sub-network does not hold, or shares, are the same objects.
 
     Raises:
         InputError: a tensor is missing or does not have the shape that the lift gave it.
@@ -216,7 +217,7 @@ def written_back(
     gone = lift.removed | {entry.name for entry in lift.tensors}
     for name, tensor in full.items():
         if name in gone and name not in entries:
-            continue  # left out; the name may be that of another tensor now
+            continue  # removed; another tensor may have the name now
         entry = entries.get(name, TensorLift(name, name))
         if any(not step.storage and not step.plain for step in entry.steps):
             continue
@@ -235,7 +236,9 @@ def _put(entry: TensorLift, small: torch.Tensor, full: torch.Tensor) -> torch.Te
     ]
     sizes = [len(index) for index in indices]
     if list(small.shape) != sizes:
-        raise InputError(f"written_back: {entry.name} has {list(small.shape)}; the lift made {sizes} of it")
+        raise InputError(
+            f"written_back: {entry.name} has shape {list(small.shape)}; expected {sizes}, as the lift made it"
+        )
     if identity(small) == identity(full) or small.numel() == 0:
         return full
     value = small.detach()
@@ -255,25 +258,25 @@ def _put(entry: TensorLift, small: torch.Tensor, full: torch.Tensor) -> torch.Te
 
 
 TOLERANCE = 1e-9
-"""Largest relative difference in float64 that lossless growth may show."""
+"""Largest relative difference in float64 that counts as lossless."""
 
 
 ROUNDED = 1e-6
-"""The same where a factor such as 1/sqrt(2), or the sum with a row, had to be rounded to the parameters' dtype."""
+"""The tolerance where a factor such as 1/sqrt(2), or the sum with a row, was rounded to the parameters' dtype."""
 
 
 _STIR = 0.02
-"""Standard deviation of the noise on weights that would hide errors."""
+"""Standard deviation of the noise that is added to weights which would hide errors."""
 
 
 def measure(before: Program, after: Program, lifts: Sequence[Lift], *, seed: int) -> Difference:
-    """How far a grown program is from its source, in float64 and eval mode.
+    """Measures how far a grown program is from its source, in float64 and eval mode.
 
-    A network that answers zero to everything (a head that starts at zero) would agree with any other such network.
-    Both are then compared with noise on the source's parameters, grown by the same lifts.
+    A network with outputs of zero (a head that starts at zero) would agree with any other such network. In this case,
+    noise is added to the source's parameters and grown by the same lifts before both are compared.
 
     Raises:
-        CheckError: as in `progc.ir.check.compare`.
+        CheckError: see `progc.ir.check.compare`.
     """
     difference = compare(before, after, seed=seed)
     if not difference.silent:
@@ -281,12 +284,12 @@ def measure(before: Program, after: Program, lifts: Sequence[Lift], *, seed: int
     tensors: Mapping[str, torch.Tensor] = _stirred(before, seed)
     source = before.replace(tensors=tensors)
     for lift in lifts:
-        tensors = lift.apply(tensors)  # deferred: no noisy copy of either network exists as a whole
+        tensors = lift.apply(tensors)  # deferred: no complete noisy copy of either network exists
     return compare(source, after.replace(tensors={name: tensors[name] for name in after.tensors}), seed=seed)
 
 
 def tolerance(lifts: Sequence[Lift]) -> float:
-    """The relative difference that lossless growth by these lifts may show."""
+    """Returns the largest relative difference that counts as lossless for these lifts."""
     factors = {
         value for lift in lifts for entry in lift.tensors for scale in entry.scales for value in scale.values if value
     }
@@ -296,7 +299,7 @@ def tolerance(lifts: Sequence[Lift]) -> float:
 
 
 def _stirred(program: Program, seed: int) -> dict[str, torch.Tensor]:
-    """The program's tensors with noise on its parameters; tied ones stay one object."""
+    """The tensors of a program with noise on its parameters; tied ones stay one object."""
     made: dict[int, torch.Tensor] = {}
     for number, tensor in enumerate(program.tensors.values()):
         if id(tensor) not in made:

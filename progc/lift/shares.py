@@ -1,6 +1,6 @@
-"""The arithmetic of a lift: shares that add up to the bit, and what fresh units start with.
+"""The arithmetic of a lift: shares that add up exactly, and initial values of fresh and padded units.
 
-What padded units of a tensor start with: zero, one, or the mean of the old units (docs/growth.md 1.1).
+Padded units start with zero, one, or the mean of the old units (docs/growth.md 1.1).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from progc.lift.entry import Split, TensorLift
 
 _PIECE = 1 << 20
-"""Elements that are worked on at a time."""
+"""Elements that are processed at a time."""
 
 _MANTISSA = {torch.float64: 53, torch.float32: 24, torch.float16: 11, torch.bfloat16: 8}
 
@@ -28,7 +28,7 @@ _MANTISSA = {torch.float64: 53, torch.float32: 24, torch.float16: 11, torch.bflo
 def divide(
     value: torch.Tensor, index_map: IndexMap, split: Split, noise: float, generator: torch.Generator
 ) -> torch.Tensor:
-    """Divides `value` (already gathered) among copies along `split.dim`; exact in `value`'s dtype."""
+    """Divides `value` (already gathered) among the copies along `split.dim`; exact in the dtype of `value`."""
     over = split.over if split.over is not None else index_map
     if over.unchanged:
         return value
@@ -41,7 +41,7 @@ def divide(
     old = ~fresh if bool(fresh.any()) else None
     groups = _Groups(split.dim, index, active, 1.0 / counts.double(), _is_last(index, active), old)
     zero_size = spread_of(value)
-    # In pieces: a large tensor never has several float64 copies at a time.
+    # In pieces, so that there are no several float64 copies of a large tensor at a time.
     across = (value.dim() - 1 if split.dim == 0 else 0) if value.dim() > 1 else None
     if across is None:
         return _share(value, groups, noise, zero_size, generator)
@@ -68,24 +68,24 @@ def _share(
     dim, index = groups.dim, groups.index
     share, on = along(groups.share, dim, value), along(groups.active, dim, value)
     spread = torch.randn(value.shape, generator=generator, dtype=torch.float32).clamp_(-2, 2).mul_(noise)
-    spread = spread.clamp_(-1, 1).double()  # beyond, a share could exceed 1, and its last bit would be lost
+    spread = spread.clamp_(-1, 1).double()  # otherwise a share could exceed 1 and lose its last bit
     spread -= group_sum(spread if groups.old is None else spread * along(groups.old, dim, value), dim, index) * share
-    # A weight that is zero (a silenced branch) still gets shares around zero, else its copies would never part.
+    # A zero weight (a silenced branch) gets shares around zero too; otherwise its copies would stay equal.
     wide = value.double()
     size = torch.where(wide == 0, zero_size, wide)
-    # Counted in its own last bit a weight is a whole number, and so are its parts: int64 adds them exactly.
+    # In units of its last bit, a weight is an integer, and so are its parts: int64 adds them exactly.
     least = torch.finfo(value.dtype).smallest_normal * 2.0 ** (1 - _MANTISSA[value.dtype])
     unit = torch.ldexp(torch.ones_like(wide), torch.frexp(size).exponent - _MANTISSA[value.dtype]).clamp_(min=least)
     wide = wide / unit
     parts = spread.mul_(size.div_(unit)).add_(wide).mul_(share).round_().long()
-    # What rounding left over goes to the last copy of each source, so that the sum is the source to the bit.
+    # The rounding error goes to the last copy of each source, so that the sum is exactly the source.
     rest = wide.long() - group_sum(torch.where(on, parts, 0), dim, index)
     parts += torch.where(along(groups.last, dim, value), rest, 0)
     return torch.where(on & value.isfinite(), unit.mul_(parts).to(value.dtype), value)
 
 
 def group_sum(value: torch.Tensor, dim: int, index: torch.Tensor) -> torch.Tensor:
-    """Sum over all units with the same old unit, given back to each of them."""
+    """Sums over all units with the same old unit; returns the sum for each of them."""
     shape = list(value.shape)
     shape[dim] = int(index.max()) + 1
     total = torch.zeros(shape, dtype=value.dtype).index_add_(dim, index, value)
@@ -105,7 +105,7 @@ def _is_last(index: torch.Tensor, active: torch.Tensor) -> torch.Tensor:
 def fill_fresh(
     value: torch.Tensor, source: torch.Tensor, entry: TensorLift, generator: torch.Generator
 ) -> torch.Tensor:
-    """Random rows for fresh units; zero columns where an old row would read a fresh unit."""
+    """Fills fresh units with random rows, and with zero columns where an old row would read a fresh unit."""
     rows = columns = None
     contracted = {split.dim: split.over or entry.dims[split.dim] for split in entry.splits if split.where is None}
     gain = 1.0
@@ -137,6 +137,7 @@ def _either(a: torch.Tensor | None, b: torch.Tensor | None) -> torch.Tensor | No
 
 
 def spread_of(source: torch.Tensor) -> float:
+    """Returns the standard deviation of a tensor's values; 0.02 if they are constant or not finite."""
     spread = float(source.detach().float().std()) if source.numel() > 1 else 0.0
     if not math.isfinite(spread):  # squares, or values, beyond the range of f32
         wide = source.detach().double()
@@ -146,10 +147,12 @@ def spread_of(source: torch.Tensor) -> float:
 
 
 def normal(shape: torch.Size, like: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Draws from N(0, 1) in float32 on the CPU; returns the values in the dtype of `like`."""
     return torch.randn(shape, generator=generator, dtype=torch.float32).to(like.dtype)
 
 
 def along(vector: torch.Tensor, dim: int, like: torch.Tensor) -> torch.Tensor:
+    """Returns a vector as a view that broadcasts along `dim` of `like`."""
     shape = [1] * like.dim()
     if shape:  # a scalar parameter (a residual gate) counts as one unit
         shape[dim] = -1
@@ -157,10 +160,12 @@ def along(vector: torch.Tensor, dim: int, like: torch.Tensor) -> torch.Tensor:
 
 
 def fill_padded(value: torch.Tensor, fills: Sequence[Fill], tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """`value`, grown, with its padded units filled in.
+    """Returns a grown tensor with its padded units filled.
 
     Args:
-        tensors: the tensors before growth, for weights.
+        value: the grown tensor.
+        fills: the initial values of padded units.
+        tensors: the tensors before growth, for the weights of means.
     """
     for fill in sorted(fills, key=lambda fill: fill.how == "zero"):  # a zero wins where two axes meet
         fresh = along(fill.over.fresh(), fill.dim, value)
@@ -173,7 +178,7 @@ def fill_padded(value: torch.Tensor, fills: Sequence[Fill], tensors: Mapping[str
 
 
 def _mean(value: torch.Tensor, fill: Fill, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """Means over the old units, in float64, given to every unit of their group."""
+    """Means over the old units, in float64, for every unit of their group."""
     group, unit = fill.over.groups()
     count = torch.zeros(int(group.max()) + 1, dtype=torch.float64)
     old = (~fill.over.fresh()).double()

@@ -125,22 +125,22 @@ def clipped(x: torch.Tensor) -> torch.Tensor:
 
 
 CASES: list[tuple[type[nn.Module], str, str]] = [
-    (Branch, "branches on a tensor's value", r"use torch\.where"),
-    (BranchOnItem, "branches on a tensor's value", r"use torch\.where"),
-    (ItemAsSlice, r"reads a number out of a tensor \(\.item\(\)\)", "keep the value a tensor"),
-    (ItemAsSize, r"reads a number out of a tensor \(\.item\(\)\)", "keep the value a tensor"),
-    (ListOfValues, r"reads a number out of a tensor \(\.item\(\)\)", "keep the value a tensor"),
-    (LoopOverValue, "loops as often as a tensor's value says", "fixed number of steps"),
-    (WhileLoop, "loops as often as a tensor's value says", "fixed number of steps"),
-    (Assertion, "asserts something about a tensor's value", "drop the assertion"),
-    (Selection, "makes a tensor whose size depends on the data", r"torch\.where, masks"),
+    (Branch, "branches on the value of a tensor", r"use torch\.where"),
+    (BranchOnItem, "branches on the value of a tensor", r"use torch\.where"),
+    (ItemAsSlice, r"reads a number from a tensor \(\.item\(\)\)", "keep the value in a tensor"),
+    (ItemAsSize, r"reads a number from a tensor \(\.item\(\)\)", "keep the value in a tensor"),
+    (ListOfValues, r"reads a number from a tensor \(\.item\(\)\)", "keep the value in a tensor"),
+    (LoopOverValue, "runs a loop whose length depends on the value of a tensor", "fixed number of steps"),
+    (WhileLoop, "runs a loop whose length depends on the value of a tensor", "fixed number of steps"),
+    (Assertion, "asserts something about the value of a tensor", "remove the assertion"),
+    (Selection, "creates a tensor whose size depends on the data", r"torch\.where, masks"),
     (Numpy, "calls numpy", "use the torch function"),
     (UnknownOutput, "returns an object of class Holder", "return tensors in tuples, lists, dicts"),
     (Conditional, r"uses control flow on tensors \(cond\)", r"use torch\.where"),
-    (Autocast, r"switches torch\.autocast on inside forward", "around the model"),
+    (Autocast, r"enables torch\.autocast inside forward", "around the model"),
     (WrongShape, "fails: RuntimeError: .*3, 3", "runs on the example inputs"),
     (MissingAttribute, "fails: AttributeError: .*nothing", "runs on the example inputs"),
-    (Helper, "branches on a tensor's value", r"use torch\.where"),
+    (Helper, "branches on the value of a tensor", r"use torch\.where"),
 ]
 
 
@@ -180,7 +180,7 @@ def test_message_names_place_construct_and_way_out(
         ((torch.zeros(2, 4), 1), {}, "too many positional arguments"),
         ((torch.zeros(2, 4),), {"q": 1}, "unexpected keyword argument 'q'"),
         (torch.zeros(2, 4), {}, r"a tuple of positional arguments, not a Tensor: \(x,\)"),
-        ((Holder(torch.zeros(2)),), {}, "is given an input of class Holder.*; pass tensors"),
+        ((Holder(torch.zeros(2)),), {}, "gets an input of class Holder.*; pass tensors"),
     ],
 )
 def test_example_inputs_that_do_not_fit(args: Any, kwargs: dict[str, Any], message: str) -> None:
@@ -190,7 +190,7 @@ def test_example_inputs_that_do_not_fit(args: Any, kwargs: dict[str, Any], messa
 
 
 def test_what_is_no_module_is_refused() -> None:
-    with pytest.raises(CaptureError, match=r"cannot capture a type: a torch\.nn\.Module instance is wanted"):
+    with pytest.raises(CaptureError, match=r"cannot capture a type: expected an instance of torch\.nn\.Module"):
         progc.capture(Branch, (torch.zeros(2, 4),))  # type: ignore[arg-type]
 
 

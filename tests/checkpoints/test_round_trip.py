@@ -128,7 +128,7 @@ def test_several_optimizers(tmp_path: Path) -> None:
 
 MISFITS: dict[str, tuple[Any, str]] = {
     "untied": (lambda s: new_state(tied=False), "embed.weight, head.weight are tied on one side only"),
-    "optimizer class": (lambda s: new_state("sgd"), "holds the state of AdamW; the optimizer is SGD"),
+    "optimizer class": (lambda s: new_state("sgd"), "holds the state of AdamW; expected that of SGD"),
     "no ema": (
         lambda s: State(s.model, s.optimizer, None, s.scaler, s.controllers, s.generators),
         "holds ema, but the state does not; .* skip=",

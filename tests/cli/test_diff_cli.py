@@ -126,8 +126,8 @@ def test_a_folder_of_an_older_version_says_less(run: Command) -> None:
     assert found["chains"] is found["axes"] is found["operations"] is found["trainable"]["frozen"] is None
     assert found["after"]["params"] == 963 and found["after"]["history"] == ["grow-depth{to=3}"]
     assert "chains" in found["unknown"]["out"]
-    assert re.search(r"^out does not say: .*chains, axes", done(run, "diff", "net.py:Net", "out"), re.MULTILINE)
-    assert done(run, "diff", "out", "out").endswith("\n\nno difference in what both say\n")
+    assert re.search(r"^unknown for out: .*chains, axes", done(run, "diff", "net.py:Net", "out"), re.MULTILINE)
+    assert done(run, "diff", "out", "out").endswith("\n\nno difference in what is known of both\n")
 
 
 def test_the_graphs_line_by_line(run: Command) -> None:
@@ -153,7 +153,7 @@ WRONG = [
     (("net.py:Net", "--pipeline", "grow-dept"), "there is no pass `grow-dept`; did you mean grow-depth"),
     (("net.py:Net", "--pipeline", "grow-depth{to=1}"), "grow-depth"),
     (("cut", "out"), "cut/model.safetensors is not a readable safetensors file"),
-    (("bare", "out"), "bare holds no model.safetensors; expected a folder written by --out"),
+    (("bare", "out"), "bare has no model.safetensors; expected a folder written by --out"),
     (("mad", "out"), "`program` in a report cannot be read"),
 ]
 

@@ -290,9 +290,7 @@ def test_low_precision_moments() -> None:
 
 def test_unknown_moments_are_refused() -> None:
     entry = TensorLift("w", "w", (IndexMap.leaf(2, 4),))
-    message = (
-        r"optimizer state `hessian` of w: expected one of exp_avg, .*; leave it out, or start the optimizer afresh"
-    )
+    message = r"optimizer state `hessian` of w: expected one of exp_avg, .*; remove it, or create a new optimizer"
     for state in ({"hessian": torch.ones(2)}, {"exp_avg": torch.ones(2), "hessian": torch.ones(2)}):
         with pytest.raises(InputError, match=message):
             grow_one(entry, **state)

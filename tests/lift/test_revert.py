@@ -135,7 +135,7 @@ def test_refusals() -> None:
     lift = Lift((TensorLift("w", "w", (axis,)),))
     with pytest.raises(InputError, match="w is missing"):
         revert(lift, {})
-    with pytest.raises(InputError, match=r"w has \[3\]; growth gave dim 0 the size 4"):
+    with pytest.raises(InputError, match=r"w has shape \[3\]; expected 4 in dim 0, its size after growth"):
         revert(lift, {"w": torch.zeros(3)})
     with pytest.raises(InputError, match="w was grown with pad, which cannot be undone yet"):
         revert(Lift((_Padded("w", "w", (axis,), pad=0.5),)), {"w": torch.zeros(4)})

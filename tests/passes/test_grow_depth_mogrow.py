@@ -146,7 +146,7 @@ def test_plan_json_moments_rates_and_revert_know_the_average() -> None:
     assert all(torch.allclose(back[name], tensor) for name, tensor in program.tensors.items())
     whole = GrowDepth(init="mogrow", source="all").run(program)
     assert whole.lift is not None and Lift.from_json(whole.lift.to_json()) == whole.lift
-    with pytest.raises(InputError, match="revert: growth replaced the values of .*, and no tensor holds them any more"):
+    with pytest.raises(InputError, match="revert: growth replaced the values of .*, and no tensor holds them now"):
         GrowthPlan("", (), (), {}, False, (), (), (whole.lift,), 0).revert(whole.program.tensors)
 
 

@@ -1,4 +1,4 @@
-"""Corrected learning rates and decay: the groups of an optimizer split by the factors of progc/lift/rates.py."""
+"""Corrects learning rates and weight decay: splits the groups of an optimizer by the factors of progc/lift/rates.py."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from progc.lift.optimizers.holdings import Holdings, commit, holdings, settled
 from progc.lift.rates import RateFactors
 
 Rule = Literal["normalised", "sgd", "muon", "none"]
-"""How an update depends on the gradient: not on its size (Adam, Lion), in proportion to it (SGD), by its polar factor
-(Muon), or so that no correction is needed (Adafactor scales updates with the weights)."""
+"""How an update depends on the gradient: `normalised` (not on its size: Adam, Lion), `sgd` (proportional to it), `muon`
+(on its polar factor) or `none` (no correction is needed: Adafactor scales updates with the weights)."""
 
 _RULES: dict[str, Rule] = {
     "SGD": "sgd",
@@ -35,16 +35,17 @@ def apply_corrections(
     *,
     rule: Rule | None = None,
 ) -> None:
-    """Multiplies learning rate, `initial_lr`, weight decay and eps by these factors, in place.
+    """Multiplies learning rate, `initial_lr`, weight decay and eps by factors, in place.
 
-    Parameters of one group that have different factors get groups of their own behind the others, with the same
-    options otherwise. A learning-rate schedule counts groups: make it anew (`initial_lr` is corrected too).
+    Parameters of a group that have different factors move to new groups, appended after the others, with the same
+    options otherwise. A learning-rate scheduler counts groups, so create a new one (`initial_lr` is corrected too).
 
     Args:
-        program: the grown program, which the optimizer trains.
-        factors: by parameter name: `progc.lift.rates.corrections(plan.lifts)`; names that are left out keep their
-        rates.
-        rule: how the optimizer's update depends on the gradient; found by the optimizer's class if left out.
+        optimizer: an optimizer of the grown program.
+        program: the grown program.
+        factors: the factors by parameter name: `progc.lift.rates.corrections(plan.lifts)`; other parameters keep
+            their rates.
+        rule: how the optimizer's update depends on the gradient; by default determined from its class.
 
     Raises:
         InputError: no rule is known for this optimizer, or it holds parameters that the program does not have.
@@ -55,7 +56,7 @@ def apply_corrections(
 def split(
     optimizer: Optimizer, held: Holdings, factors: Mapping[str, RateFactors], rule: Rule | None = None
 ) -> Holdings:
-    """`held` with groups split by their factors; the first of a group's parts keeps its place.
+    """Returns `held` with groups split by their factors; the first part of a group keeps its index.
 
     Raises:
         InputError: no rule is known for this optimizer.
@@ -95,7 +96,7 @@ def _rule(optimizer: Optimizer, options: Mapping[str, Any]) -> Rule:
         more = " other than adjust_lr_fn='spectral_unclamped'" if name == "Muon" else ""
         raise InputError(
             f"learning rates: no rule is known for {name}{more}; pass rule='normalised', 'sgd' or 'none' to "
-            "apply_corrections, or leave them as they are"
+            "apply_corrections, or do not correct them"
         )
     return found
 
@@ -107,8 +108,8 @@ def _decoupled(optimizer: Optimizer, options: Mapping[str, Any]) -> bool:
 def _chosen(factors: RateFactors, rule: Rule, decoupled: bool) -> tuple[float, float, float]:
     """Factors of learning rate, weight decay and eps.
 
-    Decay outside the gradient takes lr * decay * w off a weight: that product stays. Decay inside it adds decay * w
-    to the gradient, which is b times and the weight a times what it was: decay goes with b / a.
+    Decoupled decay subtracts lr * decay * w from a weight: lr * decay must stay. Coupled decay adds decay * w to the
+    gradient. The gradient is multiplied by b and the weight by a, so decay is multiplied by b / a.
     """
     if rule == "none":
         return 1.0, 1.0, 1.0

@@ -1,7 +1,7 @@
-"""What an optimizer holds, by the program's parameter names: read from it, and put back into it.
+"""Reads groups and state of an optimizer by parameter name of a program, and writes them back.
 
-A frozen parameter leaves the optimizer's groups. Its state is parked: it lies in `optimizer.state` under a text key,
-which torch's `state_dict` and `load_state_dict` pass through, with the number of the group it comes back to.
+A frozen parameter leaves the groups of the optimizer. Its state is parked in `optimizer.state` under a text key, which
+torch's `state_dict` and `load_state_dict` preserve, together with the index of its group.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from progc.ir.program import Program
 from progc.lift.moments import MOMENTS
 
 Optimizers = Optimizer | Sequence[Optimizer] | None
-"""What `optimizer=` takes."""
+"""Types that `optimizer=` accepts."""
 
 PARKED = "progc.parked"
-"""Key in `optimizer.state` of what frozen parameters left behind."""
+"""Key of the state of frozen parameters in `optimizer.state`."""
 
 _NOT_OPTIONS = ("params", "param_names")
 
@@ -31,10 +31,10 @@ class Holdings:
     """An optimizer's parameters, options and state, by name.
 
     Attributes:
-        options: of each group: learning rate, decay and whatever else is there.
-        groups: names of the parameters of each group.
-        parked: names of frozen parameters, with the group that each belongs to.
-        state: by name, parked ones too; tensors are the optimizer's own.
+        options: options of each group, such as learning rate and weight decay.
+        groups: parameter names of each group.
+        parked: names of frozen parameters, with the index of their group.
+        state: state by name, parked parameters included; tensors are not copied.
     """
 
     options: list[dict[str, Any]]
@@ -44,15 +44,15 @@ class Holdings:
 
     @property
     def homes(self) -> dict[str, int]:
-        """The group of every name, parked ones too."""
+        """The group of every parameter, parked ones included."""
         return {name: index for index, names in enumerate(self.groups) for name in names} | self.parked
 
 
 def listed(optimizers: Optimizers) -> list[Optimizer]:
-    """The optimizers as a list.
+    """Returns the optimizers as a list.
 
     Raises:
-        InputError: something else than optimizers of torch.
+        InputError: an item is not a torch optimizer.
     """
     found: list[Any] = list(optimizers) if isinstance(optimizers, (list, tuple)) else [optimizers]
     for item in found:
@@ -62,19 +62,19 @@ def listed(optimizers: Optimizers) -> list[Optimizer]:
 
 
 def holdings(optimizer: Optimizer, program: Program) -> Holdings:
-    """What the optimizer holds; its parameters are those of `program`, the very objects.
+    """Reads an optimizer over the parameter objects of `program`.
 
     Raises:
-        InputError: it holds parameters that the program does not have; says how many and the shape of the first.
+        InputError: it holds parameters that the program does not have; the message counts them.
     """
     names = {id(tensor): name for name, tensor in program.parameters()}
     held = [tensor for group in optimizer.param_groups for tensor in group["params"]]
     strange = [tensor for tensor in held if id(tensor) not in names]
     if strange:
         raise InputError(
-            f"the optimizer holds {len(strange)} of {len(held)} parameters that the program does not have, the first "
-            f"of shape {list(strange[0].shape)}; build it over the parameters of program.module() or of the captured "
-            "model, and leave out what is trained beside it"
+            f"{len(strange)} of {len(held)} parameters of the optimizer are not in the program, the first of shape "
+            f"{list(strange[0].shape)}; build the optimizer over the parameters of program.module() or of the captured "
+            "model, and train others with another optimizer"
         )
     parked = optimizer.state.get(PARKED, {})  # type: ignore[call-overload]
     own = {names[id(tensor)]: optimizer.state[tensor] for tensor in held if tensor in optimizer.state}
@@ -87,12 +87,12 @@ def holdings(optimizer: Optimizer, program: Program) -> Holdings:
 
 
 def settled(found: Holdings, program: Program) -> Holdings:
-    """The same with frozen parameters of `program` parked and all others in their groups.
+    """Returns the holdings with frozen parameters of `program` parked, and all others in their groups.
 
-    Groups keep the order they have; what joins one comes in the order of the program.
+    Groups keep their order; a group in the order of the program stays so when parameters join it.
 
     Raises:
-        InputError: a moment that has another shape than its parameter, or a group that is not there.
+        InputError: a moment does not have the shape of its parameter, or a group does not exist.
     """
     parameters = dict(program.parameters())
     homes = found.homes
@@ -123,13 +123,13 @@ def settled(found: Holdings, program: Program) -> Holdings:
 
 
 def in_order(names: Sequence[str], order: Mapping[str, int]) -> bool:
-    """Whether the names stand as `order` numbers them."""
+    """Whether the names are sorted by `order`."""
     places = [order[name] for name in names]
     return places == sorted(places)
 
 
 def commit(optimizer: Optimizer, program: Program, found: Holdings) -> None:
-    """Makes the optimizer hold this; cannot fail. Its group dicts and lists of parameters stay the same objects."""
+    """Writes holdings into the optimizer; cannot fail. Its group dicts and parameter lists stay the same objects."""
     tensors = program.tensors
     groups = optimizer.param_groups
     del groups[len(found.options) :]
@@ -149,7 +149,7 @@ def commit(optimizer: Optimizer, program: Program, found: Holdings) -> None:
             optimizer.state[tensors[name]] = found.state[name]
     optimizer.state.update(foreign)
     if found.parked:
-        # Some optimizers ask the first state they meet for its step.
+        # Some optimizers read `step` of the first state they find.
         optimizer.state[PARKED] = {  # type: ignore[index]
             "step": torch.tensor(0.0),
             "groups": dict(found.parked),

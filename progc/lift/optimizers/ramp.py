@@ -1,8 +1,8 @@
-"""A ramp for what is new: updates of tensors and units without a past start small and reach their size in N steps.
+"""A ramp for new tensors and units: their updates start small and reach full size in N steps.
 
-It scales updates, not gradients: Adam divides the size of a gradient away, so a factor on gradients would do nothing.
-After the optimizer's step, update number t of N is cut to t / N of what it was, in the new units alone. This is right
-for every optimizer, and costs a copy of the ramped tensors during the ramp.
+It scales updates, not gradients: Adam divides by the size of the gradient, so a factor on gradients would have no
+effect. After the optimizer's step, update number t of N is scaled by t / N, in the new units alone. This works with
+every optimizer and takes a copy of the ramped tensors during the ramp.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from progc.lift.lift import Lift, from_runs, to_runs
 from progc.lift.moments import dim_laws
 
 New = Mapping[int, tuple[bool, ...]]
-"""Which units are new, by dim; an entry of the tensor is new if one of its units is. Empty: the whole tensor is."""
+"""Which units are new, by dim; an entry of the tensor is new if one of its units is. Empty: the whole tensor is new."""
 
 
 @dataclasses.dataclass
 class Ramp:
-    """What is new after a growth, and how far its ramp is; plain data.
+    """The new units after a growth, and the progress of their ramp; plain data.
 
         ramp = Ramp.of(plan.lifts, steps=200)
-        ramp.attach(optimizer, program)      # before training goes on, and again after loading
+        ramp.attach(optimizer, program)      # before training continues, and again after loading
 
     Attributes:
         steps: length of the ramp in optimizer steps.
@@ -44,15 +44,15 @@ class Ramp:
 
     @staticmethod
     def of(lifts: Iterable[Lift], steps: int) -> Ramp:
-        """The ramp of what these lifts, in order, made without a past: units and tensors whose moments start at m = 0.
+        """Returns the ramp of all units and tensors that these lifts, in order, created: those whose m starts at 0.
 
-        Copies are not new: their moments are those of their source.
+        Copies are not new: they have the moments of their source.
 
         Raises:
             InputError: `steps` is below 1.
         """
         if steps < 1:
-            raise InputError(f"ramp: expected 1 step or more, not {steps}")
+            raise InputError(f"ramp: expected at least 1 step, got {steps}")
         new: dict[str, New] = {}
         for lift in lifts:
             entries = {entry.name: entry for entry in lift.tensors}
@@ -66,26 +66,28 @@ class Ramp:
 
     @property
     def factor(self) -> float:
-        """What the next update is multiplied by."""
+        """The factor of the next update."""
         return min((self.done + 1) / self.steps, 1.0)
 
     def attach(self, optimizer: Optimizer, program: Program) -> RemovableHandle | None:
-        """Hooks the rest of the ramp into the optimizer's step; it takes itself off when the ramp ends.
+        """Registers the rest of the ramp as hooks of the optimizer's step; they are removed when the ramp ends.
 
         Args:
-            program: the grown program, whose parameters the optimizer trains; those it does not train are left out.
-                After the next growth attach a new ramp: this one stops.
+            optimizer: the optimizer; parameters that it does not train are skipped.
+            program: the grown program. After the next growth, attach a new ramp: this one stops.
 
         Returns:
-            A handle that ends the ramp early; None if nothing is left to do.
+            A handle whose `remove` ends the ramp early; None if the ramp is over.
 
         Raises:
-            InputError: a name or size that the program does not have.
+            InputError: the program does not have a tensor of the ramp, or has it in another size.
         """
         for name, own in self.new.items():
             shape = program.tensors[name].shape if name in program.tensors else ()
             if name not in program.tensors or any(d >= len(shape) or len(f) != shape[d] for d, f in own.items()):
-                raise InputError(f"ramp: the program has no {name} of the ramp's size; make it from the last growth")
+                raise InputError(
+                    f"ramp: the program has no {name} of the ramp's size; create the ramp from the last growth"
+                )
         if self.done >= self.steps or not self.new:
             return None
         masks = {
@@ -132,7 +134,7 @@ class Ramp:
 
 
 class _Both:
-    """Removes two hooks."""
+    """A handle of two hooks."""
 
     def __init__(self, *handles: RemovableHandle) -> None:
         self._handles = handles
@@ -144,9 +146,9 @@ class _Both:
 
 
 def _new(entry: TensorLift, known: New | None) -> New | None:
-    """New units of a grown tensor: those of its source, and those that this entry makes; None if none is."""
-    anew = entry.fresh or entry.fill is not None or (entry.init == "random" and not any(entry.dims))
-    if anew or known == {}:
+    """New units of a grown tensor: those of its source, and those that this entry adds; None if there are none."""
+    created = entry.fresh or entry.fill is not None or (entry.init == "random" and not any(entry.dims))
+    if created or known == {}:
         return {}
     flags: dict[int, torch.Tensor] = {dim: torch.tensor(own) for dim, own in (known or {}).items()}
     for dim, law in dim_laws(entry).items():
@@ -159,7 +161,7 @@ def _new(entry: TensorLift, known: New | None) -> New | None:
 
 
 def _mask(tensor: torch.Tensor, own: New) -> torch.Tensor:
-    """bool, of a shape that broadcasts with the tensor."""
+    """The mask of new entries: bool, in a shape that broadcasts with the tensor."""
     mask = torch.full((1,) * tensor.dim(), not own, dtype=torch.bool, device=tensor.device)
     for dim, flags in own.items():
         along = [1] * tensor.dim()

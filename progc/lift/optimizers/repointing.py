@@ -1,8 +1,8 @@
-"""Optimizer surgery: after growth an optimizer trains the grown program's parameters, with everything it knew.
+"""Re-points optimizers after growth: they train the parameters of the grown program and keep options and state.
 
-Parameters are matched by identity, so any way of grouping them is kept: a grown tensor takes its predecessor's place
-in its group, a tensor of an inserted block joins the group of the tensor it was made from, one that is gone leaves.
-Moments go through the lifts (progc/lift/moments.py). Everything is checked before anything is changed.
+Parameters are matched by identity, so any grouping is preserved: a grown tensor takes the place of its predecessor in
+its group, a tensor of an inserted block joins the group of the tensor it was copied from, and removed tensors leave.
+Moments are mapped by the lifts (progc/lift/moments.py). Everything is checked before anything changes.
 """
 
 from __future__ import annotations
@@ -34,20 +34,21 @@ def repoint(
 ) -> None:
     """Makes optimizers of `before` train `after`, in place.
 
-    Groups stay, with all options, in number and order (a learning-rate schedule goes on); a group may become empty.
-    Parameters that are frozen in `after` leave; their state is parked and comes back when they train again.
-    Gradients that were not applied yet are not carried over: grow after a step.
+    Number, order and options of the groups stay, so a learning-rate scheduler continues; a group may become empty.
+    Parameters that are frozen in `after` leave their group; their state is parked until they train again. Gradients
+    are not carried over: grow after a step.
 
     Args:
-        optimizers: one or several, over some or all parameters of `before`, the very objects (those of
-            `before.module()` are).
-        lifts: of every step from `before` to `after` that changed tensors, in order.
-        correct_rates: multiply learning rates, decay and eps as `progc.lift.rates.corrections` says, in groups of their
-            own; a learning-rate schedule then has to be made anew.
-        made: optimizer and group for parameters that have no predecessor.
+        optimizers: one or several optimizers over some or all parameter objects of `before` (or of `before.module()`).
+        before: the program before growth.
+        after: the grown program.
+        lifts: the lifts of all steps from `before` to `after` that changed tensors, in order.
+        correct_rates: whether to multiply learning rates, weight decay and eps by `progc.lift.rates.corrections`. This
+            splits groups, so a learning-rate scheduler has to be created again.
+        made: indices of the optimizer and the group for parameters without a predecessor.
 
     Raises:
-        InputError: an optimizer holds parameters that `before` does not have, or state that cannot be mapped; nothing
+        InputError: an optimizer holds parameters that `before` does not have, or state that cannot be mapped. Nothing
             is changed then.
     """
     found = listed(optimizers)
@@ -65,16 +66,16 @@ def repoint(
 def _check_made(old: Sequence[Holdings], made: tuple[int, int]) -> None:
     optimizer, group = made
     if not 0 <= optimizer < len(old) or not 0 <= group < len(old[optimizer].groups):
-        raise InputError(f"made={made}: expected the number of an optimizer and of one of its groups, from 0")
+        raise InputError(f"made={made}: expected the index of an optimizer and of one of its groups, from 0")
 
 
 def _moved(
     optimizer: Optimizer, held: Holdings, before: Program, after: Program, lifts: Sequence[Lift], made: int | None
 ) -> Holdings:
-    """What the optimizer holds, by names of `after`; not settled yet.
+    """The holdings of the optimizer by names of `after`, before `settled`.
 
     Args:
-        made: the group for parameters without a predecessor; None if another optimizer takes them.
+        made: the group for parameters without a predecessor; None if they go to another optimizer.
     """
     homes, state = held.homes, held.state
     for alias, name in before.tied.items():
@@ -97,8 +98,8 @@ def _moved(
     names = [name for name, _ in after.parameters()]
     lost = [name for name in names if name not in known]
     if lost:
-        raise InputError(f"the optimizer cannot take over {lost[0]}: no lift says what it was made from")
-    # Frozen ones are in a group here as well; `settled` parks them.
+        raise InputError(f"the optimizer cannot train {lost[0]}: no lift produces this parameter")
+    # Frozen ones are still in a group here; `settled` parks them.
     groups = _ordered(held, before, names, {name: homes[name] for name in names if name in homes}, lifts)
     chosen = {name: own for name, own in state.items() if name in homes and name in set(names)}
     return Holdings(held.options, groups, {}, chosen)
@@ -111,7 +112,7 @@ def _kept(items: dict[str, Any], entries: dict[str, Any], lift: Lift) -> dict[st
 def _ordered(
     held: Holdings, before: Program, names: Sequence[str], homes: dict[str, int], lifts: Sequence[Lift]
 ) -> list[list[str]]:
-    """Names by group: in the order of the program where the group had it, else next to their predecessors."""
+    """Names by group: in the order of the program if the group was in that order, else next to their predecessors."""
     order = {name: index for index, (name, _) in enumerate(before.parameters())}
     origin = {name: name for name in order}
     for lift in lifts:
@@ -128,10 +129,10 @@ def _ordered(
 
 
 def _check_state(optimizer: Optimizer, held: Holdings, state: dict[str, dict[str, Any]], lift: Lift) -> None:
-    """Refuses state that says more than what lies beside each parameter.
+    """Refuses state that growth cannot map.
 
-    Some optimizers keep one state for all parameters; some choose by a tensor's size which state it has, so that
-    growth would leave them with the wrong one.
+    Some optimizers keep one state for all parameters. Some choose the kind of state by the size of a tensor, so after
+    growth it would be of the wrong kind.
     """
     for name, own in state.items() if lift.tensors else ():
         refuse_lists(name, own)
@@ -139,6 +140,6 @@ def _check_state(optimizer: Optimizer, held: Holdings, state: dict[str, dict[str
         for entry in lift.tensors:
             if any(entry.dims) and entry.source in state:
                 raise InputError(
-                    f"{type(optimizer).__name__} chooses by size ({_BY_SIZE}) which state {entry.source} has, so "
+                    f"{type(optimizer).__name__} chooses the state of {entry.source} by its size ({_BY_SIZE}), so "
                     "growth cannot map it; use torch.optim.Adafactor, or clear optimizer.state"
                 )

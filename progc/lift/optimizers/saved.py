@@ -1,6 +1,6 @@
-"""Optimizer state by parameter name, as data: what torch's `state_dict` says by position, and parked state too.
+"""Saves and loads optimizer state by parameter name, where torch's `state_dict` numbers parameters; no pickle.
 
-Optimizer state in files: tensors as safetensors, everything else as JSON; no pickle.
+Parked state of frozen parameters is included. On disk, tensors are safetensors and everything else is JSON.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from progc.lift.optimizers.holdings import Holdings, commit, holdings, settled
 
 
 def optimizer_state(optimizer: Optimizer, program: Program) -> dict[str, Any]:
-    """What an optimizer of `program` holds, by name; tensors are its own.
+    """Returns the groups and the state of an optimizer of `program`, by parameter name; tensors are not copied.
 
     Returns:
         `groups`: `[{"names": [...], "options": {"lr": ...}}, ...]`; `parked`: names of frozen parameters to their
         group; `state`: `{"head.weight": {"step": ..., "exp_avg": ...}}`, parked parameters included.
 
     Raises:
-        InputError: it holds parameters that the program does not have.
+        InputError: the optimizer holds parameters that the program does not have.
     """
     found = holdings(optimizer, program)
     return {
@@ -44,17 +44,19 @@ def optimizer_state(optimizer: Optimizer, program: Program) -> dict[str, Any]:
 
 
 def load_optimizer_state(optimizer: Optimizer, program: Program, saved: Mapping[str, Any]) -> None:
-    """Puts back what `optimizer_state` gave; tensors are copied, and the optimizer's groups become the saved ones.
+    """Loads the result of `optimizer_state`; tensors are copied, and the optimizer gets the saved groups.
 
-    Parameters that are frozen by now are parked, parked ones that train again return to their group: a state may be
-    saved before and loaded after a change of what is trained.
+    Parameters that are frozen now are parked, and parked ones that train now return to their group. So the set of
+    trained parameters may change between saving and loading.
 
     Args:
-        optimizer: of the same class, over some or all parameters of `program`, grouped in any way.
+        optimizer: an optimizer of the same class over some or all parameters of `program`, in any groups.
+        program: the program.
+        saved: the result of `optimizer_state`.
 
     Raises:
-        InputError: not what `optimizer_state` gives, a name that the program does not have, a parameter of the
-            optimizer that nothing was saved for, or a moment of another shape. Nothing is changed then.
+        InputError: `saved` is something else, the program does not have one of its parameters, a parameter of the
+            optimizer was not saved, or a moment has another shape. Nothing is changed then.
     """
     if not {"groups", "parked", "state"} <= saved.keys():
         raise InputError(
@@ -72,15 +74,15 @@ def load_optimizer_state(optimizer: Optimizer, program: Program, saved: Mapping[
     left = [name for name in present.homes if name not in homes]
     if left:
         raise InputError(
-            f"optimizer state: nothing was saved for {left[0]} ({len(left)} parameters of the optimizer); load it into "
-            "an optimizer of the parameters it was saved from"
+            f"optimizer state: nothing was saved for {left[0]} ({len(left)} parameters in all); load it into an "
+            "optimizer over the same parameters"
         )
     for name, own in found.state.items():
         if name not in homes:
             raise InputError(f"optimizer state for {name}: no group holds it; leave it out")
         here = program.tensors[name].device
         device = here if any(options[homes[name]].get(key) for key in ("capturable", "fused")) else None
-        # Step counts stay where they are, unless the optimizer wants them beside the parameter.
+        # Step counts stay on their device, unless the optimizer needs them on the device of the parameter.
         found.state[name] = {key: _copied(v, device if key == "step" else here) for key, v in own.items()}
     commit(optimizer, program, found)
 
@@ -96,11 +98,11 @@ _FORMAT = 1
 
 
 def save_optimizer(folder: Path | str, optimizer: Optimizer, program: Program) -> None:
-    """Writes `optimizer.safetensors` and `optimizer.json` into a new or empty folder, whole or not at all.
+    """Writes `optimizer.safetensors` and `optimizer.json` into a new or empty folder, atomically.
 
     Raises:
-        InputError: the folder is taken or cannot be written, the optimizer holds parameters that the program does not
-            have, or something in it is neither a tensor nor plain data.
+        InputError: the folder is not empty or cannot be written, the optimizer holds parameters that the program does
+            not have, or its state has a value that is neither a tensor nor plain data.
     """
     data, tensors = optimizer_as_data(optimizer, program)
     with output_folder(Path(folder)) as temporary:
@@ -109,25 +111,25 @@ def save_optimizer(folder: Path | str, optimizer: Optimizer, program: Program) -
 
 
 def load_optimizer(folder: Path | str, optimizer: Optimizer, program: Program) -> None:
-    """Reads what `save_optimizer` wrote, as `load_optimizer_state` does.
+    """Loads a folder written by `save_optimizer`.
 
     Raises:
-        InputError: no such files, files of another kind or of another optimizer, or what `load_optimizer_state` says.
+        InputError: a file is missing, damaged or of another optimizer; or see `load_optimizer_state`.
     """
     path = Path(folder) / _REST
     try:
         data = read_object(path, MAX_GIVEN, links=True)
     except InputError as error:
-        raise InputError(f"{path} is no optimizer state ({error}); expected what save_optimizer wrote") from error
+        raise InputError(f"{path} is not optimizer state ({error}); expected what save_optimizer wrote") from error
     load_optimizer_data(data, lambda: read_weights(Path(folder) / _TENSORS), optimizer, program, path)
 
 
 def optimizer_as_data(optimizer: Optimizer, program: Program) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """What `optimizer_state` gives, as a JSON object and the tensors that it mentions by name.
+    """Returns the result of `optimizer_state` as a JSON object and a flat dict of its tensors.
 
     Raises:
-        InputError: the optimizer holds parameters that the program does not have, or something in it is neither a
-            tensor nor plain data.
+        InputError: the optimizer holds parameters that the program does not have, or its state has a value that is
+            neither a tensor nor plain data.
     """
     data, tensors = encode(optimizer_state(optimizer, program), "optimizer state")
     return {"format_version": _FORMAT, "optimizer": type(optimizer).__name__, "held": data}, tensors
@@ -140,26 +142,29 @@ def load_optimizer_data(
     program: Program,
     path: Path,
 ) -> None:
-    """Puts back what `optimizer_as_data` gave, as `load_optimizer_state` does.
+    """Loads the result of `optimizer_as_data`.
 
     Args:
-        tensors: gives the tensors, once the JSON object is known to fit.
-        path: where the JSON object comes from, for messages.
+        data: the JSON object.
+        tensors: returns the tensors; called if `data` fits the optimizer.
+        optimizer: see `load_optimizer_state`.
+        program: the program.
+        path: the file of the JSON object, for messages.
 
     Raises:
-        InputError: data of another kind or of another optimizer, or what `load_optimizer_state` says.
+        InputError: the data is something else or of another optimizer; or see `load_optimizer_state`.
     """
     try:
         kind, held = data["optimizer"], data["held"]
     except (KeyError, TypeError) as error:
-        raise InputError(f"{path} is no optimizer state ({error}); expected what save_optimizer wrote") from error
+        raise InputError(f"{path} is not optimizer state ({error}); expected what save_optimizer wrote") from error
     if kind != type(optimizer).__name__:
-        raise InputError(f"{path} holds the state of {kind}; the optimizer is {type(optimizer).__name__}")
+        raise InputError(f"{path} holds the state of {kind}; expected that of {type(optimizer).__name__}")
     found = tensors()
     try:
         saved = decode(held, found)
     except KeyError as error:
         raise InputError(f"{path} names tensor {error}, which {_TENSORS} does not hold; save it again") from error
     except (ValueError, TypeError, AttributeError) as error:
-        raise InputError(f"{path} is no optimizer state ({error}); expected what save_optimizer wrote") from error
+        raise InputError(f"{path} is not optimizer state ({error}); expected what save_optimizer wrote") from error
     load_optimizer_state(optimizer, program, saved)

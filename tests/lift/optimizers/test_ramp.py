@@ -94,7 +94,7 @@ def test_frozen_and_foreign_parameters_are_left_out() -> None:
 def test_misuse() -> None:
     program = fresh("mlp")
     lifts = [result.lift for result in run(program, "grow-width{axes=0:12 init=zero}")[1] if result.lift is not None]
-    with pytest.raises(InputError, match="ramp: expected 1 step or more, not 0"):
+    with pytest.raises(InputError, match="ramp: expected at least 1 step, got 0"):
         Ramp.of(lifts, steps=0)
     optimizer = MAKE["adamw"](parameters(program))
     with pytest.raises(InputError, match="ramp: the program has no 0.weight of the ramp's size"):

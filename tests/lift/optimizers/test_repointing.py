@@ -232,7 +232,7 @@ def test_made_parameters_go_to_the_first_group_or_where_the_caller_says() -> Non
             if "stage" in names
         ]
         assert places == [expected]
-    with pytest.raises(InputError, match=r"made=\(0, 7\): expected the number of an optimizer"):
+    with pytest.raises(InputError, match=r"made=\(0, 7\): expected the index of an optimizer"):
         repoint(optimizers, grown, grown, [], made=(0, 7))
 
 
@@ -323,8 +323,8 @@ def test_parameters_that_the_program_does_not_have() -> None:
         with pytest.raises(InputError) as refused:
             grow()
         assert str(refused.value) == (
-            "the optimizer holds 2 of 8 parameters that the program does not have, the first of shape [3, 7]; build it "
-            "over the parameters of program.module() or of the captured model, and leave out what is trained beside it"
+            "2 of 8 parameters of the optimizer are not in the program, the first of shape [3, 7]; build the optimizer "
+            "over the parameters of program.module() or of the captured model, and train others with another optimizer"
         )
         assert refused.value.exit_code == 2
     assert all(check() for check in checks)
@@ -338,7 +338,7 @@ def test_state_that_cannot_be_mapped() -> None:
             lambda p: torch.optim.LBFGS(p),
             "optimizer state `al` of 0.weight is a list of tensors, which growth cannot map; clear",
         ),
-        (lambda p: SizedAdafactor(p), r"Adafactor chooses by size \(min_dim_size_to_factor\) which state"),
+        (lambda p: SizedAdafactor(p), r"Adafactor chooses the state of \S+ by its size \(min_dim_size_to_factor\)"),
     ):
         program = fresh("mlp")
         optimizer = make(parameters(program))  # type: ignore[no-untyped-call]
@@ -369,7 +369,7 @@ def test_other_misuse() -> None:
         progc.apply(program, "grow-width{axes=0:16}", optimizer="adamw")  # type: ignore[arg-type]
     optimizer = torch.optim.AdamW(parameters(program))
     grown, _ = with_stage(program)
-    with pytest.raises(InputError, match="cannot take over stage: no lift says what it was made from"):
+    with pytest.raises(InputError, match="cannot train stage: no lift produces this parameter"):
         repoint(optimizer, program, grown, [])
     wrong = Lift((TensorLift("0.weight", "0.weight"),))
     train(program, optimizer, 1)

@@ -115,7 +115,7 @@ def test_refusals_change_nothing(tmp_path: Path) -> None:
             optimizer.state_dict(),
             "expected the keys groups, parked and state, found state, param_groups",
         ),
-        (optimizer, program, partial, r"nothing was saved for 0.weight \(1 parameters of the optimizer\)"),
+        (optimizer, program, partial, r"nothing was saved for 0.weight \(1 parameters in all\)"),
         (rest, program, homeless, "optimizer state for 0.weight: no group holds it"),
         (optimizer, program, renamed, "optimizer state for 1.weight: the program has no such parameter"),
         (optimizer, program, {**good, "state": {"other": {}}}, "optimizer state for other: the program has no such"),
@@ -133,12 +133,12 @@ def test_files_that_are_no_state(tmp_path: Path) -> None:
     program = fresh("mlp")
     optimizer = two_groups(program, "adamw")
     train(program, optimizer, 1)
-    with pytest.raises(InputError, match="optimizer.json is no optimizer state .*; expected what save_optimizer wrote"):
+    with pytest.raises(InputError, match="is not optimizer state .*; expected what save_optimizer wrote"):
         load_optimizer(tmp_path, optimizer, program)
     save_optimizer(tmp_path / "a", optimizer, program)
     with pytest.raises(InputError, match="is not empty"):
         save_optimizer(tmp_path / "a", optimizer, program)
-    with pytest.raises(InputError, match="holds the state of AdamW; the optimizer is SGD"):
+    with pytest.raises(InputError, match="holds the state of AdamW; expected that of SGD"):
         load_optimizer(tmp_path / "a", torch.optim.SGD(parameters(program)), program)
     path = tmp_path / "a" / "optimizer.json"
     path.write_text(path.read_text().replace('"state/0.bias/exp_avg"', '"state/0.bias/other"'))
@@ -147,7 +147,7 @@ def test_files_that_are_no_state(tmp_path: Path) -> None:
     ):
         load_optimizer(tmp_path / "a", optimizer, program)
     path.write_text('{"optimizer": "AdamW", "held": {"dict": {"groups": {"list": 3}}}}')
-    with pytest.raises(InputError, match="optimizer.json is no optimizer state"):
+    with pytest.raises(InputError, match="optimizer.json is not optimizer state"):
         load_optimizer(tmp_path / "a", optimizer, program)
     optimizer.param_groups[0]["hook"] = print
     with pytest.raises(InputError, match="optimizer state groups/0/options/hook is a builtin_function_or_method"):
