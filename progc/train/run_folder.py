@@ -67,6 +67,7 @@ def _taken(run: Path) -> int:
 
 
 def _locked(descriptor: int) -> bool:
+    """Locks for this process only: a `flock`, which filelock uses, would outlive a kill in forked workers."""
     try:
         import fcntl
     except ImportError:  # this system has no such locks

@@ -12,7 +12,7 @@ import pytest
 from progc.errors import InputError
 from progc.runs import record
 from progc.runs.config import Config
-from progc.train.run_folder import held
+from progc.train.run_folder import LOCK, held
 from tests.train import running
 from tests.train.running import schedule
 
@@ -23,6 +23,12 @@ from progc.train.run_folder import held
 with held(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()
+"""
+
+ASK = """
+import fcntl, sys
+with open(sys.argv[1], "r+") as file:
+    fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 """
 
 
@@ -63,17 +69,18 @@ def test_what_another_start_wrote_in_the_meantime_stays(tmp_path: Path) -> None:
 
 def test_the_lock_is_held_from_the_first_file_to_the_last(tmp_path: Path) -> None:
     """Another process asks for it while the record is written, and at a sample in the middle of training."""
-    tries: list[int] = []
+    tries: list[str] = []
 
     def ask() -> None:
-        command = [sys.executable, "-c", HOLD, str(tmp_path)]
-        tries.append(subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True).returncode)
+        tries.append(
+            subprocess.run([sys.executable, "-c", ASK, tmp_path / LOCK], capture_output=True, text=True).stderr
+        )
 
     trainer = running.trainer(tmp_path, data=running.Interrupted(running.samples(64), 20, ask))
     trainer.fit(begin=ask)
-    assert len(tries) == 2 and all(tries)
+    assert len(tries) == 2 and all("BlockingIOError" in text for text in tries)
     ask()
-    assert tries[2] == 0
+    assert tries[2] == ""
 
 
 def test_a_start_that_was_killed_before_it_wrote_anything(tmp_path: Path) -> None:
