@@ -173,14 +173,11 @@ def _file(folder: Path, name: str) -> Path:
     return path
 
 
-# One is enough for each commit: the command line captures each network once more.
-@pytest.mark.parametrize(
-    "name",
-    [
-        "own:einsum",
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("own:flat", "transformers:gpt2", "diffusers:dit")),
-    ],
-)
+# One network for each commit: the command line captures it again.
+OTHERS = [pytest.param(name, marks=pytest.mark.slow) for name in ("own:flat", "transformers:gpt2", "diffusers:dit")]
+
+
+@pytest.mark.parametrize("name", ["own:einsum", *OTHERS])
 def test_the_command_line_gives_what_python_gives(name: str, tmp_path: Path, run: Command) -> None:
     out = tmp_path / "grown"
     outcome = run("grow", _file(tmp_path, name), "--to", "depth*2,width*2", "--out", out, "--json")
