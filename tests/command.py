@@ -84,7 +84,7 @@ def in_subprocess(arguments: Sequence[str | Path], *, cwd: Path, environment: di
         env={**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=1800,
     )
     return Outcome(done.returncode, done.stdout, done.stderr)
 

@@ -1,6 +1,6 @@
 """Settings that every test shares: one thread per process, fixed seeds, no network, no colours.
 
-The order of tests is set here, too, so that a worker captures a network of tests/zoo.py once and then runs all tests of it.
+The order of tests is set here, too: a worker captures a network of tests/zoo.py once and then runs all tests of it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from tests.golden_files import golden, pytest_addoption  # noqa: F401  found her
 # Sums in one order: results do not depend on how many cores the machine has.
 torch.set_num_threads(1)
 
-# Libraries and graphs are millions of objects that live on: looking through them again and again takes a fifth of the time.
+# Libraries and graphs are millions of objects that stay: collecting garbage among them took a fifth of the time.
 gc.collect()
 gc.freeze()
 gc.set_threshold(50_000, 20, 50)

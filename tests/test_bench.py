@@ -16,7 +16,7 @@ SCRIPTS = sorted(path.stem for path in (ROOT / "bench").glob("*.py") if "Argumen
 def run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """A script as users start it: a process, whose import path holds bench/ and not the root."""
     command = [sys.executable, str(ROOT / "bench" / f"{script}.py"), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=ROOT)
+    return subprocess.run(command, capture_output=True, text=True, timeout=1800, cwd=ROOT)
 
 
 def test_every_script_is_found() -> None:

@@ -33,7 +33,7 @@ def name_of(path: Path) -> str:
 
 def run_python(code: str, *args: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
     """Runs `code` in a fresh interpreter, without what the tests have imported."""
-    return subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True, cwd=cwd, timeout=120)
+    return subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True, cwd=cwd, timeout=1800)
 
 
 # --- start-up -------------------------------------------------------------------------------------------------------
@@ -85,7 +85,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("progc", "passes", "models"):
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
     command = [sys.executable, "-m", "pip", "wheel", ".", "--no-deps", "--no-build-isolation", "--no-index", "-w", out]
-    done = subprocess.run(list(map(str, command)), cwd=copy, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(list(map(str, command)), cwd=copy, capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, done.stderr
     (path,) = out.glob("*.whl")
     return path

@@ -14,7 +14,7 @@ import functools
 import importlib
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -48,6 +48,12 @@ def _swin() -> Built:
         img_size=56, patch_size=2, window_size=7, embed_dim=16, depths=(2, 4, 2), num_heads=(2, 4, 8), num_classes=10
     )
     return model, (image(56),), {}
+
+
+def _mixer() -> Built:
+    from timm.models.mlp_mixer import MlpMixer
+
+    return MlpMixer(**MIXER), (image(64),), {}
 
 
 def _torchvision_vit() -> Built:
@@ -119,11 +125,11 @@ VIT = {"img_size": 64, "embed_dim": 48, "depth": 4, "num_heads": 3, "num_classes
 RESNET18 = (64, 72, 80, 96)  # the stem has 64 channels
 RESNET50 = (24, 32, 40, 48)
 CONVNEXT = (8, 16, 24, 32)
-MIXER = {"img_size": 64, "patch_size": 16, "num_blocks": 4, "embed_dim": 32, "num_classes": 10}
+MIXER: dict[str, Any] = {"img_size": 64, "patch_size": 16, "num_blocks": 4, "embed_dim": 32, "num_classes": 10}
 
 _ZOO: dict[str, Callable[[], Built]] = {
     "timm:vit_tiny_patch16_224@64": _timm("vit_tiny_patch16_224", 64, **VIT),
-    "timm:deit_tiny_patch16_224@64": _timm("deit_tiny_patch16_224", 64, **VIT),
+    "timm:deit_tiny_patch16_224@64": _timm("deit_tiny_patch16_224", 64, **{**VIT, "depth": 12}),
     "timm:resnet18@64": _timm("resnet18", 64, channels=RESNET18),
     "timm:resnet50@64": _timm("resnet50", 64, channels=RESNET50),
     "timm:swin@56": _swin,
@@ -131,7 +137,7 @@ _ZOO: dict[str, Callable[[], Built]] = {
     "timm:densenet121@64": _timm("densenet121", 64, block_config=(2, 3, 4, 3)),
     "timm:mobilenetv3_small_100@64": _timm("mobilenetv3_small_100", 64),
     "timm:efficientnet_b0@64": _timm("efficientnet_b0", 64),
-    "timm:mixer_s32_224": _timm("mixer_s32_224", 64, **MIXER),
+    "timm:mixer_s32_224": _mixer,
     "torchvision:vit": _torchvision_vit,
     "diffusers:dit": _dit,
     "diffusers:unet": _unet,
@@ -151,6 +157,16 @@ _ZOO: dict[str, Callable[[], Built]] = {
 }
 
 NAMES = tuple(_ZOO)
+
+ALIKE = {"timm:deit_tiny_patch16_224@64", "timm:efficientnet_b0@64", "timm:resnet50@64", "transformers:bert"}
+"""Networks that have the operations of another one here, or a part of them: sweeps run them in `make test-all`."""
+
+
+def swept(names: Iterable[str]) -> list[Any]:
+    """Names for `pytest.mark.parametrize`; those in `ALIKE` are slow."""
+    import pytest  # bench/ uses this file, and does not need it
+
+    return [pytest.param(name, marks=[pytest.mark.slow] if name in ALIKE else []) for name in names]
 
 
 def perturb(model: nn.Module, seed: int = 0) -> nn.Module:

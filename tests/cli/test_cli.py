@@ -56,7 +56,7 @@ def test_version_help_and_passes_do_not_import_torch(tmp_path: Path) -> None:
         "assert 'torch' not in sys.modules\n"
         "main(['passes', 'grow-depth'])\nimport torch\nassert 'torch' in sys.modules\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("progc 0.1.0\nUsage: progc ")
     assert done.stderr == ""
@@ -171,7 +171,7 @@ def test_inspect_of_an_output_folder_imports_neither_torch_nor_the_users_file(
         "import sys\nfrom progc.cli import main\nassert main(['inspect', 'out', '--json']) == 0\n"
         "assert 'torch' not in sys.modules\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, done.stderr
     content = json.loads(done.stdout)
     assert content["report"]["lossless"] is True

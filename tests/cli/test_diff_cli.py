@@ -189,7 +189,7 @@ def test_comparing_folders_runs_no_code_of_the_user(run: Command, tmp_path: Path
         "assert not [name for name in sys.modules if name.startswith(('_progc_user', 'progc.capturing', 'timm'))]\n"
     )
     Path("net.py").write_text("raise RuntimeError('imported')\n")
-    ended = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    ended = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=1800)
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.endswith("no difference\n")
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -113,6 +114,19 @@ def test_the_compiler_is_right_here(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     check_compiler()
 
 
+@pytest.fixture
+def endless(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process that compiles never ends by itself, however long this one is kept from running."""
+    start = subprocess.Popen
+
+    def waiting(command: list[str], **options: Any) -> Any:
+        assert command[1:3] == ["-m", "progc.emit.compile_child"]
+        return start([sys.executable, "-c", "import time; time.sleep(3600)"], **options)
+
+    monkeypatch.setattr("progc.emit.ahead.subprocess.Popen", waiting)
+
+
+@pytest.mark.usefixtures("endless")
 def test_a_killed_compilation_leaves_nothing(
     program: progc.Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -124,6 +138,7 @@ def test_a_killed_compilation_leaves_nothing(
     assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
 
 
+@pytest.mark.usefixtures("endless")
 def test_a_compilation_is_waited_for_until_something_says_otherwise(
     program: progc.Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

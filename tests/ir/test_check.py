@@ -210,7 +210,7 @@ def test_nothing_to_compare_is_an_error() -> None:
 FLOAT32_INSIDE = {"diffusers:dit", "diffusers:unet", "transformers:llama"}
 
 
-@pytest.mark.parametrize("name", zoo.NAMES)
+@pytest.mark.parametrize("name", zoo.swept(zoo.NAMES))
 def test_captured_networks_verify_and_run_in_float64_as_their_modules_do(name: str) -> None:
     model, program = zoo.captured(name)
     verify(copied(program), "copy", before=program)

@@ -25,7 +25,7 @@ NAMES = (
     "own:conv",
     "own:einsum",
     "own:tied",
-    "timm:deit_tiny_patch16_224@64",
+    "timm:vit_tiny_patch16_224@64",
     "timm:resnet18@64",
     "timm:convnext_atto@64",
     "diffusers:dit",
@@ -134,11 +134,11 @@ def test_train_graphs(golden: Callable[[str, str], None], file: str, pipeline: s
 
 
 def test_rows_as_published() -> None:
-    _, program = zoo.captured("timm:deit_tiny_patch16_224@64")
+    _, program = zoo.captured("timm:vit_tiny_patch16_224@64")
     staged, (result,) = run(program, "inject-sid{stages=9 init=normal seed=1}")
     assert staged.sid is not None and result.lossless is False and result.lift is not None
     rows = staged.tensors[staged.sid.table]
-    assert rows.shape == (10, 192) and rows.requires_grad and abs(float(rows.detach().std()) - 0.02) < 0.002
+    assert rows.shape == (10, 48) and rows.requires_grad and abs(float(rows.detach().std()) - 0.02) < 0.002
     assert not torch.equal(rows, progc.apply(program, "inject-sid{stages=9 init=normal}").tensors[staged.sid.table])
     # Averaged copies get the same rows: there is nothing that they could have averaged.
     average = result.lift.apply({name: tensor * 0.5 for name, tensor in program.tensors.items()})
@@ -256,7 +256,7 @@ def test_an_extra_token_of_the_context() -> None:
 
 
 def test_a_token_where_sizes_are_written_into_the_graph() -> None:
-    _, program = zoo.captured("timm:deit_tiny_patch16_224@64")
+    _, program = zoo.captured("timm:vit_tiny_patch16_224@64")
     with pytest.raises(TargetError, match=r"does not take one more token at tokens: .*reshape"):
         progc.apply(program, "inject-sid{form=token lossy=true}")
 

@@ -24,7 +24,7 @@ FOLDED = {
     "own:flat": {"stem_b"},
     "own:conv": {"stem_norm.bias"},
     "own:einsum": {"embed.bias"},
-    "timm:deit_tiny_patch16_224@64": {"pos_embed"},
+    "timm:vit_tiny_patch16_224@64": {"pos_embed"},
     "torchvision:vit": {"encoder.pos_embedding"},
     "timm:resnet18@64": {"bn1.bias"},
     "timm:convnext_atto@64": {"stem.1.bias"},

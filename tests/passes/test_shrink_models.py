@@ -168,7 +168,7 @@ RUN = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("name", RUN)
+@pytest.mark.parametrize("name", zoo.swept(RUN))
 def test_sub_networks_of_the_zoo_run_and_train(name: str) -> None:
     program = zoo.captured(name)[1]
     text = "width=*0.5" if name in ("diffusers:unet", "timm:mobilenetv3_small_100@64") else "depth=0.5 width=*0.5"

@@ -228,7 +228,7 @@ def test_time_is_counted_by_default_and_measured_on_request() -> None:
     counted, measured = searched(), searched(settings={"time": "measured"})
     for found, kind in ((counted, "predicted"), (measured, "measured")):
         times = [candidate.scores["time"] for candidate in found.decision.candidates]
-        assert found.decision.settings["time"] == kind and all(0 < seconds < 10 for seconds in times)
+        assert found.decision.settings["time"] == kind and all(seconds > 0 for seconds in times)
     assert counted.decision.candidates[0].scores["time"] < counted.decision.candidates[-1].scores["time"]
 
 

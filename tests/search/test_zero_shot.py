@@ -105,7 +105,7 @@ print(json.dumps([[list(place) for place in places], [decision.to_json() for dec
 """
     environment = {**os.environ, "PYTHONHASHSEED": "5", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env=environment, timeout=240
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env=environment, timeout=1800
     )
     assert done.returncode == 0, done.stderr
     places, decisions = json.loads(done.stdout.splitlines()[-1])

@@ -64,9 +64,10 @@ def test_calibration_gives_rates_and_leaves_the_random_state() -> None:
     assert torch.equal(state, torch.random.get_rng_state())
     assert machine.rates.keys() == set(KINDS)
     for rate in (*machine.rates.values(), machine.optimizer):
-        assert rate.flops > 0 and rate.bytes > 0 and 0 < rate.call < 1
+        assert rate.flops > 0 and rate.bytes > 0 and rate.call > 0 and math.isfinite(rate.call)
     assert math.isfinite(machine.rates["matmul"].flops) and math.isfinite(machine.rates["norm"].bytes)
-    assert 0 < predicted_seconds(captured("own:conv")[1], machine=machine) < 10
+    seconds = predicted_seconds(captured("own:conv")[1], machine=machine)
+    assert seconds > 0 and math.isfinite(seconds)
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda:0"])

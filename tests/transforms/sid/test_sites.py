@@ -68,7 +68,7 @@ def test_a_time_embedding_and_a_context() -> None:
 @pytest.mark.parametrize(
     ("name", "site", "parameter"),
     [
-        ("timm:deit_tiny_patch16_224@64", "tokens", "pos_embed"),
+        ("timm:vit_tiny_patch16_224@64", "tokens", "pos_embed"),
         ("timm:resnet18@64", "features", "bn1.bias"),  # before the activation and the pooling
         ("timm:convnext_atto@64", "features", "stem.1.bias"),
         ("timm:mobilenetv3_small_100@64", "features", "blocks.1.0.bn3.bias"),
