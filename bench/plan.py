@@ -42,7 +42,7 @@ from progc.schedule import Point, Stage
 from progc.schedule.building import stage_program
 from progc.schedule.calibration import calibrate
 from progc.schedule.costing import counted_stages, token_linear
-from progc.schedule.shares import COUNTED, speedups
+from progc.schedule.stage import COUNTED, speedups
 from progc.schedule.timing import step_times
 
 BATCH = 8

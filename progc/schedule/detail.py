@@ -8,8 +8,7 @@ from typing import Any
 from progc.errors import InputError
 from progc.schedule.point import Point, size_text
 from progc.schedule.schedule import Schedule
-from progc.schedule.shares import BASES, time_shares
-from progc.schedule.stage import Stage
+from progc.schedule.stage import BASES, Stage, time_shares
 from progc.schedule.text import decision_text, figure, memory, pairs, percent
 
 

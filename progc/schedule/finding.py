@@ -27,11 +27,10 @@ from progc.errors import InputError, ProgcError, TargetError
 from progc.ir.deferred import defer
 from progc.pipeline.manager import run
 from progc.schedule import depth_levels, resolution_levels, width_levels
-from progc.schedule.building import network, stage_program
+from progc.schedule.building import check_smaller, check_start, network, stage_program, start_point
 from progc.schedule.level_texts import Levels, items, switched_off
 from progc.schedule.point import Point, Unfreeze
 from progc.schedule.space import Space
-from progc.schedule.starting import check_smaller, check_start, start_point
 
 if TYPE_CHECKING:
     from progc.ir.program import Program

@@ -25,8 +25,7 @@ from progc.lift.averages import EmaLike, attached
 from progc.lift.revert import TOLERANCE, tolerance
 from progc.pipeline.manager import hand_over
 from progc.schedule.controlling import Controller, Ended
-from progc.schedule.growth import SpaceGrowth, rehearse, written_out
-from progc.schedule.outlines import Way, outlined
+from progc.schedule.outlines import SpaceGrowth, Way, outlined, rehearse, written_out
 from progc.schedule.outlines import outlines as outlines
 from progc.schedule.point import Point
 from progc.schedule.schedule import Schedule

@@ -17,9 +17,8 @@ from progc.errors import InputError
 from progc.files.json import read_object
 from progc.schedule.point import Point
 from progc.schedule.rules import Rule, rule_from_json
-from progc.schedule.shares import COUNTED, MEASURED, speedups
 from progc.schedule.space import Space
-from progc.schedule.stage import Stage
+from progc.schedule.stage import COUNTED, MEASURED, Stage, speedups
 
 if TYPE_CHECKING:
     from progc.ir.program import Program
@@ -28,6 +27,7 @@ FORMAT = "progc schedule"
 VERSION = 1
 STRATEGIES = ("linear", "one-shot", "zero-shot")
 MODES = ("default", "reference")
+UNITS = ("epochs", "steps")
 DERIVED = ("speedup", "time_shares", "seconds", "versions")
 """What `progc plan --json` says beside the schedule; not read."""
 
@@ -109,7 +109,7 @@ class Schedule:
         for what, value, known in (
             ("strategy", self.strategy, STRATEGIES),
             ("mode", self.mode, MODES),
-            ("unit", self.unit, ("epochs", "steps")),
+            ("unit", self.unit, UNITS),
         ):
             if value not in known:
                 raise InputError(f"schedule: {what} is {', '.join(known[:-1])} or {known[-1]}, not {value!r}")

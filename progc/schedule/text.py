@@ -10,8 +10,7 @@ from typing import Any
 from progc.data.regularisation import Regularisation
 from progc.schedule.point import Point, size_text
 from progc.schedule.schedule import Candidate, Decision, Schedule
-from progc.schedule.shares import COUNTED, MEASURED, PREDICTED, bound, speedups, time_shares
-from progc.schedule.stage import Stage
+from progc.schedule.stage import COUNTED, MEASURED, PREDICTED, Stage, bound, speedups, time_shares
 
 FULL = "full"
 LINE = 100

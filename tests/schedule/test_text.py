@@ -17,7 +17,7 @@ from progc.pipeline.text import parse
 from progc.schedule import Point, Unfreeze
 from progc.schedule.detail import from_before, of_full, stage_json, stage_text
 from progc.schedule.schedule import Schedule
-from progc.schedule.shares import bound, per_sample, speedups, time_shares
+from progc.schedule.stage import bound, per_sample, speedups, time_shares
 from progc.schedule.text import LINE, figure, memory, percent, point_columns, schedule_text
 from tests.schedule import made
 

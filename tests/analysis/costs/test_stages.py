@@ -16,7 +16,7 @@ from progc.ir.program import Program
 from progc.schedule import Point, Stage, StageCost, Unfreeze
 from progc.schedule.building import stage_program
 from progc.schedule.costing import counted_stages, predicted_seconds, token_linear
-from progc.schedule.shares import time_shares
+from progc.schedule.stage import time_shares
 from tests.zoo import captured
 
 POINTS = (
