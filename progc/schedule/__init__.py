@@ -1,4 +1,7 @@
-"""Schedules: stages as data, the space they are chosen from, and the strategies that choose."""
+"""Schedules: stages as data, the growth space they are chosen from, their costs, and the programs they train.
+
+May import `growth` and below. Searches that choose the stages are in `progc.search`.
+"""
 
 from progc.analysis.costs.counting import StageCost
 from progc.data.regularisation import Regularisation

@@ -22,10 +22,12 @@ if TYPE_CHECKING:
 
 
 def network(full: Program, point: Point, *, storage: str = "share") -> tuple[Program, Lift | None]:
-    """The network of a point, everything trainable that trains in `full`, and the lift from the full tensors to it.
+    """Returns the network of a point, and the lift from the tensors of the full program to those of the network.
+
+    Every parameter that trains in `full` trains in the network, whatever the point unfreezes.
 
     Args:
-        storage: `share`: its tensors are those of `full`, or views of them; `copy`: it has memory of its own.
+        storage: `share` uses the tensors of `full`, or views of them; `copy` allocates new ones.
 
     Raises:
         TargetError: the network cannot have these sizes.
@@ -39,7 +41,7 @@ def network(full: Program, point: Point, *, storage: str = "share") -> tuple[Pro
 
 
 def stage_program(full: Program, point: Point, *, storage: str = "share") -> Program:
-    """The network of a point with its trainable set.
+    """Returns the network of a point with the point's trainable set; arguments as for `network`.
 
     Raises:
         TargetError, PassOptionError: the network cannot have these sizes, or this trainable set.
@@ -49,7 +51,7 @@ def stage_program(full: Program, point: Point, *, storage: str = "share") -> Pro
 
 
 def with_trainable_set(program: Program, point: Point) -> Program:
-    """A network of a point with the point's trainable set.
+    """Sets the trainable set of a point in the network of that point.
 
     Raises:
         PassOptionError: the network cannot have this trainable set.
@@ -58,7 +60,10 @@ def with_trainable_set(program: Program, point: Point) -> Program:
 
 
 def start_point(full: Program, start: Program | Point) -> Point:
-    """Depths, width and image size of a start where they are below the full network's."""
+    """Returns the point of the network that training begins with: its depths, width and image size.
+
+    A dimension in which it is as large as the full network is left out.
+    """
     if isinstance(start, Point):
         return start.network
     depths = {}
@@ -75,22 +80,33 @@ def start_point(full: Program, start: Program | Point) -> Point:
 
 
 def check_smaller(full: Program, start: Point) -> None:
-    """Raises InputError where a start is larger than the full network in some dimension."""
+    """Checks that the start is not larger than the full network in any dimension.
+
+    Raises:
+        InputError: it is larger.
+    """
     image = _image(full)
     for name, depth in start.depths.items():
         if name not in [chain.name for chain in chains_of(full)] or depth > chains_of(full)[name].siblings:
-            raise InputError(f"start: the full network has no {depth} blocks in {name}; start from a smaller network")
+            raise InputError(
+                f"start: it has {depth} blocks in {name}, more than the full network; start from a smaller network"
+            )
     width = start.widths.get("width", 0)
     if width and width > (widths(axes_of(full))[:1] or [0])[0]:
-        raise InputError(f"start: its width {width} is more than the full network's; start from a smaller network")
+        raise InputError(f"start: its width {width} is larger than the full network's; start from a smaller network")
     if start.resolution and (image is None or any(a > b for a, b in zip(start.resolution, image, strict=True))):
         raise InputError(
-            f"start: its image {size_text(start.resolution)} is larger than the full network's; start smaller"
+            f"start: its image size {size_text(start.resolution)} is larger than the full network's; start from a "
+            "network with a smaller one"
         )
 
 
 def check_start(full: Program, space: Space, start: Program | Point) -> None:
-    """Raises InputError where the smallest network of a space is not the start."""
+    """Checks that the smallest network of a space is the start.
+
+    Raises:
+        InputError: a tensor differs in name or shape.
+    """
     if isinstance(start, Point):
         return
     smallest = Point(
@@ -102,14 +118,18 @@ def check_start(full: Program, space: Space, start: Program | Point) -> None:
     for name, tensor in start.tensors.items():
         other = made.tensors.get(name)
         if other is None or other.shape != tensor.shape:
-            there = "is missing" if other is None else f"is {list(other.shape)}"
+            there = "is missing" if other is None else f"has shape {list(other.shape)}"
             raise InputError(
-                f"start: its {name} {list(tensor.shape)} {there} in the smallest network, {smallest}; start from a "
-                "network that differs in depth and in width with all sizes in proportion"
+                f"start: {name} of shape {list(tensor.shape)} {there} in the smallest network of the space, "
+                f"{smallest}; start from a network that differs only in depth, and in width with all sizes in "
+                "proportion"
             )
     missing = made.tensors.keys() - start.tensors.keys()
     if missing:
-        raise InputError(f"start: it has no {min(missing)}, which the smallest network, {smallest}, has")
+        raise InputError(
+            f"start: {min(missing)} of the smallest network of the space, {smallest}, is missing; start from a network "
+            "that differs only in depth, and in width with all sizes in proportion"
+        )
 
 
 def _image(program: Program) -> tuple[int, int] | None:

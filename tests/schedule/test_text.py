@@ -137,7 +137,7 @@ def test_passes_that_freeze(text: str, passes: str) -> None:
 
 def test_a_stage_that_is_not_there() -> None:
     for index in (-1, 4):
-        with pytest.raises(InputError, match=f"there is no stage {index}: the plan has stages 0 to 3"):
+        with pytest.raises(InputError, match=f"there is no stage {index}; the plan has stages 0 to 3"):
             stage_text(made.grown(), index)
     with pytest.raises(InputError, match="stage 0 only"):
         stage_json(_one_stage(), 1)
