@@ -291,5 +291,5 @@ def test_chains_and_depths_that_are_not_there() -> None:
     own = _captured("transformer")
     with pytest.raises(InputError, match="there is no chain layers; chains are blocks"):
         kept_blocks(own, {"layers": 2}, {})
-    with pytest.raises(InputError, match="depth blocks:1: expected 1 to 4 blocks in steps of 1, and no fewer than 2"):
+    with pytest.raises(InputError, match="depth blocks:1: expected 1 to 4 blocks in steps of 1, and at least 2"):
         kept_blocks(own, {"blocks": 1}, {"blocks": 2})

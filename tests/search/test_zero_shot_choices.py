@@ -167,7 +167,7 @@ def test_a_loss_that_is_nan_names_stage_candidate_and_batch(plant: Plant) -> Non
 def test_a_loss_that_is_no_scalar(plant: Plant) -> None:
     plant(ntk=more, zico=more)
     task = Task(digits().samples, loss=lambda outputs, batch: outputs)
-    with pytest.raises(InputError, match=r"the loss is a scalar tensor, not a tensor \[16, 10\]; mend loss"):
+    with pytest.raises(InputError, match=r"expected a scalar tensor, got a tensor \[16, 10\]; fix loss"):
         search(transformer(), INTERLEAVED, task, stages=3)
 
 
