@@ -34,7 +34,8 @@ import torch
 
 from bench.common import RESULTS, child, write_json
 from bench.plan_models import SOURCES, candidates, classifier, denoiser, plans
-from progc.analysis.costs import count, default_machine, step_of
+from progc.analysis.costs.counting import count, step_of
+from progc.analysis.costs.machine import default_machine
 from progc.data.task import Task
 from progc.ir.program import Program
 from progc.models.opening import open_source

@@ -19,12 +19,13 @@ import stat
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
-
-import torch
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from progc.errors import InputError
 from progc.files.reading import parse_object
+
+if TYPE_CHECKING:
+    import torch
 
 LIMIT = 256 << 20
 """Bytes."""
@@ -114,6 +115,8 @@ def decode(value: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
 
 
 def _encoded(value: Any, where: str, tensors: dict[str, torch.Tensor], what: str) -> Any:
+    import torch  # here, so that plans and reports are read without it
+
     if isinstance(value, torch.Tensor):
         while where in tensors:  # a key may hold a slash
             where += "+"

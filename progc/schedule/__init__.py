@@ -3,7 +3,7 @@
 May import `growth` and below. Searches that choose the stages are in `progc.search`.
 """
 
-from progc.analysis.costs.counting import StageCost
+from progc.analysis.costs.cost import StageCost
 from progc.data.regularisation import Regularisation
 from progc.schedule.point import Point, Unfreeze
 from progc.schedule.schedule import Candidate, Decision, ModelRef, Schedule

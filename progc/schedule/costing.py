@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from progc.analysis.costs.counting import StageCost, Step, cost_of, step_of
+from progc.analysis.costs.cost import StageCost
+from progc.analysis.costs.counting import Step, cost_of, step_of
 from progc.analysis.costs.machine import Machine, default_machine
 from progc.ir.deferred import device_of
 from progc.ir.program import Program

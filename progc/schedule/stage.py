@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from progc.analysis.costs.counting import StageCost
+from progc.analysis.costs.cost import StageCost
 from progc.data.regularisation import Regularisation
 from progc.errors import InputError
 from progc.files.json import known_fields

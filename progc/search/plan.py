@@ -287,7 +287,7 @@ def _counted(
     program: Program, stages: tuple[Stage, ...], options: PlanOptions, task: Task | None
 ) -> tuple[tuple[Stage, ...], tuple[str, ...]]:
     """The stages with their costs; without, and with a note, where the graph does not run on shapes alone."""
-    from progc.analysis.costs import NotCounted
+    from progc.analysis.costs.counting import NotCounted
     from progc.schedule.costing import counted_stages
 
     timed = task if options.measure else None

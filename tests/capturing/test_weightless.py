@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import progc
-from progc.analysis.costs import count
+from progc.analysis.costs.counting import count
 from progc.capturing.capture import capture, capture_deferred
 from progc.errors import CaptureError, InputError
 from progc.ir.deferred import is_deferred
@@ -120,7 +120,7 @@ PLANNED = """
 import resource, sys
 import torch
 from progc.capturing.capture import capture_deferred
-from progc.analysis.costs import counted_stages
+from progc.schedule.costing import counted_stages
 from progc.schedule import Point, Stage, Unfreeze
 from progc.models.skeleton import build_skeleton
 from tests.nets import ImageTransformer

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import progc.schedule.costing as stages_module
-from progc.analysis.costs import count, step_of
+from progc.analysis.costs.counting import count, step_of
 from progc.data.task import Task
 from progc.errors import TargetError
 from progc.ir.program import Program

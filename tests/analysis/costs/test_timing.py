@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import progc
-from progc.analysis.costs import NotCounted
+from progc.analysis.costs.counting import NotCounted
 from progc.data.task import Task
 from progc.errors import InputError
 from progc.schedule import Point, Unfreeze
