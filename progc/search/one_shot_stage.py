@@ -353,7 +353,7 @@ class OneShotSettings:
         for name in given or {}:
             if name not in names:
                 hint = did_you_mean(name, names) or f"; settings are {', '.join(names)}"
-                raise InputError(f"one-shot search: there is no setting `{name}`{hint}")
+                raise InputError(f"one-shot search: unknown setting `{name}`{hint}")
         return cls(**(given or {}))
 
     def __post_init__(self) -> None:

@@ -198,10 +198,11 @@ def published_unfreezing(program: Program, mode: str) -> str:
 def _searched(
     program: Program, space: Space, task: Task, options: PlanOptions, progress: Callable[[str], None] | None
 ) -> tuple[list[Index], list[Decision]]:
-    if options.strategy == "zero-shot":
-        from progc.search.zero_shot import search
-    else:
-        from progc.search.one_shot import search
+    from progc.search import one_shot, zero_shot
+
+    search: Callable[..., tuple[list[Index], list[Decision]]] = (
+        zero_shot.search if options.strategy == "zero-shot" else one_shot.search
+    )
     return search(
         program,
         space,

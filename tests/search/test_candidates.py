@@ -205,5 +205,5 @@ def test_nested_layers_are_as_many_as_asked_and_nest(base: int, more: int, rest:
 
 
 def test_nested_layers_refuse_sizes_out_of_order() -> None:
-    with pytest.raises(InputError, match="0 < base <= depth <= full, not 4, 3, 8"):
+    with pytest.raises(InputError, match="0 < base <= depth <= full, got 4, 3, 8"):
         reference_nested(4, 3, 8)
