@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 import progc
 from bench.common import write_json
-from progc.analysis.costs import count
+from progc.analysis.costs.counting import count
 from progc.ir.program import Program
 
 VARIANTS = {

@@ -34,7 +34,8 @@ import torch
 
 from bench.common import RESULTS, child, write_json
 from bench.plan_models import SOURCES, candidates, classifier, denoiser, plans
-from progc.analysis.costs import count, default_machine, step_of
+from progc.analysis.costs.counting import count, step_of
+from progc.analysis.costs.machine import default_machine
 from progc.data.task import Task
 from progc.ir.program import Program
 from progc.models.opening import open_source
@@ -42,7 +43,7 @@ from progc.schedule import Point, Stage
 from progc.schedule.building import stage_program
 from progc.schedule.calibration import calibrate
 from progc.schedule.costing import counted_stages, token_linear
-from progc.schedule.shares import COUNTED, speedups
+from progc.schedule.stage import COUNTED, speedups
 from progc.schedule.timing import step_times
 
 BATCH = 8

@@ -113,7 +113,8 @@ def plan(
         str, typer.Option("--strategy", metavar="NAME", help="linear, one-shot or zero-shot.")
     ] = "linear",
     stages: Annotated[
-        int, typer.Option("--stages", metavar="K", help="How many; the last one is the full network.")
+        int,
+        typer.Option("--stages", metavar="K", help="How many; the last one is the full network.", min=1, max=100),
     ] = 4,
     mode: Annotated[
         str, typer.Option("--mode", metavar="NAME", help="default, or reference: the published procedure.")
@@ -136,8 +137,13 @@ def plan(
         int | None, typer.Option("--batch", metavar="N", help="Samples per step, for searches and costs.", min=1)
     ] = None,
     data: Annotated[
-        Path | None,
-        typer.Option("--data", metavar="FILE.py", help="datasets() and loss(outputs, batch). Default: SOURCE's file."),
+        str | None,
+        typer.Option(
+            "--data",
+            metavar="TEXT",
+            help="digits, imagefolder:PATH, hf:PATH, or FILE.py with datasets() and loss(outputs, batch). Default: "
+            "SOURCE's file.",
+        ),
     ] = None,
     weights: WeightsOption = None,
     seed: SeedOption = 0,
@@ -164,14 +170,16 @@ def plan(
 ) -> None:
     """Plan the stages of a training run of SOURCE, and what each costs."""
     from progc.cli.plan import run_plan
+    from progc.runs.config_file import key_values, literal
+    from progc.search.options import PlanOptions, run_length
 
-    space = {"depths": depths, "widths": widths, "resolutions": resolutions, "unfreeze": unfreeze}
-    run_plan(
-        source, to=to, strategy=strategy, stages=stages, mode=mode, space=space, epochs=epochs, steps=steps,
-        batch=batch, data=data, weights=weights, seed=seed, measure=measure, settings=settings or (), sid=sid,
-        regularise=regularise, out=out,
-        as_json=as_json,
+    total, unit = run_length(epochs, steps)
+    options = PlanOptions(
+        strategy=strategy, stages=stages, mode=mode, depths=depths, widths=widths, resolutions=resolutions,
+        unfreeze=unfreeze, batch=batch, seed=seed, total=total, unit=unit, measure=measure, regularise=regularise,
+        settings={key: literal(text) for key, text in key_values(settings or (), example="batches=4").items()}, sid=sid,
     )  # fmt: skip
+    run_plan(source, options, to=to, data=data, weights=weights, out=out, as_json=as_json)
 
 
 @app.command()

@@ -13,26 +13,10 @@ if TYPE_CHECKING:
 
 
 def captured(terminal: Terminal, source: Source, weights: Path | None, seed: int) -> Program:
-    """Builds, loads and captures a source; says on stderr where its weights come from.
+    """Builds, loads and captures a source, with its phases and notes on the terminal; see `progc.runs.networks`."""
+    from progc.runs import networks
 
-    Raises:
-        InputError: it cannot be built, the weights do not fit, or example inputs are missing.
-        CaptureError: it cannot be captured.
-    """
-    with terminal.phase("build"):
-        model = source.build(seed)
-        example = source.example(model)
-        if weights is not None:
-            from progc.files.weights import load_weights
-
-            load_weights(model, weights)
-    if weights is None:
-        origin = source.trained or f"none given (--weights): as {type(model).__name__} initialises them, seed {seed}"
-        terminal.note(f"weights of {source.text}: {origin}")
-    with terminal.phase("capture"):
-        from progc.capturing.capture import capture
-
-        return capture(model, *example)
+    return networks.captured(source, weights=weights, seed=seed, phase=terminal.phase, note=terminal.note)
 
 
 def versions() -> dict[str, Any]:

@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from progc.analysis.axes import axes_of
 from progc.errors import ProgcError
 
 if TYPE_CHECKING:
@@ -73,6 +72,7 @@ class Explainer:
         Raises:
             InputError: no axis has the name.
         """
+        from progc.analysis.axes import axes_of
         from progc.growth.explain.reasons import explain
         from progc.transforms.width.plan import plan_widths
 

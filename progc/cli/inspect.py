@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from progc.analysis.axes import axes_of
-from progc.analysis.chains import chains_of
 from progc.checkpoints.searching import is_checkpoint
 from progc.cli.checkpoint import print_checkpoint
 from progc.cli.common import millions
@@ -53,6 +51,8 @@ def run_inspect(
             model = opened.build_skeleton()
             example = opened.example(model)
         with terminal.phase("capture"):
+            from progc.analysis.axes import axes_of
+            from progc.analysis.chains import chains_of
             from progc.capturing.capture import capture
 
             program = capture(model, *example)
@@ -89,6 +89,9 @@ def _facts(program: Program) -> dict[str, Any]:
 
 def _print_summary(terminal: Terminal, program: Program) -> None:
     facts = _facts(program)
+    from progc.analysis.axes import axes_of
+    from progc.analysis.chains import chains_of
+
     growable = sum(axis.growable for axis in axes_of(program).axes)
     chains = [f"{chain.name} ({len(chain.blocks)} blocks)" for chain in chains_of(program)]
     terminal.table(

@@ -16,15 +16,13 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from progc.data.regularisation import Regularisation
 from progc.errors import InputError, did_you_mean
-from progc.models.opening import open_source, open_target, resolve_target
-from progc.models.sizes import Sizes
-from progc.models.source import Source
 from progc.pipeline.text import parse_inits
 from progc.ranks.agreeing import raise_together, rank, told
 from progc.runs.config import Config, OptimizerSection
+from progc.runs.networks import ModelAndData, Phase
 from progc.schedule.schedule import Schedule
+from progc.search.options import PlanOptions, run_length
 from progc.train.settings import Settings
 
 if TYPE_CHECKING:
@@ -33,8 +31,6 @@ if TYPE_CHECKING:
 
 PLAN = "plan.json"
 """The schedule in the folder of a run: a run that resumes does not plan again."""
-
-Phase = Callable[[str], contextlib.AbstractContextManager[None]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,26 +77,35 @@ def opened(config: Config, *, run: Path | None = None, weights: bool = True, pha
     settings = config.settings
 
     maker = chosen(config.optimizer, settings.lr)
-    source = open_source(config.source)
     given = _given(config, run)
     to = config.to if config.to is not None or given is None else given.model.target
-    target = open_target(to) if to is not None else None
-    _check_data(config, source)
-    searching = given is None and config.plan.strategy != "linear" and config.plan.stages > 1
+    named = ModelAndData.open(config.source, to=to, weights=config.weights, data=config.data, seed=settings.seed)
+    named.check_data(f"training {config.source}")
+    options = None if given is not None else _plan_options(config)
+    searching = options is not None and options.searching
     notes: list[str] = []
-    start = _captured(source, config, settings.seed, weights or searching, during, notes)
+    start = named.captured(real=weights or searching, phase=during, note=notes.append)
     inits = parse_inits(config.init) if config.init is not None else {}
-    full = start if target is None else _grown(start, to or "", target, settings.seed, searching, during, notes)
+    full = named.grown(start, real=searching, phase=during, note=notes.append)
+    smaller = start if to is not None else None
     with during("data"):
-        task = _task(config, source, full)
+        task = named.task(full)
+
+    def planned() -> Schedule:
+        from progc.search.plan import plan_with
+
+        if given is not None:
+            return given
+        assert options is not None
+        return plan_with(full, options, task=task, source=config.source, target=to, start=smaller)
+
     with during("plan"):
-        schedule = _agreed(lambda: given or _planned(config, full, start, task, to))
+        schedule = _agreed(planned)
         schedule = _with_length(schedule, config)
         schedule.check(full)
         schedule.starts()
         schedule, told_of = _counted(full, schedule, settings.batch)
     settings = dataclasses.replace(settings, total=schedule.total)
-    smaller = None if target is None else start
     return Opened(full, schedule, task, smaller, maker, inits, settings, (*notes, *told_of))
 
 
@@ -109,62 +114,6 @@ def _given(config: Config, run: Path | None) -> Schedule | None:
     if run is not None and (run / PLAN).exists():
         return Schedule.read(run / PLAN)
     return Schedule.read(config.plan.file) if config.plan.file is not None else None
-
-
-def _check_data(config: Config, source: Source) -> None:
-    """Raises InputError if no samples are named, before anything is captured."""
-    from progc.data.taskfile import has_task
-
-    if config.data is not None or (source.file is not None and has_task(source.file)):
-        return
-    where = f"write def datasets(): return train, validation in {source.file}, or " if source.file is not None else ""
-    raise InputError(
-        f"training {config.source} needs samples; {where}give data (--data): digits, imagefolder:PATH, hf:PATH or "
-        "FILE.py with datasets() and loss(outputs, batch)"
-    )
-
-
-def _task(config: Config, source: Source, full: Program) -> Task:
-    """Samples and loss, from `data` or else from the file of the source."""
-    if config.data is not None:
-        from progc.data.opening import open_data
-
-        return open_data(config.data, full)
-    from progc.data.taskfile import load_task
-
-    assert source.file is not None
-    return load_task(source.file)
-
-
-def _captured(
-    source: Source, config: Config, seed: int, weights: bool, during: Phase, notes: list[str]
-) -> Program:  # fmt: skip
-    from progc.capturing.capture import capture, capture_deferred
-
-    with during("build"):
-        model = source.build(seed) if weights else source.build_skeleton(seed, allocate=False)
-        example = source.example(model)
-        if weights and config.weights is not None:
-            from progc.files.weights import load_weights
-
-            load_weights(model, Path(config.weights))
-    if weights and config.weights is None:
-        origin = source.trained or f"initialised by {type(model).__name__}, seed {seed} (no weights were given)"
-        notes.append(f"weights of {source.text}: {origin}")
-    with during("capture"):
-        return (capture if weights else capture_deferred)(model, *example)
-
-
-def _grown(
-    start: Program, to: str, target: Sizes | Source, seed: int, real: bool, during: Phase, notes: list[str]
-) -> Program:
-    """The full network; only a search needs its weights, since a run grows its own."""
-    from progc.growth.grow import grow_with_report
-
-    with during("target"):
-        aim: Any = target if isinstance(target, Sizes) else resolve_target(to, source=start, seed=seed, notes=notes)
-    with during("grow"):
-        return grow_with_report(start, aim, seed=seed, check=real).program
 
 
 def _agreed(make: Callable[[], Schedule]) -> Schedule:
@@ -180,41 +129,20 @@ def _agreed(make: Callable[[], Schedule]) -> Schedule:
     return made if made is not None else Schedule.from_json(data)
 
 
-def _planned(config: Config, full: Program, start: Program, task: Task, to: str | None) -> Schedule:
-    from progc.search.plan import plan
-
-    section = config.plan
-    total, unit = (config.steps, "steps") if config.steps is not None else (config.epochs, "epochs")
-    strengths: bool | Regularisation = True
-    if section.regularise is not None:
-        text = section.regularise.strip()
-        strengths = False if text.lower() == "none" else Regularisation.parse(text)
-    return plan(
-        full,
-        strategy=section.strategy,
-        stages=section.stages,
-        mode=section.mode,
-        depths=section.depths,
-        widths=section.widths,
-        resolutions=section.resolutions,
-        unfreeze=section.unfreeze,
-        task=task,
-        batch=section.batch,
+def _plan_options(config: Config) -> PlanOptions:
+    total, unit = run_length(config.epochs, config.steps)
+    return PlanOptions(
+        **config.plan.model_dump(exclude={"file"}),
         seed=config.settings.seed,
         total=total,
         unit=unit,
         count=False,  # costs are counted below, for the batch of the run
-        regularise=strengths,
-        source=config.source,
-        target=to,
-        start=start if to is not None else None,
-        settings={**section.settings, **({"sid": True} if section.sid else {})},
     )
 
 
 def _with_length(schedule: Schedule, config: Config) -> Schedule:
     """The schedule with the length of the run, if one is given."""
-    total, unit = (config.steps, "steps") if config.steps is not None else (config.epochs, "epochs")
+    total, unit = run_length(config.epochs, config.steps)
     if total is None:
         if schedule.total is None:
             raise InputError("the length of the run is unknown; give epochs or steps (--epochs N, --steps N)")

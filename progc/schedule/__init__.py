@@ -1,6 +1,9 @@
-"""Schedules: stages as data, the space they are chosen from, and the strategies that choose."""
+"""Schedules: stages as data, the growth space they are chosen from, their costs, and the programs they train.
 
-from progc.analysis.costs.counting import StageCost
+May import `growth` and below. Searches that choose the stages are in `progc.search`.
+"""
+
+from progc.analysis.costs.cost import StageCost
 from progc.data.regularisation import Regularisation
 from progc.schedule.point import Point, Unfreeze
 from progc.schedule.schedule import Candidate, Decision, ModelRef, Schedule

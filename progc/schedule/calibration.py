@@ -1,4 +1,4 @@
-"""Rates of the present machine, from a few operations measured in about a second."""
+"""Measures the rates of this machine with a few operations, in about a second."""
 
 from __future__ import annotations
 
@@ -25,13 +25,16 @@ def calibrate(
     dtype: torch.dtype = torch.float32,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Machine:
-    """Measures a small and a large operation of each kind, and Adam; rates are what explains both.
+    """Measures a small and a large operation of each kind, and AdamW, and fits the rates to both.
 
     Args:
-        device: None: the CPU.
-        seconds: spent in all.
-        dtype: of the values.
-        clock: `time.process_time` on a CPU that is busy with other work.
+        device: the device to measure; None takes the CPU.
+        seconds: seconds to spend in total.
+        dtype: dtype of the values.
+        clock: returns seconds. Use `time.process_time` on a CPU that is busy with other work.
+
+    Returns:
+        The machine, for predicted seconds of a step.
     """
     place = torch.device(device or "cpu")
     known = default_machine(place.type)

@@ -1,8 +1,8 @@
-"""When each stage of a run ends: the state machine that applies a schedule's rules.
+"""Decides when each stage of a run ends: the state machine that applies a schedule's rules.
 
-A `Controller` is told what training observes and says when a stage ends. It is pure: its answers follow from what it
-was told (wall seconds are told, never measured), its state is JSON, and every end is recorded. A run that is resumed
-repeats the recorded ends.
+A `Controller` gets what training observes and decides when a stage ends. It is deterministic: its decisions depend only
+on the observations (it measures no time itself), its state is JSON, and every end is recorded. A resumed run repeats
+the recorded ends.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ class Ended:
     """The end of one stage, as it is logged.
 
     Attributes:
-        stage: its index.
-        step: steps of the whole run that were done then.
-        planned: at which step it would have ended had no rule said otherwise.
-        reason: one sentence, for people.
-        rule: kind of the rule that ended it, None where its time was up.
-        value: what that rule measured.
+        stage: index of the stage.
+        step: number of steps of the whole run that were done at the end.
+        planned: the step at which the stage would have ended without rules.
+        reason: one sentence that says why it ended.
+        rule: kind of the rule that ended it; None if it had its full length.
+        value: what the rule measured.
     """
 
     stage: int
@@ -44,37 +44,40 @@ class Ended:
     value: float | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON object."""
+        """Returns a JSON object."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Ended:
-        """What `to_json` gave.
+        """Reads an end that `to_json` wrote.
 
         Raises:
-            InputError: something else.
+            InputError: not such an object.
         """
         try:
             return cls(**data)
         except TypeError as error:
-            raise InputError(f"the record of a stage's end cannot be read: {error}; start the run anew") from error
+            raise InputError(
+                f"the record of a stage's end cannot be read: {error}; start the run again from the beginning"
+            ) from error
 
 
 class Controller:
-    """Says when each stage of a run ends.
+    """Decides when each stage of a run ends.
 
         controller = Controller.of(schedule, total=10_000)
         controller.observe(step, loss=2.3)          # after every step; `step` steps are done
         if controller.ended(): ...                  # the next stage begins
 
-    The budget is kept: a stage's time is its part of what is left, so what one leaves goes to the later ones. No stage
-    gets less than `least` or more than `most` of its share, and the last one never less than its share. A rule ends a
-    stage early. Late it ends where every rule has seen enough of it and says that it still gets better.
+    The length of the run does not change: a stage gets its part of the steps that are left, so steps that one stage
+    does not use go to the later ones. No stage gets less than `least` or more than `most` of its share, and the last
+    one never less than its share. A stage ends early as soon as one rule says that it is over. It is prolonged while
+    every rule has enough observations and none says that it is over.
 
     Attributes:
-        stage: index of the present stage; the number of stages after the last one.
-        start: at which step it began.
-        step: steps done.
+        stage: index of the present stage; the number of stages when the run is over.
+        start: the step at which the present stage began.
+        step: number of steps done.
         log: ends so far.
     """
 
@@ -86,18 +89,18 @@ class Controller:
         costs: Sequence[float] | None = None,
         recorded: Sequence[Ended] = (),
     ) -> None:
-        """At the beginning of a run.
+        """Makes the controller of a run at its beginning.
 
         Args:
             lengths: planned steps of every stage, at least 1 each.
-            costs: of a step of each stage, in any unit; for `Gain(against="next")`. None: all alike.
+            costs: cost of a step of each stage, in any unit, for `Gain(against="next")`. None: all are equal.
             recorded: ends of the same run, which are repeated.
 
         Raises:
             InputError: a stage without a step.
         """
         if not lengths or min(lengths) < 1:
-            raise InputError(f"stages of {list(lengths)} steps: every stage needs 1 or more; give more steps")
+            raise InputError(f"expected at least 1 step for every stage, got {list(lengths)}; give more steps")
         self.lengths = tuple(lengths)
         self.rules = tuple(ending)
         self.costs = tuple(costs) if costs is not None else (1.0,) * len(self.lengths)
@@ -109,13 +112,14 @@ class Controller:
 
     @classmethod
     def of(cls, schedule: Schedule, total: int | None = None, *, recorded: Sequence[Ended] = ()) -> Controller:
-        """For a schedule.
+        """Makes the controller of a schedule.
 
         Args:
-            total: length of the run; None: the schedule's own.
+            total: length of the run in the schedule's unit; None takes the schedule's own.
+            recorded: ends of the same run, which are repeated.
 
         Raises:
-            InputError: no length is known, or a stage would get nothing.
+            InputError: the length is not known, or a stage would have no step.
         """
         starts = schedule.starts(total)
         length = schedule.total if total is None else total
@@ -125,12 +129,12 @@ class Controller:
 
     @property
     def total(self) -> int:
-        """Steps of the whole run."""
+        """Number of steps of the whole run."""
         return sum(self.lengths)
 
     @property
     def planned(self) -> int:
-        """At which step the present stage ends unless a rule says otherwise."""
+        """The step at which the present stage ends if no rule decides otherwise."""
         if self.stage >= len(self.lengths) - 1:
             return self.total
         left = sum(self.lengths[self.stage :])
@@ -139,7 +143,7 @@ class Controller:
 
     @property
     def latest(self) -> int:
-        """At which step the present stage ends at the latest: later ones get their least, the last one its share."""
+        """The last step at which the present stage can end: later ones keep their least, the last one its share."""
         if self.stage >= len(self.lengths) - 1:
             return self.total
         most = min((rule.most for rule in self.rules), default=1.0)
@@ -154,18 +158,22 @@ class Controller:
     def observe(
         self, step: int, *, loss: float | None = None, validation: float | None = None, seconds: float | None = None
     ) -> None:
-        """Takes in what was seen after `step` steps of the run, and ends the stage if it is over.
+        """Takes what was observed after `step` steps of the run, and ends the stage if it is over.
 
         Args:
-            loss: of this step; a value that is not finite is left out.
-            validation: a validation's result, if there was one.
+            step: number of steps of the run that are done.
+            loss: training loss of this step; a value that is not finite is ignored.
+            validation: result of a validation, if there was one.
             seconds: wall seconds since the run began, with `validation`.
 
         Raises:
-            InputError: steps that go backwards.
+            InputError: the step is before the previous one.
         """
         if step < self.step:
-            raise InputError(f"step {step} comes after step {self.step}; resume from the state of that step")
+            raise InputError(
+                f"step {step} is observed after step {self.step}; observe steps in order, or resume from the state at "
+                f"step {step}"
+            )
         self.step, self._last = step, None
         if self.stage >= len(self.lengths):
             return
@@ -180,7 +188,7 @@ class Controller:
         self._memories = [rules.memory(rule) for rule in self.rules]
 
     def ended(self) -> Ended | None:
-        """The record of the end that the last observation made; None if the stage goes on."""
+        """Returns the end that the last observation caused; None if the stage continues."""
         return self._last
 
     def _end(self) -> Ended | None:
@@ -198,17 +206,17 @@ class Controller:
             if verdict is not None and verdict.over:
                 return self._record(planned, verdict.reason, rule.kind, verdict.value)
         if self.step >= self.latest:
-            late = "a stage cannot be longer" if self.step > planned else "its time is up"
+            late = "the stage cannot be longer" if self.step > planned else "its length is reached"
             return self._record(planned, late)
         if self.step >= planned and not (told and all(verdict is not None for verdict in told)):
-            return self._record(planned, "its time is up")
+            return self._record(planned, "its length is reached")
         return None
 
     def _record(self, planned: int, reason: str, rule: str | None = None, value: float | None = None) -> Ended:
         return Ended(self.stage, self.step, planned, reason, rule, value)
 
     def state(self) -> dict[str, Any]:
-        """Everything there is to know, as JSON."""
+        """Returns the whole state as a JSON object."""
         return {
             "format": STATE,
             "version": VERSION,
@@ -225,18 +233,18 @@ class Controller:
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any], *, recorded: Sequence[Ended] = ()) -> Controller:
-        """Goes on from what `state` gave.
+        """Makes a controller that resumes from what `state` returned.
 
         Args:
             recorded: ends that the run logged after that state, which are repeated.
 
         Raises:
-            InputError: not a state, or of a newer version.
+            InputError: not a state, or a newer version.
         """
         if state.get("format") != STATE or not isinstance(state.get("version"), int) or state["version"] > VERSION:
             raise InputError(
-                f"not the state of a controller: {state.get('format')!r}, version {state.get('version')!r}; expected "
-                f"{STATE!r} of version up to {VERSION}"
+                f"not the state of a controller: expected the format {STATE!r} of version {VERSION} or lower, got "
+                f"{state.get('format')!r}, version {state.get('version')!r}"
             )
         ends = [*map(Ended.from_json, state["recorded"]), *recorded]
         made = cls(state["lengths"], [rule_from_json(r) for r in state["rules"]], costs=state["costs"], recorded=ends)

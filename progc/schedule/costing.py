@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from progc.analysis.costs.counting import StageCost, Step, cost_of, step_of
+from progc.analysis.costs.cost import StageCost
+from progc.analysis.costs.counting import Step, cost_of, step_of
 from progc.analysis.costs.machine import Machine, default_machine
 from progc.ir.deferred import device_of
 from progc.ir.program import Program
@@ -33,19 +34,22 @@ def counted_stages(
     device: str | torch.device | None = None,
     machine: Machine | None = None,
 ) -> tuple[Stage, ...]:
-    """The stages with their costs, counted on shapes alone; equal networks and trainable sets are counted once.
+    """Counts the costs of all stages on shapes alone; equal networks and trainable sets are counted once.
 
     Args:
-        full: the full program; its parameters may be deferred unless something is measured.
-        batch: samples per step; None: those of the example.
-        measure: steps are measured too, on this task, a step of each stage in turns; its batch is `batch`.
-        seed: for measuring.
-        device: where to measure; None: where the program's tensors are.
-        machine: for predicted seconds; None: usual constants of the program's device.
+        full: the full program; its parameters may be deferred unless steps are measured.
+        batch: samples per step; None takes the batch size of the example inputs.
+        measure: a task on which steps are timed as well, one step of each stage in turn.
+        seed: seed for timing.
+        device: where steps are timed; None takes the device of the program's tensors.
+        machine: rates for predicted seconds; None takes typical rates of the program's device.
+
+    Returns:
+        The stages with `cost` set.
 
     Raises:
-        NotCounted: a stage's graph does not run without values.
-        TargetError, PassOptionError: the network cannot have a stage's sizes or trainable set.
+        NotCounted: a stage's graph does not run on shapes alone.
+        TargetError, PassOptionError: the network cannot have the sizes or the trainable set of a stage.
     """
     machine = machine or default_machine(_device(full))
     networks: dict[Point, Program] = {}
@@ -87,12 +91,17 @@ def _measured(
 def predicted_seconds(
     program: Program | Step, *, batch: int | None = None, machine: Machine | None = None, learning: bool = True
 ) -> float:
-    """Seconds of one training step of a program with its present trainable set, from its graph alone.
+    """Predicts the seconds of one training step of a program with its present trainable set, from its graph alone.
 
-    With the usual constants only ratios mean something; `calibrate()` gives those of the present machine.
+    With the default rates only ratios are meaningful; `calibrate()` measures the rates of this machine.
+
+    Args:
+        batch: samples per step; None takes the batch size of the example inputs.
+        machine: rates; None takes typical rates of the program's device.
+        learning: whether the optimizer's step is included.
 
     Raises:
-        NotCounted, InputError: as `count`.
+        NotCounted, InputError: as for `count`.
     """
     if isinstance(program, Step):
         return (machine or default_machine()).seconds(program, learning=learning)
@@ -100,13 +109,13 @@ def predicted_seconds(
 
 
 def token_linear(points: Sequence[tuple[float, float, float]]) -> float:
-    """Speed-up of equal stages in a model that is linear in tokens and blocks, over the last one throughout.
+    """Returns the speedup of stages of equal length, over the last stage throughout, in a token-linear cost model.
 
-    A stage costs tokens x depth x (2 + d) / 3 of the full network's step, where d is the share of the blocks that
-    trains: a third of a step is for gradients of weights. The bounds of published schedules are computed so.
+    A stage costs tokens x depth x (2 + d) / 3 of a step of the full network. d is the share of the blocks that train:
+    the gradients of weights take a third of a step. The bounds of the published schedules are computed in this way.
 
     Args:
-        points: per stage image side, depth (in any units), and d.
+        points: per stage the side of the image, the depth (in any unit), and d.
     """
     side, depth, _ = points[-1]
     costs = [(s / side) ** 2 * (blocks / depth) * (2 + d) / 3 for s, blocks, d in points]

@@ -1,4 +1,7 @@
-"""Levels of depth: for every chain that varies, and only depths that shrink can make and growth leads away from."""
+"""Finds the levels of depth of every chain that varies.
+
+Only depths are offered that `shrink` can make and from which the network can grow.
+"""
 
 from __future__ import annotations
 
@@ -19,17 +22,17 @@ if TYPE_CHECKING:
 
 Depths = list[dict[str, int]]
 SMALLEST = Fraction(1, 2)
-"""Smallest level by default, of the full size, as published for training from scratch."""
+"""The smallest level by default, as a factor of the full size (published for training from scratch)."""
 
 
 def variable(program: Program) -> list[Chain]:
-    """The chains that can be shorter, the outer one of several inside one another."""
+    """Returns the chains that can be shorter; of nested chains the outer one."""
     table = list(chains_of(program))
     return [chain for chain in table if covering(chain, table) is None and len(allowed_depths(chain)) > 1]
 
 
 def by_default(program: Program, levels: int, start: dict[str, int] | None) -> Depths:
-    """Evenly spaced depths of every chain, from half of the full depth or from that of `start`."""
+    """Returns evenly spaced depths of every chain, from half of the full depth or from the depth of `start`."""
     chains = variable(program)
     first = {chain.name: Fraction((start or {}).get(chain.name, chain.siblings * SMALLEST)) for chain in chains}
     wanted = {chain.name: factors(first[chain.name], Fraction(chain.siblings), levels) for chain in chains}
@@ -37,16 +40,14 @@ def by_default(program: Program, levels: int, start: dict[str, int] | None) -> D
 
 
 def asked(program: Program, text: Levels, notes: list[str]) -> Depths:
-    """The depths of a text.
+    """Returns the depths that a text gives; `notes` gets a sentence for each depth that is rounded.
 
     Raises:
-        InputError: a depth that a chain cannot have, with the nearest that it can; chains with different numbers of
-            levels; a last level that is not the full depth.
+        InputError: a depth that a chain cannot have (the message gives the nearest that it can have), chains with
+            different numbers of levels, or a last level that is not the full depth.
     """
     if not len(chains_of(program)):
-        raise InputError(
-            "depths: this network has no chain of blocks (progc inspect --chains says why); leave depths out"
-        )
+        raise InputError("depths: this network has no chain of blocks (progc inspect --chains says why); remove depths")
     wishes = parse("depths", text, named=True)
     chosen: dict[str, list[int]] = {}
     named = {chain.name for wish in wishes if wish.name for chain in matching(chains_of(program), wish.name, "depths")}
@@ -61,25 +62,25 @@ def asked(program: Program, text: Levels, notes: list[str]) -> Depths:
     counts = {len(depths) for depths in chosen.values()}
     if len(counts) > 1:
         told = ", ".join(f"{name} has {len(depths)}" for name, depths in chosen.items())
-        raise InputError(f"depths: every chain needs the same number of levels; {told}")
+        raise InputError(f"depths: expected the same number of levels for every chain; {told}")
     chains = [chain for chain in chains_of(program) if chain.name in chosen]
     for chain in chains:
         if chosen[chain.name][-1] != chain.siblings:
             raise InputError(
-                f"depths: the last level is the full network, and {chain.name} has depth {chain.siblings}, not "
-                f"{chosen[chain.name][-1]}; add {chain.name}:{chain.siblings} as last level"
+                f"depths: expected the full depth of {chain.name}, {chain.siblings}, as the last level, got "
+                f"{chosen[chain.name][-1]}; add {chain.name}:{chain.siblings}"
             )
     return _levels(chains, chosen)
 
 
 def named(program: Program, text: Levels) -> list[str]:
-    """The chains that a text names."""
+    """Returns the names of the chains that a text names."""
     wishes = [wish for wish in parse("depths", text, named=True) if wish.name]
     return [chain.name for wish in wishes for chain in matching(chains_of(program), wish.name or "", "depths")]
 
 
 def from_start(program: Program, levels: Depths, start: dict[str, int]) -> Depths:
-    """The depths of `start` (of every chain that can vary), then the levels that are above them in every chain."""
+    """Returns the depths of `start` as the first level, and the levels that are at least as deep in every chain."""
     full = {chain.name: chain.siblings for chain in chains_of(program)}
     smaller = {name for name, depth in start.items() if depth < full[name]}
     names = [name for name in full if name in smaller or any(name in level for level in levels)]
@@ -89,7 +90,7 @@ def from_start(program: Program, levels: Depths, start: dict[str, int]) -> Depth
 
 
 def clamped(levels: Depths, name: str, least: int) -> Depths:
-    """The levels with a chain at least that deep; without it where it does not vary any more."""
+    """Returns the levels with a chain at least `least` deep; a chain that does not vary any more is left out."""
     raised = [{**level, name: max(level[name], least)} for level in levels]
     if len({level[name] for level in raised}) == 1:
         raised = [{other: depth for other, depth in level.items() if other != name} for level in raised]
@@ -97,15 +98,15 @@ def clamped(levels: Depths, name: str, least: int) -> Depths:
 
 
 def lowest(chain: Chain, levels: Depths, works: Callable[[int], bool]) -> int:
-    """The smallest depth from the lowest level on that works; the full depth if none does."""
+    """Returns the smallest depth, from the lowest level upwards, that works; the full depth if none does."""
     depths = [depth for depth in allowed_depths(chain) if depth >= levels[0][chain.name]]
     return next((depth for depth in depths[:-1] if works(depth)), chain.siblings)
 
 
 def _for_all(chains: Sequence[Chain], wish: Wish, notes: list[str]) -> dict[str, list[int]]:
-    """Factors are of each chain's depth; numbers of blocks are of all chains together, in proportion."""
+    """Factors apply to the depth of each chain; numbers of blocks are divided over all chains in proportion."""
     if not chains:
-        raise InputError(f"depths `{wish.text}`: no chain of this network can be shorter; leave depths out")
+        raise InputError(f"depths `{wish.text}`: no chain of this network can be shorter; remove depths")
     if wish.relative:
         return {chain.name: [_nearest(chain, value * chain.siblings) for value in wish.values] for chain in chains}
     whole = sum(chain.siblings for chain in chains)
@@ -114,19 +115,21 @@ def _for_all(chains: Sequence[Chain], wish: Wish, notes: list[str]) -> dict[str,
     for value in wish.values:
         if not least <= value <= whole:
             raise InputError(
-                f"depths `{wish.text}`: {_list(chains)} can have {least} to {whole} blocks in all, not {_number(value)}"
+                f"depths `{wish.text}`: expected {least} to {whole} blocks in {_list(chains)} together, got "
+                f"{_number(value)}"
             )
         parts = split(int(value), [chain.siblings for chain in chains], [chain.period for chain in chains])
         near = [_nearest(chain, Fraction(part)) for chain, part in zip(chains, parts, strict=True)]
         if sum(near) != value:
             notes.append(
-                f"depths: {_number(value)} blocks become {sum(near)}, the nearest that {_list(chains)} can have"
+                f"depths: {_number(value)} blocks are rounded to {sum(near)}, the nearest that {_list(chains)} can have"
             )
         for chain, depth in zip(chains, near, strict=True):
             found[chain.name].append(depth)
     if wish.values[-1] != whole:
         raise InputError(
-            f"depths `{wish.text}`: the last level is the full network, {whole} blocks; write {wish.text},{whole}"
+            f"depths `{wish.text}`: expected the full network, {whole} blocks, as the last level; write "
+            f"{wish.text},{whole}"
         )
     return found
 
@@ -138,7 +141,7 @@ def _exactly(chain: Chain, value: Fraction, wish: Wish, notes: list[str]) -> int
         return int(wanted)
     near = _nearest(chain, wanted)
     if wish.relative or wanted.denominator != 1:
-        notes.append(f"depths: {chain.name} gets {near} blocks, the nearest it can have to {_number(wanted)}")
+        notes.append(f"depths: {chain.name} gets {near} blocks, the nearest to {_number(wanted)} that it can have")
         return near
     below = [depth for depth in allowed if depth < wanted][-1:]
     above = [depth for depth in allowed if depth > wanted][:1]
@@ -150,7 +153,7 @@ def _exactly(chain: Chain, value: Fraction, wish: Wish, notes: list[str]) -> int
 
 
 def _nearest(chain: Chain, wanted: Fraction) -> int:
-    """Halves upwards, as shrink rounds."""
+    """Halves are rounded up, as in `shrink`."""
     return min(allowed_depths(chain), key=lambda depth: (abs(depth - wanted), -depth))
 
 

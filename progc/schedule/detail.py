@@ -1,4 +1,4 @@
-"""One stage of a schedule in full: sizes, the passes that make its network, regularisation, costs, the search."""
+"""Prints one stage of a schedule in full: sizes, passes that make its network, regularisation, costs, the search."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ from typing import Any
 from progc.errors import InputError
 from progc.schedule.point import Point, size_text
 from progc.schedule.schedule import Schedule
-from progc.schedule.shares import BASES, time_shares
-from progc.schedule.stage import Stage
+from progc.schedule.stage import BASES, Stage, time_shares
 from progc.schedule.text import decision_text, figure, memory, pairs, percent
+
+FULL_SIZE = "as in the full network"
+FROM_FULL = "from the full"
 
 
 def stage_text(schedule: Schedule, index: int) -> str:
-    """The stage `index`.
+    """Returns the stage `index` as text.
 
     Raises:
         InputError: there is no such stage.
@@ -26,42 +28,42 @@ def stage_text(schedule: Schedule, index: int) -> str:
         starts = [*schedule.starts(), schedule.total]
         rows.append((schedule.unit, f"{starts[index]} to {starts[index + 1] - 1}"))
     rows += [
-        ("resolution", f"{size_text(point.resolution)} pixels" if point.resolution else "of the full network"),
+        ("resolution", f"{size_text(point.resolution)} pixels" if point.resolution else FULL_SIZE),
         ("depth", _sizes(point.depths)),
         ("width", _sizes(point.widths)),
         ("trains", _trains(point)),
         ("sid", "none" if stage.sid is None else f"row {stage.sid}"),
-        ("regularisation", str(stage.regularisation) or "as the recipe has it"),
-        ("of the full one", of_full(point)),
+        ("regularisation", str(stage.regularisation) or "not set by the plan"),
+        (FROM_FULL, of_full(point)),
     ]
     if index:
         rows.append((f"from stage {index - 1}", from_before(point, schedule.stages[index - 1].point)))
     cost = stage.cost
     if cost is not None:
         rows += [
-            ("batch", f"{cost.batch} samples a step"),
-            ("parameters", f"{cost.parameters:,}, of these {cost.trainable:,} train"),
-            ("forward", f"{figure(cost.forward_flops / 1e9)} GFLOPs a step"),
-            ("backward", f"{figure(cost.backward_flops / 1e9)} GFLOPs a step"),
+            ("batch", f"{cost.batch} samples per step"),
+            ("parameters", f"{cost.parameters:,}, of which {cost.trainable:,} train"),
+            ("forward", f"{figure(cost.forward_flops / 1e9)} GFLOPs per step"),
+            ("backward", f"{figure(cost.backward_flops / 1e9)} GFLOPs per step"),
             (
                 "memory",
                 f"{memory(cost.memory)}: activations {memory(cost.activation_bytes)}, parameters "
                 f"{memory(cost.parameter_bytes)}, gradients {memory(cost.gradient_bytes)}, optimizer "
                 f"{memory(cost.optimizer_bytes)}",
             ),
-            ("seconds", "not measured" if cost.seconds is None else f"{figure(cost.seconds)} a step, measured"),
+            ("seconds", "not measured" if cost.seconds is None else f"{figure(cost.seconds)} per step, measured"),
         ]
         shares = {basis: time_shares(schedule.stages, basis) for basis in BASES}
         known = [f"{percent(found[index])} {basis}" for basis, found in shares.items() if found is not None]
         if known:
             rows.append(("share of time", ", ".join(known)))
-    parts = [pairs(rows, whole=("of the full one", f"from stage {index - 1}"))]  # to be copied
+    parts = [pairs(rows, whole=(FROM_FULL, f"from stage {index - 1}"))]  # not wrapped: these are copied
     parts += [decision_text(decision) for decision in schedule.decisions if decision.stage == index]
     return "\n\n".join(parts)
 
 
 def stage_json(schedule: Schedule, index: int) -> dict[str, Any]:
-    """The stage `index` as JSON, with its passes and what was decided.
+    """Returns the stage `index` as JSON, with its passes and the search.
 
     Raises:
         InputError: there is no such stage.
@@ -81,19 +83,19 @@ def _stage(schedule: Schedule, index: int) -> Stage:
     number = len(schedule.stages)
     if not 0 <= index < number:
         known = f"stages 0 to {number - 1}" if number > 1 else "stage 0 only"
-        raise InputError(f"there is no stage {index}: the plan has {known}")
+        raise InputError(f"there is no stage {index}; the plan has {known}")
     return schedule.stages[index]
 
 
 def of_full(point: Point) -> str:
-    """The passes that make a point's network and trainable set of the full network, as pipeline text."""
+    """Returns the passes from the full network to a point's network and trainable set, as pipeline text."""
     from progc.pipeline.base import to_text
 
     return ",".join(filter(None, (to_text(point.shrinking()), _freeze(point)))) or "nothing"
 
 
 def from_before(point: Point, before: Point) -> str:
-    """The passes that lead from the network of an earlier point to this one's, as pipeline text."""
+    """Returns the passes from the network of an earlier point to that of this one, as pipeline text."""
     from progc.pipeline.base import to_text
 
     frozen = _freeze(point) if point.unfreeze != before.unfreeze else ""
@@ -101,7 +103,7 @@ def from_before(point: Point, before: Point) -> str:
 
 
 def _freeze(point: Point) -> str:
-    """The freeze pass; how many blocks a prefix or suffix has is known only with the network, hence `...`."""
+    """The freeze pass; `...` stands for the number of blocks of a prefix or suffix, which depends on the network."""
     from progc.pipeline.base import to_text
 
     level = point.unfreeze
@@ -115,12 +117,12 @@ def _trains(point: Point) -> str:
     if level is None or level.full:
         return "everything"
     if level.shape == "interleave":
-        return f"of every {level.of} blocks the first {level.level}, and all outside of blocks ({level})"
+        return f"the first {level.level} of every {level.of} blocks, and everything outside of blocks ({level})"
     part = f"{level.of - level.level}/{level.of} of the blocks"
     if level.shape == "prefix":
-        return f"all but the first {part} and what stands before and between them ({level})"
-    return f"all but the last {part} ({level})"
+        return f"everything except the first {part} and what comes before and between them ({level})"
+    return f"everything except the last {part} ({level})"
 
 
 def _sizes(sizes: Mapping[str, int]) -> str:
-    return ", ".join(f"{name} {size}" for name, size in sizes.items()) or "of the full network"
+    return ", ".join(f"{name} {size}" for name, size in sizes.items()) or FULL_SIZE

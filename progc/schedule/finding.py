@@ -1,16 +1,17 @@
-"""The growth space of a network: what can vary, by analysis, narrowed by what the user asks for.
+"""Finds the growth space of a network: what can vary, by analysis, narrowed by the levels that the user gives.
 
-Every level is built on deferred tensors before it is offered (no weights are allocated), and grown to the next one: the
-result has to be the network of that level, tensor by tensor. Texts are those of `progc/schedule/level_texts.py`:
+Every level is built on deferred tensors before it is offered (no weights are allocated), and grown to the next one. The
+result must be the network of that level, tensor by tensor. Levels are texts (see `progc.schedule.level_texts`):
 
-depths        0.5:1:4, 0.25,0.5,1 (factors of every chain), 6,9,12 (blocks; of all chains together, in proportion),
-              layer3:6,layer3:23 (of one chain; glob names are fine). Default: from half to the full depth.
-widths        0.5:1:3, 192,288,384: the residual width, heads in proportion. Default: the width does not vary.
-resolutions   128,160,192,224, 160x224,320x448 (height x width), 0.5:1:4 (on a grid that the network can take).
+depths        0.5:1:4 or 0.25,0.5,1 (factors, for every chain), 6,9,12 (blocks, divided over all chains in proportion),
+              layer3:6,layer3:23 (one chain; glob patterns work). Default: from half to the full depth.
+widths        0.5:1:3 or 192,288,384: width of the residual stream, heads in proportion. Default: the width is fixed.
+resolutions   128,160,192,224 or 160x224,320x448 (height x width), or 0.5:1:4 (on a grid that the network can take).
               Default: from half to the full size.
-unfreeze      interleave:4, prefix:4, suffix:3, several of them with commas: shape and number of levels. Default:
-              everything trains. Where blocks unfreeze, the network is trained already: depth varies only if asked.
-none          in any of these: stays as it is.
+unfreeze      interleave:4, prefix:4, suffix:3, or several separated by commas: shape and number of levels. Default:
+              everything trains. With unfreeze the network counts as pre-trained, and depth varies only if depths are
+              given.
+none          in any of these: the dimension does not vary.
 """
 
 from __future__ import annotations
@@ -27,11 +28,10 @@ from progc.errors import InputError, ProgcError, TargetError
 from progc.ir.deferred import defer
 from progc.pipeline.manager import run
 from progc.schedule import depth_levels, resolution_levels, width_levels
-from progc.schedule.building import network, stage_program
+from progc.schedule.building import check_smaller, check_start, network, stage_program, start_point
 from progc.schedule.level_texts import Levels, items, switched_off
 from progc.schedule.point import Point, Unfreeze
 from progc.schedule.space import Space
-from progc.schedule.starting import check_smaller, check_start, start_point
 
 if TYPE_CHECKING:
     from progc.ir.program import Program
@@ -41,13 +41,17 @@ __all__ = ["Found", "find", "find_space"]
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """A growth space, and sentences about what was rounded and what could not vary."""
+    """A growth space, and notes: sentences that say what was rounded and what could not vary."""
 
     space: Space
     notes: tuple[str, ...]
 
     def check(self) -> None:
-        """Raises InputError where nothing varies."""
+        """Checks that something varies.
+
+        Raises:
+            InputError: nothing varies.
+        """
         if self.space.empty:
             why = f" ({'; '.join(self.notes)})" if self.notes else ""
             raise InputError(
@@ -66,10 +70,10 @@ def find_space(
     levels: int = 4,
     start: Program | Point | None = None,
 ) -> Space:
-    """The space of `find`.
+    """Returns the space of `find`; arguments as there.
 
     Raises:
-        InputError: as `find`, and where nothing varies.
+        InputError: as for `find`, or nothing varies.
     """
     found = find(
         program, depths=depths, widths=widths, resolutions=resolutions, unfreeze=unfreeze, levels=levels, start=start
@@ -88,17 +92,20 @@ def find(
     levels: int = 4,
     start: Program | Point | None = None,
 ) -> Found:
-    """Levels in every dimension, ascending; the last of each is the full network's.
+    """Finds the levels of every dimension, ascending; the last level of each is that of the full network.
 
     Args:
         program: the full network; its weights are not read.
-        depths, widths, resolutions, unfreeze: see the module; None is the default.
-        levels: how many, where none are given; equal ones are one.
-        start: the network that training begins with, or its point: the smallest level has its depth and width.
+        depths, widths, resolutions, unfreeze: levels, see the module's docstring; None takes the default.
+        levels: number of levels of a dimension for which none are given; equal ones are merged.
+        start: the network that training begins with, or its point. The smallest level has its depth and width.
+
+    Returns:
+        The space, and notes on what was rounded and what could not vary.
 
     Raises:
-        InputError: a text that is none, a level that the network cannot have or grow from (with the nearest that it
-            can), a last level that is not the full network's, or a start that is no sub-network of it.
+        InputError: an invalid text, a level that the network cannot have or grow from (the message gives the nearest
+            ones), a last level that is not the full network, or a start that is not a sub-network of it.
     """
     return _SpaceSearch(_outline(program), levels, start).run(depths, widths, resolutions, unfreeze)
 
@@ -139,11 +146,11 @@ class _SpaceSearch:
         return self._growable(depth_levels.from_start(self.program, found, start) if start else found, named)
 
     def _growable(self, found: depth_levels.Depths, named: Sequence[str]) -> depth_levels.Depths:
-        """Without the depths that growth does not lead away from; those asked for by name are refused."""
+        """Removes depths from which the network does not grow; those that the user gives by name are refused."""
         fault = self._fault(_points(found))
         if fault is None:
             return found
-        for name in list(found[0]):  # one chain alone may be at fault, which shows with the others as they are
+        for name in list(found[0]):  # is one chain alone at fault? the others keep their levels
             rest = depth_levels.clamped(found, name, chains_of(self.program)[name].siblings)
             if self._fault(_points(rest)) is None:
                 return self._raised(found, name, named, fault)
@@ -161,10 +168,13 @@ class _SpaceSearch:
     def _raised(
         self, found: depth_levels.Depths, name: str, named: Sequence[str], fault: ProgcError, alone: bool = False
     ) -> depth_levels.Depths:
-        """With a chain as deep as growth needs it; its other depths, and those of the others if it is not alone, stay.
+        """Raises the depths of a chain to the smallest from which it grows.
+
+        Args:
+            alone: whether the other chains are at full depth while depths are tried.
 
         Raises:
-            InputError: the chain's depths were asked for by name.
+            InputError: the user gives the depths of the chain by name.
         """
         chain, smallest = chains_of(self.program)[name], found[0][name]
 
@@ -176,11 +186,11 @@ class _SpaceSearch:
         least = depth_levels.lowest(chain, found, works)
         if name in named:
             raise InputError(
-                f"depths: {name} does not grow from {smallest} blocks: {fault}; the smallest depth that it grows from "
+                f"depths: {name} does not grow from {smallest} blocks: {fault}; the smallest depth from which it grows "
                 f"is {least}"
             )
         self.notes.append(
-            f"depth: {name} keeps at least {least} blocks, since it does not grow from {smallest}: {fault}"
+            f"depth: {name} keeps at least {least} blocks, because it does not grow from {smallest}: {fault}"
         )
         return depth_levels.clamped(found, name, least)
 
@@ -229,8 +239,8 @@ class _SpaceSearch:
                 raise InputError(f"unfreeze: {shape} is given twice; give each shape once")
             if not blocks:
                 raise InputError(
-                    f"unfreeze `{item}`: the network has no chain of blocks (progc inspect --chains says why); leave "
-                    "unfreeze out"
+                    f"unfreeze `{item}`: the network has no chain of blocks (progc inspect --chains says why); remove "
+                    "unfreeze"
                 )
             if len(levels) > blocks:
                 raise InputError(f"unfreeze `{item}`: the network has {blocks} blocks; give at most {blocks} levels")
@@ -269,7 +279,9 @@ class _SpaceSearch:
         ):
             fault = self._fault(points) if len(points) > 1 else None
             if fault is not None:
-                raise InputError(f"{what}: the levels do not lead to one another in the smallest network: {fault}")
+                raise InputError(
+                    f"{what}: the smallest network does not grow from level to level: {fault}; give other levels"
+                )
         for level in space.unfreeze:
             try:
                 stage_program(self.program, dataclasses.replace(smallest, unfreeze=level))
@@ -282,7 +294,7 @@ def _points(levels: depth_levels.Depths) -> list[Point]:
 
 
 def _outline(program: Program) -> Program:
-    """The program with ones for weights, one tensor at a time: levels follow from structure, not from values."""
+    """The program with deferred ones as weights: levels depend on the structure, not on values."""
     twin = program.deferred
     made: dict[int, torch.Tensor] = {}
     for tensor in twin.tensors.values():

@@ -1,10 +1,8 @@
-"""One point of a growth space: the sub-network of the full network that a stage trains, and how much of it trains.
+"""A point of a growth space: the sub-network of the full network that a stage trains, and which of its blocks train.
 
-Which blocks of a stage train: interleaved, or all but a closed prefix or a suffix, in levels.
-
-`interleave:2/4` trains blocks b with b mod 4 < 2 (the levels of AutoProg-Zero); `prefix:2/4` freezes the first half of
-the blocks with everything before and between them, so that the backward ends there; `suffix:2/4` freezes the last
-half.
+Blocks unfreeze in levels. `interleave:2/4` trains the blocks b with b mod 4 < 2 (as AutoProg-Zero does). `prefix:2/4`
+freezes the first half of the blocks and everything before and between them, so that the backward pass ends there.
+`suffix:2/4` freezes the last half of the blocks.
 """
 
 from __future__ import annotations
@@ -22,15 +20,81 @@ if TYPE_CHECKING:
     from progc.pipeline.base import Pass
 
 WIDTH_KEYS = ("width", "heads", "mlp")
-"""Keys of `Point.widths` besides names of axes, as the options of shrink and grow-width."""
+"""Keys of `Point.widths` besides names of axes; they are options of shrink and grow-width as well."""
+SHAPES = ("interleave", "prefix", "suffix")
+_TEXT = re.compile(r"(?P<shape>[a-z]+):(?P<level>\d+)/(?P<of>\d+)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Unfreeze:
+    """Which blocks train: level `level` of `of` levels of a shape. At the last level everything trains.
+
+    Raises:
+        InputError: an unknown shape, or a level that is not in 1 to `of`.
+    """
+
+    shape: str
+    level: int
+    of: int
+
+    def __post_init__(self) -> None:
+        if self.shape not in SHAPES:
+            hint = did_you_mean(self.shape, SHAPES) or f"; shapes are {', '.join(SHAPES)}"
+            raise InputError(f"unfreeze: there is no shape `{self.shape}`{hint}")
+        if not 1 <= self.level <= self.of:
+            raise InputError(f"unfreeze: expected a level from 1 to {max(self.of, 1)}, got {self.level} of {self.of}")
+
+    @classmethod
+    def parse(cls, text: str) -> Unfreeze:
+        """Reads a text such as `interleave:2/4`.
+
+        Raises:
+            InputError: the text is not of this form.
+        """
+        match = _TEXT.fullmatch(text.strip())
+        if match is None:
+            raise InputError(f"unfreeze `{text}`: expected shape:level/levels, such as interleave:2/4")
+        return cls(match["shape"], int(match["level"]), int(match["of"]))
+
+    @property
+    def full(self) -> bool:
+        """Whether everything trains."""
+        return self.level == self.of
+
+    @property
+    def share(self) -> Fraction:
+        """The share of the blocks that train."""
+        return Fraction(self.level, self.of)
+
+    def frozen(self, blocks: int) -> int:
+        """Returns how many of `blocks` blocks a prefix or suffix of this level freezes; at least one trains."""
+        return min(blocks - 1, round(blocks * (1 - self.share))) if blocks else 0
+
+    def freeze(self, blocks: int, *, measure: bool = False) -> Pass:
+        """Returns the pass that sets this level in a program of `blocks` blocks; at the last level it unfreezes all."""
+        from progc.passes.freeze import Freeze
+
+        if self.full:
+            return Freeze(measure=measure)
+        if self.shape == "interleave":
+            return Freeze(level=self.level, of=self.of, measure=measure)
+        count = self.frozen(blocks)
+        if self.shape == "prefix":
+            return Freeze(prefix=count, stem=True, measure=measure)
+        return Freeze(suffix=count, measure=measure)
+
+    def __str__(self) -> str:
+        return f"{self.shape}:{self.level}/{self.of}"
 
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-    """A sub-network of a full program, and its trainable set. What a field leaves out is as in the full program.
+    """A sub-network of a full program, and its trainable set.
+
+    A chain, an axis or a resolution that is left out has its size in the full program.
 
     Attributes:
-        depths: chain name to depth as users count it (`Chain.siblings`).
+        depths: name of a chain to its number of blocks (`Chain.siblings`).
         widths: `width`, `heads`, `mlp` or the name of an axis to its size in units.
         resolution: height and width of the image in pixels.
         unfreeze: which blocks train; None: all.
@@ -50,7 +114,7 @@ class Point:
         return dataclasses.replace(self, unfreeze=None)
 
     def shrinking(self, storage: str = "share") -> list[Pass]:
-        """The passes that make this point's network of the full program; none if it is the full one."""
+        """Returns the passes from the full program to the network of this point; none if it is the full network."""
         from progc.passes.shrink import Shrink
 
         if not (self.depths or self.widths or self.resolution):
@@ -68,11 +132,11 @@ class Point:
         ]
 
     def growing(self, before: Point, inits: Mapping[str, str] | None = None) -> list[Pass]:
-        """The passes that lead from the network of an earlier point to this one's, depth first.
+        """Returns the passes from the network of an earlier point to the network of this one, depth first.
 
         Args:
-            before: the point of the stage before; no larger than this one in any dim.
-            inits: `depth` and `width` to how new weights are made (progc/pipeline/text.py).
+            before: the point of the previous stage, not larger than this one in any dimension.
+            inits: how new weights are made, for `depth` and `width` (see `progc.pipeline.text`).
         """
         from progc.passes.grow_depth import GrowDepth
         from progc.passes.grow_resolution import GrowResolution
@@ -100,10 +164,11 @@ class Point:
         return found
 
     def freezing(self, program: Program, *, measure: bool = False) -> list[Pass]:
-        """The pass that sets this point's trainable set in `program`, a network of this point; none where all trains.
+        """Returns the pass that sets the trainable set of this point; none if everything trains.
 
         Args:
-            measure: whether the pass counts what it saves.
+            program: the network of this point.
+            measure: whether the pass counts what freezing saves.
         """
         if self.unfreeze is None:
             return []
@@ -112,7 +177,7 @@ class Point:
         return [self.unfreeze.freeze(len(Blocks(program).units), measure=measure)]
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON object; fields that are as in the full program are left out."""
+        """Returns a JSON object, without the fields that have their size in the full program."""
         data: dict[str, Any] = {}
         if self.depths:
             data["depths"] = dict(self.depths)
@@ -126,10 +191,10 @@ class Point:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Point:
-        """What `to_json` gave.
+        """Reads a point that `to_json` wrote.
 
         Raises:
-            InputError: a key or a value that is none.
+            InputError: an unknown key or an invalid value.
         """
         unknown = data.keys() - {"depths", "widths", "resolution", "unfreeze"}
         if unknown:
@@ -139,14 +204,14 @@ class Point:
         resolution = data.get("resolution")
         sizes: list[Any] = list(resolution) if isinstance(resolution, (list, tuple)) else [resolution]
         if resolution is not None and not (len(sizes) == 2 and all(_whole(size) for size in sizes)):
-            raise InputError(f"point: resolution is [height, width] in pixels, not {resolution!r}")
+            raise InputError(f"point: resolution: expected [height, width] in pixels, got {resolution!r}")
         for key in ("depths", "widths"):
             value = data.get(key, {})
             if not isinstance(value, Mapping) or not all(_whole(size) for size in value.values()):
-                raise InputError(f"point: {key} maps names to whole numbers from 1 on, not {value!r}")
+                raise InputError(f"point: {key}: expected names with integers of at least 1, got {value!r}")
         unfreeze = data.get("unfreeze")
         if unfreeze is not None and not isinstance(unfreeze, str):
-            raise InputError(f"point: unfreeze is a text such as interleave:2/4, not {unfreeze!r}")
+            raise InputError(f"point: unfreeze: expected a text such as interleave:2/4, got {unfreeze!r}")
         return cls(
             dict(data.get("depths", {})),
             dict(data.get("widths", {})),
@@ -163,7 +228,7 @@ class Point:
 
 
 def size_text(size: Iterable[int]) -> str:
-    """`224` for a square, `160x224` (height x width) otherwise."""
+    """Returns a size as text: `224` for a square, `160x224` (height x width) otherwise."""
     height, width = size
     return str(height) if height == width else f"{height}x{width}"
 
@@ -174,71 +239,3 @@ def _text(size: int | None) -> str | None:
 
 def _whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
-
-
-SHAPES = ("interleave", "prefix", "suffix")
-
-
-_TEXT = re.compile(r"(?P<shape>[a-z]+):(?P<level>\d+)/(?P<of>\d+)")
-
-
-@dataclasses.dataclass(frozen=True)
-class Unfreeze:
-    """Level `level` of `of` levels of one shape; at the last level everything trains.
-
-    Raises:
-        InputError: an unknown shape, or a level out of 1 to `of`.
-    """
-
-    shape: str
-    level: int
-    of: int
-
-    def __post_init__(self) -> None:
-        if self.shape not in SHAPES:
-            hint = did_you_mean(self.shape, SHAPES) or f"; shapes are {', '.join(SHAPES)}"
-            raise InputError(f"unfreeze: there is no shape `{self.shape}`{hint}")
-        if not 1 <= self.level <= self.of:
-            raise InputError(f"unfreeze: level {self.level} of {self.of} is out of range; give 1 to {max(self.of, 1)}")
-
-    @classmethod
-    def parse(cls, text: str) -> Unfreeze:
-        """`interleave:2/4`.
-
-        Raises:
-            InputError: another text.
-        """
-        match = _TEXT.fullmatch(text.strip())
-        if match is None:
-            raise InputError(f"unfreeze `{text}`: expected shape:level/levels, such as interleave:2/4")
-        return cls(match["shape"], int(match["level"]), int(match["of"]))
-
-    @property
-    def full(self) -> bool:
-        """Whether everything trains."""
-        return self.level == self.of
-
-    @property
-    def share(self) -> Fraction:
-        """Share of the blocks that trains."""
-        return Fraction(self.level, self.of)
-
-    def frozen(self, blocks: int) -> int:
-        """How many of `blocks` blocks are frozen by a prefix or suffix of this level; at least one trains."""
-        return min(blocks - 1, round(blocks * (1 - self.share))) if blocks else 0
-
-    def freeze(self, blocks: int, *, measure: bool = False) -> Pass:
-        """The pass that sets this level in a program of that many blocks; one that frees everything at the last."""
-        from progc.passes.freeze import Freeze
-
-        if self.full:
-            return Freeze(measure=measure)
-        if self.shape == "interleave":
-            return Freeze(level=self.level, of=self.of, measure=measure)
-        count = self.frozen(blocks)
-        if self.shape == "prefix":
-            return Freeze(prefix=count, stem=True, measure=measure)
-        return Freeze(suffix=count, measure=measure)
-
-    def __str__(self) -> str:
-        return f"{self.shape}:{self.level}/{self.of}"

@@ -1,7 +1,7 @@
 """Adaptive regularisation: how strongly each stage is regularised, and the passes that set it in a program.
 
-Smaller networks need less (AutoProg, Li et al., CVPR 2022; Tan and Le 2021). What the train graph holds (drop-path,
-dropout) is set by `set-drop`; the rest is data for whoever loads samples.
+Smaller networks need less regularisation (AutoProg, Li et al., CVPR 2022; EfficientNetV2, Tan and Le, ICML 2021). The
+pass `set-drop` sets drop-path and dropout, which are in the train graph. The other strengths are for the data loader.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ if TYPE_CHECKING:
     from progc.pipeline.base import Pass
 
 PUBLISHED = Regularisation(drop_path=0.1, rand_augment=9, random_erasing=0.25)
-"""The last stage of the published script."""
+"""Strengths of the last stage in AutoProg's training script."""
 
 SCRIPT_STARTS: Mapping[str, float] = {"rand_augment": 0.5}
-"""The first stage over the last one in the published script; what is not named starts at 0."""
+"""Strength of the first stage divided by that of the last one, in AutoProg's script; others start at 0."""
 
 FLAG_STARTS: Mapping[str, float] = {"rand_augment": 0.0, "drop_path": -0.5, "random_erasing": -0.5}
-"""The same for the published program's own defaults. A ramp that starts below 0 is clipped there."""
+"""The same for the default flags of AutoProg's program. A ramp that starts below 0 is clipped at 0."""
 
 _FLOOR: Mapping[str, float] = {"rand_augment": 0.5}
-"""Default mode: strength for a network of size 0, over the full one's."""
+"""Default mode: strength for a network of size 0 divided by that of the full network."""
 
 
 def ramp(
@@ -40,30 +40,32 @@ def ramp(
     sizes: Sequence[float] | None = None,
     starts: Mapping[str, float] = SCRIPT_STARTS,
 ) -> list[Regularisation]:
-    """The regularisation of every stage; the last one has `final`, and what `final` leaves open stays open.
+    """Returns the regularisation of every stage; the last one has `final`. Fields that `final` does not set stay unset.
 
-    `reference`: every value rises linearly over the stages from its start to its end, RandAugment's magnitude rounded
-    down; for 4 stages and `PUBLISHED`: magnitudes 4, 6, 7, 9, drop-path 0, .033, .067, .1, erasing 0, .083, .167, .25.
+    `reference`: every value rises linearly over the stages, and RandAugment's magnitude is rounded down. For 4 stages
+    and `PUBLISHED` the magnitudes are 4, 6, 7, 9, drop-path 0, .033, .067, .1, and random erasing 0, .083, .167, .25.
 
-    `default`: a value follows the size s of the stage's network instead, since it is the size that over-fits: s times
-    the final value, for RandAugment (1 + s) / 2 times. Stages of one size are regularised alike.
+    `default`: a value depends on the size s of the stage's network, because it is the size that makes it overfit. It is
+    s times the final value, for RandAugment (1 + s) / 2 times. Stages of the same size have the same regularisation.
 
     Args:
         stages: number of stages, at least 1.
-        sizes: with `default`: sizes of the networks relative to the last one, above 0 and at most 1 (`sizes_of`);
+        final: strengths of the last stage.
+        mode: `default` or `reference`.
+        sizes: for `default`: sizes of the networks relative to the last one, above 0 and at most 1 (see `sizes_of`).
             None: equal steps, (k + 1) / stages.
-        starts: with `reference`: first value over last one, by field.
+        starts: for `reference`: first value divided by the last one, by field.
 
     Raises:
-        InputError: a number of stages, a mode or sizes that are none.
+        InputError: the number of stages, the mode or the sizes are out of range.
     """
     if stages < 1:
-        raise InputError(f"stages: a schedule has 1 stage or more, not {stages}")
+        raise InputError(f"stages: expected an integer of at least 1, got {stages}")
     if mode not in ("default", "reference"):
-        raise InputError(f"mode is default or reference, not {mode!r}")
+        raise InputError(f"mode: expected default or reference, got {mode!r}")
     known = [(k + 1) / stages for k in range(stages)] if sizes is None else [float(size) for size in sizes]
     if len(known) != stages or not all(0 < size <= 1 for size in known):
-        raise InputError(f"sizes: expected {stages} numbers above 0 and at most 1, one for each stage, not {known}")
+        raise InputError(f"sizes: expected {stages} numbers above 0 and at most 1, one for each stage, got {known}")
     found = []
     for k in range(stages):
         values: dict[str, float] = {}
@@ -86,11 +88,11 @@ def _published(name: str, end: float, start: float, part: float) -> float:
 
 
 def sizes_of(points: Sequence[Point]) -> list[float]:
-    """Sizes of the networks of these points relative to the last one: depth times width times side of the image.
+    """Returns the sizes of the networks of points relative to the last one: depth times width times side of the image.
 
-    Depth is the number of blocks of all chains that are named, width the mean of the ratios of the axes that are,
-    the side the square root of the area. What a point leaves out is as in the last one. Which blocks train does not
-    count: all of them compute. Above 0, at most 1.
+    Depth is the number of blocks of all named chains, width the mean ratio of the named axes, and the side the square
+    root of the image's area. A dimension that a point leaves out is as large as in the last one. Which blocks train
+    does not matter. Sizes are above 0 and at most 1.
     """
     return [min(_relative(point, points[-1]), 1.0) for point in points]
 
@@ -109,14 +111,14 @@ def _relative(point: Point, full: Point) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """Passes that set a stage's regularisation in its program, and what could not be set, for people."""
+    """Passes that set a stage's regularisation in its program, and notes on what could not be set."""
 
     passes: tuple[Pass, ...]
     notes: tuple[str, ...] = ()
 
 
 def setting_for(regularisation: Regularisation, program: Program, *, linear: bool | None = None) -> Setting:
-    """As `passes_for`, with a note on each rate that the network has no place for."""
+    """Returns the passes of `passes_for`, and a note for each rate that the network has no operation for."""
     from progc.passes.set_drop import SetDrop
     from progc.transforms.dropping import find_drops, is_linear
     from progc.transforms.dropping.ramp import shares
@@ -135,28 +137,30 @@ def setting_for(regularisation: Regularisation, program: Program, *, linear: boo
         if any(share.of_largest > 0 for share in shares(own)) or (own and kind == "path" and rises):
             wanted[kind] = rate
         elif rate > 0:
-            notes.append(f"{words} {rate:g} is not set: the network was captured with a rate of 0 and has none")
+            notes.append(
+                f"{words} {rate:g} is not set: the network was captured with a rate of 0 and has no such operation"
+            )
     if not wanted:
         return Setting((), tuple(notes))
     return Setting((SetDrop(**wanted, ramp="linear" if rises and "path" in wanted else "keep"),), tuple(notes))
 
 
 def passes_for(regularisation: Regularisation, program: Program, *, linear: bool | None = None) -> list[Pass]:
-    """The passes that set drop-path and dropout of a stage's program; none where the network drops nothing.
+    """Returns the passes that set drop-path and dropout in a stage's program; none if the network has neither.
 
     Args:
-        linear: whether drop-path is a linear ramp over the blocks, made anew for the program's depth; otherwise rates
-            keep their proportions. None: linear where rates are such a ramp as they are. A program that was
-            cut out of another is better told what that one is.
+        linear: whether drop-path is a linear ramp over the blocks, computed for the program's depth; otherwise rates
+            keep their proportions. None: linear if the present rates are such a ramp. For a program that was cut out
+            of another one, give what holds for the other one.
     """
     return list(setting_for(regularisation, program, linear=linear).passes)
 
 
 def dropping_everywhere(program: Program) -> list[Pass]:
-    """Passes that give drop-path to all blocks of chains in which some have it, at the rates of a linear ramp.
+    """Returns passes that give drop-path to all blocks of chains in which some have it, at rates of a linear ramp.
 
-    The first block of such a ramp has rate 0, hence no operation; a small network that is made of first blocks alone
-    would otherwise have lost drop-path for good. None where rates are no such ramp.
+    The first block of such a ramp has rate 0 and therefore no operation. A small network that consists of first blocks
+    would otherwise never get drop-path. No passes if the rates are not such a ramp.
     """
     from progc.passes.set_drop import SetDrop
     from progc.transforms.dropping import find_drops, is_linear
@@ -168,7 +172,7 @@ def dropping_everywhere(program: Program) -> list[Pass]:
 
 
 def timm_options(regularisation: Regularisation) -> dict[str, dict[str, Any]]:
-    """Keyword arguments for timm's `create_transform` and `Mixup` by the names of these; what is open is left out."""
+    """Returns keyword arguments for timm's `create_transform` and `Mixup`, by name, without unset fields."""
     from progc.models.timm import timm_options as options
 
     strengths = regularisation

@@ -1,4 +1,4 @@
-"""Levels of the resolution: image sizes that the network can take, by default on a grid like the published one."""
+"""Finds the levels of the resolution: image sizes that the network can take, on a grid like AutoProg's by default."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 Size = tuple[int, int]
 SMALLEST = Fraction(1, 2)
 STEPS = 7
-"""A grid has at most so many steps in the full size: multiples of 32 in 224 pixels, as published."""
+"""A grid has at least this many steps in the full size: multiples of 32 in 224 pixels, as published."""
 _SIZE = re.compile(r"(\d+)(?:x(\d+))?")
 
 
 def by_default(program: Program, levels: int, notes: list[str]) -> list[Size]:
-    """Evenly spaced sizes on the grid from half the full size on; none, with a note, if the network takes no others."""
+    """Returns evenly spaced sizes on the grid, from half the full size; none and a note if only the full one works."""
     try:
         return _on_grid(program, factors(SMALLEST, Fraction(1), levels))
     except (InputError, TargetError) as reason:
@@ -33,23 +33,26 @@ def by_default(program: Program, levels: int, notes: list[str]) -> list[Size]:
 
 
 def asked(program: Program, text: Levels) -> list[Size]:
-    """The sizes of a text, factors or a range on the grid.
+    """Returns the sizes that a text gives; factors and ranges are rounded to the grid.
 
     Raises:
-        InputError: no image, a size that the network cannot take, with the nearest ones that it can, or a last level
-            that is not the full size.
+        InputError: the network takes no image, a size that it cannot take (the message gives the nearest ones), or a
+            last level that is not the full size.
     """
     try:
         full = find_images(program)[0].size
     except TargetError as error:
-        raise InputError(f"resolutions: {error}; leave resolutions out") from error
+        raise InputError(f"resolutions: {error}; remove resolutions") from error
     texts = items(text)
     if not all(_SIZE.fullmatch(item) for item in texts):
         wishes = parse("resolutions", text, example="128,160x224")
         if not wishes[0].relative:
             wide = [Fraction(value, full[0]) for value in wishes[0].values]
             if full[0] != full[1] or wide[-1] > 1:
-                raise InputError(f"resolutions `{wishes[0].text}`: the image is {size_text(full)}; list sizes up to it")
+                raise InputError(
+                    f"resolutions `{wishes[0].text}`: expected sizes up to the full image size, {size_text(full)}; "
+                    "list them"
+                )
             found = _on_grid(program, wide)
         else:
             found = _on_grid(program, list(wishes[0].values))
@@ -58,30 +61,35 @@ def asked(program: Program, text: Levels) -> list[Size]:
     for size in found:
         if size[0] > full[0] or size[1] > full[1]:
             raise InputError(
-                f"resolutions: {size_text(size)} is larger than the image of the full network, {size_text(full)}; "
-                "grow the network to it first, or leave it out"
+                f"resolutions: {size_text(size)} is larger than the image size of the full network, {size_text(full)}; "
+                "grow the network to it first, or remove it"
             )
         try:
             resize(program, f"{size[0]}x{size[1]}")
         except TargetError as error:
             raise InputError(f"resolutions: {str(error).removeprefix('grow-resolution: ')}") from error
     if any(b[0] < a[0] or b[1] < a[1] for a, b in zip(found, found[1:], strict=False)):
-        raise InputError(f"resolutions: sizes ascend in both sides; {', '.join(map(size_text, found))} do not")
+        raise InputError(
+            f"resolutions: expected sizes that ascend in height and width, got {', '.join(map(size_text, found))}; "
+            "sort them"
+        )
     if found and found[-1] != full:
         raise InputError(
-            f"resolutions: the last level is the full network's image, {size_text(full)}; write "
+            f"resolutions: expected the full image size, {size_text(full)}, as the last level; write "
             f"{','.join(map(size_text, found))},{size_text(full)}"
         )
     return _distinct(found)
 
 
 def grid_step(program: Program) -> Size:
-    """What default sizes are multiples of: a step that the network can take, doubled up to a seventh of the image.
+    """Returns the step of the grid of default sizes, `(height, width)` in pixels.
 
-    Found by trial: distances to the full size that divide it, smallest first.
+    Distances to the full size that divide it are tried, smallest first. The first that works is doubled while it is at
+    most a seventh of the image.
 
     Raises:
-        InputError: no smaller size works. TargetError: no image.
+        InputError: no smaller size works.
+        TargetError: the network takes no image.
     """
     height, width = find_images(program)[0].size
     if height == width:
@@ -99,7 +107,7 @@ def _step(program: Program, full: int, at: object) -> int:
     works = working(program, [at(full - step) for step in steps])
     first = next((step for step, good in zip(steps, works, strict=True) if good), None)
     if first is None:
-        raise InputError(f"the network takes no image smaller than {full} that a whole step below it would give")
+        raise InputError(f"the network takes no image smaller than {full} pixels on a regular grid")
     while first * 2 * STEPS <= full and full % (first * 2) == 0:
         first *= 2
     return first

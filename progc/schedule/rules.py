@@ -1,4 +1,4 @@
-"""Rules by which a stage ends early or late: what they are, what they remember, what they say of it."""
+"""Rules that end a stage early or late: their options, what they remember of a stage, and how they decide."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ class _Rule:
     def __post_init__(self) -> None:
         if not (_number(self.least) and _number(self.most) and 0 < self.least <= 1 <= self.most):
             raise InputError(
-                f"rule {self.kind}: least is above 0 and at most 1, most at least 1 (parts of a stage's share), "
-                f"not {self.least!r} and {self.most!r}"
+                f"rule {self.kind}: expected least above 0 and at most 1, and most at least 1 (parts of a stage's "
+                f"share), got {self.least!r} and {self.most!r}"
             )
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON object."""
+        """Returns a JSON object."""
         return {"kind": self.kind, **dataclasses.asdict(self)}
 
 
 @dataclasses.dataclass(frozen=True)
 class Plateau(_Rule):
-    """A stage is over once its loss stands still.
+    """Ends a stage when its training loss stops falling.
 
-    The loss is smoothed exponentially; the stage is over when it fell by less than `threshold` of its value over the
-    last `window` observations.
+    The loss is smoothed exponentially. The stage is over when the smoothed loss fell by less than `threshold` of its
+    value over the last `window` observations.
 
     Attributes:
-        window: observations, at least 1.
+        window: number of observations, at least 1.
         threshold: relative improvement.
         smoothing: weight of the past, at least 0 and below 1.
-        least, most: how short and how long a stage can get, in parts of its share.
+        least, most: smallest and largest length of a stage, as parts of its share.
 
     Raises:
         InputError: a value out of range.
@@ -57,22 +57,22 @@ class Plateau(_Rule):
         _window(self)
         if not (_number(self.threshold) and _number(self.smoothing) and 0 <= self.smoothing < 1):
             raise InputError(
-                f"rule plateau: threshold is a number and smoothing at least 0 and below 1, not {self.threshold!r} and "
-                f"{self.smoothing!r}"
+                "rule plateau: expected a number for threshold and smoothing of at least 0 and below 1, got "
+                f"{self.threshold!r} and {self.smoothing!r}"
             )
 
 
 @dataclasses.dataclass(frozen=True)
 class Gain(_Rule):
-    """A stage is over once validation gains too little per second.
+    """Ends a stage when its validation result improves too little per second.
 
     Attributes:
-        window: validations over which the gain is taken, at least 1.
-        fraction: the stage is over below this part of what it is compared with.
-        against: `best`: the best gain per second of this stage; `next`: what the next stage is predicted to give, the
-            best gain per second of this one divided by how much longer a step of the next one takes.
-        higher: whether higher values of the validation are better.
-        least, most: how short and how long a stage can get, in parts of its share.
+        window: number of validations over which the gain is computed, at least 1.
+        fraction: the stage is over when the gain per second is below this part of the one it is compared with.
+        against: `best` compares with the best gain per second of this stage. `next` compares with a prediction for the
+            next stage: the best gain per second of this stage divided by how much longer a step of the next one takes.
+        higher: whether higher validation results are better.
+        least, most: smallest and largest length of a stage, as parts of its share.
 
     Raises:
         InputError: a value out of range.
@@ -90,8 +90,8 @@ class Gain(_Rule):
         _window(self)
         if not _number(self.fraction) or self.fraction < 0 or self.against not in ("best", "next"):
             raise InputError(
-                f"rule gain: fraction is at least 0 and against is best or next, not {self.fraction!r} and "
-                f"{self.against!r}"
+                "rule gain: expected fraction of at least 0, and best or next for against, got "
+                f"{self.fraction!r} and {self.against!r}"
             )
 
 
@@ -100,13 +100,13 @@ RULES: Mapping[str, type[Plateau] | type[Gain]] = {"plateau": Plateau, "gain": G
 
 
 def rule_from_json(data: Any) -> Rule:
-    """What `to_json` of a rule gave.
+    """Reads a rule that `to_json` wrote.
 
     Raises:
         InputError: an unknown kind or key, or a value out of range.
     """
     if not isinstance(data, Mapping) or data.get("kind") not in RULES:
-        raise InputError(f"rule: expected an object whose kind is {' or '.join(RULES)}, not {data!r}")
+        raise InputError(f"rule: expected an object with the kind {' or '.join(RULES)}, got {data!r}")
     cls = RULES[data["kind"]]
     names = [field.name for field in dataclasses.fields(cls)]
     unknown = data.keys() - {*names, "kind"}
@@ -115,14 +115,14 @@ def rule_from_json(data: Any) -> Rule:
     return cls(**{name: value for name, value in data.items() if name != "kind"})
 
 
-# --- what rules remember and say ------------------------------------------------------------------------------------
+# --- what rules remember, and how they decide -----------------------------------------------------------------------
 
 Memory = dict[str, list[float]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """What a rule says once it has seen enough."""
+    """The decision of a rule that has enough observations: whether the stage is over, what it measured, and why."""
 
     over: bool
     value: float
@@ -130,16 +130,16 @@ class Verdict:
 
 
 def memory(rule: Rule) -> Memory:
-    """What a rule knows at the start of a stage: lists of numbers, as JSON has them."""
+    """Returns the memory of a rule at the start of a stage: lists of numbers, which JSON can hold."""
     return {"smooth": [], "values": []} if rule.kind == "plateau" else {"values": [], "seconds": [], "best": []}
 
 
 def remember(rule: Rule, memory: Memory, loss: float | None, validation: float | None, seconds: float | None) -> None:
-    """Takes an observation into `memory`."""
+    """Adds an observation to `memory`."""
     if isinstance(rule, Plateau):
         if loss is None or not math.isfinite(loss):
             return
-        past, weight = memory["smooth"] or [0.0, 0.0]  # the sum and its weight, so that the start counts right
+        past, weight = memory["smooth"] or [0.0, 0.0]  # the sum and its weight: corrects the bias of the first values
         past, weight = rule.smoothing * past + (1 - rule.smoothing) * loss, rule.smoothing * weight + 1 - rule.smoothing
         memory["smooth"] = [past, weight]
         memory["values"] = [*memory["values"], past / weight][-rule.window - 1 :]
@@ -161,7 +161,11 @@ def _rate(memory: Memory, window: int) -> float | None:
 
 
 def judge(rule: Rule, memory: Memory, ratio: float) -> Verdict | None:
-    """None while the rule has not seen enough. `ratio`: cost of a step of the next stage over this one's."""
+    """Returns the decision of a rule; None while it does not have enough observations.
+
+    Args:
+        ratio: cost of a step of the next stage divided by the cost of a step of this one.
+    """
     if isinstance(rule, Plateau):
         values = memory["values"]
         if len(values) <= rule.window:
@@ -190,4 +194,4 @@ def _number(value: Any) -> bool:
 
 def _window(rule: Rule) -> None:
     if not isinstance(rule.window, int) or isinstance(rule.window, bool) or rule.window < 1:
-        raise InputError(f"rule {rule.kind}: window is a whole number from 1 on, not {rule.window!r}")
+        raise InputError(f"rule {rule.kind}: window: expected an integer of at least 1, got {rule.window!r}")

@@ -1,4 +1,4 @@
-"""The stages of a schedule as programs to train, one after another, with everything that trains carried along.
+"""Runs the stages of a schedule one after another, and carries network, optimizer and averages from stage to stage.
 
     for running in progc.stages(program, schedule, optimizer=lambda module: torch.optim.AdamW(module.parameters())):
         for step in running.steps:
@@ -6,8 +6,8 @@
             loss = F.cross_entropy(running.module(x, **running.inputs(len(x))), y)
             loss.backward(); running.optimizer.step(); running.optimizer.zero_grad()
 
-Between two stages, where the generator goes on, the network grows out of the one that trained, its trainable set and
-its drop rates become those of the next stage, and optimizer and averages are re-pointed.
+Between two stages, when the generator resumes, the trained network grows to that of the next stage. Trainable set and
+drop rates are set for the next stage, and optimizer and averages are re-pointed to the new parameters.
 """
 
 from __future__ import annotations
@@ -25,8 +25,7 @@ from progc.lift.averages import EmaLike, attached
 from progc.lift.revert import TOLERANCE, tolerance
 from progc.pipeline.manager import hand_over
 from progc.schedule.controlling import Controller, Ended
-from progc.schedule.growth import SpaceGrowth, rehearse, written_out
-from progc.schedule.outlines import Way, outlined
+from progc.schedule.outlines import SpaceGrowth, Way, outlined, rehearse, written_out
 from progc.schedule.outlines import outlines as outlines
 from progc.schedule.point import Point
 from progc.schedule.schedule import Schedule
@@ -41,15 +40,16 @@ class RunningStage:
     """One stage while it runs.
 
     Attributes:
-        stage: what the schedule says.
-        program: its program; its parameters are those of `module`.
-        module: what is to be trained; in train mode.
-        start, stop: first epoch or step, and the one behind the last; with rules, where it ends if none says otherwise.
-        optimizer, ema: what was given, or made, and goes along.
-        notes: what the passes at the boundary say.
-        lossless: whether the boundary kept the function in eval mode, by analysis; None at the first stage.
-        tolerance: largest relative difference of outputs in float64 that a lossless boundary may show.
-        controller: what ends stages by the schedule's rules; None without rules.
+        stage: the stage in the schedule.
+        program: the program of the stage; its parameters are those of `module`.
+        module: the module to train, in train mode.
+        start, stop: first epoch or step, and the one after the last. With rules, `stop` is where the stage ends if no
+            rule decides otherwise.
+        optimizer, ema: optimizer and averages, re-pointed to the parameters of `module`.
+        notes: notes of the passes at the boundary.
+        lossless: whether the boundary does not change the function in eval mode, by analysis; None at the first stage.
+        tolerance: largest relative difference of outputs, in float64, at a lossless boundary.
+        controller: ends stages by the schedule's rules; None without rules.
     """
 
     def __init__(
@@ -75,9 +75,9 @@ class RunningStage:
 
     @property
     def steps(self) -> Iterator[int]:
-        """The epochs or steps of this stage, numbered over the whole run; with rules, until one ends it.
+        """Iterates over the epochs or steps of this stage, numbered over the whole run; with rules, until one ends it.
 
-        What `observe` was told of a step counts when the loop asks for the next one.
+        What `observe` gets for a step takes effect when the loop asks for the next one.
         """
         step = self.start
         while self.controller is not None or step < self.stop:
@@ -92,23 +92,23 @@ class RunningStage:
     def observe(
         self, *, loss: float | None = None, validation: float | None = None, seconds: float | None = None
     ) -> None:
-        """Tells the rules of the present step; see `Controller.observe`."""
+        """Gives the rules what was observed in the present step; see `Controller.observe`."""
         given = {"loss": loss, "validation": validation, "seconds": seconds}
         self._seen.update({name: value for name, value in given.items() if value is not None})
 
     @property
     def ended(self) -> Ended | None:
-        """How the stage ended, by the rules; None without rules, and while it runs."""
+        """How the rules ended the stage; None without rules, and while it runs."""
         log = self.controller.log if self.controller is not None else []
         return next((end for end in log if end.stage == self.stage.index), None)
 
     def inputs(self, batch: int) -> dict[str, torch.Tensor]:
-        """Keyword inputs that each call needs besides the user's: the stage, int64 `[batch]`, or none."""
+        """Returns the keyword inputs that each call needs besides the user's: the stage, int64 `[batch]`, or none."""
         return stage_inputs(self.program, self.stage, batch, next(self.module.parameters()).device)
 
 
 def stage_inputs(program: Program, stage: Stage, batch: int, device: torch.device) -> dict[str, torch.Tensor]:
-    """What `RunningStage.inputs` gives, of a program that need not have values."""
+    """Returns the inputs of `RunningStage.inputs` for a program, which may have shapes only."""
     sid = program.sid
     if sid is None or sid.input is None:
         return {}
@@ -129,33 +129,36 @@ def stages(
     total: int | None = None,
     controller: Controller | None = None,
 ) -> Iterator[RunningStage]:
-    """The stages of a schedule, one after another.
+    """Iterates over the stages of a schedule, growing the network between them.
 
-    The first one is cut out of the full program (a copy), or grown from `source`; each later one grows out of the one
-    before, from the weights that its module has when the generator goes on. A first stage that is the whole network
-    trains the tensors of the given program themselves.
+    The first stage is cut out of the full program (as a copy), or grown from `source`. Each later stage grows from the
+    previous one, with the weights that its module has when the generator resumes. A first stage that is the whole
+    network trains the tensors of the given program themselves.
 
     Args:
-        program: the full program, which the schedule was made for.
-        source: a smaller program to begin with; without it, weights that the first stage leaves out are not used.
-        optimizer: one or several that hold the parameters of `program` (or `source`), or a function that makes them of
-            the first stage's module.
-        ema: averaged copies, or a function that makes a `progc.EMA` of the first stage's module.
-        module: the module of `program` (or `source`) if one trained already; its values count.
-        inits: `depth` and `width` to how new weights are made (progc/pipeline/text.py).
-        start: the stage to begin with, for a run that is resumed: its graph and the order of its parameters are what
-            they were, values are not; load them.
-        total: length of the run; None: the schedule's own.
-        controller: of a run that is resumed; by default a new one, where the schedule has rules.
+        program: the full program that the schedule was made for.
+        source: a smaller program to start with. Without it, weights that the first stage leaves out are not used.
+        optimizer: one or several optimizers that hold the parameters of `program` (or `source`), or a function that
+            makes them from the module of the first stage.
+        ema: averaged copies, or a function that makes a `progc.EMA` from the module of the first stage.
+        module: the module of `program` (or `source`) if it has been trained; its values are used.
+        inits: how new weights are made, for `depth` and `width` (see `progc.pipeline.text`).
+        start: the stage to start with, for a resumed run. The graph and the order of the parameters are the same as
+            in the interrupted run; values are not, so load them.
+        total: length of the run in the schedule's unit; None takes the schedule's own.
+        controller: the controller of a resumed run; None makes a new one if the schedule has rules.
+
+    Yields:
+        The stages, ready to train.
 
     Raises:
-        InputError: a schedule for another network, an unknown stage or length.
-        TargetError, NotLosslessError: a network that cannot grow from one stage to the next, or not to the full one;
-            found out on shapes alone, before anything trains.
+        InputError: the schedule is for another network, or the stage or the length is unknown.
+        TargetError, NotLosslessError: the network cannot grow from one stage to the next, or not to the full one. This
+            is found on shapes alone, before anything trains.
     """
     schedule.check(program)
     if not 0 <= start < len(schedule.stages):
-        raise InputError(f"start: the schedule has stages 0 to {len(schedule.stages) - 1}, not {start}")
+        raise InputError(f"start: expected a stage from 0 to {len(schedule.stages) - 1}, got {start}")
     starts = schedule.starts(total)
     length = schedule.total if total is None else total
     if controller is None and schedule.rules:
@@ -183,7 +186,7 @@ def _run(
         begun = at is None
         carried = before if held[1] is None else attached(before, held[1])
         if begun and start:
-            # A stage that a run is resumed in has the very graph that it had: all growth up to it is done again.
+            # A resumed run must have the same graph as before: all growth up to the stage is done again.
             ways = outlined(carried, schedule, growth, start + 1)
         else:
             ways = [Way(carried)]
@@ -203,7 +206,7 @@ def _run(
 
 
 def trained(program: Program, module: nn.Module | None) -> Program:
-    """The program with the tensors that its module has now: the same objects, unless the module was moved or cast.
+    """Returns the program with the tensors of its module: the same objects, unless the module was moved or cast.
 
     Raises:
         InputError: the module is not that of the program.
@@ -218,8 +221,8 @@ def trained(program: Program, module: nn.Module | None) -> Program:
     odd = [n for n, tensor in program.tensors.items() if n in own and own[n].shape != tensor.shape]
     if missing or odd:
         raise InputError(
-            f"the module lacks `{(missing or odd)[0]}` of {program.class_name} as the program has it; give the module "
-            "that program.module() made"
+            f"module: `{(missing or odd)[0]}` of {program.class_name} is missing or has another shape than in the "
+            "program; give the module that program.module() made"
         )
     if all(own[name] is tensor for name, tensor in program.tensors.items()):
         return program
@@ -227,5 +230,5 @@ def trained(program: Program, module: nn.Module | None) -> Program:
 
 
 def _is_maker(given: Any) -> bool:
-    """Whether what was given makes an optimizer or averages."""
+    """Whether a function is given that makes an optimizer or averages."""
     return callable(given) and not isinstance(given, nn.Module)

@@ -1,6 +1,6 @@
-"""The schedule: stages as data. JSON in, JSON out, versioned; tied to the structure of the network it was made for.
+"""The schedule of a training run as data: its stages, the growth space they are from, and what a search decided.
 
-What a search decided at a stage: candidates with their scores, the winner, and why. Data, kept in the schedule.
+A schedule is read from and written to versioned JSON. It belongs to the structure of one network (`ModelRef`).
 """
 
 from __future__ import annotations
@@ -17,9 +17,8 @@ from progc.errors import InputError
 from progc.files.reading import MAX_GIVEN, read_object
 from progc.schedule.point import Point
 from progc.schedule.rules import Rule, rule_from_json
-from progc.schedule.shares import COUNTED, MEASURED, speedups
 from progc.schedule.space import Space
-from progc.schedule.stage import Stage
+from progc.schedule.stage import COUNTED, MEASURED, Stage, speedups
 
 if TYPE_CHECKING:
     from progc.ir.program import Program
@@ -28,20 +27,21 @@ FORMAT = "progc schedule"
 VERSION = 1
 STRATEGIES = ("linear", "one-shot", "zero-shot")
 MODES = ("default", "reference")
+UNITS = ("epochs", "steps")
 DERIVED = ("speedup", "time_shares", "seconds", "versions")
-"""What `progc plan --json` says beside the schedule; not read."""
+"""Keys that `progc plan --json` adds to a schedule; they are ignored when it is read."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelRef:
-    """Which network a schedule is for.
+    """The network that a schedule is for.
 
     Attributes:
-        source: text of the source, None if the schedule was made from Python.
-        target: text of `--to`, None without one. The full network is the source grown to it.
-        class_name: of the user's module.
-        fingerprint: of the full program, values of weights and the trainable set left out.
-        parameters: of the full program.
+        class_name: class of the user's module.
+        fingerprint: fingerprint of the full program, without values of weights and trainable set (see `structure`).
+        parameters: number of parameters of the full program.
+        source: text of the source; None if the schedule was made in Python.
+        target: text of `--to`; None without a target. The full network is the source grown to it.
     """
 
     class_name: str
@@ -52,12 +52,12 @@ class ModelRef:
 
     @classmethod
     def of(cls, program: Program, source: str | None = None, target: str | None = None) -> ModelRef:
-        """The reference to a full program."""
+        """Returns the reference to a full program."""
         return cls(program.class_name, structure(program), program.num_parameters(), source, target)
 
 
 def structure(program: Program) -> str:
-    """sha256 (hex) of a program's structure: its fingerprint with everything trainable."""
+    """Returns the sha256 (hex) of a program's structure: its fingerprint with everything trainable."""
     from progc.ir.graphs import fingerprint
     from progc.transforms.freezing.setting import can_train, set_trainable
 
@@ -66,25 +66,118 @@ def structure(program: Program) -> str:
 
 
 @dataclasses.dataclass(frozen=True)
+class Candidate:
+    """A point that a search evaluated.
+
+    Attributes:
+        point: the sub-network and its trainable set.
+        scores: what was measured, by name (`ntk`, `zico`, `loss`, `time` in seconds, ...); NaN if a measurement failed.
+        ranks: ranks of the scores, by name: 1 for the best, equal ones share a rank (1, 1, 3).
+        total: the number that decides; the winner has the smallest one.
+    """
+
+    point: Point
+    scores: Mapping[str, float]
+    ranks: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    total: float = 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns a JSON object; NaN becomes null."""
+        return {
+            "point": self.point.to_json(),
+            "scores": dict(self.scores),
+            "ranks": dict(self.ranks),
+            "total": self.total,
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Candidate:
+        """Reads a candidate that `to_json` wrote.
+
+        Raises:
+            InputError: an invalid point.
+        """
+        scores = {name: _number(value) for name, value in data.get("scores", {}).items()}
+        return cls(
+            Point.from_json(data.get("point", {})), scores, dict(data.get("ranks", {})), _number(data.get("total"))
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Decision:
+    """What a search decided at one stage.
+
+    Attributes:
+        stage: index of the stage.
+        candidates: the candidates, in the order in which they were evaluated.
+        winner: index of the chosen candidate.
+        reason: one sentence that says why.
+        settings: settings of the search (batches, samples, weights, alpha, ...).
+        seconds: duration of the search in seconds; None if it was not measured.
+    """
+
+    stage: int
+    candidates: tuple[Candidate, ...]
+    winner: int
+    reason: str
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    seconds: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object."""
+        return {
+            "stage": self.stage,
+            "winner": self.winner,
+            "reason": self.reason,
+            "settings": dict(self.settings),
+            "seconds": self.seconds,
+            "candidates": [candidate.to_json() for candidate in self.candidates],
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Decision:
+        """Reads a decision that `to_json` wrote.
+
+        Raises:
+            InputError: the winner is not one of the candidates.
+        """
+        candidates = tuple(Candidate.from_json(item) for item in data.get("candidates", ()))
+        winner = data.get("winner")
+        if not isinstance(winner, int) or not 0 <= winner < len(candidates):
+            raise InputError(
+                f"decision of stage {data.get('stage')}: winner: expected the index of one of {len(candidates)} "
+                f"candidates, got {winner!r}; make the plan again"
+            )
+        return cls(
+            int(data.get("stage", 0)),
+            candidates,
+            winner,
+            str(data.get("reason", "")),
+            dict(data.get("settings", {})),
+            data.get("seconds"),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
 class Schedule:
-    """Stages of one training run.
+    """The stages of one training run.
 
     Attributes:
         model: the full network.
         strategy: one of `STRATEGIES`.
-        stages: in order; the last one is the full network.
-        space: what the stages were chosen from.
-        mode: `reference` follows the published procedure, `default` ours.
-        seed: of the search.
-        total: length of the run in `unit`, None: given to the trainer.
+        stages: the stages in order; the last one is the full network.
+        space: the growth space that the stages were chosen from.
+        mode: `reference` follows the published procedure, `default` is ours.
+        seed: seed of the search.
+        total: length of the run in `unit`; None: it is given to the trainer.
         unit: `epochs` or `steps`.
-        decisions: of a search, one for each stage that was searched.
+        decisions: what a search decided, one for each stage that was searched.
         settings: other options that the plan was made with.
-        notes: what was rounded and what could not vary, in sentences.
-        rules: by which stages end early or late (progc/schedule/rules.py); none: each has its share.
+        notes: sentences that say what was rounded and what could not vary.
+        rules: rules that end stages early or late (`progc.schedule.rules`); without any, each stage has its share.
 
     Raises:
-        InputError: no stage, shares that do not sum to 1, an unknown strategy, mode or unit.
+        InputError: no stage, shares that do not sum to 1, or an unknown strategy, mode or unit.
     """
 
     model: ModelRef
@@ -109,43 +202,51 @@ class Schedule:
         for what, value, known in (
             ("strategy", self.strategy, STRATEGIES),
             ("mode", self.mode, MODES),
-            ("unit", self.unit, ("epochs", "steps")),
+            ("unit", self.unit, UNITS),
         ):
             if value not in known:
-                raise InputError(f"schedule: {what} is {', '.join(known[:-1])} or {known[-1]}, not {value!r}")
+                raise InputError(
+                    f"schedule: {what}: expected {', '.join(known[:-1])} or {known[-1]}, got {value!r}; fix the plan"
+                )
         if not _whole(self.seed):
-            raise InputError(f"schedule: seed is a whole number, not {self.seed!r}")
+            raise InputError(f"schedule: seed: expected an integer, got {self.seed!r}; fix the plan")
         if self.total is not None and not (_whole(self.total) and self.total >= 1):
-            raise InputError(f"schedule: total is a whole number from 1 on, or null, not {self.total!r}")
+            raise InputError(
+                f"schedule: total: expected an integer of at least 1, or null, got {self.total!r}; fix the plan"
+            )
         if not self.stages:
-            raise InputError("schedule: there is no stage; make the plan with --stages 1 or more")
-        if [stage.index for stage in self.stages] != list(range(len(self.stages))):
-            raise InputError("schedule: stages are numbered from 0 in order; mend their index")
+            raise InputError("schedule: expected at least one stage, got none; make the plan with --stages 1 or more")
+        indices = [stage.index for stage in self.stages]
+        if indices != list(range(len(indices))):
+            raise InputError(f"schedule: expected stages numbered from 0 in order, got {indices}; fix their index")
         whole = math.fsum(stage.share for stage in self.stages)
         if abs(whole - 1) > 1e-6:
-            raise InputError(f"schedule: shares of the stages sum to {whole:g}, not to 1; mend them")
+            raise InputError(f"schedule: expected shares of the stages that sum to 1, got {whole:g}; fix them")
 
     def starts(self, total: int | None = None) -> list[int]:
-        """At which epoch (or step) each stage begins: the parts before it, rounded down.
+        """Returns the epoch (or step) at which each stage begins: the shares before it times the length, rounded down.
 
         Args:
-            total: length of the run; None: the schedule's own.
+            total: length of the run in the schedule's unit; None takes the schedule's own.
 
         Raises:
-            InputError: no length is known, or a stage would get nothing.
+            InputError: the length is not known, or a stage would have no epoch (or step).
         """
         length = self.total if total is None else total
         if length is None:
-            raise InputError("schedule: its length is not known; give the number of epochs or steps")
-        # As fractions: thirds of a length add up to whole numbers, which sums of floats miss by a rounding.
+            raise InputError("schedule: the length of the run is not known; give the number of epochs or steps")
+        # As fractions: thirds of a length add up to integers, which sums of floats miss by rounding.
         shares = [Fraction(stage.share).limit_denominator(10**6) for stage in self.stages]
         found = [math.floor(length * sum(shares[:k], Fraction(0))) for k in range(len(shares))]
         if any(b <= a for a, b in zip(found, [*found[1:], length], strict=True)):
-            raise InputError(f"schedule: {length} {self.unit} are too few for {len(self.stages)} stages; give more")
+            raise InputError(
+                f"schedule: {length} {self.unit} are too few for {len(self.stages)} stages; give at least one for each "
+                "stage"
+            )
         return found
 
     def costs(self) -> list[float] | None:
-        """What training on a sample costs in each stage: seconds where all are known, else operations, or None."""
+        """Returns the training cost of a sample in each stage: in seconds if all are known, else in FLOPs, or None."""
         known = [stage.cost for stage in self.stages if stage.cost is not None]
         if len(known) == len(self.stages) and all(cost.seconds for cost in known):
             return [(cost.seconds or 0.0) / cost.batch for cost in known]
@@ -154,7 +255,7 @@ class Schedule:
         return None
 
     def later(self, index: int, total: int | None = None) -> float | None:
-        """How many epochs or steps of stage `index` cost as much as all stages behind it; None where costs are unknown.
+        """Returns how many epochs or steps of stage `index` cost as much as all later stages; None without costs.
 
         Args:
             total: length of the run, as for `starts`.
@@ -164,15 +265,18 @@ class Schedule:
             return None
         length = self.total if total is None else total
         ends = [*self.starts(total)[1:], length or 0]
-        behind = range(index + 1, len(costs))
-        return sum((ends[k] - ends[k - 1]) * costs[k] / costs[index] for k in behind)
+        return sum((ends[k] - ends[k - 1]) * costs[k] / costs[index] for k in range(index + 1, len(costs)))
 
     def check(self, program: Program) -> None:
-        """Raises InputError if the schedule is for another network than the full program `program`."""
+        """Checks that the schedule is for the full program `program`.
+
+        Raises:
+            InputError: it is for another network.
+        """
         if structure(program) != self.model.fingerprint:
             raise InputError(
                 f"the plan is for {self.model.class_name} with {self.model.parameters:,} parameters, not for this "
-                f"{program.class_name} with {program.num_parameters():,}; make it again for this model"
+                f"{program.class_name} with {program.num_parameters():,}; make a plan for this model"
             )
 
     def to_json(self) -> dict[str, Any]:
@@ -196,16 +300,16 @@ class Schedule:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Schedule:
-        """What `to_json` gave, edited or not.
+        """Reads a schedule that `to_json` wrote, edited or not.
 
         Raises:
-            InputError: not a schedule, of a newer version, or with a value that is none.
+            InputError: not a schedule, a newer version, or an invalid value.
         """
         if data.get("format") != FORMAT:
-            raise InputError(f"not a schedule: its format is {data.get('format')!r}, expected {FORMAT!r}")
+            raise InputError(f"not a schedule: expected the format {FORMAT!r}, got {data.get('format')!r}")
         version = data.get("version")
         if not isinstance(version, int) or not 1 <= version <= VERSION:
-            raise InputError(f"the schedule has version {version!r}, this progc reads up to {VERSION}; update progc")
+            raise InputError(f"schedule: expected a version of at most {VERSION}, got {version!r}; update progc")
         names = {field.name for field in dataclasses.fields(cls)} | {"format", "version"}
         unknown = data.keys() - names - set(DERIVED)
         if unknown:
@@ -226,16 +330,16 @@ class Schedule:
                 rules=tuple(rule_from_json(item) for item in data.get("rules", ())),
             )
         except KeyError as error:
-            raise InputError(f"schedule: key {error} is missing; make the plan again") from error
+            raise InputError(f"schedule: the key {error} is missing; make the plan again") from error
         except (TypeError, AttributeError, ValueError) as error:
-            raise InputError(f"schedule: a value is none that belongs there ({error}); make the plan again") from error
+            raise InputError(f"schedule: invalid value ({error}); make the plan again") from error
 
     @classmethod
     def read(cls, path: str | Path) -> Schedule:
         """Reads a file written by `write` or by `progc plan --out`.
 
         Raises:
-            InputError: it cannot be read, is no JSON, or no schedule; names the file.
+            InputError: the file cannot be read, or is not JSON, or not a schedule; the message names the file.
         """
         try:
             data = read_object(Path(path), MAX_GIVEN, links=True)
@@ -250,7 +354,7 @@ class Schedule:
             raise InputError(f"{path}: {error}") from error
 
     def write(self, path: str | Path) -> None:
-        """Writes the schedule as JSON: whole, or not at all.
+        """Writes the schedule as JSON, atomically.
 
         Raises:
             InputError: the file cannot be written.
@@ -261,9 +365,9 @@ class Schedule:
 
     @property
     def speedup(self) -> float | None:
-        """Of the stages, by their costs, over training the full network throughout; None without costs.
+        """How many times longer training the full network throughout would take; None without costs.
 
-        Measured seconds where every stage has them, else floating-point operations.
+        Computed from measured seconds if every stage has them, else from floating-point operations.
         """
         found = speedups(self.stages)
         return found.get(MEASURED, found.get(COUNTED))
@@ -271,96 +375,6 @@ class Schedule:
 
 def _whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
-
-
-@dataclasses.dataclass(frozen=True)
-class Candidate:
-    """One point that was looked at.
-
-    Attributes:
-        point: the candidate.
-        scores: what was measured, by name (`ntk`, `zico`, `loss`, `time` in seconds, ...); NaN where it could not be.
-        ranks: 1 for the best, by name of the score; competition ranks (1, 1, 3).
-        total: what the winner is the smallest of.
-    """
-
-    point: Point
-    scores: Mapping[str, float]
-    ranks: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    total: float = 0.0
-
-    def to_json(self) -> dict[str, Any]:
-        """A JSON object; NaN becomes null."""
-        return {
-            "point": self.point.to_json(),
-            "scores": dict(self.scores),
-            "ranks": dict(self.ranks),
-            "total": self.total,
-        }
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Candidate:
-        """What `to_json` gave.
-
-        Raises:
-            InputError: a point that is none.
-        """
-        scores = {name: _number(value) for name, value in data.get("scores", {}).items()}
-        return cls(
-            Point.from_json(data.get("point", {})), scores, dict(data.get("ranks", {})), _number(data.get("total"))
-        )
-
-
-@dataclasses.dataclass(frozen=True)
-class Decision:
-    """The choice at one stage.
-
-    Attributes:
-        stage: its index.
-        candidates: in the order in which they were looked at.
-        winner: index of the chosen one.
-        reason: one sentence, for people.
-        settings: what the search was done with (batches, samples, weights, alpha, ...).
-        seconds: what the search took.
-    """
-
-    stage: int
-    candidates: tuple[Candidate, ...]
-    winner: int
-    reason: str
-    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    seconds: float | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """A JSON object."""
-        return {
-            "stage": self.stage,
-            "winner": self.winner,
-            "reason": self.reason,
-            "settings": dict(self.settings),
-            "seconds": self.seconds,
-            "candidates": [candidate.to_json() for candidate in self.candidates],
-        }
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Decision:
-        """What `to_json` gave.
-
-        Raises:
-            InputError: a winner that is no candidate.
-        """
-        candidates = tuple(Candidate.from_json(item) for item in data.get("candidates", ()))
-        winner = data.get("winner")
-        if not isinstance(winner, int) or not 0 <= winner < len(candidates):
-            raise InputError(f"decision of stage {data.get('stage')}: winner {winner!r} is no candidate")
-        return cls(
-            int(data.get("stage", 0)),
-            candidates,
-            winner,
-            str(data.get("reason", "")),
-            dict(data.get("settings", {})),
-            data.get("seconds"),
-        )
 
 
 def _number(value: Any) -> float:

@@ -1,8 +1,7 @@
-"""A growth space: per dimension the levels that stages choose from, smallest first, the full network's last.
+"""A growth space: for each dimension the levels that stages choose from, ascending to the full network.
 
-The published grids of levels, and depths shared out over several chains (AutoProg, Li et al., CVPR 2022).
-
-A grid is `linspace(scale, 1, levels) * largest`, rounded to a divisor: 32 for the resolution in pixels, 2 for heads, 1
+Below it are the grids of levels of AutoProg (Li et al., CVPR 2022), and how a depth is divided over several chains. A
+grid is `linspace(scale, 1, levels) * largest`, rounded to a divisor: 32 for the resolution in pixels, 2 for heads, 1
 for depth. At scale 0.5, 224 pixels and 18 blocks have the levels 128, 160, 192, 224 and 9, 12, 15, 18.
 """
 
@@ -19,7 +18,7 @@ from progc.schedule.point import Point, Unfreeze
 
 
 class Index(NamedTuple):
-    """A place in a space: the level in each dimension; 0 where the space does not vary in it."""
+    """A position in a space: the level in each dimension, 0 in a dimension that does not vary."""
 
     resolution: int = 0
     depth: int = 0
@@ -32,14 +31,14 @@ class Space:
     """The points that a schedule may use.
 
     Attributes:
-        depths: each level a depth for every chain that varies; empty if depth does not vary.
-        widths: each level a size for every key of `Point.widths`; empty if width does not vary.
-        resolutions: height and width of the image, ascending; empty if the resolution does not vary.
-        unfreeze: levels of one shape, ascending, the last one full; with several shapes one shape after the other.
+        depths: for each level a depth of every chain that varies; empty if depth does not vary.
+        widths: for each level a size for every key of `Point.widths`; empty if width does not vary.
+        resolutions: height and width of the image in pixels, ascending; empty if the resolution does not vary.
+        unfreeze: levels of a shape, ascending, the last one full; with several shapes, one shape after the other.
             Empty if everything always trains.
 
     Raises:
-        InputError: levels of one dimension that do not name the same chains or axes, or that do not ascend.
+        InputError: the levels of a dimension name different chains or axes, or do not ascend.
     """
 
     depths: tuple[Mapping[str, int], ...] = ()
@@ -51,35 +50,39 @@ class Space:
         for what, levels in (("depths", self.depths), ("widths", self.widths)):
             for small, large in zip(levels, levels[1:], strict=False):
                 if small.keys() != large.keys():
-                    raise InputError(f"space: levels of {what} name {sorted(small)} and {sorted(large)}; name the same")
+                    raise InputError(
+                        f"space: {what}: expected the same names in all levels, got {sorted(small)} and {sorted(large)}"
+                    )
                 if any(large[name] < size for name, size in small.items()):
-                    raise InputError(f"space: {what} do not ascend: {dict(small)}, then {dict(large)}")
+                    raise InputError(
+                        f"space: {what}: expected ascending levels, got {dict(small)} followed by {dict(large)}"
+                    )
         for a, b in zip(self.resolutions, self.resolutions[1:], strict=False):
             if b[0] < a[0] or b[1] < a[1]:
-                raise InputError(f"space: resolutions do not ascend: {list(a)}, then {list(b)}")
+                raise InputError(f"space: resolutions: expected ascending sizes, got {list(a)} followed by {list(b)}")
 
     @property
     def shape(self) -> Index:
-        """Number of levels per dimension, at least 1."""
+        """The number of levels of each dimension, at least 1."""
         return Index(*(max(len(levels), 1) for levels in self._levels))
 
     @property
     def last(self) -> Index:
-        """The full network, everything trainable."""
+        """The position of the full network with everything trainable."""
         full = [place for place, level in enumerate(self.unfreeze) if level.full]
         sizes = self.shape
         return Index(sizes.resolution - 1, sizes.depth - 1, sizes.width - 1, full[-1] if full else 0)
 
     @property
     def empty(self) -> bool:
-        """Whether there is nothing to choose: one point only."""
+        """Whether the space has a single point."""
         return all(size == 1 for size in self.shape)
 
     def point(self, index: Index) -> Point:
-        """The point at a place.
+        """Returns the point at a position.
 
         Raises:
-            IndexError: no such level.
+            IndexError: there is no such level.
         """
         return Point(
             self.depths[index.depth] if self.depths else {},
@@ -89,7 +92,7 @@ class Space:
         )
 
     def places(self) -> Iterator[Index]:
-        """All places, the last dimension fastest."""
+        """Iterates over all positions, the last dimension fastest."""
         sizes = self.shape
         for resolution in range(sizes.resolution):
             for depth in range(sizes.depth):
@@ -112,10 +115,10 @@ class Space:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Space:
-        """What `to_json` gave.
+        """Reads a space that `to_json` wrote.
 
         Raises:
-            InputError: a value that is none.
+            InputError: an invalid value.
         """
         points = [Point.from_json({"depths": level}) for level in data.get("depths", ())]
         wide = [Point.from_json({"widths": level}) for level in data.get("widths", ())]
@@ -130,18 +133,18 @@ class Space:
 
 
 RESOLUTION, HEADS, DEPTH = 32, 2, 1
-"""Published divisors."""
+"""Divisors of AutoProg's grids."""
 
 
 def rounded(value: Fraction | float, divisor: int) -> int:
-    """The nearest multiple of `divisor`, halves upwards, at least one; the next one where that is below 90 %."""
+    """Rounds to the nearest multiple of `divisor`, at least one; up where the result would be below 90 % of `value`."""
     exact = Fraction(value)
     nearest = max(divisor, math.floor((exact + Fraction(divisor, 2)) / divisor) * divisor)
     return nearest + divisor if nearest < Fraction(9, 10) * exact else nearest
 
 
 def factors(first: Fraction | float, last: Fraction | float, levels: int) -> list[Fraction]:
-    """`linspace(first, last, levels)`, exact: a float stands for the decimal that it prints as."""
+    """Returns `linspace(first, last, levels)` exactly; a float means the decimal that it prints as."""
     low, high = (value if isinstance(value, Fraction) else Fraction(str(value)) for value in (first, last))
     if levels == 1:
         return [high]
@@ -149,21 +152,22 @@ def factors(first: Fraction | float, last: Fraction | float, levels: int) -> lis
 
 
 def grid(largest: int, scale: Fraction | float, levels: int, divisor: int = 1) -> list[int]:
-    """The published grid: `levels` sizes from `scale * largest` to `largest`; neighbours may be equal."""
+    """Returns AutoProg's grid of `levels` sizes from `scale * largest` to `largest`; neighbours may be equal."""
     return [rounded(factor * largest, divisor) for factor in factors(scale, 1, levels)]
 
 
 def split(total: int, full: Sequence[int], steps: Sequence[int] | None = None) -> list[int]:
-    """A total depth shared out over chains in proportion to their full depths.
+    """Divides a total depth over chains in proportion to their full depths.
 
-    Every chain but the longest gets its proportion rounded to a whole number of its steps as above, the longest (the
-    last of several) what is left. Chains of 4 and 14 blocks with steps 2 and 1 get the published depths:
-    9 = 2 + 7, 12 = 4 + 8, 15 = 4 + 11, 18 = 4 + 14. With steps of 1 and 1 they are 2 + 7, 3 + 9, 3 + 12, 4 + 14.
+    Every chain but the longest gets its proportion, rounded to a multiple of its step (see `rounded`). The longest one
+    (the last if there are several) gets the rest. Chains of 4 and 14 blocks with steps 2 and 1 get the depths published
+    for AutoProg: 9 = 2 + 7, 12 = 4 + 8, 15 = 4 + 11, 18 = 4 + 14. With steps 1 and 1 they get 2 + 7, 3 + 9, 3 + 12,
+    4 + 14.
 
     Args:
-        total: at most the sum of `full`.
+        total: total number of blocks, at most the sum of `full`.
         full: depth of every chain in the full network.
-        steps: what depths are multiples of, per chain; None: 1.
+        steps: for every chain, what its depths are multiples of; None: 1.
     """
     steps = steps or [1] * len(full)
     rest = max(range(len(full)), key=lambda place: (full[place], place))

@@ -1,29 +1,34 @@
-"""One stage of a schedule: which sub-network trains, for how long, how it is regularised, what a step costs."""
+"""One stage of a schedule, and how the time of a run divides among the stages. Plain data; imports no torch."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from progc.analysis.costs.counting import StageCost
+from progc.analysis.costs.cost import StageCost
 from progc.data.regularisation import Regularisation
 from progc.errors import InputError
 from progc.files.json import known_fields
 from progc.schedule.point import Point
 
+MEASURED, PREDICTED, COUNTED = "measured", "predicted", "counted"
+BASES = (MEASURED, PREDICTED, COUNTED)
+"""What shares of time are computed from: measured seconds, seconds predicted from the graph, or counted FLOPs."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """One stage.
+    """One stage of a schedule: which sub-network trains, for how long, how it is regularised, what a step costs.
 
     Attributes:
-        index: from 0 on.
-        point: its network and trainable set, relative to the full program.
-        share: its part of the budget (epochs or steps), above 0; shares of a schedule sum to 1.
-        sid: its row of the stage identifier's table, None without one.
-        regularisation: see there.
-        cost: of a step, None if not counted.
+        index: its position in the schedule, from 0.
+        point: the network and its trainable set, relative to the full program.
+        share: its part of the run (epochs or steps), above 0. The shares of a schedule sum to 1.
+        sid: its row in the table of the stage identifier; None without a stage identifier.
+        regularisation: how strongly samples and network are regularised.
+        cost: cost of a training step; None if it is not counted.
     """
 
     index: int
@@ -44,23 +49,29 @@ class Stage:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Stage:
-        """What `to_json` gave.
+        """Reads a stage that `to_json` wrote.
 
         Raises:
-            InputError: an unknown or missing key, or a value that is none.
+            InputError: an unknown or missing key, or an invalid value.
         """
         fields = known_fields(cls, data, "stage")
         for key in ("index", "point", "share"):
             if key not in fields:
-                raise InputError(f"stage: key `{key}` is missing")
+                raise InputError(f"stage: the key `{key}` is missing; make the plan again")
         share, sid = fields["share"], fields.get("sid")
         if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share <= 1:
-            raise InputError(f"stage {fields['index']}: share is above 0 and at most 1, not {share!r}")
+            raise InputError(
+                f"stage {fields['index']}: share: expected a number above 0 and at most 1, got {share!r}; fix the plan"
+            )
         if sid is not None and (isinstance(sid, bool) or not isinstance(sid, int) or sid < 0):
-            raise InputError(f"stage {fields['index']}: sid is a whole number from 0 on, not {sid!r}")
+            raise InputError(
+                f"stage {fields['index']}: sid: expected an integer of at least 0, got {sid!r}; fix the plan"
+            )
         for key in ("point", "regularisation", "cost"):
             if not isinstance(fields.get(key) or {}, Mapping):
-                raise InputError(f"stage {fields['index']}: {key} is an object, not {fields[key]!r}")
+                raise InputError(
+                    f"stage {fields['index']}: {key}: expected an object, got {fields[key]!r}; fix the plan"
+                )
         return cls(
             fields["index"],
             Point.from_json(fields["point"]),
@@ -69,3 +80,53 @@ class Stage:
             Regularisation.from_json(fields.get("regularisation") or {}),
             StageCost.from_json(fields["cost"]) if fields.get("cost") else None,
         )
+
+
+def per_sample(stages: Sequence[Stage], basis: str) -> list[float] | None:
+    """Returns the training cost of one sample in each stage: seconds, or FLOPs. None if any of them is unknown."""
+    costs = [_cost(stage.cost, basis) for stage in stages]
+    known = [cost for cost in costs if cost is not None]
+    return known if known and len(known) == len(costs) else None
+
+
+def time_shares(stages: Sequence[Stage], basis: str | None = None) -> tuple[float, ...] | None:
+    """Returns the part of the whole run's time that each stage takes; None if costs are unknown.
+
+    Args:
+        basis: one of `BASES`; None takes the first one that is known.
+    """
+    for name in BASES if basis is None else (basis,):
+        steps = per_sample(stages, name)
+        if steps is not None:
+            spent = [stage.share * step for stage, step in zip(stages, steps, strict=True)]
+            whole = math.fsum(spent)
+            return tuple(part / whole for part in spent) if whole else None
+    return None
+
+
+def speedups(stages: Sequence[Stage]) -> dict[str, float]:
+    """Returns, for every known basis, how many times longer training the full network in all stages would take.
+
+    The cost of the full network is that of the last stage.
+    """
+    found = {}
+    for basis in BASES:
+        steps = per_sample(stages, basis)
+        spent = math.fsum(stage.share * step for stage, step in zip(stages, steps or (), strict=False))
+        if steps and spent:
+            found[basis] = steps[-1] / spent
+    return found
+
+
+def bound(stages: Sequence[Stage]) -> float:
+    """Returns an upper bound of the speedup for these shares, reached if all stages but the last one cost nothing."""
+    return 1 / stages[-1].share
+
+
+def _cost(cost: StageCost | None, basis: str) -> float | None:
+    if cost is None:
+        return None
+    if basis == COUNTED:
+        return cost.flops / cost.batch
+    seconds = cost.seconds if basis == MEASURED else getattr(cost, "predicted_seconds", None)
+    return None if seconds is None else seconds / cost.batch

@@ -1,4 +1,4 @@
-"""Schedules as text for terminals: stages with what they cost, the speed-up, what a search saw. Imports no torch."""
+"""Prints schedules in a terminal: the stages and their costs, the speedup, what a search decided. Imports no torch."""
 
 from __future__ import annotations
 
@@ -10,20 +10,19 @@ from typing import Any
 from progc.data.regularisation import Regularisation
 from progc.schedule.point import Point, size_text
 from progc.schedule.schedule import Candidate, Decision, Schedule
-from progc.schedule.shares import COUNTED, MEASURED, PREDICTED, bound, speedups, time_shares
-from progc.schedule.stage import Stage
+from progc.schedule.stage import COUNTED, MEASURED, PREDICTED, Stage, bound, speedups, time_shares
 
 FULL = "full"
 LINE = 100
-"""Columns of a terminal that texts are wrapped to; tables of usual networks are narrower."""
-_WORDS = {COUNTED: "in operations", PREDICTED: "in predicted time", MEASURED: "measured"}
-_MANY = 3  # chains or keys of width that are listed one by one in a cell
+"""Number of columns that text is wrapped to; tables of usual networks are narrower."""
+_WORDS = {COUNTED: "in FLOPs", PREDICTED: "in predicted time", MEASURED: "in measured time"}
+_MANY = 3  # at most this many chains or keys of width are listed in a cell
 
 Column = tuple[str, str, list[str]]
 
 
 def schedule_text(schedule: Schedule) -> str:
-    """The whole schedule: one line a stage, then what holds for all of them, then the searches."""
+    """Returns the whole schedule as text: one line per stage, facts about all of them, and the searches."""
     parts = [_head(schedule), _stages_table(schedule), _facts(schedule)]
     parts += [decision_text(decision) for decision in schedule.decisions]
     return "\n\n".join(part for part in parts if part)
@@ -63,12 +62,12 @@ def _stages_table(schedule: Schedule) -> str:
         columns.append(("share", "of time", [percent(share) for share in shares] if shares else empty))
         if any(cost is not None and cost.seconds is not None for cost in costs):
             seconds = of(lambda cost: "-" if cost.seconds is None else figure(cost.seconds))
-            columns.append(("seconds", "a step", seconds))
+            columns.append(("seconds", "per step", seconds))
     return table(columns)
 
 
 def point_columns(points: Sequence[Point]) -> list[Column]:
-    """What varies among points, a column each; what never varies has none."""
+    """Returns a column for each dimension that varies among points."""
     columns: list[Column] = []
     if any(point.resolution for point in points):
         columns.append(("", "pixels", [size_text(p.resolution) if p.resolution else FULL for p in points]))
@@ -114,9 +113,9 @@ def _facts(schedule: Schedule) -> str:
     found = speedups(stages)
     if found:
         gains = [f"{found[basis]:.2f}x {word}" for basis, word in _WORDS.items() if basis in found]
-        rows.append(("speed-up", f"{', '.join(gains)}, over the full network throughout"))
+        rows.append(("speedup", f"{', '.join(gains)}, over training the full network throughout"))
         if len(stages) > 1:
-            text = f"below {bound(stages):.3g}x: the last stage is the full network"
+            text = f"below {bound(stages):.3g}x, because the last stage trains the full network"
             rows.append(("bound", f"{text} for {percent(stages[-1].share)} of the run"))
     rows.append(("length", _length(schedule)))
     last, points = stages[-1].point, [stage.point for stage in stages]
@@ -124,7 +123,7 @@ def _facts(schedule: Schedule) -> str:
         names = " + ".join(last.depths) if len(last.depths) <= _MANY else f"blocks of {len(last.depths)} chains"
         rows.append(("depth", names))
     if last.widths and list(last.widths) != ["width"]:
-        few, text = len(last.widths) <= _MANY, f"units of {len(last.widths)} axes, of the full ones"
+        few, text = len(last.widths) <= _MANY, f"units of {len(last.widths)} axes, as a part of the full network's"
         rows.append(("width", " / ".join(last.widths) if few else text))
     still = [
         what
@@ -136,14 +135,14 @@ def _facts(schedule: Schedule) -> str:
         if not any(values)
     ]
     if still:
-        rows.append(("in all stages", f"{_and(still)} of the full network"))
+        rows.append(("fixed", f"{_and(still)}, as in the full network"))
     rows.append(("regularisation", _ramp([stage.regularisation for stage in stages])))
     sids = ["-" if stage.sid is None else str(stage.sid) for stage in stages]
     rows.append(("stage identifier", f"rows {' '.join(sids)}" if set(sids) != {"-"} else "none"))
     costs = [stage.cost for stage in stages if stage.cost is not None]
     if costs:
-        rows.append((_flops_unit(stages)[0], "of one sample; a multiply-add is two"))
-        text = f"activations, parameters, gradients and optimizer state at a batch of {costs[0].batch}"
+        rows.append((_flops_unit(stages)[0], "per sample; a multiply-add counts as two"))
+        text = f"activations, parameters, gradients and optimizer state at batch size {costs[0].batch}"
         rows.append(("memory", text))
     rows += [("rule", _rule(rule.to_json())) for rule in getattr(schedule, "rules", ())]
     rows += [("note", str(note)) for note in getattr(schedule, "notes", ())]
@@ -151,14 +150,14 @@ def _facts(schedule: Schedule) -> str:
 
 
 def _rule(data: Mapping[str, Any]) -> str:
-    """By which a stage ends early or late: `plateau: least 0.5, most 2, window 100, ...`."""
+    """A rule as text: `plateau: least 0.5, most 2, window 100, ...`."""
     rest = ", ".join(f"{key} {_setting(value)}" for key, value in data.items() if key != "kind")
     return f"{data.get('kind')}: {rest}"
 
 
 def _length(schedule: Schedule) -> str:
     if schedule.total is None:
-        return "given when training starts"
+        return "not set; give it when training starts"
     starts = ", ".join(map(str, schedule.starts()))
     return f"{schedule.total} {schedule.unit}; stages start at {starts}"
 
@@ -168,16 +167,16 @@ def _ramp(levels: Sequence[Regularisation]) -> str:
     names = list(dict.fromkeys(name for value in values for name in value))
     found = []
     for name in names:
-        steps = ["recipe" if name not in value else f"{value[name]:.3g}" for value in values]
+        steps = ["not set" if name not in value else f"{value[name]:.3g}" for value in values]
         found.append(f"{name.replace('_', ' ')} {' '.join(steps) if len(set(steps)) > 1 else steps[0]}")
-    return "; ".join(found) or "as the recipe has it"
+    return "; ".join(found) or "not set by the plan"
 
 
 # --- searches -------------------------------------------------------------------------------------------------------
 
 
 def decision_text(decision: Decision) -> str:
-    """What a search saw at one stage: candidates with scores, ranks (`#`) and totals; `*` marks the winner."""
+    """Returns a search at one stage as text: candidates with scores, ranks (`#`) and totals; `*` marks the winner."""
     candidates = decision.candidates
     number = len(candidates)
     took = f", {figure(decision.seconds)} s" if decision.seconds is not None else ""
@@ -224,12 +223,12 @@ def _setting(value: Any) -> str:
 
 
 def percent(share: float) -> str:
-    """`25 %`; a tenth below ten, so that small shares are told apart."""
+    """Returns a share as text: `25 %`, with one decimal below 10 %."""
     return f"{100 * share:.{0 if share >= 0.0995 or share == 0 else 1}f} %"
 
 
 def figure(value: float) -> str:
-    """Three digits, never an exponent above one thousandth: `1,234`, `12.3`, `1.23`, `0.0123`."""
+    """Returns a number with three digits, without an exponent above 0.001: `1,234`, `12.3`, `1.23`, `0.0123`."""
     if value >= 100:
         return f"{value:,.0f}"
     if value >= 10:
@@ -238,7 +237,7 @@ def figure(value: float) -> str:
 
 
 def memory(count: int) -> str:
-    """Bytes for people: `1.21 GiB`."""
+    """Returns a number of bytes as text: `1.21 GiB`."""
     for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
         if count >= size:
             return f"{figure(count / size)} {unit}"
@@ -246,7 +245,7 @@ def memory(count: int) -> str:
 
 
 def table(columns: Sequence[Column]) -> str:
-    """Columns of two heading lines and cells, to the right; the upper line is left out if it is empty."""
+    """Returns columns with two heading lines, aligned to the right; an empty upper heading line is left out."""
     heads = [[top for top, _, _ in columns]] if any(top for top, _, _ in columns) else []
     rows = [*heads, [name for _, name, _ in columns], *map(list, zip(*(cells for _, _, cells in columns), strict=True))]
     widths = [max(len(row[place]) for row in rows) for place in range(len(columns))]
@@ -255,7 +254,7 @@ def table(columns: Sequence[Column]) -> str:
 
 
 def pairs(rows: Sequence[tuple[str, str]], whole: Sequence[str] = ()) -> str:
-    """A name and a text per line; long texts are wrapped, but for the names in `whole`."""
+    """Returns lines of a name and a text; long texts are wrapped, except for the names in `whole`."""
     width = max((len(name) for name, _ in rows), default=0)
     lines = []
     for name, text in rows:

@@ -1,4 +1,4 @@
-"""Measured training steps: forward, loss, backward, optimizer, on real batches; nothing of the program changes."""
+"""Measures the time of training steps (forward, loss, backward, optimizer) on real batches, on copies of programs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from progc.ir.program import Program
 from progc.ir.random_state import seeded
 
 _BATCHES = 2
-"""Different batches that are made; steps take them in turns."""
+"""Number of different batches that are made; the steps use them in turn."""
 
 
 def step_time(
@@ -36,24 +36,28 @@ def step_time(
     learning: bool = True,
     clock: Callable[[], float] = time.perf_counter,
 ) -> float:
-    """Median seconds of one training step at the program's image size.
+    """Measures the median seconds of one training step at the program's image size.
 
-    It trains a copy of all tensors, with AdamW; weights, buffers, gradients and random states stay as they are.
+    A copy of all tensors is trained, with AdamW. Weights, buffers, gradients and random states of the program do not
+    change.
 
     Args:
-        program: its trainable set trains.
-        task: gives samples and loss.
+        program: the program, with its trainable set.
+        task: samples and loss.
         batch: samples per step.
-        seed: of the choice of samples and of dropout.
-        warmup: steps before the first that counts.
-        repeats: steps that count.
-        device: where it runs; None: where the program's tensors are.
-        stage: for a program with a stage input: the stage; None: the null row.
-        learning: with the optimizer's step; otherwise forward, loss and backward alone.
-        clock: seconds; `time.process_time` on a CPU that is busy with other work.
+        seed: seed of the choice of samples and of dropout.
+        warmup: steps before the first one that is timed.
+        repeats: steps that are timed.
+        device: where the steps run; None takes the device of the program's tensors.
+        stage: the stage, for a program that takes it as an input; None takes the null row.
+        learning: whether the optimizer's step is included, besides forward, loss and backward.
+        clock: returns seconds. Use `time.process_time` on a CPU that is busy with other work.
+
+    Returns:
+        Seconds per step.
 
     Raises:
-        InputError: too few samples, or numbers that are none.
+        InputError: too few samples, or a number out of range.
         NotCounted: nothing trains.
     """
     (found,) = step_times(
@@ -76,13 +80,17 @@ def step_times(
     learning: bool = True,
     clock: Callable[[], float] = time.perf_counter,
 ) -> list[float]:
-    """As `step_time` for several programs, a step of each in turns, so that other work on the machine hits all alike.
+    """Measures the seconds of a step for several programs; arguments and errors as for `step_time`.
 
-    Copies of all programs are in memory at once.
+    The programs take steps in turn, so that other work on the machine affects all of them equally. Copies of all
+    programs are in memory at the same time.
+
+    Args:
+        stages: the stage of each program, see `stage` of `step_time`.
     """
     for name, value, least in (("batch", batch, 1), ("warmup", warmup, 0), ("repeats", repeats, 1)):
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise InputError(f"{name} is a whole number from {least} on, not {value!r}")
+            raise InputError(f"{name}: expected an integer of at least {least}, got {value!r}")
     chosen = [None] * len(programs) if stages is None else list(stages)
     with seeded(seed), torch.inference_mode(False), torch.enable_grad():
         count = min(_BATCHES, max(len(task.samples) // batch, 1))
@@ -106,7 +114,7 @@ def step_times(
 
 
 def synchronise(device: torch.device) -> None:
-    """Waits for an accelerator to be done with what it was given; a CPU is."""
+    """Waits until an accelerator has finished its work; does nothing on a CPU."""
     if device.type not in ("cpu", "meta"):
         torch.accelerator.synchronize(device)
 
@@ -134,16 +142,18 @@ class _TimedRun:
         training = [parameter for parameter in module.parameters() if parameter.requires_grad]
         if not training:
             raise NotCounted("no parameter trains, so there is no step to measure")
-        # A rate of zero: times are the same, and no number of steps can make the loss infinite.
+        # A learning rate of zero takes the same time, and the loss cannot diverge.
         self._optimizer = torch.optim.AdamW(training, lr=0.0) if learning else None
         self._training = training
 
     def step(self) -> None:
-        """One step; checks that the loss is a number that a gradient can be taken of."""
+        """Runs one step; checks that the loss is a scalar that can be differentiated."""
         batch = next(self._batches)
         loss = self._task.loss(self._task.run(self._module, batch, **self._more), batch)
         if not isinstance(loss, torch.Tensor) or loss.numel() != 1 or not loss.requires_grad:
-            raise InputError("the loss is a scalar tensor that depends on the network's outputs; mend loss()")
+            raise InputError(
+                "loss(outputs, batch): expected a scalar tensor that depends on the network's outputs; fix loss()"
+            )
         loss.backward()
         if self._optimizer is not None:
             self._optimizer.step()
@@ -152,7 +162,7 @@ class _TimedRun:
 
 
 def _copied(program: Program) -> Program:
-    """Over tensors of its own; tied ones stay tied."""
+    """The program over copies of its tensors; tied ones stay tied."""
     made: dict[int, torch.Tensor] = {}
     full = program.complete()
     for tensor in full.tensors.values():
@@ -170,6 +180,6 @@ def _stage_input(program: Program, stage: int | None, batch: Any, task: Task) ->
     if sid is None or sid.input is None or sid.input in call[1]:
         return {}
     if stage is not None and not 0 <= stage <= sid.null:
-        raise InputError(f"stage is a row of the stage identifier, 0 to {sid.null}, not {stage!r}")
+        raise InputError(f"stage: expected a row of the stage identifier, 0 to {sid.null}, got {stage!r}")
     first = next(leaf for leaf in pytree.tree_leaves(call) if isinstance(leaf, torch.Tensor) and leaf.dim())
     return {sid.input: torch.full((first.shape[0],), sid.null if stage is None else stage, device=first.device)}

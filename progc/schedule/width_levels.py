@@ -1,4 +1,4 @@
-"""Levels of width: sizes of the residual stream that shrink can make and from which growth is exact."""
+"""Finds the levels of width: widths of the residual stream that `shrink` can make and from which growth is exact."""
 
 from __future__ import annotations
 
@@ -19,31 +19,34 @@ if TYPE_CHECKING:
 Grows = Callable[[int, int], None]
 """Raises a ProgcError where the network of one width cannot grow to that of another exactly."""
 _TRIES = 8
-"""How many sizes on either side of a level are tried."""
+"""Number of sizes that are tried on either side of a level."""
 
 
 def asked(program: Program, text: Levels, grows: Grows, notes: list[str]) -> list[int]:
-    """The widths of a text, ascending; factors are rounded to whole heads that work.
+    """Returns the widths that a text gives, ascending; factors are rounded to whole heads, with a note.
 
     Raises:
-        InputError: a width that the network cannot have or cannot grow from, with the nearest that it can; a last level
-            that is not the full width.
+        InputError: a width that the network cannot have or cannot grow from (the message gives the nearest ones), or a
+            last level that is not the full width.
     """
     wish = parse("widths", text, example="192,288,384")[0]
     full = stream(program)
     wanted = [value * full if wish.relative else value for value in wish.values]
     if wanted[-1] != full:
         raise InputError(
-            f"widths `{wish.text}`: the last level is the full width, {full}, not {float(wanted[-1]):g}; add it"
+            f"widths `{wish.text}`: expected the full width, {full}, as the last level, got {float(wanted[-1]):g}; add "
+            f"{full}"
         )
     if not wish.relative and (odd := [value for value in wanted if value.denominator != 1]):
-        raise InputError(f"widths `{wish.text}`: {float(odd[0]):g} is no whole number of units; list sizes, or factors")
+        raise InputError(
+            f"widths `{wish.text}`: expected an integer number of units, got {float(odd[0]):g}; list sizes, or factors"
+        )
     found = [full]
     for value in reversed(wanted[:-1]):
         if wish.relative:
             size, reason = _rounded(program, value, found[0], grows)
             if reason is not None:
-                notes.append(f"widths: {float(value):g} becomes {size}: {reason}")
+                notes.append(f"widths: {float(value):g} is changed to {size}: {reason}")
         else:
             size = _exact(program, int(value), found[0], grows, wish.text)
         if size != found[0]:
@@ -52,7 +55,7 @@ def asked(program: Program, text: Levels, grows: Grows, notes: list[str]) -> lis
 
 
 def between(program: Program, smallest: int, levels: int, grows: Grows) -> list[int]:
-    """Evenly spaced widths from that of a network that is grown, where the ones between are exact."""
+    """Returns evenly spaced widths from the width of a start to the full one; only those that grow exactly."""
     full = stream(program)
     found = [full]
     for value in reversed(factors(Fraction(smallest), Fraction(full), levels)[1:-1]):
@@ -63,19 +66,19 @@ def between(program: Program, smallest: int, levels: int, grows: Grows) -> list[
 
 
 def stream(program: Program) -> int:
-    """The full network's residual width, the narrowest one where it has several.
+    """Returns the width of the residual stream of the full network; the narrowest one if it has several.
 
     Raises:
         InputError: no axis can change.
     """
     streams = widths(axes_of(program))
     if not streams:
-        raise InputError("widths: no axis of this network can change (progc inspect --axes says why); leave widths out")
+        raise InputError("widths: no axis of this network can change (progc inspect --axes says why); remove widths")
     return streams[0]
 
 
 def _rounded(program: Program, value: Fraction, above: int, grows: Grows) -> tuple[int, ProgcError | None]:
-    """The nearest whole number of heads from which growth to `above` is exact, or `above`; why not a nearer one."""
+    """The nearest width of whole heads that grows to `above` exactly, or `above`; and why a nearer one does not."""
     full = stream(program)
     heads = head_counts(axes_of(program))
     unit = full // heads[0] if heads and full % heads[0] == 0 else 8 if full % 8 == 0 and full >= 32 else 1
@@ -103,7 +106,7 @@ def _exact(program: Program, size: int, above: int, grows: Grows, text: str) -> 
         )
     ]
     words = " and ".join(str(one) for one in near if one is not None)
-    hint = f"nearest widths that do: {words}" if words else "no width near it does; leave it out"
+    hint = f"the nearest widths that do are {words}" if words else "no width near it does; remove it"
     raise InputError(f"widths `{text}`: {size} does not grow to {above} exactly: {reason}; {hint}") from reason
 
 

@@ -1,4 +1,4 @@
-"""Search: strategies that choose the stages of a schedule (linear, one-shot, zero-shot), and their proxies.
+"""Search: the strategies that choose the stages of a schedule (linear, one-shot, zero-shot), and zero-shot proxies.
 
-May import `schedule` and below; never the trainer.
+`progc.search.plan` is the entry. May import `schedule` and below, but not `checkpoints` or the trainer.
 """

@@ -1,12 +1,13 @@
-"""Which points a search looks at in a stage, and which blocks the published one-shot search takes them to be.
+"""Lists the candidates of a search at each stage, and the layers that AutoProg's one-shot search cuts them out of.
 
-Published (`reference`): the one-shot search (AutoProg, Li et al., CVPR 2022) starts from first, middle and last level
-of resolution and depth; later the resolution stays or goes one level up, the depth goes at least one level up. The
-zero-shot search (AutoProg-Zero, Li et al. 2024) starts from the first level and the one before the middle in
-resolution and trainable share; later each stays or goes one level up. The last stage is never searched.
+In mode `reference` candidates are those of the papers. The one-shot search (AutoProg, Li et al., CVPR 2022) starts with
+the first, middle and last level of resolution and depth. Later the resolution stays or rises by one level, and the
+depth rises by at least one level. The zero-shot search (AutoProg-Zero, Li et al. 2024) starts with the first level and
+the one before the middle in resolution and trainable share. Later each stays or rises by one level. The last stage is
+never searched.
 
-By default no candidate occurs twice, every dimension may stay, width is a dimension like the others, and all shapes of
-the trainable set are looked at, of the present share of blocks or the next larger one.
+In mode `default` no candidate occurs twice, every dimension may stay, and width is a dimension like the others. All
+shapes of the trainable set are candidates, with the present share of blocks or the next larger one.
 """
 
 from __future__ import annotations
@@ -19,24 +20,27 @@ from progc.schedule.space import Index, Space
 from progc.transforms.depth.naming import interpolated
 
 ONE_SHOT_DEPTHS = 3
-"""How many depths a later stage of the one-shot search looks at, at most."""
+"""Largest number of depths among the candidates of a later stage of the one-shot search."""
 
 
 def one_shot_candidates(
     space: Space, current: Index | None, stage: int, stages: int, mode: str = "default"
 ) -> list[Index]:
-    """Candidates of the one-shot search, resolution by resolution; everything trains in all of them.
+    """Returns the candidates of the one-shot search, resolution outermost; everything trains in all of them.
 
     Args:
-        current: what the stage before trained; None at stage 0, where it does not count.
-        stage, stages: which stage of how many.
+        space: the growth space.
+        current: position of the previous stage; None at stage 0, where it is not used.
+        stage: index of the stage.
+        stages: number of stages.
         mode: `reference` or `default`.
 
     Returns:
-        At least one; one alone is not to be searched: the full network of the last stage, or what cannot grow further.
+        At least one position. A single one needs no search: it is the full network of the last stage, or a network
+        that cannot grow further.
 
     Raises:
-        InputError: in `reference`, a depth of more than twice the smallest, which the published procedure cannot grow.
+        InputError: in `reference`, a depth of more than twice the smallest, which AutoProg's procedure cannot grow to.
     """
     sizes, reference = space.shape, mode == "reference"
     if stage >= stages - 1:
@@ -60,18 +64,20 @@ def one_shot_candidates(
 def zero_shot_candidates(
     space: Space, current: Index | None, stage: int, stages: int, mode: str = "default"
 ) -> list[Index]:
-    """Candidates of the zero-shot search, resolution outermost.
+    """Returns the candidates of the zero-shot search, resolution outermost.
 
-    In `reference` a dimension without levels counts as one with equal levels, as it does in the published code (a scale
-    of 1): its candidates occur twice and are measured twice. Only the first shape of the trainable set is looked at.
+    In `reference` a dimension without levels counts as one with equal levels, as in AutoProg-Zero's code (a scale of
+    1): its candidates occur twice and are measured twice. Only the first shape of the trainable set is used.
 
     Args:
-        current: what the stage before trained; None at stage 0, where it does not count.
-        stage, stages: which stage of how many.
+        space: the growth space.
+        current: position of the previous stage; None at stage 0, where it is not used.
+        stage: index of the stage.
+        stages: number of stages.
         mode: `reference` or `default`.
 
     Returns:
-        At least one; one alone is not to be searched.
+        At least one position. A single one needs no search.
     """
     if stage >= stages - 1:
         return [space.last]
@@ -83,7 +89,7 @@ def zero_shot_candidates(
             ([0, size // 2 - 1 if size > 1 else 0] if first else _up(at, size, 1) if size > 1 else [0, 0])
             for at, size in zip(before, sizes, strict=True)
         ]
-        for place in (1, 2):  # depth and width are no dimensions of the published search: nothing is measured twice
+        for place in (1, 2):  # AutoProg-Zero does not search depth and width: nothing is measured twice for them
             levels[place] = _unique(levels[place])
         return [Index(*place) for place in itertools.product(*levels)]
     levels = [
@@ -94,7 +100,7 @@ def zero_shot_candidates(
 
 
 def supernet(candidates: Iterable[Index]) -> Index:
-    """The smallest place that holds all candidates: the network whose weights they share."""
+    """Returns the smallest position that contains all candidates: the network whose weights they share."""
     return Index(*(max(levels) for levels in zip(*candidates, strict=True)))
 
 
@@ -102,16 +108,21 @@ def supernet(candidates: Iterable[Index]) -> Index:
 
 
 def reference_nested(base: int, depth: int, full: int) -> list[int]:
-    """Positions of the layers that the published search evaluates as a sub-network of a supernet.
+    """Returns the positions of the layers that AutoProg evaluates as a sub-network of a supernet.
 
-    The layers of the smallest candidate, spread as growth spreads them, and the last `depth - base` of those that
-    growth adds to them.
+    These are the layers of the smallest candidate, at the positions to which growth spreads them, and the last
+    `depth - base` of the layers that growth adds.
 
     Args:
-        base, depth, full: layers of the smallest candidate, of the one in question, and of the supernet.
+        base: number of layers of the smallest candidate.
+        depth: number of layers of the sub-network.
+        full: number of layers of the supernet.
+
+    Raises:
+        InputError: not 0 < base <= depth <= full.
     """
     if not 0 < base <= depth <= full:
-        raise InputError(f"nested layers: expected 0 < base <= depth <= full, not {base}, {depth}, {full}")
+        raise InputError(f"nested layers: expected 0 < base <= depth <= full, got {base}, {depth}, {full}")
     sources = interpolated(base, full)
     new = [place for place in range(full) if place and sources[place] == sources[place - 1]]
     left_out = set(new[: full - depth])
@@ -119,12 +130,14 @@ def reference_nested(base: int, depth: int, full: int) -> list[int]:
 
 
 def reference_recycled(before: int, depth: int, full: int) -> list[int]:
-    """Positions of the layers that the published search keeps of its winner: nested from the stage before.
+    """Returns the positions of the layers that AutoProg keeps of its winner, counted from the previous stage.
 
     In later stages this is another sub-network than the one that was evaluated, unless it is the supernet itself.
 
     Args:
-        before, depth, full: layers of the network of the stage before, of the winner, and of the supernet.
+        before: number of layers of the network of the previous stage.
+        depth: number of layers of the winner.
+        full: number of layers of the supernet.
     """
     return reference_nested(before, depth, full)
 
@@ -148,9 +161,9 @@ def _first_shape(space: Space) -> int:
 
 
 def _trainable(space: Space, current: int, first: bool) -> list[int]:
-    """Levels of every shape with the present share of trainable blocks or the next larger one; full ones are one.
+    """Levels of every shape with the present share of trainable blocks or the next larger one; full ones are merged.
 
-    At the first stage: the smallest share of each shape and the one before its middle.
+    At the first stage: the smallest share of each shape, and the one before its middle.
     """
     levels, last = space.unfreeze, space.last.unfreeze
     if not levels:
@@ -175,6 +188,6 @@ def _check_double(space: Space, levels: Sequence[int]) -> None:
     small, large = (sum(space.depths[level].values()) for level in (min(levels), max(levels)))
     if large > 2 * small:
         raise InputError(
-            f"one-shot reference: a candidate of depth {large} is more than twice as deep as one of {small}; give "
-            "depths that are closer together, or use mode default"
+            f"one-shot reference: expected candidates at most twice as deep as the smallest, got depths {small} and "
+            f"{large}; give depths that are closer together, or use the mode default"
         )

@@ -1,4 +1,4 @@
-"""Training and evaluating sub-networks of a supernet: plain steps, one sub-network each."""
+"""Trains and evaluates sub-networks of a supernet, one sub-network per step."""
 
 from __future__ import annotations
 
@@ -19,10 +19,12 @@ from progc.search.supernet import SubNetwork, Supernet
 
 
 def draws(seed: int, epoch: int, steps: int, members: int) -> list[int]:
-    """Which sub-network each step of an epoch trains: uniform, independent, the same on all ranks.
+    """Draws the sub-network that each step of an epoch trains: uniform, independent, the same on all ranks.
 
     Args:
-        seed, epoch: the numbers follow from these alone.
+        seed, epoch: the result depends only on these and on the numbers.
+        steps: number of steps.
+        members: number of sub-networks.
     """
     generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
     return torch.randint(members, (steps,), generator=generator).tolist()
@@ -40,17 +42,21 @@ def train_step(
     where: str = "training",
     stage: int | None = None,
 ) -> float:
-    """One step of one sub-network: forward, loss, backward, clip, step, averages. Returns the loss.
+    """Runs one training step of a sub-network: forward, loss, backward, clip, optimizer step, averages.
 
-    Parameters that the sub-network does not have get no gradient (None): optimizers leave them and their state alone.
+    Parameters that are not in the sub-network get no gradient (None); optimizers do not change them or their state.
 
     Args:
-        batch: at any image size.
-        where: for the message of an error.
-        stage: for a network with a stage input.
+        batch: a batch, at any image size.
+        clip: largest norm of the gradients; None: not clipped.
+        where: where the step is in the search, for error messages.
+        stage: the stage, for a network that takes it as an input.
+
+    Returns:
+        The loss.
 
     Raises:
-        CheckError: the loss is not finite; nothing was changed then, but for buffers.
+        CheckError: the loss is not finite. Only buffers have changed then.
     """
     member.module.train()
     optimizer.zero_grad(set_to_none=True)
@@ -58,7 +64,7 @@ def train_step(
     tensors = member.leaves(supernet.program.tensors)
     loss = member.loss(task, batch, tensors, stage)
     value = float(loss.detach())
-    check_finite(value, where, "lower the learning rate, or look at the data")
+    check_finite(value, where, "lower the learning rate, or check the data")
     loss.backward()
     if clip is not None:
         nn.utils.clip_grad_norm_([tensor for _, tensor in supernet.program.parameters()], clip)
@@ -78,11 +84,12 @@ def losses(
     train: bool,
     stage: int | None = None,
 ) -> list[float]:
-    """The loss on each batch, without gradients; nothing is written to, buffers included.
+    """Returns the loss on each batch, without gradients; nothing is changed, buffers included.
 
     Args:
-        tensors: of `member.values`.
-        train: whether the network computes as in training.
+        tensors: what `member.values` returned.
+        train: whether the network is in train mode.
+        stage: the stage, for a network that takes it as an input.
     """
     member.module.train(train)
     kept = _own_buffers(member, tensors) if train else dict(tensors)
@@ -97,7 +104,7 @@ def timed_losses(
     *,
     stage: int | None = None,
 ) -> tuple[list[float], float]:
-    """As `losses` in train mode, with the backward, and the mean seconds of a batch, as published: no warm-up."""
+    """Returns the losses in train mode, and the mean seconds per batch with backward and without warm-up (AutoProg)."""
     member.module.train()
     kept = {
         name: tensor.detach().requires_grad_(member.program.tensors[name].requires_grad)
@@ -125,12 +132,16 @@ def _now(tensors: Mapping[str, torch.Tensor]) -> float:
 
 
 def check_finite(value: float, where: str, advice: str) -> None:
-    """Raises CheckError if a loss is NaN or infinite."""
+    """Checks a loss.
+
+    Raises:
+        CheckError: it is NaN or infinite.
+    """
     if not math.isfinite(value):
         raise CheckError(f"one-shot search, {where}: the loss is {value}; {advice}")
 
 
 def on_device(batch: Any, supernet: Supernet) -> Any:
-    """The batch where the supernet's tensors are."""
+    """Moves a batch to the device of the supernet's tensors."""
     device = next((tensor.device for tensor in supernet.program.tensors.values()), torch.device("cpu"))
     return pytree.tree_map_only(torch.Tensor, lambda tensor: tensor.to(device), batch)

@@ -1,9 +1,9 @@
-"""One-shot search of a stage's network (AutoProg, Li et al., CVPR 2022; docs/one-shot.md).
+"""One-shot search of the network of a stage (AutoProg, Li et al., CVPR 2022; docs/one-shot.md).
 
 At the start of a stage the network grows to the largest candidate. For S epochs each step trains one candidate, drawn
-uniformly, on the weights that all share. Candidates are then compared by loss times time to a fitted power, and the
-winner is read out of the shared weights: training goes on with it, nothing is trained twice. So a search is training:
-it changes the weights, and its steps are part of the stage's budget.
+uniformly, on weights that all candidates share. They are then compared by loss times time to a fitted power, and
+training continues with the winner's part of the shared weights; nothing is trained twice. A search is therefore
+training: it changes the weights, and its steps count as steps of the stage.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ from progc.search.supernet import Supernet
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Searched:
-    """What a search at one stage gives.
+    """The result of a search at one stage.
 
     Attributes:
-        index: the winner's place in the space.
+        index: position of the winner in the space.
         decision: all candidates with their scores.
-        program: the winner's network with its trained weights; training goes on with it.
-        optimizer: trains `program`; the one that was given, re-pointed, or a new one.
-        ema: the averages that were given, re-pointed; in `reference` new ones where none were.
-        steps: training steps that the search took, part of the stage's budget.
-        overhead, overhead_cpu: seconds of the search that were not training steps, on the clock and of the processor.
+        program: the winner's network with its trained weights, to continue training with.
+        optimizer: optimizer of `program`: the given one, re-pointed, or a new one.
+        ema: the given averages, re-pointed; in `reference` new ones if none are given.
+        steps: number of training steps of the search; they count as steps of the stage.
+        overhead, overhead_cpu: seconds of the search without its training steps: wall time and processor time.
     """
 
     index: Index
@@ -77,40 +77,44 @@ def search_stage(
     before_step: BeforeStep | None = None,
     progress: Progress | None = None,
 ) -> Searched:
-    """Searches the network of one stage by training; `program`'s tensors, optimizer and averages are trained on.
+    """Searches the network of one stage by training; it trains the tensors of `program`, its optimizer and averages.
 
     Args:
-        program: the network of the stage before, at `current`; at the first stage the full one.
-        current: where the stage before was; None at the first stage.
-        stage, stages: which stage of how many, from 0 on.
+        program: the network of the previous stage, at `current`; at the first stage the full network.
+        space: the growth space.
+        current: position of the previous stage; None at the first stage.
+        task: samples and loss.
+        stage: index of the stage, from 0.
+        stages: number of stages.
         batch: samples per step.
-        seed: of everything that is drawn.
-        mode: `reference` as published, `default` as docs/one-shot.md says.
-        optimizer: over the parameters of `program`; None: AdamW.
+        seed: seed of everything that is drawn at random.
+        mode: `reference` follows the paper, `default` is described in docs/one-shot.md.
+        settings: see `progc.search.one_shot_stage.OneShotSettings`.
+        optimizer: optimizer of the parameters of `program`; None makes AdamW.
         ema: averaged copies of `program`.
-        regularisation: rates of dropping that the supernet trains with (`stage_rates`); None: as they are.
-        done: training steps before this stage.
-        before_step: called before every training step with its number, counted from the start of training: the place
-            for learning rates.
+        regularisation: drop rates that the supernet trains with (see `stage_rates`); None keeps the present ones.
+        done: number of training steps before this stage.
+        before_step: called before every training step with its number in the whole training, to set learning rates.
+        progress: called with a line that says how far the search is.
 
     Raises:
-        CheckError: a loss that is NaN or infinite; names the stage, the candidate and the step.
-        InputError: too few samples, or an option that is none.
-        TargetError: a candidate that the network cannot be.
+        CheckError: a loss is NaN or infinite; the message gives stage, candidate and step.
+        InputError: too few samples, or an invalid option.
+        TargetError: the network cannot have the sizes of a candidate.
     """
     start, start_cpu = time.perf_counter(), time.process_time()
     places = one_shot_candidates(space, current, stage, stages, mode)
     points = [space.point(place) for place in places]
     if len({str(point.unfreeze) for point in points}) > 1:
         raise InputError("one-shot search: candidates share their weights, so trainable sets cannot be compared; "
-                         "search them with strategy zero-shot")  # fmt: skip
+                         "use the strategy zero-shot for them")  # fmt: skip
     with seeded(seed * 1_000_003 + stage):
         found = StageSearch(
             space, task, stage, batch, seed, mode, OneShotSettings.of(settings), done, before_step, progress
         )
         found.begin(program, current, places, optimizer, ema, regularisation)
         if len(places) == 1:
-            choice = FitChoice(0, 0.0, (0.0,), (0.0,), "the only candidate; nothing was searched, and no step taken")
+            choice = FitChoice(0, 0.0, (0.0,), (0.0,), "the only candidate, so no search was needed")
         else:
             found.train()
             choice = found.choose()
@@ -138,10 +142,15 @@ def decide(
     settings: Mapping[str, Any] | OneShotSettings | None = None,
     progress: Progress | None = None,
 ) -> tuple[Index, Decision]:
-    """As `search_stage` on copies: nothing changes, and what was trained is lost. A trainer calls `search_stage`.
+    """Searches the network of one stage on a copy; nothing changes, and what the search trained is discarded.
+
+    A trainer calls `search_stage` instead. Other arguments and errors as there.
 
     Args:
-        full: the full network with the weights of the moment.
+        full: the full network with its present weights.
+
+    Returns:
+        The position of the winner, and the decision.
     """
     program = copied(full)
     if current is not None and stage:
@@ -165,10 +174,13 @@ def search(
     settings: Mapping[str, Any] | OneShotSettings | None = None,
     progress: Progress | None = None,
 ) -> tuple[list[Index], list[Decision]]:
-    """Decides all stages in a row, on a copy of `full`'s weights; the last stage is the full network.
+    """Searches the networks of all stages in a row, on a copy of the weights; the last stage is the full network.
 
-    Between two searches the winner trains for `settings["between"]` epochs, none by default: then later stages are
-    decided with weights that have seen the searches alone.
+    Between two searches the winner trains for `settings["between"]` epochs. The default is none: later stages are then
+    decided with weights that only the searches have trained.
+
+    Returns:
+        The position of every stage, and a decision for every stage except the last.
 
     Raises:
         ProgcError: see `search_stage`.
@@ -197,10 +209,12 @@ def search(
 
 
 def stage_rates(full: Program, stages: int, mode: str) -> list[Regularisation]:
-    """Rates of dropping that each stage's supernet trains with: the stage's own, or as published the last stage's.
+    """Returns the drop rates that the supernet of each stage trains with.
+
+    In `default` these are the rates of the stage, in `reference` those of the last stage, as in AutoProg.
 
     Args:
-        full: its rates are those of the last stage.
+        full: the full network; its rates are those of the last stage.
     """
     from progc.schedule.regularising import ramp
     from progc.transforms.dropping import find_drops
@@ -226,13 +240,17 @@ def train_on(
     ema: Averages | None = None,
     before_step: BeforeStep | None = None,
 ) -> int:
-    """Trains a program's tensors by the steps of a search, without one; returns how many steps there were.
+    """Trains a program with the training steps of a search, but without searching.
 
     Args:
+        epochs: length of the training.
         done, before_step: as for `search_stage`.
 
+    Returns:
+        The number of steps.
+
     Raises:
-        CheckError: a loss that is NaN or infinite.
+        CheckError: a loss is NaN or infinite.
     """
     per_epoch = max(len(task.samples) // batch, 1)
     total, step = round(epochs * per_epoch), 0
@@ -253,7 +271,7 @@ def train_on(
 
 
 def copied(program: Program) -> Program:
-    """The program over tensors of its own; tied ones stay tied. Its averages are left out."""
+    """Returns the program over copies of its tensors, without averages; tied tensors stay tied."""
     made: dict[int, torch.Tensor] = {}
     whole = program.complete()
     for tensor in whole.tensors.values():

@@ -1,6 +1,6 @@
-"""One stage of a one-shot search, step by step: grow, cut out, train, evaluate, choose, read out.
+"""One stage of a one-shot search: grow, cut out candidates, train, evaluate, choose, take the winner; and its settings.
 
-What a one-shot search is done with.
+`progc.search.one_shot` calls the steps in order.
 """
 
 from __future__ import annotations
@@ -32,27 +32,27 @@ from progc.search.power_law import FitChoice, chosen, exchange_rate, published
 from progc.search.supernet import Nesting, SubNetwork, Supernet
 
 Progress = Callable[[str], None]
-"""Takes one line about how far a search is."""
+"""Called with a line that says how far a search is."""
 
 BeforeStep = Callable[[int], None]
-"""Takes the number of a training step."""
+"""Called with the number of the next training step."""
 
 FAST = 0.998
-"""Decay of the average that is evaluated."""
+"""Decay of the EMA of the weights that candidates are evaluated with."""
 
 
 @dataclasses.dataclass
 class StageSearch:
-    """One stage's search; its methods are called in their order.
+    """The search of one stage: `begin`, `train`, `choose`, `finish`, `decision`, called in this order.
 
     Attributes:
-        steps: training steps so far.
-        training, training_cpu: seconds that they took, on the clock and of the processor.
-        optimizer, ema: what trains and follows the network.
+        steps: number of training steps so far.
+        training, training_cpu: seconds of the training steps: wall time and processor time.
+        optimizer, ema: optimizer and averages of the network.
         growth: how new blocks were made.
         marks: steps at which candidates are evaluated.
-        losses: by evaluation, by candidate, by batch.
-        times: of a step, by candidate.
+        losses: losses, indexed by evaluation, candidate and batch.
+        times: time of a step of each candidate.
     """
 
     space: Space
@@ -84,7 +84,7 @@ class StageSearch:
         ema: Averages | None,
         regularisation: Regularisation | None,
     ) -> None:
-        """Grows to the largest candidate and cuts the candidates out."""
+        """Grows the network to the largest candidate, and cuts the candidates out."""
         samples = self.task.validation if self.given.validation else self.task.samples
         self.own = self.given.filled(self.mode, len(samples or ()) // self.batch)
         self.places = places
@@ -106,12 +106,12 @@ class StageSearch:
 
     @property
     def reference(self) -> bool:
-        """Whether to do as published."""
+        """Whether the procedure of the paper is followed."""
         return self.mode == "reference"
 
     def _grown(self, program: Program, largest: Point, before: Point) -> Program:
-        # By default tables over positions stay at the present size, from which those of every candidate are resampled:
-        # a candidate that keeps the size computes what the network did.
+        # By default position tables keep their present size, and the tables of every candidate are resampled from
+        # them. A candidate that keeps the size then computes the same as the network before.
         target = largest if self.reference else dataclasses.replace(largest, resolution=None)
         init = self.own.growth or "identity"
         passes = target.growing(before, {"depth": init})
@@ -123,7 +123,7 @@ class StageSearch:
             if self.given.growth is not None:
                 raise
             grown = self._apply(program, target.growing(before, {"depth": "interpolate"}))
-            self.growth = "interpolate, since new blocks cannot be exact identities here"
+            self.growth = "interpolate, because new blocks cannot be exact identities in this network"
         return grown
 
     def _apply(self, program: Program, passes: Sequence[Pass]) -> Program:
@@ -139,14 +139,14 @@ class StageSearch:
         return grown
 
     def _forget(self) -> None:
-        """As published: moments do not survive a change of the network."""
+        """As in AutoProg, a change of the network resets the optimizer's state."""
         if self.reference and self.optimizer is not None:
             self.optimizer.state.clear()
 
     # -- training and evaluation ---------------------------------------------------------------------------------------
 
     def train(self) -> None:
-        """Trains the supernet for S epochs, and evaluates all candidates now and then."""
+        """Trains the supernet for S epochs, and evaluates all candidates at `marks`."""
         assert self.own.batches is not None and self.optimizer is not None
         per_epoch = len(self.task.samples) // self.batch
         total, marks = self.own.marks(max(per_epoch, 1))
@@ -191,10 +191,10 @@ class StageSearch:
         return None if sid is None else min(self.stage, sid.stages - 1)
 
     def _average(self, averages: list[Averages], steps: int) -> tuple[Averages, float]:
-        """The averages, and the decay among them, that candidates are evaluated on."""
+        """The averages, and the one of their decays, that candidates are evaluated with."""
         if self.reference and self.ema is not None:
             return self.ema, self.own.decay or min(self.ema.decays)
-        # An average over more steps than there are would still hold the weights from before the search.
+        # An average over more steps than the search has would still contain the weights from before it.
         decay = self.own.decay if self.own.decay is not None else min(FAST, max(0.0, 1 - 8 / max(steps, 1)))
         if self.ema is not None and decay in self.ema.decays:
             return self.ema, decay
@@ -204,7 +204,9 @@ class StageSearch:
     def _evaluate(self) -> None:
         average, decay = self.average
         if decay not in average.decays:
-            raise InputError(f"one-shot search: decay {decay} is not tracked; the averages have {list(average.decays)}")
+            raise InputError(
+                f"one-shot search: decay: expected one of the decays of the EMA, {list(average.decays)}, got {decay}"
+            )
         source = {**self.supernet.program.tensors, **average.tensors[decay]}
         backward = self.reference and self.own.time == "measured" and not self.times_by_backward
         found = []
@@ -218,14 +220,14 @@ class StageSearch:
                     member, self.task, self.evaluated, tensors, train=self.reference, stage=self._row
                 )  # fmt: skip
             where = f"stage {self.stage}, candidate {member.point}, evaluation at step {self.steps}"
-            check_finite(statistics.fmean(own), where, "lower the learning rate, or look at the data")
+            check_finite(statistics.fmean(own), where, "lower the learning rate, or check the data")
             found.append(own)
         self.losses.append(found)
         if self.progress is not None:
             self.progress(f"stage {self.stage}: step {self.steps}, lowest loss {min(map(statistics.fmean, found)):.4g}")
 
     def choose(self) -> FitChoice:
-        """The winner, the same on all ranks: losses and times are those of rank 0."""
+        """Returns the choice, the same on all ranks: losses and times are those of rank 0."""
         told = agreed(f"the network of stage {self.stage}", lambda: {"losses": self.losses, "times": self._seconds()})
         self.losses, self.times = told["losses"], told["times"]
         per_member = list(zip(*self.losses, strict=True))  # [member][evaluation][batch]
@@ -251,12 +253,12 @@ class StageSearch:
     # -- the winner ----------------------------------------------------------------------------------------------------
 
     def finish(self, place: Index, point: Point, current: Index | None) -> Program:
-        """The winner's network; optimizer and averages go on with it."""
+        """Returns the winner's network; optimizer and averages are re-pointed to it."""
         member = self.supernet.members[self.places.index(place)]
         if self.reference and self.losses and place == supernet(self.places):
             self._from_slow_average()
         elif self.reference and current is not None:
-            # Published: which layers stay is counted from the network before, not from the smallest candidate.
+            # AutoProg counts the layers that stay from the previous network, not from the smallest candidate.
             member = self.supernet.sub_network(point, base=self.space.point(current).depths)
         after = self.supernet.recycled(member, self.ema)
         before, trained = self.supernet.program, {"optimizer": self.optimizer, "ema": self.ema}
@@ -266,13 +268,13 @@ class StageSearch:
 
     @torch.no_grad()
     def _from_slow_average(self) -> None:
-        """As published: a winner that is the supernet goes on from its slowest average."""
+        """As in AutoProg, a winner that is the whole supernet continues from its slowest average."""
         assert self.ema is not None
         for name, value in self.ema.tensors[max(self.ema.decays)].items():
             self.supernet.program.tensors[name].copy_(value)
 
     def decision(self, points: Sequence[Point], choice: FitChoice, seconds: float) -> Decision:
-        """What was seen, as data."""
+        """Returns all candidates, their scores and the choice as data."""
         means = [[statistics.fmean(own) for own in found] for found in self.losses]
         columns = list(zip(*means, strict=True)) or [()] * len(points)
         overall = [statistics.fmean(own) if own else float("nan") for own in columns]
@@ -306,20 +308,24 @@ Time = Literal["predicted", "measured"]
 
 @dataclasses.dataclass(frozen=True)
 class OneShotSettings:
-    """Options of one-shot search; those that are None have a value by the mode.
+    """Settings of the one-shot search; what is None depends on the mode (`reference` or `default`).
 
     Attributes:
-        epochs: S, how long the supernet trains at each stage; any positive number, inside the stage's budget.
-        batches: that every candidate is evaluated on. Published: 50; default: 8, or as many as there are.
-        evaluations: how often, from the start of the last search epoch to its end. Published: 5; default: 3.
-        time: of a step: `predicted` from counted operations (repeatable), or `measured`. Published: measured.
-        validation: evaluate on the validation samples instead of training samples.
-        decay: of the average that is evaluated. Published: .998; default: .998, or faster where the search is short.
-        growth: how new blocks are made (init of grow-depth). Published: mogrow; default: identity, or interpolate where
+        epochs: S, number of epochs that the supernet trains at each stage, above 0. They count as part of the stage.
+        batches: number of batches that every candidate is evaluated on. Reference: 50. Default: 8, or all if fewer.
+        evaluations: number of evaluations during the last epoch of the search. Reference: 5. Default: 3.
+        time: the time of a step: `predicted` from counted FLOPs (repeatable), or `measured`. Reference: measured.
+            Default: predicted.
+        validation: whether candidates are evaluated on validation samples instead of training samples.
+        decay: decay of the EMA that is evaluated. Reference: 0.998. Default: 0.998, or less in a short search.
+        growth: how new blocks are made (init of grow-depth). Reference: mogrow. Default: identity, or interpolate if
             no exact identity exists.
-        lr, weight_decay: of AdamW, where no optimizer is given.
-        clip: largest norm of the gradients, None: not clipped.
-        between: epochs that `search` trains the winner for, after each search.
+        lr, weight_decay: learning rate and weight decay of AdamW, if no optimizer is given.
+        clip: largest norm of the gradients; None: not clipped.
+        between: number of epochs that `search` trains the winner after each search.
+
+    Raises:
+        InputError: a value out of range.
     """
 
     epochs: float = 2.0
@@ -336,7 +342,7 @@ class OneShotSettings:
 
     @classmethod
     def of(cls, given: Mapping[str, Any] | OneShotSettings | None) -> OneShotSettings:
-        """The settings of a mapping.
+        """Makes settings from a mapping.
 
         Raises:
             InputError: an unknown key, or a value out of range.
@@ -347,18 +353,18 @@ class OneShotSettings:
         for name in given or {}:
             if name not in names:
                 hint = did_you_mean(name, names) or f"; settings are {', '.join(names)}"
-                raise InputError(f"one-shot search: there is no setting `{name}`{hint}")
+                raise InputError(f"one-shot search: unknown setting `{name}`{hint}")
         return cls(**(given or {}))
 
     def __post_init__(self) -> None:
         for name, least, words in (
-            ("epochs", 0, "above 0"),
-            ("batches", 0, "a whole number above 0"),
-            ("evaluations", 0, "a whole number above 0"),
-            ("lr", 0, "above 0"),
-            ("clip", 0, "above 0, or None"),
-            ("weight_decay", -1, "at least 0"),
-            ("between", -1, "at least 0"),
+            ("epochs", 0, "a number above 0"),
+            ("batches", 0, "an integer above 0"),
+            ("evaluations", 0, "an integer above 0"),
+            ("lr", 0, "a number above 0"),
+            ("clip", 0, "a number above 0, or None"),
+            ("weight_decay", -1, "a number of at least 0"),
+            ("between", -1, "a number of at least 0"),
         ):
             value = getattr(self, name)
             if value is None and name in ("batches", "evaluations", "clip"):
@@ -366,22 +372,23 @@ class OneShotSettings:
             whole = name in ("batches", "evaluations")
             number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
             if not number or not (value > least if least == 0 else value >= 0) or value == float("inf"):
-                raise InputError(f"one-shot search: {name} is {words}, not {value!r}")
+                raise InputError(f"one-shot search: {name}: expected {words}, got {value!r}")
         if self.time not in (None, "predicted", "measured"):
-            raise InputError(f"one-shot search: time is predicted or measured, not {self.time!r}")
+            raise InputError(f"one-shot search: time: expected predicted or measured, got {self.time!r}")
         if self.growth not in (None, "identity", "interpolate", "mogrow", "stack", "random"):
             raise InputError(
-                "one-shot search: growth is identity, interpolate, mogrow, stack or random, not "
+                "one-shot search: growth: expected identity, interpolate, mogrow, stack or random, got "
                 f"{self.growth!r}"
             )  # fmt: skip
         if self.decay is not None and not 0 <= self.decay < 1:
-            raise InputError(f"one-shot search: decay is at least 0 and below 1, not {self.decay!r}")
+            raise InputError(f"one-shot search: decay: expected a number of at least 0 and below 1, got {self.decay!r}")
 
     def filled(self, mode: str, available: int) -> OneShotSettings:
-        """These settings with everything that depends on the mode filled in.
+        """Returns the settings with everything that depends on the mode.
 
         Args:
-            available: how many batches there are to evaluate on.
+            mode: `reference` or `default`.
+            available: number of batches that candidates can be evaluated on.
         """
         reference = mode == "reference"
         return dataclasses.replace(
@@ -393,9 +400,10 @@ class OneShotSettings:
         )
 
     def marks(self, steps_per_epoch: int) -> tuple[int, tuple[int, ...]]:
-        """Steps of the search, and before which of them candidates are evaluated (the number of steps: after all).
+        """Returns the number of steps of the search, and the steps before which candidates are evaluated.
 
-        The evaluations are spread over the last epoch, or over all of a shorter search.
+        The number of steps among the latter means after all steps. The evaluations are spread over the last epoch, or
+        over the whole search if it is shorter.
         """
         assert self.evaluations is not None
         steps = max(1, round(self.epochs * steps_per_epoch))

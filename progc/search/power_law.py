@@ -1,10 +1,11 @@
-"""Loss against time: the power law through the candidates of one-shot search, and who lies below it.
+"""Chooses a candidate of the one-shot search from losses and times, with a fitted power law of loss and time.
 
-AutoProg (Li et al., CVPR 2022) fits L = a2 * T ** a1 and takes the smallest L * T ** alpha with alpha = max(-a1, 0).
-The trend is divided out, so the winner is the candidate that lies lowest under it; where slower is not better, the
-lowest loss wins. `published` is that. `chosen` is ours: the fit is of logarithms, in closed form. Through two times it
-would be meaningless; the exchange rate of loss for time is then what training on would buy. Differences within the
-noise of the losses are none.
+`published` is the choice of AutoProg (Li et al., CVPR 2022). It fits L = a2 * T ** a1 and takes the smallest
+L * T ** alpha with alpha = max(-a1, 0): the candidate that lies lowest below the trend. Where slower is not better, the
+lowest loss wins.
+
+`chosen` is ours. It fits logarithms, in closed form. A fit through two times would be meaningless; then alpha is the
+power by which further training lowers the loss. Differences within the noise of the losses count as ties.
 """
 
 from __future__ import annotations
@@ -15,32 +16,32 @@ import statistics
 from collections.abc import Sequence
 
 _SAME = 1e-9
-"""Relative difference below which two times are one."""
+"""Two times are equal if their relative difference is below this."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Fit:
-    """L = factor * T ** exponent."""
+    """A power law L = factor * T ** exponent."""
 
     exponent: float
     factor: float
 
     @property
     def alpha(self) -> float:
-        """The weight of time: what a longer step has to buy; never negative."""
+        """The exponent of time in the choice, at least 0."""
         return max(-self.exponent, 0.0)
 
 
 @dataclasses.dataclass(frozen=True)
 class FitChoice:
-    """What was chosen.
+    """A choice among candidates.
 
     Attributes:
-        winner: its place among the candidates.
+        winner: index of the chosen candidate.
         alpha: the exponent of time.
-        totals: loss * time ** alpha of every candidate, the smallest is best.
-        noise: standard error of each total's difference from the smallest; 0 where it is not known.
-        reason: why, in words, without the candidate's name.
+        totals: loss * time ** alpha of every candidate; the smallest is best.
+        noise: standard error of each total's difference from the smallest; 0 if it is not known.
+        reason: why, in words, without the name of the candidate.
     """
 
     winner: int
@@ -51,10 +52,11 @@ class FitChoice:
 
 
 def least_squares(losses: Sequence[float], times: Sequence[float]) -> Fit:
-    """Least squares of L - a2 * T ** a1 by Levenberg-Marquardt from a1 = a2 = 1, the published start.
+    """Fits L = a2 * T ** a1 by least squares, with Levenberg-Marquardt from a1 = a2 = 1 as AutoProg does.
 
     Args:
-        losses, times: one of each per candidate, times above 0.
+        losses: one per candidate.
+        times: one per candidate, above 0.
     """
     exponent, factor, damping = 1.0, 1.0, 1e-3
     cost = _cost(losses, times, exponent, factor)
@@ -88,12 +90,13 @@ def _cost(losses: Sequence[float], times: Sequence[float], exponent: float, fact
 
 
 def log_fit(losses: Sequence[float], times: Sequence[float]) -> Fit | None:
-    """Least squares of log L = log a2 + a1 * log T, in closed form; None for fewer than three different times.
+    """Fits log L = log a2 + a1 * log T by least squares, in closed form; None for fewer than three different times.
 
-    Through two points every line is exact: it would call all candidates equal.
+    A line through two points is exact: all candidates would be equal.
 
     Args:
-        losses, times: one of each per candidate, above 0.
+        losses: one per candidate, above 0.
+        times: one per candidate, above 0.
     """
     if _different(times) < 3:
         return None
@@ -101,11 +104,11 @@ def log_fit(losses: Sequence[float], times: Sequence[float]) -> Fit | None:
 
 
 def exchange_rate(losses: Sequence[float], steps: Sequence[float]) -> float | None:
-    """By which power of the training time the loss falls: what the same time buys without a larger network.
+    """Returns the power of the training time by which the loss falls without a larger network.
 
     Args:
-        losses: at several points of training, above 0.
-        steps: training steps up to each point; points at 0 are left out.
+        losses: losses at several points of training, above 0.
+        steps: training steps up to each point; points at step 0 are ignored.
 
     Returns:
         -d log L / d log steps, at least 0; None for fewer than two different points.
@@ -129,29 +132,30 @@ def _different(numbers: Sequence[float]) -> int:
 
 
 def published(losses: Sequence[float], times: Sequence[float]) -> FitChoice:
-    """The published choice; of equal ones the first.
+    """Returns AutoProg's choice; the first of equal ones.
 
     Args:
-        losses, times: one of each per candidate, times above 0.
+        losses: one per candidate.
+        times: one per candidate, above 0.
     """
     alpha = least_squares(losses, times).alpha if len(losses) > 1 else 0.0
     totals = [loss * t**alpha for loss, t in zip(losses, times, strict=True)]
     winner = totals.index(min(totals))
-    why = f"smallest loss x time^{alpha:.3g}" if alpha > 0 else "lowest loss, since slower is not better"
+    why = f"smallest loss x time^{alpha:.3g}" if alpha > 0 else "lowest loss, because slower is not better"
     return FitChoice(winner, alpha, tuple(totals), (0.0,) * len(losses), why)
 
 
 def chosen(losses: Sequence[Sequence[float]], times: Sequence[float], exchange: float | None = None) -> FitChoice:
-    """Our choice.
+    """Returns our choice.
 
     Args:
-        losses: per candidate the losses on the same batches in the same order, above 0.
-        times: per candidate, above 0.
-        exchange: see `exchange_rate`; used where fewer than three times are different. None: it is not known, and
-            the lowest loss wins.
+        losses: for each candidate, the losses on the same batches in the same order.
+        times: one per candidate, above 0.
+        exchange: see `exchange_rate`; used if fewer than three times are different. None: it is not known, and the
+            lowest loss wins.
     """
     means = [statistics.fmean(own) for own in losses]
-    usable = all(mean > 0 for mean in means)  # a likelihood may be negative: no power law then
+    usable = all(mean > 0 for mean in means)  # no power law fits negative losses, such as log-likelihoods
     fit = log_fit(means, times) if usable else None
     alpha = fit.alpha if fit is not None else (exchange or 0.0) if usable else 0.0
     scores = [[loss * t**alpha for loss in own] for own, t in zip(losses, times, strict=True)]
@@ -161,11 +165,11 @@ def chosen(losses: Sequence[Sequence[float]], times: Sequence[float], exchange: 
     close = _SAME * abs(totals[best])
     near = [place for place, total in enumerate(totals) if total - totals[best] <= noise[place] + close]
     winner = min(near, key=lambda place: (times[place], totals[place], place))
-    source = "" if fit is not None else " by the gain of training on"
+    source = "" if fit is not None else " (exponent from the course of training)"
     why = f"smallest loss x time^{alpha:.3g}{source}" if alpha > 0 else "lowest loss"
     if len(near) > 1:
         what = why.partition(" ")[2]
-        why = f"fastest of {len(near)} candidates whose difference in {what} is noise"
+        why = f"fastest of {len(near)} candidates that differ in {what} by no more than noise"
     return FitChoice(winner, alpha, tuple(totals), tuple(noise), why)
 
 

@@ -1,4 +1,4 @@
-"""What a zero-shot search measures of one candidate: is its loss a number, its proxies, the time of a step."""
+"""Measures one candidate of a zero-shot search: checks its losses, computes its proxies, and times its step."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from progc.search.proxies.base import Proxy
 
 TIMED = 6
-"""Batches over which the published procedure averages the time of a step; those before them are for the proxies."""
+"""Number of batches over which AutoProg-Zero averages the time of a step; they follow those of the proxies."""
 
 PER_PROXY = 2
-"""Batches that the published procedure gives to a proxy."""
+"""Number of batches that AutoProg-Zero gives to a proxy."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,15 +34,15 @@ class ProbeBatches:
     """The batches of a search, on the device of the network, at the full image size.
 
     Attributes:
-        proxies: by name of the proxy.
-        timed: for the published time of a step; none where it is not measured so.
+        proxies: batches of each proxy, by name.
+        timed: batches for the time of a step as AutoProg-Zero measures it; empty if it is not measured.
     """
 
     proxies: Mapping[str, Sequence[Any]]
     timed: Sequence[Any] = ()
 
     def __iter__(self) -> Iterator[Any]:
-        """Each batch once, in the order in which it was drawn."""
+        """Iterates over the batches, each of them once, in the order in which they were drawn."""
         seen: dict[int, Any] = {id(batch): batch for own in self.proxies.values() for batch in own}
         yield from ({**seen, **{id(batch): batch for batch in self.timed}}).values()
 
@@ -52,16 +52,19 @@ def draw(
 ) -> ProbeBatches:
     """Draws the batches of a search.
 
-    By default all proxies see the same shuffled batches. In `reference` they are the first ones of the data, in its
-    own order: two for each proxy, then six for the time.
+    By default all proxies get the same shuffled batches. In `reference` they are the first ones of the data, in its
+    order: two for each proxy, followed by six for the time.
 
     Args:
-        samples: per batch; a network with a fixed batch gets that instead, and as many more batches as it takes.
-        count: batches, where they are shuffled.
-        timed: whether the published procedure measures time.
+        names: names of the proxies.
+        mode: `default` or `reference`.
+        samples: samples per batch; for a network with a fixed batch size that size, with more or fewer batches.
+        count: number of batches in `default`.
+        seed: seed of the shuffling.
+        timed: whether batches for the time are drawn (`reference`).
 
     Raises:
-        InputError: there are fewer samples.
+        InputError: there are not enough samples.
     """
     if not any(full.signature.batch_dims):
         own = next((shape[0] for shape in full.signature.shapes if shape), samples)
@@ -82,10 +85,10 @@ def draw(
 
 
 def proxies_of(names: Sequence[str], mode: str) -> dict[str, Proxy]:
-    """The proxies of these names in a mode; one of another package may know no modes.
+    """Makes the proxies of these names; those with an option `mode` get the mode.
 
     Raises:
-        InputError: no such proxy.
+        InputError: there is no such proxy.
     """
     from progc.search.proxies import load_proxy
 
@@ -107,11 +110,11 @@ def scores(
     stage: int | None,
     where: str,
 ) -> dict[str, float]:
-    """Scores by name, higher is better; NaN where a proxy could not be computed.
+    """Returns scores by name, higher is better; NaN if a proxy could not be computed.
 
     Args:
-        stage: row of the stage identifier that the network trains in this stage.
-        where: names stage and candidate in errors.
+        stage: row of the stage identifier in this stage.
+        where: stage and candidate, for error messages.
 
     Raises:
         CheckError: the loss is NaN or infinite.
@@ -127,18 +130,20 @@ def scores(
 def check_losses(
     program: Program, batches: Sequence[Any], task: Task, *, seed: int, stage: int | None, where: str
 ) -> None:
-    """One forward per batch.
+    """Checks the loss of a program on each batch, in train mode.
 
     Raises:
-        CheckError: a loss is NaN or infinite; names the batch.
-        InputError: the loss is no scalar.
+        CheckError: a loss is NaN or infinite; the message gives the batch.
+        InputError: the loss is not a scalar tensor.
     """
     loss_of = losses(program, task, stage)
     with seeded(seed), torch.no_grad():
         for number, batch in enumerate(batches, 1):
             loss = loss_of(batch)
             if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
-                raise InputError(f"{where}: the loss is a scalar tensor, not {_what(loss)}; mend loss()")
+                raise InputError(
+                    f"{where}: loss(outputs, batch): expected a scalar tensor, got {_what(loss)}; fix loss()"
+                )
             if not math.isfinite(float(loss)):
                 raise CheckError(
                     f"{where}: the loss is {float(loss):g} on batch {number} of {len(batches)}; "
@@ -147,7 +152,7 @@ def check_losses(
 
 
 def losses(program: Program, task: Task, stage: int | None) -> Callable[[Any], torch.Tensor]:
-    """The loss of a program in training as a function of a batch; the program's buffers stay as they are."""
+    """Returns the loss of a program in train mode as a function of a batch; the program's buffers do not change."""
     own = {
         name: tensor.clone() if program.specs[name].kind == "buffer" else tensor
         for name, tensor in program.tensors.items()
@@ -164,11 +169,12 @@ def losses(program: Program, task: Task, stage: int | None) -> Callable[[Any], t
 def published_time(
     program: Program, batches: Sequence[Any], task: Task, stage: int | None, clock: Callable[[], float] | None = None
 ) -> float:
-    """Mean seconds of forward, loss and backward as the published code takes them: no warm-up, no optimizer step, no
-    waiting for the device.
+    """Measures the mean seconds of forward, loss and backward as AutoProg-Zero's code does.
+
+    There is no warm-up, no optimizer step, and no synchronisation with the device.
 
     Args:
-        clock: seconds; by default the wall clock.
+        clock: returns seconds; None takes the wall clock.
     """
     clock = clock or time.perf_counter
     loss_of = losses(program, task, stage)
@@ -183,15 +189,15 @@ def published_time(
 
 
 def check_weights(full: Program) -> None:
-    """Refuses a program whose weights are not in memory.
+    """Checks that the weights of a program are in memory.
 
     Raises:
-        InputError: there are shapes only.
+        InputError: the program has shapes only.
     """
     if any(tensor.is_meta and not is_deferred(tensor) for tensor in full.tensors.values()):
         raise InputError(
-            "zero-shot search scores the weights and this network has none in memory; load it with its weights, or "
-            "use strategy linear"
+            "zero-shot search scores the weights, and the weights of this network are not in memory; load the network "
+            "with its weights, or use the strategy linear"
         )
 
 

@@ -1,23 +1,21 @@
-"""The elastic supernet: one program whose parameters train several sub-networks in turns (AutoProg, CVPR 2022).
+"""The elastic supernet: one program whose parameters train several sub-networks in turn (AutoProg, CVPR 2022).
 
-A sub-network is its program and one lift from the supernet's tensors. The lift is used twice, and this is the only
-definition there is: `values` makes the sub-network's tensors, for evaluation and for the network that a search goes on
-with; `leaves` makes the same tensors inside autograd, so that gradients land in the supernet's parameters, and nowhere
-else of them: a tensor that is the supernet's own is used as it is, units are a slice of it, a table over positions is
-resampled from it in every step.
+A sub-network is a program and a lift from the supernet's tensors to its own. The lift defines the sub-network's tensors
+for two uses. `values` computes them for evaluation, and for the network that training continues with. `leaves` computes
+the same tensors inside autograd, so that gradients go to the supernet's parameters: whole tensors are used directly,
+units are a slice of a tensor, and a position table is resampled in every step.
 
-Buffers are what a step writes. With `own_statistics` every sub-network has its own (as switchable normalisation, Yu et
-al., ICLR 2019), since running statistics of a shallow and a deep network do not agree; else they are the supernet's.
+A training step writes to buffers. With `own_statistics` every sub-network has its own buffers (as in slimmable
+networks, Yu et al., ICLR 2019), because running statistics of a shallow and a deep network differ. Otherwise they are
+the supernet's.
 
-Which blocks of a supernet a shallower sub-network keeps, so that depths are nested in one another.
-
-The supernet has `full` blocks and was grown from `base` blocks by the map of growth
-(progc/transforms/depth/naming.py), or is looked at as if it had been. Base blocks are the first of the copies of each
-source, and every sub-network keeps them.
+Sub-networks of different depth are nested: a shallower one keeps some blocks of the supernet. The supernet has `full`
+blocks and is grown from `base` blocks by the map of growth (`progc.transforms.depth.naming`), or is treated as if it
+were. Every sub-network keeps the base blocks, which are the first copy of each source.
 
     base 4, full 9      0 0 1 1 2 2 3 3 3
-    grown, 6 blocks     0   1   2 2 3 3         what growing the base to 6 blocks would have made
-    deepest, 6 blocks   0   1   2   3 3 3       base and the last of the new blocks (AutoProg, Li et al., CVPR 2022)
+    grown, 6 blocks     0   1   2 2 3 3         the blocks that growing the base to 6 blocks would make
+    deepest, 6 blocks   0   1   2   3 3 3       the base and the last of the new blocks (AutoProg)
 """
 
 from __future__ import annotations
@@ -51,15 +49,15 @@ from progc.transforms.shrinking.shrink import shrunk
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class SubNetwork:
-    """One candidate.
+    """A sub-network of a supernet: one candidate of the search.
 
     Attributes:
-        point: where it is in the growth space.
-        program: its graphs; the tensors in it are views or stale copies, ask `values` for them.
-        lift: from the supernet's tensors to its own.
-        module: runs `program`'s graphs on tensors that are put in.
-        size: height and width of its images, None without images.
-        statistics: buffers of its own by name; empty where they are shared.
+        point: its sizes.
+        program: its graphs. The tensors in it may be out of date; `values` computes the present ones.
+        lift: the lift from the supernet's tensors to those of the sub-network.
+        module: runs the graphs of `program` on given tensors.
+        size: height and width of its images in pixels; None without images.
+        statistics: its own buffers, by name; empty if buffers are shared.
     """
 
     point: Point
@@ -70,16 +68,16 @@ class SubNetwork:
     statistics: Mapping[str, torch.Tensor]
 
     def values(self, source: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Its tensors, made of the supernet's or of an averaged copy of these: every name of its program.
+        """Computes all its tensors from those of the supernet, or from an averaged copy of them.
 
-        What is not narrowed or resampled is the very tensor of `source`; the rest has memory of its own.
+        A tensor that is not narrowed or resampled is the tensor of `source` itself; the others are new ones.
         """
         made = self.lift.apply(source)
         tensors = {name: made.get(name, tensor) for name, tensor in self.program.tensors.items()}
         return tensors | dict(self.statistics)
 
     def leaves(self, source: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Its tensors that are not the supernet's own objects, made inside autograd, by canonical name."""
+        """Computes, inside autograd, its tensors that differ from those held by `program`, by canonical name."""
         entries = {entry.name: entry for entry in self.lift.tensors}
         made: dict[str, torch.Tensor] = {}
         for name, held in self.program.tensors.items():
@@ -97,10 +95,12 @@ class SubNetwork:
     def loss(
         self, task: Task, batch: Any, tensors: Mapping[str, torch.Tensor], stage: int | None = None
     ) -> torch.Tensor:
-        """Its loss on a batch of images of any size, with these tensors in place of its own.
+        """Returns its loss on a batch with images of any size.
 
         Args:
-            stage: for a network with a stage input, unless the task gives it; None: the null row.
+            tensors: tensors, by name, to use instead of those of the module.
+            stage: the stage, for a network that takes it as an input and a task that does not give it; None takes the
+                null row.
         """
         fitted = batch if self.size is None else task.at_size(batch, self.size)
         args, kwargs = task.inputs(fitted)
@@ -115,7 +115,7 @@ class SubNetwork:
 
 
 def _inside(tensor: torch.Tensor, entry: TensorLift) -> torch.Tensor:
-    """What the lift's entry makes of a tensor, with gradients; the very tensor where nothing is done."""
+    """Applies an entry of the lift to a tensor, with gradients; returns the tensor itself if nothing changes."""
     if entry.plain:
         return tensor
     if any(entry.dims):
@@ -130,10 +130,10 @@ def _inside(tensor: torch.Tensor, entry: TensorLift) -> torch.Tensor:
 
 
 class Supernet:
-    """A program and the sub-networks that train on its parameters.
+    """A program and the sub-networks that share its parameters.
 
     Attributes:
-        program: its tensors are the ones an optimizer trains.
+        program: the program whose tensors an optimizer trains.
         members: the sub-networks, in the order of the points.
     """
 
@@ -149,14 +149,14 @@ class Supernet:
         """Cuts the sub-networks out.
 
         Args:
-            program: the largest network in depth and width; its image may be smaller than a point's.
+            program: the largest network in depth and width; its image may be smaller than that of a point.
             points: one per sub-network.
-            base: depths that are part of every sub-network; None: the smallest of the points.
-            nesting: which other blocks a sub-network has, see progc/search/supernet.py.
-            own_statistics: whether each sub-network has buffers of its own.
+            base: depths whose blocks are part of every sub-network; None: the smallest of the points.
+            nesting: which other blocks a sub-network keeps, see the module's docstring.
+            own_statistics: whether each sub-network has its own buffers.
 
         Raises:
-            InputError, TargetError: a point that cannot be had.
+            InputError, TargetError: the network cannot have the sizes of a point.
         """
         self.program = program.complete()
         least = {name: min(point.depths[name] for point in points) for name in points[0].depths} if points else {}
@@ -165,7 +165,7 @@ class Supernet:
         self.members = tuple(self.sub_network(point) for point in points)
 
     def sub_network(self, point: Point, base: Mapping[str, int] | None = None) -> SubNetwork:
-        """The sub-network of a point; `base` as for the class."""
+        """Cuts out the sub-network of a point; `base` as for the class."""
         kept = kept_blocks(self.program, point.depths, self._base if base is None else base, self._nesting)
         small, lift = self.program, Lift(())
         if kept:
@@ -176,7 +176,7 @@ class Supernet:
         lift = lift if further is None else composed(lift, further)
         small, more = _at_resolution(narrow, point)
         lift = lift if more is None else composed(lift, more)
-        # Views of the supernet would keep all of it in memory, and strided weights compute with other kernels.
+        # Views would keep the whole supernet in memory, and strided weights use other kernels.
         owned = tuple(dataclasses.replace(e, storage="copy") if any(e.dims) else e for e in lift.tensors)
         lift = dataclasses.replace(lift, tensors=owned)
         small = run(small, point.freezing(small), verify=False)[0].replace(averages=())
@@ -186,13 +186,13 @@ class Supernet:
         return SubNetwork(point, small, lift, ProgramModule(small), _image_size(small), statistics)
 
     def recycled(self, member: SubNetwork, ema: EmaLike | None = None) -> Program:
-        """The network of a sub-network with the weights it has now: what training goes on with.
+        """Returns the network of a sub-network with its present weights, to continue training with.
 
-        Tensors of unchanged shape are the supernet's objects; the others have memory of their own.
+        Tensors of unchanged shape are those of the supernet; the others are new ones.
 
         Args:
-            ema: averaged copies of the supernet's weights, which become the result's `averages`. Statistics of the
-                sub-network's own are theirs too.
+            ema: averaged copies of the supernet's weights, which become the `averages` of the result. They get the
+                sub-network's own buffers as well.
         """
         tensors = member.values(self.program.tensors)
         made = {name: _as_parameter(tensors[name], held) for name, held in member.program.tensors.items()}
@@ -217,7 +217,7 @@ def _alike(value: torch.Tensor, held: torch.Tensor) -> bool:
 
 
 def _at_resolution(program: Program, point: Point) -> tuple[Program, Lift | None]:
-    """The program at a point's image size, larger or smaller."""
+    """The program at the image size of a point, which may be larger or smaller."""
     from progc.passes.grow_resolution import GrowResolution
 
     if point.resolution is None:
@@ -237,7 +237,12 @@ Nesting = Literal["grown", "deepest"]
 
 
 def nested(base: int, full: int, units: int, rule: Nesting = "grown") -> list[int]:
-    """Positions among `full` units of those that a sub-network of `units` keeps; base <= units <= full."""
+    """Returns the positions among `full` units of those that a sub-network of `units` units keeps.
+
+    Args:
+        base, units, full: numbers of units, base <= units <= full.
+        rule: see the module's docstring.
+    """
     assert 0 < base <= units <= full
     if rule == "deepest":
         return reference_nested(base, units, full)
@@ -253,15 +258,16 @@ def nested(base: int, full: int, units: int, rule: Nesting = "grown") -> list[in
 def kept_blocks(
     program: Program, depths: Mapping[str, int], base: Mapping[str, int], rule: Nesting = "grown"
 ) -> list[KeptBlocks]:
-    """What stays of each chain of a supernet that gets shorter.
+    """Returns the blocks that stay of each chain that gets shorter.
 
     Args:
         program: the supernet.
-        depths: depth per chain, as users count it (`Chain.siblings`).
+        depths: number of blocks per chain (`Chain.siblings`).
         base: depths that are nested in all others.
+        rule: see the module's docstring.
 
     Raises:
-        InputError: a chain that the supernet does not have, or a depth that it cannot have.
+        InputError: the supernet does not have such a chain, or cannot have such a depth.
     """
     found = []
     for name, depth in depths.items():
@@ -274,11 +280,11 @@ def kept_blocks(
         if not 0 < first <= blocks <= len(chain.blocks) or blocks % period or first % period:
             raise InputError(
                 f"depth {name}:{depth}: expected {period + others} to {chain.siblings} blocks in steps of {period}, "
-                f"and no fewer than {base.get(name, depth)}; choose other depths"
+                f"and at least {base.get(name, depth)}; give other depths"
             )
         if blocks == len(chain.blocks):
             continue
-        if chain.kind == "dense":  # they grow at their end
+        if chain.kind == "dense":  # dense chains grow at their end
             found.append(KeptBlocks(chain, tuple(range(blocks))))
             continue
         units = nested(first // period, len(chain.blocks) // period, blocks // period, rule)

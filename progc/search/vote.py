@@ -1,12 +1,12 @@
-"""How scores become a choice: the published vote of ranks, and one in which quality is paid for in time.
+"""Chooses a candidate from scores: the vote of ranks of AutoProg-Zero, and one in which quality has a price in time.
 
-Published (AutoProg-Zero, Li et al. 2024): ranks of the time of a step and of each proxy are added with weights 1 and
-1/2 each, and a tie goes to the fastest. Larger networks cost more time, so the fastest of m candidates starts with a
-lead of m - 1 ranks over the slowest, which is all that the proxies can give: the slowest never wins, and of two
-candidates the smaller always does.
+`published` (AutoProg-Zero, Li et al. 2024) adds the ranks of the time of a step and of each proxy, with weights 1 and
+1/2 each; a tie goes to the fastest. Larger networks take more time, so the fastest of m candidates starts with a lead
+of m - 1 ranks over the slowest, which is all that the proxies can give. The slowest never wins, and of two candidates
+the smaller one always does.
 
-`worth` keeps ranks for quality, whose scales mean nothing, and takes time as it is: the predicted time to the end of
-training. A rank of quality is worth a factor of that time (docs/adr/0017-zero-shot.md).
+`worth` ranks only quality, because the scales of proxies have no meaning. It takes the predicted time to the end of
+training as a number. A rank of quality is worth a factor of that time (docs/adr/0017-zero-shot.md).
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ import math
 from collections.abc import Mapping, Sequence
 
 TOLERANCE = 1e-6
-"""Published: times and scores that differ by no more than this, absolutely, are tied."""
+"""`published`: times and scores are tied if they differ by at most this."""
 
 CLOSE = 1e-3
-"""Scores that differ by no more than this share of the better one are tied: rounding of 32-bit sums makes that much."""
+"""Scores are tied if they differ by at most this share of the better one: float32 sums have rounding of this size."""
 
 PRICE = 1.1
-"""Least factor of the time to the end of training that one rank of quality is worth."""
+"""Smallest factor of the time to the end of training that one rank of quality is worth."""
 
 _EQUAL = 1e-9
-"""Totals that differ by no more than this share are tied."""
+"""Totals are tied if they differ by at most this share."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,10 +34,10 @@ class Vote:
 
     Attributes:
         winner: index of the chosen candidate.
-        ranks: by name of the score, one rank per candidate; 1 for the best.
-        totals: what the winner is the smallest of.
-        tied: other candidates with the winner's total.
-        price: see `worth`; None for the published vote.
+        ranks: by name of the score, one rank per candidate; 1 is the best.
+        totals: the number that decides, one per candidate; the winner has the smallest one.
+        tied: indices of other candidates with the winner's total.
+        price: see `worth`; None for `published`.
     """
 
     winner: int
@@ -50,14 +50,14 @@ class Vote:
 def ranks(
     values: Sequence[float], *, smallest: bool = False, absolute: float = TOLERANCE, relative: float = 0.0
 ) -> tuple[int, ...]:
-    """Competition ranks (1, 1, 3): the largest value is first, or the smallest.
+    """Returns competition ranks (1, 1, 3): the largest value is first, or the smallest.
 
-    A value is tied with the *first* of its group, so that a long row of small steps is no tie. NaN comes last.
+    A value is compared with the *first* one of its tie, so that a long row of small steps is not a tie. NaN is last.
 
     Args:
         values: one per candidate; infinities are allowed.
-        smallest: whether smaller is better.
-        absolute, relative: how far a value may be from the first of its group, at most; relative to the latter.
+        smallest: whether smaller values are better.
+        absolute, relative: largest difference of a value from the first one of its tie; `relative` is a share of it.
     """
     finite = [place for place, value in enumerate(values) if not math.isnan(value)]
     order = sorted(finite, key=lambda place: values[place] if smallest else -values[place])
@@ -76,12 +76,12 @@ def ranks(
 def published(
     times: Sequence[float], proxies: Mapping[str, Sequence[float]], weights: Mapping[str, float] | None = None
 ) -> Vote:
-    """The published vote: weighted sum of competition ranks, the smallest wins, a tie goes to the fastest.
+    """Returns the vote of AutoProg-Zero: the smallest weighted sum of ranks wins, a tie goes to the fastest.
 
     Args:
-        times: seconds of a step, one per candidate.
+        times: seconds per step, one per candidate.
         proxies: by name, one score per candidate; higher is better.
-        weights: by name, `time` among them; by default 1 for the time and 1/2 for each proxy.
+        weights: by name, including `time`; by default 1 for the time and 1/2 for each proxy.
     """
     weights = {"time": 1.0, **dict.fromkeys(proxies, 0.5), **(weights or {})}
     by_name = {"time": ranks(times, smallest=True)} | {name: ranks(scores) for name, scores in proxies.items()}
@@ -102,20 +102,18 @@ def worth(
     *,
     close: float = CLOSE,
 ) -> Vote:
-    """Time multiplied by `price` for every rank of quality that is given away; the smallest wins.
+    """Returns the vote in which each lost rank of quality multiplies the time by `price`; the smallest total wins.
 
-    total = T * price ** (q - 1), where T is the time to the end of training and q the weighted mean of the ranks that
-    the proxies give. For every candidate there are proxy orders by which it wins, as long as no two candidates next to
-    each other in time are further apart than `price`. One that is best in all proxies loses only to another that takes
-    less than 1 / price of its time for every rank that it is behind. Ties go to the better q, then to the shorter time,
-    then to the first.
+    total = T * price ** (q - 1). T is the time to the end of training, and q the weighted mean rank of the proxies.
+    Every candidate wins for some order of the proxies, if candidates that are neighbours in time differ by at most a
+    factor `price`. A candidate that is best in all proxies loses only to one that takes less than 1 / price of its time
+    per rank behind. Ties go to the better q, then to the shorter time, then to the first.
 
     Args:
-        times: predicted time to the end of training if the candidate is chosen, in any unit; above 0.
+        times: predicted time to the end of training if the candidate is chosen, in any unit, above 0.
         proxies: by name, one score per candidate; higher is better.
-        weights: of the proxies, by name; by default all equal.
-        price: at least 1. None: `PRICE`, or the largest ratio of two candidates next to each other in time if that is
-            more.
+        weights: weights of the proxies, by name; by default all are equal.
+        price: at least 1. None: `PRICE`, or the largest ratio of neighbours in time if that is more.
         close: relative tolerance of a tie in a proxy.
     """
     by_name = {name: ranks(scores, absolute=0.0, relative=close) for name, scores in proxies.items()}

@@ -1,11 +1,10 @@
-"""The zero-shot search: at each stage, proxies and time of the candidates, and a vote (AutoProg-Zero, Li et al. 2024).
+"""Zero-shot search: at each stage, proxies and times of the candidates, and a vote (AutoProg-Zero, Li et al. 2024).
 
-`reference` follows the published procedure: the first samples in their own order, two batches for each proxy and six
-for the measured time of a step, a vote of ranks that ties to the fastest, duplicates measured twice. `default` draws
-shuffled samples, predicts time from the graph up to the end of training, and votes by `progc.search.vote.worth`
-(docs/zero-shot.md). Candidates are looked at one after the other; nothing is trained.
-
-Settings of the zero-shot search, checked.
+`reference` follows the paper: the first samples in their order, two batches for each proxy and six for the measured
+time of a step, a vote of ranks in which a tie goes to the fastest, and duplicates measured twice. `default` draws
+shuffled samples, predicts the time to the end of training from the graph, and votes with `progc.search.vote.worth`
+(docs/zero-shot.md). Candidates are evaluated one after the other; nothing is trained. `ZeroShotOptions`, at the end,
+are the settings.
 """
 
 from __future__ import annotations
@@ -49,33 +48,33 @@ def search(
     settings: Any = None,
     progress: Progress | None = None,
 ) -> tuple[list[Index], list[Decision]]:
-    """Decides all stages in a row, with the weights as they are now; the last stage is the full network.
+    """Decides all stages in a row with the present weights; the last stage is the full network.
 
-    While a network trains its scores change: `decide` at the start of each stage sees the weights of that moment. Here
-    every stage is decided on the given ones, so a later stage differs in its candidates alone (and in the stage that a
-    stage identifier is given).
+    Scores change while a network trains, and `decide` at the start of each stage uses the weights at that time. Here
+    all stages are decided with the given weights, so stages differ only in their candidates (and in the row of the
+    stage identifier).
 
     Args:
         full: the full network.
-        space: what is chosen from.
+        space: the growth space.
         task: samples and loss.
-        stages: how many.
-        batch: samples per training step, for the predicted or measured time; None: as in the example.
-        seed: of the samples, and of masks that the network draws.
+        stages: number of stages.
+        batch: samples per training step, for the predicted or measured time; None takes the example's batch size.
+        seed: seed of the samples, and of masks that the network draws.
         mode: `default` or `reference`.
         settings: see `ZeroShotOptions`.
-        progress: told what is going on, in a few words.
+        progress: called with a few words that say what is being done.
 
     Returns:
-        The place of every stage, and a decision for each but the last.
+        The position of every stage, and a decision for every stage except the last.
 
     Raises:
-        InputError: nothing to choose from, no task, unknown settings, too few samples, no weights.
-        CheckError: a loss is NaN or infinite, every score is NaN, or weights were changed.
-        TargetError: the network cannot have a candidate's sizes.
+        InputError: nothing to choose from, no task, unknown settings, too few samples, or no weights.
+        CheckError: a loss is NaN or infinite, every score is NaN, or the weights were changed.
+        TargetError: the network cannot have the sizes of a candidate.
     """
     if stages > 1 and space.empty:
-        raise InputError("zero-shot search: the space has one point, so there is nothing to choose; give more levels")
+        raise InputError("zero-shot search: the space has a single point; give more levels")
     searching = _ZeroShotSearch(
         full, task, stages, batch, seed, ZeroShotOptions.of(settings, mode), progress, remember=True
     )
@@ -102,14 +101,17 @@ def decide(
     settings: Any = None,
     progress: Progress | None = None,
 ) -> tuple[Index, Decision]:
-    """Decides one stage, with the weights as they are now. On several ranks rank 0 decides for all.
+    """Decides one stage with the present weights. With several ranks rank 0 decides for all.
+
+    Other arguments and errors are those of `search`.
 
     Args:
         full: the full network.
-        current: the place of the stage before; None at stage 0.
-        stage: which one, from 0 on. The last one is the full network, without a search.
+        current: position of the previous stage; None at stage 0.
+        stage: index of the stage. The last stage is the full network, without a search.
 
-    Others are those of `search`, and so is what it raises.
+    Returns:
+        The position of the stage, and the decision.
     """
     searching = _ZeroShotSearch(
         full, task, stages, batch, seed, ZeroShotOptions.of(settings, mode), progress, remember=False
@@ -118,7 +120,7 @@ def decide(
 
 
 class _ZeroShotSearch:
-    """A search over one network; remembers scores from stage to stage where these cannot differ."""
+    """A search over one network; keeps scores from stage to stage if they cannot differ."""
 
     def __init__(
         self,
@@ -143,14 +145,14 @@ class _ZeroShotSearch:
         self._online = not remember
 
     def decide(self, space: Space, current: Index | None, stage: int) -> tuple[Index, Decision]:
-        """One stage: rank 0 searches, all get its answer."""
+        """Decides one stage: rank 0 searches, all ranks get its result."""
 
         def answer() -> dict[str, Any]:
             index, decision = self._decide(space, current, stage)
             return {"index": list(index), "decision": decision.to_json()}
 
         asked = json.dumps([space.to_json(), self.options.to_json(), self.seed], sort_keys=True)
-        about = hashlib.sha256(asked.encode()).hexdigest()[:8]  # of space and options, which may be long
+        about = hashlib.sha256(asked.encode()).hexdigest()[:8]  # stands for space and options, which may be long
         found = agreed(f"stage {stage} of {self.stages} from {list(current or ())} in {about}", answer)
         return Index(*found["index"]), Decision.from_json(found["decision"])
 
@@ -159,7 +161,7 @@ class _ZeroShotSearch:
 
         start = time.perf_counter()
         if not 0 <= stage < self.stages:
-            raise InputError(f"stage {stage} does not exist: there are {self.stages}, numbered from 0")
+            raise InputError(f"stage: expected a stage from 0 to {self.stages - 1}, got {stage}")
         if not self._remember:
             self._known.clear()
         if stage == self.stages - 1:
@@ -168,7 +170,7 @@ class _ZeroShotSearch:
         places = zero_shot_candidates(space, current, stage, self.stages, self.options.mode)
         times: dict[Index, int] = {place: places.count(place) for place in places}
         if not times:
-            raise InputError(f"stage {stage}: there is no candidate; give the space more levels")
+            raise InputError(f"stage {stage}: there are no candidates; give the space more levels")
         if len(times) == 1:
             (place,) = times
             only = Candidate(space.point(place), {})
@@ -189,7 +191,7 @@ class _ZeroShotSearch:
     # -- measuring -------------------------------------------------------------------------------------------------
 
     def _scores(self, point: Point, stage: int, times: int) -> dict[str, float]:
-        """Scores and time of a point; measured as often as it occurs in `reference`, and the mean of that."""
+        """Scores and time of a point; in `reference` the mean over as many measurements as it occurs."""
         if point not in self._known:
             where = f"stage {stage}, candidate `{point}`"
             self._progress(f"score {where}")
@@ -208,11 +210,11 @@ class _ZeroShotSearch:
             for again in range(times)
         ]
         del program
-        gc.collect()  # graphs and nodes point to each other; this frees them before the next candidate is built
+        gc.collect()  # graphs and nodes refer to each other; this frees them before the next candidate is built
         return {name: math.fsum(run[name] for run in runs) / times for name in runs[0]}
 
     def _row(self, stage: int) -> int | None:
-        """The row of the stage identifier that trains in a stage, None without an identifier."""
+        """The row of the stage identifier that trains in a stage; None without an identifier."""
         return None if self.full.sid is None else min(stage, self.full.sid.stages - 1)
 
     def _built(self, point: Point, row: int | None, where: str) -> Program:
@@ -222,7 +224,7 @@ class _ZeroShotSearch:
             raise TargetError(f"{where}: {error}") from error
 
     def _at_row(self, program: Program, row: int | None) -> Program:
-        """The program in the stage of that row, where its graphs fix one."""
+        """The program at that row, if its graphs have a fixed one."""
         if program.sid is None or program.sid.input is not None:
             return program
         return with_stage(program, dataclasses.replace(program.sid, stage=row))
@@ -267,13 +269,13 @@ class _ZeroShotSearch:
         return self.task, self._batches
 
     def _check_proxies(self, stage: int, points: list[Point]) -> None:
-        """Refuses proxies of which none can tell the candidates apart."""
+        """Refuses proxies if none of them can distinguish the candidates."""
         if len({point.network for point in points}) > 1:
             return
         if not any(getattr(proxy, "ranks_unfreezing", True) for proxy in self._proxies.values()):
             raise InputError(
-                f"stage {stage}: {', '.join(self._proxies)} give the same score whatever trains, and the candidates "
-                "differ in that alone; add ntk, zico or gradnorm"
+                f"stage {stage}: the scores of {', '.join(self._proxies)} do not depend on which blocks train, and the "
+                "candidates differ only in that; add ntk, zico or gradnorm"
             )
 
     # -- deciding --------------------------------------------------------------------------------------------------
@@ -318,8 +320,8 @@ class _ZeroShotSearch:
 
 @contextlib.contextmanager
 def _collecting() -> Iterator[None]:
-    """Collections look at what is made meanwhile only: what libraries hold takes longer to look at than a candidate."""
-    if gc.get_freeze_count():  # somebody uses this already
+    """Garbage collection visits only new objects inside: visiting those of libraries takes longer than a candidate."""
+    if gc.get_freeze_count():  # already in use elsewhere
         yield
         return
     gc.freeze()
@@ -330,16 +332,16 @@ def _collecting() -> Iterator[None]:
 
 
 def _reason(candidates: tuple[Candidate, ...], outcome: vote.Vote, names: tuple[str, ...]) -> str:
-    """One sentence: what the winner has and what the next best has not."""
+    """One sentence that compares the winner with the next best candidate."""
     winner = candidates[outcome.winner]
     rank = ", ".join(f"{name} {winner.ranks[name]:.0f}" for name in (*names, "time"))
     text = f"{winner.point} has the smallest total, {winner.total:.4g} (ranks: {rank})"
     if outcome.tied:
         rule = "the fastest of these" if outcome.price is None else "the better proxies, then the shorter time, decide"
-        return f"{text}, as has {', '.join(str(candidates[place].point) for place in outcome.tied)}: {rule}"
+        return f"{text}, tied with {', '.join(str(candidates[place].point) for place in outcome.tied)}: {rule}"
     others = [candidate for place, candidate in enumerate(candidates) if place != outcome.winner]
     second = min(others, key=lambda candidate: candidate.total)
-    return f"{text}; next is {second.point} with {second.total:.4g}"
+    return f"{text}; the next is {second.point} with {second.total:.4g}"
 
 
 TIMES = ("predicted", "measured")
@@ -350,20 +352,21 @@ BATCHES = 2
 
 @dataclasses.dataclass(frozen=True)
 class ZeroShotOptions:
-    """Settings of the zero-shot search. None: what the mode has.
+    """Settings of the zero-shot search; what is None depends on the mode.
 
     Attributes:
         mode: `default` or `reference`.
-        proxies: names of proxies, or a text such as ntk,zico; these two.
-        weights: of proxies in the vote, by name, or as a text such as ntk:1,zico:0.5; in `reference` of `time` too.
-        time: `predicted` from the graph, or `measured`, which is noisy: a search may then choose otherwise the next
-            time. `reference` measures.
-        samples: per batch that proxies see; 16.
-        batches: such batches; 2. `reference` takes two for each proxy and six for the time.
-        price: factor of time that a rank of quality is worth, at least 1; `default` only, see `vote.worth`.
+        proxies: names of proxies, or a text such as `ntk,zico`.
+        weights: weights of proxies in the vote, by name, or a text such as `ntk:1,zico:0.5`; in `reference` also of
+            `time`.
+        time: `predicted` from the graph, or `measured`. Measured times are noisy, so that a search may decide
+            differently the next time. Default: predicted; in `reference` measured.
+        samples: samples per batch of the proxies.
+        batches: number of batches of the proxies; default 2. `reference` takes two for each proxy and six for the time.
+        price: factor of time that a rank of quality is worth, at least 1 (`default` only, see `vote.worth`).
 
     Raises:
-        InputError: a value that is none, or that the mode has no use for.
+        InputError: an invalid value, or one that the mode does not use.
     """
 
     mode: str = "default"
@@ -376,71 +379,76 @@ class ZeroShotOptions:
 
     def __post_init__(self) -> None:
         if self.mode not in ("default", "reference"):
-            raise InputError(f"zero-shot search: mode is default or reference, not {self.mode!r}")
+            raise InputError(f"zero-shot search: mode: expected default or reference, got {self.mode!r}")
         proxies: Any = self.proxies.split(",") if isinstance(self.proxies, str) else self.proxies
         if not isinstance(proxies, Iterable) or not all(isinstance(name, str) for name in proxies):
-            raise InputError(f"zero-shot search: proxies are names, such as ntk,zico, not {proxies!r}")
+            raise InputError(f"zero-shot search: proxies: expected names such as ntk,zico, got {proxies!r}")
         names = tuple(dict.fromkeys(name.strip() for name in proxies if name.strip()))
         if not names:
-            raise InputError("zero-shot search: no proxy is given; expected one or more, such as ntk,zico")
+            raise InputError("zero-shot search: proxies: expected one or more names such as ntk,zico, got none")
         object.__setattr__(self, "proxies", names)
         object.__setattr__(self, "time", self.time or ("measured" if self.reference else "predicted"))
         if self.time not in TIMES:
-            hint = did_you_mean(str(self.time), TIMES) or "; give predicted or measured"
-            raise InputError(f"zero-shot search: time is not {self.time!r}{hint}")
+            hint = did_you_mean(str(self.time), TIMES)
+            raise InputError(f"zero-shot search: time: expected predicted or measured, got {self.time!r}{hint}")
         for what, value in (("samples", self.samples), ("batches", self.count)):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise InputError(f"zero-shot search: {what} is a whole number from 1 on, not {value!r}")
+                raise InputError(f"zero-shot search: {what}: expected an integer of at least 1, got {value!r}")
         if self.reference and (self.batches is not None or self.price is not None):
             what = "batches" if self.batches is not None else "price"
-            raise InputError(f"zero-shot search: mode reference has no {what}; leave it out or use mode default")
+            raise InputError(
+                f"zero-shot search: the mode reference has no setting {what}; remove it or use the mode default"
+            )
         if self.price is not None and not (_number(self.price) and self.price >= 1):
-            raise InputError(f"zero-shot search: price is a number from 1 on, not {self.price!r}")
+            raise InputError(f"zero-shot search: price: expected a number of at least 1, got {self.price!r}")
         self._check_weights()
 
     def _check_weights(self) -> None:
         given = _pairs(self.weights) if isinstance(self.weights, str) else self.weights
         if not isinstance(given, Mapping):
-            raise InputError(f"zero-shot search: weights are such as ntk:1,zico:0.5, not {self.weights!r}")
+            raise InputError(f"zero-shot search: weights: expected a text such as ntk:1,zico:0.5, got {self.weights!r}")
         object.__setattr__(self, "weights", dict(given))
         known = {*self.proxies, "time"} if self.reference else set(self.proxies)
         for name, value in self.weights.items():
             if name == "time" and not self.reference:
-                raise InputError("zero-shot search: time has a price, not a weight; set price, or use mode reference")
+                raise InputError(
+                    "zero-shot search: weights: time has a price instead of a weight; set price, or use the mode "
+                    "reference"
+                )
             if name not in known:
                 hint = did_you_mean(str(name), known) or f"; names are {', '.join(sorted(known))}"
-                raise InputError(f"zero-shot search: there is no score `{name}` to weigh{hint}")
+                raise InputError(f"zero-shot search: weights: unknown score `{name}`{hint}")
             if not _number(value) or value < 0:
-                raise InputError(f"zero-shot search: weight of {name} is a number from 0 on, not {value!r}")
+                raise InputError(f"zero-shot search: weight of {name}: expected a number of at least 0, got {value!r}")
         if not any(self.weights.get(name, 1) for name in self.proxies):
-            raise InputError("zero-shot search: every proxy has weight 0; give one a weight above 0")
+            raise InputError("zero-shot search: weights: all proxies have weight 0; give one a weight above 0")
 
     @property
     def reference(self) -> bool:
-        """Whether the published procedure is followed."""
+        """Whether the procedure of the paper is followed."""
         return self.mode == "reference"
 
     @property
     def count(self) -> int:
-        """Batches that proxies see by default."""
+        """Number of batches of the proxies in `default`."""
         return BATCHES if self.batches is None else self.batches
 
     @classmethod
     def of(cls, settings: Mapping[str, Any] | None, mode: str) -> ZeroShotOptions:
-        """From the settings of a plan.
+        """Makes options from the settings of a plan.
 
         Raises:
-            InputError: an unknown name, or a value that is none.
+            InputError: an unknown name, or an invalid value.
         """
         names = [field.name for field in dataclasses.fields(cls) if field.name != "mode"]
         for name in settings or {}:
             if name not in names:
                 hint = did_you_mean(str(name), names) or f"; settings are {', '.join(names)}"
-                raise InputError(f"zero-shot search: there is no setting `{name}`{hint}")
+                raise InputError(f"zero-shot search: unknown setting `{name}`{hint}")
         return cls(mode=mode, **dict(settings or {}))
 
     def to_json(self) -> dict[str, Any]:
-        """What a decision records."""
+        """Returns the options as a decision records them."""
         data = dataclasses.asdict(self) | {"proxies": list(self.proxies), "weights": dict(self.weights)}
         data["batches"] = self.count
         if self.reference:
@@ -453,7 +461,7 @@ def _number(value: Any) -> bool:
 
 
 def _pairs(text: str) -> dict[str, float] | None:
-    """`ntk:1,zico:0.5` as a mapping; None for another text."""
+    """A text such as `ntk:1,zico:0.5` as a mapping; None for any other text."""
     found: dict[str, float] = {}
     for part in text.split(","):
         name, _, value = part.partition(":")

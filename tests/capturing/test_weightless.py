@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import progc
-from progc.analysis.costs import count
+from progc.analysis.costs.counting import count
 from progc.capturing.capture import capture, capture_deferred
 from progc.errors import CaptureError, InputError
 from progc.ir.deferred import is_deferred

@@ -15,7 +15,7 @@ import progc.search.plan
 from progc.growth.grow import grow_with_report
 from progc.models.opening import open_source, resolve_target
 from progc.schedule import Schedule
-from progc.schedule.shares import bound
+from progc.schedule.stage import bound
 from tests.command import NET, Command, files_below, in_process
 
 DATA = """
@@ -145,13 +145,13 @@ def test_the_same_seed_gives_the_same_plan(run: Command, net: Path, tmp_path: Pa
 
 def test_a_linear_plan_reads_no_weight(run: Command, net: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[bool] = []
-    plan = progc.search.plan.plan
+    plan = progc.search.plan.plan_with
 
-    def watched(program: progc.Program, **options: Any) -> Schedule:
+    def watched(program: progc.Program, *options: Any, **more: Any) -> Schedule:
         seen.append(all(tensor.is_meta for _, tensor in program.parameters()))
-        return plan(program, **options)
+        return plan(program, *options, **more)
 
-    monkeypatch.setattr(progc.search.plan, "plan", watched)
+    monkeypatch.setattr(progc.search.plan, "plan_with", watched)
     for more in ([], ["--to", "depth=6"], ["--strategy", "zero-shot", "--batch", "16"]):
         assert run("plan", f"{net}:big", "--stages", "2", *more).code == 0
     assert seen == [True, True, False]

@@ -140,7 +140,7 @@ def test_the_same_command_goes_on_with_the_schedule_that_is_there(
     run: Command, net: Path, trainer: Made, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert start(run, net).code == 0
-    monkeypatch.setattr("progc.search.plan.plan", lambda *args, **options: pytest.fail("planned again"))
+    monkeypatch.setattr("progc.search.plan.plan_with", lambda *args, **options: pytest.fail("planned again"))
     again = start(run, net, "--set", "train.log_every=3", "--set", "train.keep=none")
     assert again.code == 0 and "progc: resuming run: " in again.err
     assert trainer.given[0]["schedule"].to_json() == trainer.given[1]["schedule"].to_json()
@@ -196,7 +196,10 @@ def test_a_finished_plan_says_length_and_target(run: Command, net: Path, trainer
         (["--out", "run", "--epochs", "4", "--steps", "4"], "`epochs` and `steps` are both given"),
         (["--out", "run", "--epochs", "4", "--set", "train.lr=x"], "--set train.lr=x: `train.lr` is a number, not 'x'"),
         (["--out", "run", "--epochs", "4", "--set", "optimizer.name=adamx"], "unknown optimizer `adamx`; did you"),
-        (["--out", "run", "--epochs", "4", "--set", "plan.stages=0"], "stages is a whole number from 1 on, not 0"),
+        (
+            ["--out", "run", "--epochs", "4", "--set", "plan.stages=0"],
+            "expected an integer of at least 1, got 0",
+        ),
         (["--out", "run", "--epochs", "4", "--set", "plan.depths=9"], "depths"),
         (["--out", "run", "--epochs", "4", "--set", "plan.regularise=x=1"], "regularisation: unknown name `x`"),
         (["--out", "run", "--epochs", "4", "--to", "vit_x"], "unknown target `vit_x`"),
@@ -219,9 +222,13 @@ def test_samples_are_asked_for(run: Command, tmp_path: Path, trainer: Made) -> N
     bare = tmp_path / "bare.py"
     bare.write_text(NET)
     outcome = run("train", bare, "--epochs", "4", "--out", tmp_path / "run")
-    assert outcome.code == 2 and "needs samples; write def datasets()" in outcome.err and "digits" in outcome.err
+    assert (
+        outcome.code == 2
+        and "needs samples and a loss; write def datasets()" in outcome.err
+        and "digits" in outcome.err
+    )
     outcome = run("train", "timm:resnet18", "--epochs", "4", "--out", tmp_path / "run")
-    assert outcome.code == 2 and "training timm:resnet18 needs samples; give data (--data)" in outcome.err
+    assert outcome.code == 2 and "training timm:resnet18 needs samples and a loss; give --data digits" in outcome.err
 
 
 def test_other_ranks_are_silent(run: Command, net: Path, trainer: Made, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -133,7 +133,7 @@ def test_widths_are_whole_heads_and_lead_to_one_another() -> None:
     assert [dict(level) for level in space.widths] == [{"width": 32}, {"width": 48}]
     found = find(_program("timm:swin@56"), depths="none", resolutions="none", widths="0.5,1")
     assert found.space.widths == ()  # one head of the first stage: growth does not find the heads again
-    assert "8 becomes 16: growth gives" in found.notes[0]
+    assert "8 is changed to 16: growth gives" in found.notes[0]
 
 
 def test_unfreezing() -> None:
@@ -157,9 +157,9 @@ def test_a_start_is_the_smallest_level() -> None:
     made = network(full, space.point(next(space.places())))[0]
     assert {n: t.shape for n, t in made.tensors.items()} == {n: t.shape for n, t in start.tensors.items()}
     assert _depths(find_space(full, start=start, resolutions="none", depths="2,4")) == [[1], [2], [4]]
-    with pytest.raises(InputError, match=r"start: its condition.weight \[16, 5\] is missing in the smallest network"):
+    with pytest.raises(InputError, match=r"start: condition.weight of shape \[16, 5\] is missing in the smallest"):
         find_space(_program("own:image"), start=_program("own:conditional"))
-    with pytest.raises(InputError, match="start: its width 24 is more than the full network's"):
+    with pytest.raises(InputError, match="start: its width 24 is larger than the full network's"):
         find_space(_program("own:image"), start=progc.capture(nets.ImageTransformer(width=24), (zoo.image(32),)))
 
 
@@ -181,27 +181,31 @@ def test_a_start_that_is_narrower() -> None:
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("own:image", {"depths": "2,5"}, "blocks can have 1 to 4 blocks in all, not 5"),
-        ("own:image", {"depths": "2,3"}, "the last level is the full network, 4 blocks; write 2,3,4"),
-        ("own:image", {"depths": "blocks:2,blocks:3"}, "blocks has depth 4, not 3; add blocks:4 as last level"),
+        ("own:image", {"depths": "2,5"}, "expected 1 to 4 blocks in blocks together, got 5"),
+        ("own:image", {"depths": "2,3"}, "expected the full network, 4 blocks, as the last level; write 2,3,4"),
+        (
+            "own:image",
+            {"depths": "blocks:2,blocks:3"},
+            "as the last level, got 3; add blocks:4",
+        ),
         ("own:image", {"depths": "block:2,block:4"}, "the program has no chain `block`; did you mean blocks?"),
         ("own:image", {"depths": "half"}, "depths `half`: expected factors (0.5:1:4 or 0.25,0.5,1), sizes (6,9,12)"),
-        ("own:image", {"depths": "4,2"}, "levels ascend; write the smallest first"),
+        ("own:image", {"depths": "4,2"}, "expected ascending levels; write the smallest one first"),
         ("timm:swin@56", {"depths": "layers.1.blocks:3,layers.1.blocks:4"}, "the nearest that it can have are 2 and 4"),
         (
             "timm:swin@56",
             {"depths": "layers.1.blocks:4,layers.2.blocks:1,layers.2.blocks:2"},
-            "every chain needs the same number of levels; layers.1.blocks has 1, layers.2.blocks has 2",
+            "expected the same number of levels for every chain; layers.1.blocks has 1, layers.2.blocks has 2",
         ),
         ("own:image", {"resolutions": "20,32"}, "the network cannot take 20x20: 20 positions are no multiple of"),
         ("own:image", {"resolutions": "20,32"}, "the nearest sizes that work are 16 and 24"),
-        ("own:image", {"resolutions": "16,24"}, "the last level is the full network's image, 32; write 16,24,32"),
-        ("own:image", {"resolutions": "16,64"}, "64 is larger than the image of the full network, 32"),
-        ("own:image", {"resolutions": "24,16,32"}, "sizes ascend in both sides"),
+        ("own:image", {"resolutions": "16,24"}, "the full image size, 32, as the last level; write 16,24,32"),
+        ("own:image", {"resolutions": "16,64"}, "64 is larger than the image size of the full network, 32"),
+        ("own:image", {"resolutions": "24,16,32"}, "expected sizes that ascend in height and width, got 24, 16, 32"),
         ("own:image", {"resolutions": "big"}, "resolutions `big`: expected factors"),
         ("transformers:bert", {"resolutions": "16,32"}, "no input is an image"),
-        ("timm:swin@56", {"resolutions": "0.5,1.0"}, "the network takes no image smaller than 56"),
-        ("own:image", {"widths": "8,12"}, "the last level is the full width, 16, not 12"),
+        ("timm:swin@56", {"resolutions": "0.5,1.0"}, "the network takes no image smaller than 56 pixels"),
+        ("own:image", {"widths": "8,12"}, "expected the full width, 16, as the last level, got 12; add 16"),
         ("timm:swin@56", {"widths": "8,16"}, "8 does not grow to 16 exactly"),
         ("transformers:bert", {"widths": "0.5,1"}, "no axis of this network can change"),
         ("own:image", {"unfreeze": "interleave"}, "expected shape:levels such as interleave:4"),
@@ -230,8 +234,8 @@ def test_depths_from_which_growth_does_not_lead_back() -> None:
     """One block of a chain that is found by its repetition is no repetition."""
     found = find(_program("own:flat"), depths="1,2,4", resolutions="none")
     assert _depths(found.space) == [[2], [4]]
-    assert found.notes[0].startswith("depth: g_# keeps at least 2 blocks, since it does not grow from 1: ")
-    with pytest.raises(InputError, match="does not grow from 1 blocks: .*; the smallest depth that it grows from is 2"):
+    assert found.notes[0].startswith("depth: g_# keeps at least 2 blocks, because it does not grow from 1: ")
+    with pytest.raises(InputError, match="does not grow from 1 blocks: .*; the smallest depth from which .* is 2"):
         find(_program("own:flat"), depths="g_#:1,g_#:4", resolutions="none")
 
 

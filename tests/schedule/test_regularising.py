@@ -71,8 +71,8 @@ def test_what_a_point_leaves_out_is_as_in_the_last_one() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"stages": 0}, "1 stage or more, not 0"),
-        ({"stages": 2, "mode": "fast"}, "mode is default or reference"),
+        ({"stages": 0}, "at least 1, got 0"),
+        ({"stages": 2, "mode": "fast"}, "mode: expected default or reference, got 'fast'"),
         ({"stages": 2, "sizes": [0.5]}, "expected 2 numbers"),
         ({"stages": 2, "sizes": [0.0, 1.0]}, "expected 2 numbers"),
     ],

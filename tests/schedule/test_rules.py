@@ -53,7 +53,7 @@ def test_a_loss_that_falls_keeps_a_stage_going_until_others_need_their_time() ->
     ends = drive(Controller([20, 20, 20, 20], [Plateau(window=4)]), falling(80))
     # The first may take twice its share; the second and third have their least then, and the last one its share.
     assert [end.step for end in ends] == [40, 50, 60, 80]
-    assert ends[0].reason == "a stage cannot be longer" and ends[0].planned == 20
+    assert ends[0].reason == "the stage cannot be longer" and ends[0].planned == 20
 
 
 def test_a_stage_that_nothing_is_known_of_ends_in_time() -> None:
@@ -119,7 +119,7 @@ def test_ended_speaks_of_the_last_observation_alone() -> None:
     assert end is not None and end.stage == 0 and controller.ended() == end and controller.stage == 1
     controller.observe(3)
     assert controller.ended() is None
-    with pytest.raises(InputError, match="step 1 comes after step 3"):
+    with pytest.raises(InputError, match="step 1 is observed after step 3"):
         controller.observe(1)
 
 
@@ -172,13 +172,13 @@ def test_rules_are_data(rule: Any) -> None:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ({"kind": "patience"}, "kind is plateau or gain"),
-        ([], "kind is plateau or gain"),
+        ({"kind": "patience"}, "with the kind plateau or gain"),
+        ([], "with the kind plateau or gain"),
         ({"kind": "gain", "windw": 2}, "unknown key `windw`"),
-        ({"kind": "plateau", "window": 0}, "window is a whole number from 1 on, not 0"),
-        ({"kind": "plateau", "smoothing": 1}, "smoothing at least 0 and below 1"),
-        ({"kind": "gain", "against": "last"}, "against is best or next"),
-        ({"kind": "gain", "least": 1.5}, "least is above 0 and at most 1"),
+        ({"kind": "plateau", "window": 0}, "window: expected an integer of at least 1, got 0"),
+        ({"kind": "plateau", "smoothing": 1}, "smoothing of at least 0 and below 1"),
+        ({"kind": "gain", "against": "last"}, "best or next for against"),
+        ({"kind": "gain", "least": 1.5}, "least above 0 and at most 1"),
         ({"kind": "plateau", "most": "2"}, "most at least 1"),
     ],
 )
@@ -213,9 +213,9 @@ def test_steps_of_the_next_stage_cost_what_was_counted_or_measured(
 
 
 def test_bad_controllers() -> None:
-    with pytest.raises(InputError, match="every stage needs 1 or more"):
+    with pytest.raises(InputError, match="expected at least 1 step for every stage"):
         Controller([3, 0])
     with pytest.raises(InputError, match="not the state of a controller"):
         Controller.from_state({"format": "other"})
-    with pytest.raises(InputError, match="version 2; expected"):
+    with pytest.raises(InputError, match="of version 1 or lower, got .*, version 2"):
         Controller.from_state({**Controller([1]).state(), "version": 2})

@@ -235,8 +235,8 @@ def test_a_module_that_was_cast_counts() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"other": True}, "the plan is for .* make it again for this model"),
-        ({"start": 3}, "start: the schedule has stages 0 to 2, not 3"),
+        ({"other": True}, "the plan is for .* make a plan for this model"),
+        ({"start": 3}, "start: expected a stage from 0 to 2, got 3"),
         ({"total": 2}, "too few for 3 stages"),
         ({"module": nn.Linear(2, 2)}, "give the module that program.module"),
     ],
@@ -254,13 +254,13 @@ def test_a_last_network_that_would_not_be_the_full_one_is_refused_before_anythin
     """One head cannot become two again: the attention would have other sizes, at equal shapes of all tensors."""
     program = captured(depth=2, width=16)
     plan = schedule(program, [Point({}, {"width": 8}), Point({}, {"width": 16})])
-    with pytest.raises(TargetError, match="the last stage would not be .*begin with a larger network"):
+    with pytest.raises(TargetError, match="the last stage would not be .*start with a larger network"):
         progc.stages(program, plan)
 
 
 def test_a_width_that_only_some_stages_name_is_refused() -> None:
     program = captured()
     plan = schedule(program, [POINTS[0], Point({"blocks": 4})])
-    with pytest.raises(InputError, match="stage 1 of the schedule leaves out width"):
+    with pytest.raises(InputError, match="stage 1 of the schedule has no width for width"):
         progc.stages(program, plan)
     assert dataclasses.asdict(plan)["rules"] == ()

@@ -111,23 +111,23 @@ def test_scores_that_are_no_number_stay_none(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"version": 2}, "has version 2, this progc reads up to 1; update progc"),
-        ({"version": "1"}, "has version '1'"),
-        ({"format": "progc growth plan"}, "not a schedule: its format is 'progc growth plan'"),
+        ({"version": 2}, "expected a version of at most 1, got 2; update progc"),
+        ({"version": "1"}, "got '1'; update progc"),
+        ({"format": "progc growth plan"}, "got 'progc growth plan'"),
         ({"speed": 3}, "unknown key `speed`"),
-        ({"strategy": "greedy"}, "strategy is linear, one-shot or zero-shot, not 'greedy'"),
-        ({"mode": "best"}, "mode is default or reference, not 'best'"),
-        ({"unit": "hours"}, "unit is epochs or steps, not 'hours'"),
-        ({"total": 0}, "total is a whole number from 1 on, or null, not 0"),
-        ({"total": "100"}, "total is a whole number from 1 on, or null, not '100'"),
-        ({"seed": None}, "seed is a whole number, not None"),
-        ({"stages": []}, "there is no stage"),
-        ({"stages": None}, "a value is none that belongs there"),
-        ({"model": {"class_name": "A"}}, "a value is none that belongs there"),
+        ({"strategy": "greedy"}, "strategy: expected linear, one-shot or zero-shot, got 'greedy'"),
+        ({"mode": "best"}, "mode: expected default or reference, got 'best'"),
+        ({"unit": "hours"}, "unit: expected epochs or steps, got 'hours'"),
+        ({"total": 0}, "total: expected an integer of at least 1, or null, got 0"),
+        ({"total": "100"}, "total: expected an integer of at least 1, or null, got '100'"),
+        ({"seed": None}, "seed: expected an integer, got None"),
+        ({"stages": []}, "expected at least one stage, got none"),
+        ({"stages": None}, "schedule: invalid value"),
+        ({"model": {"class_name": "A"}}, "schedule: invalid value"),
         ({"space": {"unfreeze": ["interleave"]}}, "expected shape:level/levels"),
-        ({"space": {"depths": [{"a": 4}, {"a": 2}]}}, "depths do not ascend"),
-        ({"space": {"depths": [{"a": 2}, {"b": 4}]}}, "name the same"),
-        ({"decisions": [{"winner": 0, "candidates": []}]}, "winner 0 is no candidate"),
+        ({"space": {"depths": [{"a": 4}, {"a": 2}]}}, "depths: expected ascending levels"),
+        ({"space": {"depths": [{"a": 2}, {"b": 4}]}}, "depths: expected the same names in all levels"),
+        ({"decisions": [{"winner": 0, "candidates": []}]}, "expected the index of one of 0 candidates, got 0"),
     ],
 )
 def test_edited_files(tmp_path: Path, change: dict[str, Any], message: str) -> None:
@@ -142,17 +142,17 @@ def test_edited_files(tmp_path: Path, change: dict[str, Any], message: str) -> N
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"share": 0.6}, "shares of the stages sum to 1.1, not to 1"),
-        ({"share": 0}, "share is above 0 and at most 1, not 0"),
-        ({"share": "half"}, "share is above 0 and at most 1, not 'half'"),
-        ({"share": math.nan}, "share is above 0"),
-        ({"index": 3}, "numbered from 0 in order"),
-        ({"sid": -1}, "sid is a whole number from 0 on, not -1"),
+        ({"share": 0.6}, "shares of the stages that sum to 1, got 1.1"),
+        ({"share": 0}, "share: expected a number above 0 and at most 1, got 0"),
+        ({"share": "half"}, "above 0 and at most 1, got 'half'"),
+        ({"share": math.nan}, "share: expected a number above 0"),
+        ({"index": 3}, "expected stages numbered from 0 in order, got [0, 3]"),
+        ({"sid": -1}, "sid: expected an integer of at least 0, got -1"),
         ({"colour": 1}, "stage: unknown key `colour`"),
         ({"point": {"depth": 3}}, "point: unknown key `depth`"),
-        ({"point": {"depths": {"a": 0}}}, "depths maps names to whole numbers from 1 on"),
-        ({"point": {"resolution": 224}}, "resolution is [height, width] in pixels, not 224"),
-        ({"point": 3}, "point is an object, not 3"),
+        ({"point": {"depths": {"a": 0}}}, "depths: expected names with integers of at least 1"),
+        ({"point": {"resolution": 224}}, "resolution: expected [height, width] in pixels, got 224"),
+        ({"point": 3}, "point: expected an object, got 3"),
         ({"regularisation": {"drop_path": 2}}, "drop_path: expected a number from 0 to 1, got 2"),
         ({"cost": {"batch": 3}}, "is missing; make the plan again"),
     ],
@@ -198,7 +198,7 @@ def test_a_schedule_is_for_one_structure() -> None:
     schedule.check(progc.apply(program, "freeze{prefix=2}"))
     with pytest.raises(InputError, match=r"the plan is for .*ImageTransformer with 12,423 parameters, not for this"):
         schedule.check(other)
-    with pytest.raises(InputError, match="make it again for this model"):
+    with pytest.raises(InputError, match="make a plan for this model"):
         schedule.check(progc.apply(program, "grow-depth{to=5}"))
 
 
@@ -232,9 +232,9 @@ def test_unequal_shares_add_up(parts: list[int], times: int) -> None:
 
 
 def test_a_run_that_is_too_short_or_of_unknown_length() -> None:
-    with pytest.raises(InputError, match="3 epochs are too few for 4 stages; give more"):
+    with pytest.raises(InputError, match="3 epochs are too few for 4 stages; give at least one"):
         equal(4).starts(3)
-    with pytest.raises(InputError, match="its length is not known"):
+    with pytest.raises(InputError, match="the length of the run is not known"):
         equal(4).starts()
 
 

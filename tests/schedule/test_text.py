@@ -17,7 +17,7 @@ from progc.pipeline.text import parse
 from progc.schedule import Point, Unfreeze
 from progc.schedule.detail import from_before, of_full, stage_json, stage_text
 from progc.schedule.schedule import Schedule
-from progc.schedule.shares import bound, per_sample, speedups, time_shares
+from progc.schedule.stage import bound, per_sample, speedups, time_shares
 from progc.schedule.text import LINE, figure, memory, percent, point_columns, schedule_text
 from tests.schedule import made
 
@@ -137,7 +137,7 @@ def test_passes_that_freeze(text: str, passes: str) -> None:
 
 def test_a_stage_that_is_not_there() -> None:
     for index in (-1, 4):
-        with pytest.raises(InputError, match=f"there is no stage {index}: the plan has stages 0 to 3"):
+        with pytest.raises(InputError, match=f"there is no stage {index}; the plan has stages 0 to 3"):
             stage_text(made.grown(), index)
     with pytest.raises(InputError, match="stage 0 only"):
         stage_json(_one_stage(), 1)

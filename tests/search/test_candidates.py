@@ -66,7 +66,7 @@ def test_the_last_stage_is_the_full_network(mode: str, stages: int) -> None:
 
 def test_one_shot_reference_does_not_more_than_double_the_depth() -> None:
     space = Space(depths=({"a": 4}, {"a": 9}, {"a": 12}, {"a": 18}))
-    with pytest.raises(InputError, match="depth 18 is more than twice as deep as one of 4"):
+    with pytest.raises(InputError, match="at most twice as deep as the smallest, got depths 4 and 18"):
         one_shot_candidates(space, None, 0, 4, "reference")
     assert len(one_shot_candidates(space, None, 0, 4)) == 3
 
@@ -205,5 +205,5 @@ def test_nested_layers_are_as_many_as_asked_and_nest(base: int, more: int, rest:
 
 
 def test_nested_layers_refuse_sizes_out_of_order() -> None:
-    with pytest.raises(InputError, match="0 < base <= depth <= full, not 4, 3, 8"):
+    with pytest.raises(InputError, match="0 < base <= depth <= full, got 4, 3, 8"):
         reference_nested(4, 3, 8)

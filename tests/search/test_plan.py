@@ -147,7 +147,7 @@ def test_stage_identifiers_are_numbered() -> None:
     program = progc.apply(_program("own:conditional"), "inject-sid{stages=2}")
     schedule = progc.plan(program, stages=2, **options)
     assert [stage.sid for stage in schedule.stages] == [0, 1]
-    with pytest.raises(InputError, match="rows for 2 stages, not for 3; plan at most 2 or inject it with stages=3"):
+    with pytest.raises(InputError, match="rows for 2 stages, not for 3; plan at most 2 stages, or inject"):
         progc.plan(program, stages=3, **options)
 
 
@@ -184,20 +184,25 @@ _TASK = Task([(torch.zeros(3, 32, 32), 0)])
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"strategy": "greedy"}, "strategy is linear, one-shot or zero-shot, not 'greedy'"),
-        ({"mode": "best"}, "mode is default or reference, not 'best'"),
-        ({"stages": 0}, "stages is a whole number from 1 on, not 0"),
-        ({"stages": 2.0}, "stages is a whole number from 1 on, not 2.0"),
-        ({"unit": "hours"}, "unit is epochs or steps, not 'hours'"),
-        ({"total": 0}, "total is a whole number from 1 on"),
+        ({"strategy": "greedy"}, "unknown strategy `greedy`; expected linear, one-shot or zero-shot"),
+        ({"mode": "best"}, "unknown mode `best`; expected default or reference"),
+        ({"stages": 0}, "stages: expected an integer of at least 1, got 0"),
+        ({"stages": 2.0}, "stages: expected an integer of at least 1, got 2.0"),
+        ({"unit": "hours"}, "unknown unit `hours`; expected epochs or steps"),
+        ({"total": 0}, "epochs: expected an integer of at least 1, got 0"),
+        ({"total": 3}, "3 epochs are too few for 4 stages; give at least one for each stage"),
+        ({"batch": 0}, "batch: expected an integer of at least 1, got 0"),
         ({"strategy": "zero-shot"}, "the zero-shot search needs samples and a loss; give a task"),
         ({"strategy": "one-shot"}, "the one-shot search needs samples and a loss"),
-        ({"measure": True}, "steps are timed on samples; give a task"),
-        ({"strategy": "one-shot", "task": _TASK, "unfreeze": "prefix:2"}, "a one-shot search trains all of a supernet"),
-        ({"settings": {"batches": 3}}, "a linear schedule has no setting `batches`"),
+        ({"measure": True}, "measure needs samples to time steps on; give a task"),
+        (
+            {"strategy": "one-shot", "task": _TASK, "unfreeze": "prefix:2"},
+            "one-shot search trains a whole supernet",
+        ),
+        ({"settings": {"batches": 3}}, "the linear strategy has no setting `batches`"),
         ({"depths": "none", "resolutions": "none"}, "the growth space is empty"),
-        ({"space": Space()}, "the space has one point only"),
-        ({"space": Space(unfreeze=SHAPES), "depths": "1,4"}, "give a space, or what to make it of"),
+        ({"space": Space()}, "the space has a single point"),
+        ({"space": Space(unfreeze=SHAPES), "depths": "1,4"}, "give either the space or these"),
     ],
 )
 def test_refusals(options: dict[str, Any], message: str) -> None:

@@ -67,7 +67,7 @@ def test_published_choice_by_hand() -> None:
 def test_published_where_slower_is_not_better_the_lowest_loss_wins() -> None:
     choice = published([1.3, 1.1, 1.5], [1.0, 2.0, 3.0])
     assert choice.alpha == 0.0 and choice.winner == 1 and choice.totals == (1.3, 1.1, 1.5)
-    assert choice.reason == "lowest loss, since slower is not better"
+    assert choice.reason == "lowest loss, because slower is not better"
 
 
 def test_published_times_in_another_unit_change_nothing_but_totals() -> None:
@@ -119,7 +119,7 @@ def test_differences_within_the_noise_are_none() -> None:
     noisy = [[1.0, 1.4, 0.6, 1.2], [1.1, 1.1, 0.7, 1.0], [1.3, 1.6, 1.1, 1.5]]
     choice = chosen(noisy, [1.0, 2.0, 3.0])
     assert choice.alpha == 0.0 and choice.totals.index(min(choice.totals)) == 1
-    assert choice.winner == 0 and choice.reason == "fastest of 2 candidates whose difference in loss is noise"
+    assert choice.winner == 0 and choice.reason == "fastest of 2 candidates that differ in loss by no more than noise"
     steady = [[1.0, 1.4, 0.6, 1.2], [0.9, 1.3, 0.5, 1.1], [1.3, 1.6, 1.1, 1.5]]
     assert chosen(steady, [1.0, 2.0, 3.0]).winner == 1  # always by .1 on the same batch: no noise
 

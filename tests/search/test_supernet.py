@@ -13,9 +13,9 @@ import progc
 from progc.data.task import Task
 from progc.errors import InputError
 from progc.ir.program import Program
+from progc.ir.random_state import seeded
 from progc.lift.averages import Averages
 from progc.schedule.point import Point
-from progc.ir.random_state import seeded
 from progc.search.elastic import losses, train_step
 from progc.search.one_shot import copied
 from progc.search.supernet import SubNetwork, Supernet, kept_blocks, nested
@@ -292,5 +292,5 @@ def test_chains_and_depths_that_are_not_there() -> None:
     own = _captured("transformer")
     with pytest.raises(InputError, match="there is no chain layers; chains are blocks"):
         kept_blocks(own, {"layers": 2}, {})
-    with pytest.raises(InputError, match="depth blocks:1: expected 1 to 4 blocks in steps of 1, and no fewer than 2"):
+    with pytest.raises(InputError, match="depth blocks:1: expected 1 to 4 blocks in steps of 1, and at least 2"):
         kept_blocks(own, {"blocks": 1}, {"blocks": 2})

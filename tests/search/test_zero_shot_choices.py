@@ -167,7 +167,7 @@ def test_a_loss_that_is_nan_names_stage_candidate_and_batch(plant: Plant) -> Non
 def test_a_loss_that_is_no_scalar(plant: Plant) -> None:
     plant(ntk=more, zico=more)
     task = Task(digits().samples, loss=lambda outputs, batch: outputs)
-    with pytest.raises(InputError, match=r"the loss is a scalar tensor, not a tensor \[16, 10\]; mend loss"):
+    with pytest.raises(InputError, match=r"expected a scalar tensor, got a tensor \[16, 10\]; fix loss"):
         search(transformer(), INTERLEAVED, task, stages=3)
 
 
@@ -183,7 +183,7 @@ def test_scores_that_are_nan(plant: Plant) -> None:
 
 def test_nothing_to_choose_from(plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
     proxies = plant(ntk=more, zico=more)
-    with pytest.raises(InputError, match="the space has one point, so there is nothing to choose"):
+    with pytest.raises(InputError, match="the space has a single point"):
         search(transformer(), Space(), digits(), stages=3)
     assert search(transformer(), Space(), digits(), stages=1) == ([Index()], [])
     index, decision = decide(transformer(), INTERLEAVED, INTERLEAVED.last, digits(), stage=2, stages=4)
@@ -191,10 +191,10 @@ def test_nothing_to_choose_from(plant: Plant, monkeypatch: pytest.MonkeyPatch) -
     index, decision = decide(transformer(), INTERLEAVED, Index(), digits(), stage=3, stages=4)
     assert index == INTERLEAVED.last and decision.reason == "the last stage is the full network"
     assert not proxies["ntk"].seen
-    with pytest.raises(InputError, match="stage 4 does not exist: there are 4, numbered from 0"):
+    with pytest.raises(InputError, match="expected a stage from 0 to 3, got 4"):
         decide(transformer(), INTERLEAVED, Index(), digits(), stage=4, stages=4)
     monkeypatch.setattr("progc.search.candidates.zero_shot_candidates", lambda *args: [])
-    with pytest.raises(InputError, match="stage 0: there is no candidate"):
+    with pytest.raises(InputError, match="stage 0: there are no candidates"):
         search(transformer(), INTERLEAVED, digits(), stages=3)
 
 
@@ -214,7 +214,7 @@ def test_no_task_and_no_weights(plant: Plant) -> None:
     assert told == ["score stage 0, candidate `interleave:1/4`"]
     program = transformer()
     empty = program.replace(tensors={name: tensor.to("meta") for name, tensor in program.tensors.items()})
-    with pytest.raises(InputError, match="none in memory"):
+    with pytest.raises(InputError, match="not in memory"):
         search(empty, INTERLEAVED, digits(), stages=3)
 
 
@@ -222,7 +222,7 @@ def test_proxies_that_cannot_tell_trainable_sets_apart(plant: Plant) -> None:
     proxies = plant(ntk=more, zico=more)
     for proxy in proxies.values():
         proxy.ranks_unfreezing = False
-    with pytest.raises(InputError, match="give the same score whatever trains"):
+    with pytest.raises(InputError, match="do not depend on which blocks train"):
         search(transformer(), INTERLEAVED, digits(), stages=3)
     space = Space(depths=({"blocks": 2}, {"blocks": 4}))
     search(transformer(), space, digits(), stages=2)
@@ -232,23 +232,23 @@ def test_proxies_that_cannot_tell_trainable_sets_apart(plant: Plant) -> None:
     ("settings", "mode", "message"),
     [
         ({"proxys": "ntk"}, "default", "no setting `proxys`; did you mean proxies?"),
-        ({"proxies": ""}, "default", "no proxy is given"),
+        ({"proxies": ""}, "default", "expected one or more names such as ntk,zico, got none"),
         ({"proxies": "ntk,zicko"}, "default", "no proxy `zicko`; did you mean zico?"),
-        ({"proxies": 3}, "default", "proxies are names"),
-        ({"time": "mesured"}, "default", "time is not 'mesured'; did you mean measured?"),
-        ({"samples": 0}, "default", "samples is a whole number from 1 on, not 0"),
-        ({"batches": True}, "default", "batches is a whole number from 1 on, not True"),
-        ({"batches": 3}, "reference", "mode reference has no batches"),
-        ({"price": 1.2}, "reference", "mode reference has no price"),
-        ({"price": 0.9}, "default", "price is a number from 1 on, not 0.9"),
-        ({"price": math.nan}, "default", "price is a number from 1 on, not nan"),
-        ({"weights": {"time": 2}}, "default", "time has a price, not a weight"),
-        ({"weights": {"ntq": 2}}, "default", "no score `ntq` to weigh; did you mean ntk?"),
-        ({"weights": {"ntk": -1}}, "reference", "weight of ntk is a number from 0 on, not -1"),
-        ({"weights": {"ntk": 0, "zico": 0}}, "default", "every proxy has weight 0"),
-        ({"weights": [1]}, "default", "weights are such as ntk:1,zico:0.5, not [1]"),
-        ({"weights": "ntk"}, "default", "weights are such as ntk:1,zico:0.5, not 'ntk'"),
-        ({}, "fast", "mode is default or reference, not 'fast'"),
+        ({"proxies": 3}, "default", "proxies: expected names such as ntk,zico"),
+        ({"time": "mesured"}, "default", "expected predicted or measured, got 'mesured'; did you mean measured?"),
+        ({"samples": 0}, "default", "samples: expected an integer of at least 1, got 0"),
+        ({"batches": True}, "default", "batches: expected an integer of at least 1, got True"),
+        ({"batches": 3}, "reference", "the mode reference has no setting batches"),
+        ({"price": 1.2}, "reference", "the mode reference has no setting price"),
+        ({"price": 0.9}, "default", "price: expected a number of at least 1, got 0.9"),
+        ({"price": math.nan}, "default", "price: expected a number of at least 1, got nan"),
+        ({"weights": {"time": 2}}, "default", "time has a price instead of a weight"),
+        ({"weights": {"ntq": 2}}, "default", "unknown score `ntq`; did you mean ntk?"),
+        ({"weights": {"ntk": -1}}, "reference", "weight of ntk: expected a number of at least 0, got -1"),
+        ({"weights": {"ntk": 0, "zico": 0}}, "default", "all proxies have weight 0"),
+        ({"weights": [1]}, "default", "expected a text such as ntk:1,zico:0.5, got [1]"),
+        ({"weights": "ntk"}, "default", "expected a text such as ntk:1,zico:0.5, got 'ntk'"),
+        ({}, "fast", "mode: expected default or reference, got 'fast'"),
     ],
 )
 def test_settings_that_are_none(settings: dict[str, Any], mode: str, message: str) -> None:

@@ -1,8 +1,8 @@
-"""Zero-shot proxies by name: scores of a network before it is trained. The table is explicit and lazy.
+"""Zero-shot proxies by name: scores of a network that need no training. Modules are imported when a proxy is loaded.
 
-Packages outside add proxies through the entry point group `progc.proxies` (`name = "module:Class"`). A proxy is
-a class whose instances meet `progc.search.proxies.base.Proxy`; its options are fields with defaults. docs/proxies.md
-says what each one measures.
+Other packages add proxies with the entry point group `progc.proxies` (`name = "module:Class"`). A proxy is a class that
+implements `progc.search.proxies.base.Proxy`; its options are fields with defaults. docs/proxies.md describes each one.
+May import `schedule` and below, but nothing else of `search`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _CLASSES = NamedClasses("proxy", "proxies", PROXIES, ENTRY_POINTS)
 
 
 def names() -> list[str]:
-    """Names of all proxies, ours first, then those of installed packages.
+    """Returns the names of all proxies, ours first, followed by those of installed packages.
 
     Raises:
         InputError: two proxies have the same name.
@@ -39,10 +39,11 @@ def names() -> list[str]:
 
 
 def load_proxy(name: str) -> type[Proxy]:
-    """The proxy class called `name`; imports its module. Every option of it has a default.
+    """Returns the proxy class of a name; imports its module. Every option of a proxy has a default.
 
     Raises:
-        InputError: no such proxy (with a suggestion), a duplicate name, or a proxy that cannot be imported.
+        InputError: there is no such proxy (the message suggests one), a name is used twice, or the proxy cannot be
+            imported.
     """
     found: Any = _CLASSES.load(name)
     lacking = [part for part in ("name", "higher_is_better", "score") if not hasattr(found, part)]

@@ -1,9 +1,7 @@
-"""What a proxy is: options as a frozen dataclass, and one score per program.
+"""What a proxy is (options as a frozen dataclass, and one score per program), and which parameters proxies measure.
 
-Parameters by what they do in the graph: contracted with a value, looked up, or added and multiplied by entry.
-
-Where the published formulas say "module", this is the operation that reads the parameter, so that a weight which a
-user's class contracts by `einsum` counts like that of a linear layer.
+The published formulas speak of modules such as linear layers. Here the operation that reads a parameter decides, so
+that a weight which the user's class contracts with `einsum` counts like that of a linear layer.
 """
 
 from __future__ import annotations
@@ -22,14 +20,14 @@ if TYPE_CHECKING:
     from progc.ir.program import Program
 
 MODES = ("default", "reference")
-"""`reference` reproduces the published formula, `default` is ours (docs/proxies.md says how they differ)."""
+"""`reference` is the published formula, `default` is ours (docs/proxies.md describes the differences)."""
 
 
 class Proxy(Protocol):
-    """A score of a network and its trainable set, found without training it.
+    """A score of a network and its trainable set that needs no training.
 
     Attributes:
-        name: as in the registry.
+        name: name in the registry.
         higher_is_better: whether the best candidate has the highest score.
         ranks_unfreezing: whether the score depends on which parameters train.
     """
@@ -41,27 +39,29 @@ class Proxy(Protocol):
     def score(
         self, program: Program, batches: Sequence[Any], task: Task, *, seed: int, stage: int | None = None
     ) -> float:
-        """The score of a program with its present weights and trainable set.
+        """Returns the score of a program with its present weights and trainable set.
 
-        Nothing is changed: not weights, buffers, gradients, what trains, or the state of random generators.
+        Weights, buffers, gradients, the trainable set and the states of random generators do not change.
 
         Args:
-            batches: as `Task.batches` gives them, at the full image size or at the program's.
-            seed: of the masks that dropout and its like draw.
-            stage: passed on where the program takes its stage as an input (None: the null row); ignored elsewhere.
+            program: the network.
+            batches: batches of `Task.batches`, at the full image size or at the program's.
+            task: inputs and loss.
+            seed: seed of the masks of dropout and similar operations.
+            stage: the stage, for a program that takes it as an input (None: the null row); ignored by others.
 
         Returns:
-            A number; NaN where outputs, loss or gradients are not finite.
+            A number; NaN if outputs, loss or gradients are not finite.
 
         Raises:
-            InputError: too few samples, or a network that has nothing which the proxy measures.
+            InputError: too few samples, or the network has nothing that the proxy measures.
         """
         ...
 
 
 @dataclasses.dataclass(frozen=True)
 class TwoModes:
-    """The option that our proxies share.
+    """The option `mode`, which all our proxies have.
 
     Attributes:
         mode: one of `MODES`.
@@ -78,30 +78,28 @@ class TwoModes:
     def __post_init__(self) -> None:
         if self.mode not in MODES:
             hint = did_you_mean(self.mode, MODES) or f"; modes are {', '.join(MODES)}"
-            raise InputError(f"proxy {self.name}: there is no mode `{self.mode}`{hint}")
+            raise InputError(f"proxy {self.name}: unknown mode `{self.mode}`{hint}")
 
 
 def check_at_least(name: str, option: str, value: int, least: int) -> None:
-    """Refuses a number that is too small.
+    """Checks that an option is at least `least`.
 
     Raises:
-        InputError: the option is below `least`.
+        InputError: it is smaller.
     """
     if value < least:
-        raise InputError(f"proxy {name}: {option} is at least {least}, not {value}")
+        raise InputError(f"proxy {name}: {option}: expected a number of at least {least}, got {value}")
 
 
 _PUBLISHED = {"linear", "conv2d"}
-
-
 _LOOKUPS = {"embedding", "embedding_bag"}
 
 
 def contracted(program: Program, *, published: bool = False) -> set[str]:
-    """Names of parameters that an operation of the train graph contracts its input with.
+    """Returns the names of parameters that an operation of the train graph contracts its input with.
 
     Args:
-        published: of linear layers and 2-d convolutions alone.
+        published: whether only linear layers and 2-d convolutions count, as in the published formulas.
     """
     found: set[str] = set()
     for node in program.graphs["train"].nodes:
@@ -112,7 +110,7 @@ def contracted(program: Program, *, published: bool = False) -> set[str]:
 
 
 def measured(program: Program, *, vectors: bool) -> list[str]:
-    """Names of trainable parameters with at least two dims, and with `vectors` of all others."""
+    """Returns the names of trainable parameters with at least two dims; with `vectors`, of all trainable ones."""
     return [
         name
         for name, tensor in program.parameters()

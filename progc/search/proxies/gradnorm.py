@@ -1,4 +1,4 @@
-"""`gradnorm`: size of the gradient of the loss (Abdelfattah et al., ICLR 2021)."""
+"""`gradnorm`: norm of the gradient of the loss (Abdelfattah et al., ICLR 2021)."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from progc.search.proxies.zico import gradients
 
 @dataclasses.dataclass(frozen=True)
 class GradNorm(TwoModes):
-    """Norm of the gradient of the loss by what trains, averaged over the batches.
+    """Norm of the gradient of the loss with respect to the trainable parameters, averaged over the batches.
 
-    Default: log10 of the root of the mean square over all entries, so that it does not grow with their number.
-    Reference: the sum of the norms of the weights of linear layers and 2-d convolutions, as published.
+    Default: log10 of the root mean square over all entries, which does not grow with their number. Reference: the sum
+    of the norms of the gradients of weights of linear layers and 2-d convolutions, as published.
     """
 
     name: ClassVar[str] = "gradnorm"
@@ -36,7 +36,7 @@ class GradNorm(TwoModes):
             wanted &= contracted(network.program, published=True)
         if not wanted or not batches:
             raise InputError(
-                f"proxy gradnorm: nothing that it measures trains in {program.class_name}; unfreeze a part"
+                f"proxy gradnorm: no parameter that it measures trains in {program.class_name}; unfreeze some"
             )
         entries = sum(network.tensors[name].numel() for name in wanted)
         found = []

@@ -1,4 +1,4 @@
-"""Whether samples meet in a network, found by running two of them; and in which order a dim holds their entries."""
+"""Checks, by running two samples, that samples do not interact in a network, and finds the order of their entries."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _STRETCH = 65_537
 
 
 class _Probe(TappedRun):
-    """Keeps the results of all uses, and the values of some nodes."""
+    """Records the results of all uses, and the values of some nodes."""
 
     def __init__(self, *args: Any, noted: Collection[fx.Node]) -> None:
         super().__init__(*args)
@@ -26,31 +26,34 @@ class _Probe(TappedRun):
         self.values: dict[fx.Node, Tensor] = {}
 
     def run_node(self, n: fx.Node) -> Any:
-        """Keeps a value that is asked for."""
+        """Runs a node, and records its value if the node is in `noted`."""
         result = super().run_node(n)
         if n in self.noted:
             self.values[n] = result.detach().clone()
         return result
 
     def tap(self, node: fx.Node, shared: tuple[fx.Node, ...], values: dict[fx.Node, Any], result: Tensor) -> None:
-        """Keeps the result."""
+        """Records the result."""
         self.results.append((node, result))
 
 
 def compare(
     network: Network, inputs: list[Any], others: list[Any], samples: Samples, uses: Uses, wanted: Collection[str]
 ) -> frozenset[str]:
-    """Runs two samples forwards, with another second one, and backwards from each.
+    """Runs two samples forward, then with another second sample, and backward from each of the two.
 
     Args:
         inputs: flat inputs of two samples.
         others: the same with another second sample.
+        samples: where the samples are, by shapes.
+        uses: the uses of the parameters.
+        wanted: names of the parameters.
 
     Returns:
-        Names of the nodes of which the entries of a sample are apart from each other.
+        Names of the nodes whose samples are the inner index (see `SamplePlace.inner`).
 
     Raises:
-        Coupled: a value of one sample, or its gradient, depends on the other.
+        Coupled: a value of one sample, or its gradient, depends on the other one.
     """
     read = {item for node in uses.shared for item in (node, *node.all_input_nodes)}
     (output,) = [node for node in network.program.graphs["train"].nodes if node.op == "output"]
@@ -80,7 +83,7 @@ def _each(samples: Samples, node: fx.Node) -> int:
 
 
 def _apart(place: SamplePlace, one: Tensor, other: Tensor, node: fx.Node) -> bool:
-    """Whether the order is `inner`: the entries of the first sample are the same with another second one."""
+    """Whether the order is `inner`: in the right order the entries of the first sample do not change."""
     changed = one != other
     for inner in (False, True):
         if not SamplePlace(place.dim, place.each, inner).split(changed, 2)[0].any():
@@ -111,11 +114,11 @@ def _backwards(
         )
         for (node, _), gradient in zip(results, found, strict=True):
             if gradient is not None and orders[node].split(gradient, 2)[1 - sample].ne(0).any():
-                raise Coupled(f"samples meet behind {describe(node)}")
+                raise Coupled(f"samples interact after {describe(node)}")
 
 
 def _noisy(network: Network) -> dict[str, Tensor]:
-    """The program's tensors with noise on the parameters, one short stretch of it again and again."""
+    """The program's tensors with noise added to the parameters (a short piece of noise, repeated)."""
     stretch = torch.rand(_STRETCH, generator=torch.Generator().manual_seed(0)).mul_(2).sub_(1)
     found = {}
     for name, tensor in network.tensors.items():

@@ -1,4 +1,4 @@
-"""`jacobian-covariance`: how unlike the linear maps at different samples are (Mellor et al., first version, 2020)."""
+"""`jacobian-covariance`: how different the linear maps at different samples are (Mellor et al. 2020, first version)."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _EPSILON = 1e-5
 
 @dataclasses.dataclass(frozen=True)
 class JacobianCovariance(TwoModes):
-    """Eigenvalues v of the correlations of the gradients of the outputs' sum by each sample's floating inputs.
+    """Score of the correlations between samples of the gradients of the outputs' sum with respect to the inputs.
 
-    The score is -sum(log(v + e) + 1 / (v + e)) with e = 1e-5 over the first batch, as published (arXiv 2006.04647v1);
-    default: over the number of samples, so that it does not follow the batch size. It does not depend on which
-    parameters train.
+    With the eigenvalues v of the correlation matrix and e = 1e-5, the score is -sum(log(v + e) + 1 / (v + e)) over the
+    first batch, as published (arXiv 2006.04647v1). Default: divided by the number of samples, so that it does not
+    depend on the batch size. It does not depend on which parameters train.
     """
 
     name: ClassVar[str] = "jacobian-covariance"
@@ -42,7 +42,7 @@ class JacobianCovariance(TwoModes):
         """
         network = Network(program, task, stage)
         if not batches or samples.size(batches[0]) < 2:
-            raise InputError("proxy jacobian-covariance needs a batch of at least 2 samples")
+            raise InputError("proxy jacobian-covariance: expected a batch of at least 2 samples; give a larger batch")
         rows = jacobians(network, network.fitted(batches[:1])[0], seed)
         correlations = torch.corrcoef(rows.double())
         if not bool(torch.isfinite(correlations).all()):
@@ -53,10 +53,10 @@ class JacobianCovariance(TwoModes):
 
 
 def jacobians(network: Network, batch: Any, seed: int) -> Tensor:
-    """Gradients of the sum of all outputs by the floating inputs, `[samples, entries]`.
+    """Returns the gradients of the sum of all outputs with respect to the floating-point inputs, `[samples, entries]`.
 
     Raises:
-        InputError: the outputs depend on no floating input.
+        InputError: the outputs do not depend on a floating-point input.
     """
     tensors = {name: tensor.detach() for name, tensor in network.tensors.items()}
     count = samples.size(batch)
@@ -72,7 +72,7 @@ def jacobians(network: Network, batch: Any, seed: int) -> Tensor:
     rows = [gradient.flatten(1) for gradient in found if gradient is not None]
     if not rows:
         raise InputError(
-            f"proxy jacobian-covariance: outputs of {network.program.class_name} depend on no floating input; "
-            "use another proxy"
+            f"proxy jacobian-covariance: outputs of {network.program.class_name} do not depend on a floating-point "
+            "input; use another proxy"
         )
     return torch.cat(rows, dim=1)

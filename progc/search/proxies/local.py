@@ -1,8 +1,8 @@
-"""What every sample contributes to the gradient of a shared value, at one use of it.
+"""The contribution of every sample to the gradient of a shared value, at one use of it.
 
-A use is one operation. Its inputs are known from the forward, the gradient of its result from the backward; each
-sample's share is the vector-Jacobian product of the operation for its own entries (`torch.func`), or one product of
-matrices where the operation is one.
+A use is one operation. Its inputs are known from the forward pass, and the gradient of its result from the backward
+pass. The contribution of a sample is the vector-Jacobian product of the operation for the entries of the sample: a
+matrix product for linear maps, else computed with `torch.func.vmap` and `vjp`.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from progc.search.proxies.sample_dims import Coupled, Samples
 
 _CONVOLUTIONS = {"conv1d": 1, "conv2d": 2, "conv3d": 3}
 _BYTES = 2**25
-"""Of gradients by sample that are held at a time, where they are not kept."""
+"""Bytes of per-sample gradients that are computed at a time, if they are not kept."""
 
 
 @dataclasses.dataclass(frozen=True)
 class SharedUse:
-    """One use with its values.
+    """A use with its values.
 
     Attributes:
         node: the operation.
-        values: of the node's inputs, as they were in the forward.
-        gradient: of the node's result, by what is differentiated, summed over the samples.
+        values: values of the node's inputs in the forward pass.
+        gradient: gradient of the sum over samples with respect to the node's result.
         samples: where the samples are.
         count: number of samples.
     """
@@ -41,7 +41,7 @@ class SharedUse:
     count: int
 
     def rows(self, shared: tuple[fx.Node, ...]) -> dict[fx.Node, Tensor]:
-        """Gradients by sample `[samples, *shape]` of some shared arguments."""
+        """Returns per-sample gradients `[samples, *shape]` of some shared arguments."""
         if self._is("linear"):
             return self._linear(shared)
         if self._is(*_CONVOLUTIONS) and not isinstance(self._argument(4), str):
@@ -49,11 +49,11 @@ class SharedUse:
         return self._by_vmap(shared)
 
     def add_products(self, shared: fx.Node, add: Callable[[Tensor], None], products: Callable[[Tensor], None]) -> None:
-        """Adds what one shared argument contributes to the inner products of gradients of samples.
+        """Adds the contribution of a shared argument to the inner products of per-sample gradients.
 
         Args:
-            add: takes gradients by sample `[samples, ...]`, of a part of the argument's entries.
-            products: takes inner products `[samples, samples]` in float64.
+            add: called with per-sample gradients `[samples, ...]` of a part of the argument's entries.
+            products: called with inner products `[samples, samples]` in float64.
         """
         if self._is("linear") and shared is self._argument(1):
             self._linear_products(add, products)
@@ -65,7 +65,7 @@ class SharedUse:
     # --- matrices ---------------------------------------------------------------------------------------------------
 
     def _is(self, *names: str) -> bool:
-        """Whether the node is one of these, with values of samples as input, shared weights, and no keywords."""
+        """Whether the node is one of these operations, with samples as input, shared weights, and no keywords."""
         if op_name(self.node) not in names or self.node.kwargs:
             return False
         source, weight = self.node.args[0], self.node.args[1]
@@ -82,7 +82,7 @@ class SharedUse:
         return self.samples.dims[self.node].split(self.gradient, self.count)
 
     def _tokens(self) -> tuple[Tensor, Tensor]:
-        """Input and gradient of a linear map, `[samples, tokens, channels]` each."""
+        """The input and the gradient of a linear map, each `[samples, tokens, channels]`."""
         gradient = self._gradients()
         return self._split(self._argument(0)).flatten(1, -2), gradient.flatten(1, -2)
 
@@ -91,9 +91,10 @@ class SharedUse:
         return {item: g.mT @ a if item is self._argument(1) else g.sum(1) for item in shared}
 
     def _linear_products(self, add: Callable[[Tensor], None], products: Callable[[Tensor], None]) -> None:
-        """Of the weight. With inputs a and gradients g, the product of samples i and j is the sum over tokens s and t
+        """Inner products for the weight of a linear map.
 
-        of (a_is . a_jt) (g_is . g_jt): where there are few tokens, no gradient of the weight's size is needed.
+        With inputs a and gradients g, the product of samples i and j is the sum over tokens s and t of
+        (a_is . a_jt) (g_is . g_jt). With few tokens this needs no gradient of the size of the weight.
         """
         a, g = self._tokens()
         tokens, rows, columns = a.shape[1], g.shape[2], a.shape[2]
@@ -107,7 +108,7 @@ class SharedUse:
             add(g[:, :, start : start + step].mT @ a)
 
     def _convolution(self, shared: tuple[fx.Node, ...]) -> dict[fx.Node, Tensor]:
-        """Sample by sample: the kernel for the gradient of a weight has no batch of weights."""
+        """Sample by sample, because the kernel for gradients of weights takes no batch of weights."""
         dims = _CONVOLUTIONS[op_name(self.node)]
         weight, bias = self.values[self._argument(1)], self._argument(2)
         stride, padding, dilation = (
@@ -135,7 +136,7 @@ class SharedUse:
         return table is self._argument(0) and self._argument(1) in self.samples.dims and not counted
 
     def _embedding_rows(self) -> Tensor:
-        """Of those rows of the table that some sample looks up, `[samples, rows, width]`."""
+        """Per-sample gradients `[samples, rows, width]` of the rows of the table that any sample looks up."""
         indices = self._split(self._argument(1)).flatten(1)
         gradient = self._gradients().flatten(1, -2)
         padding = self._argument(2)
@@ -150,7 +151,7 @@ class SharedUse:
     # --- anything else ----------------------------------------------------------------------------------------------
 
     def _by_vmap(self, shared: tuple[fx.Node, ...]) -> dict[fx.Node, Tensor]:
-        """The operation again for each sample, and its vector-Jacobian product, in one vectorised call."""
+        """The vector-Jacobian product of the operation for each sample, in one vectorised call."""
         node, samples = self.node, self.samples
         others = [item for item in node.all_input_nodes if item in samples.dims]
 

@@ -1,4 +1,4 @@
-"""`naswot`: how unlike the activation patterns of different samples are (Mellor et al., ICML 2021)."""
+"""`naswot`: how different the activation patterns of different samples are (Mellor et al., ICML 2021)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _GATES = {
 
 
 class _Codes(ProxyRun):
-    """Sums, over all gates, in how many units two samples have the same sign."""
+    """Counts, over all activation functions, the units in which two samples have the same sign."""
 
     def __init__(self, network: Network, count: int) -> None:
         super().__init__(network.program, {name: tensor.detach() for name, tensor in network.tensors.items()})
@@ -38,7 +38,7 @@ class _Codes(ProxyRun):
         self.agreeing: Tensor | None = None
 
     def run_node(self, n: fx.Node) -> Any:
-        """Reads the signs of what enters a gate, then runs the node."""
+        """Reads the signs of the input of an activation function, and runs the node."""
         if n.op == "call_function" and op_name(n) in _GATES and isinstance(n.args[0], fx.Node):
             place, value = self.places.get(n.args[0], SamplePlace(0, 1)), self.env[n.args[0]]
             if value.dim() > place.dim and value.shape[place.dim] == place.each * self.count:
@@ -51,11 +51,11 @@ class _Codes(ProxyRun):
 
 @dataclasses.dataclass(frozen=True)
 class NASWOT(TwoModes):
-    """log |det K|, where K_ij counts the units that are on, or off, for both of the samples i and j.
+    """log |det K|, where K_ij counts the units that are positive, or not positive, for both samples i and j.
 
-    Units are the inputs of rectifiers and of their smooth kin (gelu, silu, ...), whose sign is taken as the code; they
-    are found by operation. Default: of K over the number of units, and over the number of samples, so that neither
-    counts by itself; reference: as published. It does not depend on which parameters train.
+    Units are the inputs of ReLU and similar activation functions (gelu, silu, ...), which are found by operation.
+    Reference: as published. Default: K is divided by the number of units, and the score by the number of samples, so
+    that it depends on neither. It does not depend on which parameters train.
     """
 
     name: ClassVar[str] = "naswot"
@@ -64,21 +64,23 @@ class NASWOT(TwoModes):
     def score(
         self, program: Program, batches: Sequence[Any], task: Task, *, seed: int, stage: int | None = None
     ) -> float:
-        """See `progc.search.proxies.base.Proxy.score`; -inf where two samples have the same code.
+        """See `progc.search.proxies.base.Proxy.score`; -inf if two samples have the same pattern.
 
         Raises:
-            InputError: fewer than two samples, or no such unit in the network.
+            InputError: fewer than two samples, or no activation function in the network.
         """
         network = Network(program, task, stage)
         if not batches or samples.size(batches[0]) < 2:
-            raise InputError("proxy naswot needs a batch of at least 2 samples")
+            raise InputError("proxy naswot: expected a batch of at least 2 samples; give a larger batch")
         batch = network.fitted(batches[:1])[0]
         count = samples.size(batch)
         run = _Codes(network, count)
         with undisturbed(network.program, seed), torch.no_grad():
             flat = run.run(*network.inputs(batch), enable_io_processing=False)
         if run.agreeing is None:
-            raise InputError(f"proxy naswot: {program.class_name} has no rectifier or its kin; use another proxy")
+            raise InputError(
+                f"proxy naswot: {program.class_name} has no activation function such as ReLU; use another proxy"
+            )
         if any(isinstance(leaf, Tensor) and not bool(torch.isfinite(leaf).all()) for leaf in flat):
             return math.nan
         if self.mode == "reference":

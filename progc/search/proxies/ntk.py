@@ -21,20 +21,22 @@ from progc.search.proxies.running import OBJECTIVES, Network
 
 @dataclasses.dataclass(frozen=True)
 class NTK(TwoModes):
-    """Largest over smallest eigenvalue of the kernel K_ij = <J_i, J_j> of the gradients J_i of samples.
+    """Condition number of the kernel K_ij = <J_i, J_j> of the gradients J_i of samples.
 
-    Default: J_i is the gradient of the loss of sample i by all parameters that train, norms and biases included; the
-    score is -log10 of the condition number, averaged over `kernels` kernels of `samples` samples each. A smallest
-    eigenvalue within the rounding of the gradients counts as this rounding, so that a singular kernel is the worst and
-    not the best. Reference (AutoProg-Zero): J_i is the gradient of the sum of all output elements by the parameters
-    that train and have `weight` in their name; the score is minus the condition number, averaged over the batches,
-    with NaN as zero and a negative smallest eigenvalue taken as it is.
+    Default: J_i is the gradient of the loss of sample i with respect to all trainable parameters, including norms and
+    biases. The score is -log10 of the condition number, averaged over `kernels` kernels of `samples` samples each. A
+    smallest eigenvalue below the rounding errors of the gradients is replaced by these, so that a singular kernel has
+    the worst score and not the best.
+
+    Reference (AutoProg-Zero): J_i is the gradient of the sum of all output elements with respect to the trainable
+    parameters that have `weight` in their name. The score is minus the condition number, averaged over the batches. NaN
+    becomes zero, and a negative smallest eigenvalue is not changed.
 
     Attributes:
         mode: `default` or `reference`.
-        samples: per kernel (default mode), at least 2.
-        kernels: at most so many, as far as there are samples (default mode).
-        of: `loss` or `outputs` (default mode).
+        samples: samples per kernel, at least 2 (default mode).
+        kernels: largest number of kernels; fewer if there are not enough samples (default mode).
+        of: what is differentiated, `loss` or `outputs` (default mode).
 
     Raises:
         InputError: an option out of range.
@@ -52,7 +54,7 @@ class NTK(TwoModes):
         check_at_least(self.name, "samples", self.samples, 2)
         check_at_least(self.name, "kernels", self.kernels, 1)
         if self.of not in OBJECTIVES:
-            raise InputError(f"proxy ntk: of is {' or '.join(OBJECTIVES)}, not `{self.of}`")
+            raise InputError(f"proxy ntk: of: expected {' or '.join(OBJECTIVES)}, got `{self.of}`")
 
     def score(
         self, program: Program, batches: Sequence[Any], task: Task, *, seed: int, stage: int | None = None
@@ -67,7 +69,7 @@ class NTK(TwoModes):
     def matrices(
         self, program: Program, batches: Sequence[Any], task: Task, *, seed: int, stage: int | None = None
     ) -> list[Tensor]:
-        """The kernels, `[samples, samples]` in float64; one per batch in reference mode.
+        """Returns the kernels, each `[samples, samples]` in float64; one per batch in reference mode.
 
         Raises:
             InputError: too few samples, or nothing trains.
@@ -81,22 +83,25 @@ class NTK(TwoModes):
             pieces, of = samples.regrouped(given, self.samples, self.kernels), self.of
         if not pieces:
             there = sum(map(samples.size, given))
-            raise InputError(f"proxy ntk needs {self.samples} samples and gets {there}; give more or larger batches")
+            raise InputError(
+                f"proxy ntk: expected at least {self.samples} samples, got {there}; give more or larger batches"
+            )
         if not wanted:
-            raise InputError(f"proxy ntk: nothing that it measures trains in {program.class_name}; unfreeze a part")
+            raise InputError(f"proxy ntk: no parameter that it measures trains in {program.class_name}; unfreeze some")
         return [
             kernel(network, piece, of=of, wanted=wanted, seed=seed + place).matrix for place, piece in enumerate(pieces)
         ]
 
 
 def log_condition(matrix: Tensor, rounding: float) -> float:
-    """log10 of the condition number of a symmetric matrix; at most that of a matrix singular up to rounding.
+    """Returns log10 of the condition number of a symmetric matrix; rounding limits it for singular matrices.
 
     Args:
+        matrix: `[n, n]`.
         rounding: relative error of the gradients; eigenvalues below `n * rounding` of the largest are noise.
 
     Returns:
-        NaN if an element is not finite, infinity for a matrix of zeros.
+        The logarithm; NaN if an element is not finite, infinity for a matrix of zeros.
     """
     if not bool(torch.isfinite(matrix).all()):
         return math.nan
@@ -108,7 +113,7 @@ def log_condition(matrix: Tensor, rounding: float) -> float:
 
 
 def published_condition(matrix: Tensor) -> float:
-    """Largest over smallest eigenvalue as the published code takes it: NaN as zero, no guard against a sign."""
+    """Returns the condition number as AutoProg-Zero's code computes it: NaN becomes zero, signs are not checked."""
     values = torch.linalg.eigvalsh(torch.nan_to_num(matrix))
     ratio = torch.nan_to_num(values[-1] / values[0])
     return float(ratio)

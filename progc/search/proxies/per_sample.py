@@ -1,14 +1,17 @@
 """Inner products of the gradients of all samples of a batch: the empirical neural tangent kernel (Jacot et al. 2018).
 
-Two ways, both exact for the gradient of each sample's number in the forward of the *whole batch*, with the masks that
-were drawn for it:
+There are two ways. Both are exact for the gradient of each sample's number (`running.by_sample`) in a forward pass of
+the *whole batch*, with the masks drawn for it:
 
-- where samples do not meet, one forward and one backward for all of them (progc/search/proxies/taps.py);
-- where they do (batch statistics), one forward and a backward per sample. Nothing less is exact: the number of one
-  sample depends on the activations of all.
+- Where samples do not interact: one forward and one backward pass for all samples (`progc.search.proxies.taps`).
+- Where they do (batch statistics): one forward pass and a backward pass per sample, because the number of one sample
+  depends on the activations of all.
 
-Which one applies is found by analysis of the graph (progc/search/proxies/sample_dims.py), and proved on two samples by
-running: the gradient of one sample's number is exactly zero in the other's entries.
+Analysis of the graph decides (`progc.search.proxies.sample_dims`), and a run on two samples proves it: the gradient of
+one sample's number must be exactly zero in the entries of the other.
+
+`torch.func.vmap(grad(...))` over the whole graph is not used: it holds the gradients of all parameters for all samples
+at once, and draws other masks where samples are not in the first dim.
 """
 
 from __future__ import annotations
@@ -30,7 +33,7 @@ from progc.search.proxies.sample_dims import Coupled, Samples, Uses, find_sample
 from progc.search.proxies.taps import Collector, Products
 
 _BYTES = 2**30
-"""Of gradients by sample that are held at a time where there is a backward per sample."""
+"""Bytes of per-sample gradients that are held at a time, with a backward pass per sample."""
 
 _proved: OrderedDict[Any, str | frozenset[str]] = OrderedDict()
 _LIMIT = 256
@@ -38,11 +41,11 @@ _LIMIT = 256
 
 @dataclasses.dataclass(frozen=True)
 class Kernel:
-    """Inner products of gradients.
+    """Inner products of per-sample gradients.
 
     Attributes:
         matrix: `[samples, samples]` in float64.
-        coupled: why a backward per sample was needed; empty if one for all was enough.
+        coupled: why a backward pass per sample was needed; empty if it was not.
     """
 
     matrix: Tensor
@@ -52,19 +55,20 @@ class Kernel:
 def kernel(
     network: Network, batch: Any, *, of: str, wanted: Collection[str], seed: int, one_by_one: bool = False
 ) -> Kernel:
-    """Inner products of the gradients of the samples' numbers by some parameters.
+    """Computes the inner products of the gradients of the samples' numbers with respect to some parameters.
 
     Args:
-        batch: at the program's image size.
-        of: `loss` or `outputs` (progc/search/proxies/running.py).
-        wanted: canonical names of parameters.
-        seed: of the masks that are drawn; the same masks whichever way is taken.
-        one_by_one: a backward per sample in any case.
+        network: the network.
+        batch: a batch at the program's image size.
+        of: `loss` or `outputs` (see `running.by_sample`).
+        wanted: canonical names of the parameters.
+        seed: seed of the masks; both ways draw the same ones.
+        one_by_one: whether to use a backward pass per sample in any case.
 
     Raises:
-        InputError: the batch does not fit the program, or the loss is no scalar.
+        InputError: the batch does not fit the program, or the loss is not a scalar.
     """
-    reason = "asked for"
+    reason = "requested"
     if not one_by_one:
         try:
             samples = find_samples(network.program)
@@ -92,7 +96,7 @@ def _at_once(network: Network, batch: Any, of: str, samples: Samples, uses: Uses
 
 
 def _one_by_one(network: Network, batch: Any, of: str, wanted: Collection[str]) -> Tensor:
-    """A backward per sample through one graph; parameters in parts, so that their gradients fit into memory."""
+    """A backward pass per sample through one graph; parameters in parts, so that their gradients fit into memory."""
     count = batches.size(batch)
     leaves = {name: network.tensors[name].detach().requires_grad_() for name in wanted}
     tensors = {**{name: tensor.detach() for name, tensor in network.tensors.items()}, **leaves}
@@ -121,18 +125,18 @@ def _one_by_one(network: Network, batch: Any, of: str, wanted: Collection[str]) 
 
 
 def _prove(network: Network, batch: Any, samples: Samples, wanted: Collection[str]) -> Samples:
-    """The samples with the order of their entries, proved by running two samples.
+    """Returns the samples with the order of their entries, proved by running two samples.
 
-    Forwards: with another second sample, nothing changes in the entries of the first. Backwards, from each of the two:
-    at every use the gradient is exactly zero in the entries of the other one. Weights get noise for this, since zeros
-    at the end of a network would hide everything before it. All parameters are looked at, where that is possible, and
-    what is found is kept for the structure of the graph: trainable sets of one network share the proof.
+    Forward: with another second sample, the entries of the first one do not change. Backward, from each of the two: at
+    every use the gradient is exactly zero in the entries of the other one. Weights get noise for this, because zeros at
+    the end of a network would hide everything before it. All parameters are checked if possible. The result is kept for
+    the structure of the graph, so that trainable sets of one network share the proof.
 
     Raises:
-        Coupled: samples meet.
+        Coupled: samples interact.
     """
     if batches.size(batch) < 2:
-        raise Coupled("one sample alone proves nothing")
+        raise Coupled("the batch has a single sample, and the proof needs two")
     names = {name for name, tensor in network.program.parameters() if tensor.is_floating_point()}
     try:
         uses = find_uses(network.program, samples, names)

@@ -1,6 +1,6 @@
-"""How proxies run a program: node by node over its tensors, which are read and never written.
+"""How proxies run a program, node by node, without changing its tensors; and the number per sample they differentiate.
 
-What is differentiated: one number per sample, made of the outputs of a whole batch.
+The number of a sample is its loss, or the sum of its outputs, computed in a forward pass of the whole batch.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ from progc.search.proxies.sample_dims import SamplePlace
 
 
 class ProxyRun(GraphRun):
-    """Runs a program's graph; buffers are cloned when they are read, since counters and statistics are written to."""
+    """Runs a program's graph on copies of its buffers, because counters and running statistics are written to."""
 
     def __init__(self, program: Program, tensors: Mapping[str, torch.Tensor], mode: Mode = "train") -> None:
         super().__init__(program.graphs[mode], tensors)
         self._buffers = {name for name, spec in program.specs.items() if spec.kind == "buffer"}
 
     def get_attr(self, target: Any, args: Any, kwargs: Any) -> torch.Tensor:
-        """A tensor by name."""
+        """Returns a tensor by name; a copy if it is a buffer."""
         value = super().get_attr(target, args, kwargs)
         return value.detach().clone() if target in self._buffers else value
 
 
 class Network:
-    """A program with its task, as proxies call it.
+    """A program with its task, as proxies run it.
 
     Raises:
-        InputError: the program was captured for its shapes only.
+        InputError: the program has shapes only.
     """
 
     def __init__(self, program: Program, task: Task, stage: int | None = None) -> None:
@@ -49,20 +49,20 @@ class Network:
 
     @property
     def tensors(self) -> Mapping[str, torch.Tensor]:
-        """All tensors by name."""
+        """All tensors, by name."""
         return self.program.tensors
 
     @property
     def trainable(self) -> dict[str, torch.Tensor]:
-        """Parameters that train, by canonical name."""
+        """The trainable parameters, by canonical name."""
         return {name: tensor for name, tensor in self.program.parameters() if tensor.requires_grad}
 
     def fitted(self, batches: Any) -> list[Any]:
-        """Batches at the program's image size."""
+        """Returns the batches at the program's image size."""
         return [self.task.fitted(batch, self.program) for batch in batches]
 
     def inputs(self, batch: Any) -> list[Any]:
-        """Flat inputs of the graphs for a batch.
+        """Returns the flat inputs of the graphs for a batch.
 
         Raises:
             InputError: they do not fit the program.
@@ -76,30 +76,31 @@ class Network:
         return self._binding.flatten(args, kwargs)
 
     def structured(self, flat: Any, mode: Mode = "train") -> Any:
-        """Flat outputs of a graph in the structure that the user's class returns."""
+        """Returns flat outputs of a graph in the structure that the user's class returns."""
         return pytree.tree_unflatten(flat, self.program.signature.out_specs[mode])
 
     def outputs(self, batch: Any, tensors: Mapping[str, torch.Tensor] | None = None) -> Any:
-        """Outputs of the train graph for a batch."""
+        """Returns the outputs of the train graph for a batch."""
         run = ProxyRun(self.program, self.tensors if tensors is None else tensors)
         return self.structured(run.run(*self.inputs(batch), enable_io_processing=False))
 
 
 @contextlib.contextmanager
 def undisturbed(program: Program, seed: int) -> Iterator[None]:
-    """Gradients on, random generators seeded inside and put back after: masks are drawn from the global ones."""
+    """Enables gradients, and seeds the global random generators; their states are restored afterwards."""
     with seeded(seed), torch.enable_grad():
         yield
 
 
 OBJECTIVES = ("loss", "outputs")
+"""What can be differentiated for each sample."""
 
 
 def output_places(network: Network, dims: Any) -> list[SamplePlace | None]:
-    """The dim of samples of every flat output of the train graph; None where it has none.
+    """Returns where the samples are in every flat output of the train graph; None for an output without samples.
 
     Args:
-        dims: of `sample_dims.Samples`; None: dim 0, as far as an output has one.
+        dims: `dims` of `sample_dims.Samples`; None takes dim 0.
     """
     (output,) = [node for node in network.program.graphs["train"].nodes if node.op == "output"]
     leaves = output.args[0]
@@ -112,15 +113,17 @@ def output_places(network: Network, dims: Any) -> list[SamplePlace | None]:
 def by_sample(
     network: Network, of: str, flat: Sequence[Any], places: Sequence[SamplePlace | None], batch: Any, count: int
 ) -> Tensor:
-    """`[count]`: the loss of each sample alone, or the sum of all its output elements.
+    """Returns the loss of each sample alone, or the sum of all its output elements: `[count]`.
 
     Args:
         of: `loss` or `outputs`.
-        flat: the outputs of the train graph.
-        places: see `output_places`.
+        flat: the flat outputs of the train graph.
+        places: what `output_places` returned.
+        batch: the batch, for the loss.
+        count: number of samples.
 
     Raises:
-        InputError: the loss is no scalar, or no output is a tensor of samples.
+        InputError: the loss is not a scalar, or no output is a floating-point tensor of samples.
     """
     if of == "outputs":
         sums = [
@@ -129,7 +132,10 @@ def by_sample(
             if place is not None and _holds(leaf, place, count) and leaf.is_floating_point()
         ]
         if not sums:
-            raise InputError(f"no output of {network.program.class_name} is a floating tensor with a dim of samples")
+            raise InputError(
+                f"{network.program.class_name}: expected an output that is a floating-point tensor [samples, ...], got "
+                "none; use the loss instead"
+            )
         return torch.stack(sums).sum(0)
     losses = []
     for sample in range(count):
@@ -142,15 +148,17 @@ def by_sample(
 
 
 def loss_of(network: Network, flat: Sequence[Any], batch: Any) -> Tensor:
-    """The task's loss of flat outputs of the train graph.
+    """Returns the task's loss of flat outputs of the train graph, a scalar tensor.
 
     Raises:
-        InputError: it is not one number.
+        InputError: the loss is not a single number.
     """
     loss = network.task.loss(network.structured(list(flat)), batch)
     if not isinstance(loss, Tensor) or loss.numel() != 1:
         given = f"a tensor of shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
-        raise InputError(f"the task's loss gives {given}; return the mean loss over the samples, a scalar")
+        raise InputError(
+            f"loss(outputs, batch): expected a scalar tensor, got {given}; return the mean loss over the samples"
+        )
     return loss.reshape(())
 
 

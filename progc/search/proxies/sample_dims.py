@@ -1,9 +1,9 @@
-"""Where the samples of a batch are in every value of a graph, and where parameters first meet them.
+"""Finds the dim of the samples in every value of a graph, and the operations where parameters first meet samples.
 
-A dim holds the samples if it doubles when the batch does. Values that do not depend on the batch are *shared*: the
-parameters, and what is computed of them alone (a table of relative positions that is looked up, a standardised
-weight). A *use* is an operation that joins shared values which train with values of samples. What a sample contributes
-to the gradient of a parameter is known at its uses: everything before them is the same for all samples.
+A dim holds the samples if it doubles when the batch size doubles. Values that do not depend on the batch are *shared*:
+the parameters, and values computed only from them (a table of relative positions that is looked up, a standardised
+weight). A *use* is an operation that combines trainable shared values with values of samples. The contribution of a
+sample to the gradient of a parameter is known at its uses, because everything before them is the same for all samples.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from progc.ir.program import Program, TensorMeta
 
 
 class Coupled(Exception):
-    """Gradients cannot be told apart by sample at the uses of the parameters; the message says why."""
+    """Gradients cannot be split by sample at the uses of the parameters; the message says why."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,8 +31,9 @@ class SamplePlace:
 
     Attributes:
         dim: the dim that holds them.
-        each: how many of its entries belong to one sample.
-        inner: whether these are apart from each other (`[tokens * samples]`) instead of next to each other.
+        each: number of its entries that belong to one sample.
+        inner: whether the samples are the inner index (`[tokens * samples]`), so that the entries of one sample are not
+            adjacent.
     """
 
     dim: int
@@ -40,7 +41,7 @@ class SamplePlace:
     inner: bool = False
 
     def split(self, value: Tensor, count: int) -> Tensor:
-        """`value` with its samples in front: `[count, ...]`, the entries of one sample in the place of the dim."""
+        """Returns `value` as `[count, ...]`, with the entries of one sample at the position of the dim."""
         if self.inner:
             return value.unflatten(self.dim, (self.each, count)).movedim(self.dim + 1, 0)
         return value.unflatten(self.dim, (count, self.each)).movedim(self.dim, 0)
@@ -51,8 +52,8 @@ class Samples:
     """Where the samples are in the values of a train graph.
 
     Attributes:
-        dims: nodes with a dim of samples to their place; by shapes alone nothing is `inner`.
-        numbers: nodes that are sizes which follow the batch, to their value for one sample.
+        dims: for nodes with a dim of samples, where it is; shapes alone do not tell whether it is `inner`.
+        numbers: for nodes that are sizes and proportional to the batch size, their value for one sample.
         dependent: nodes whose value depends on the samples.
     """
 
@@ -63,7 +64,7 @@ class Samples:
 
 @dataclasses.dataclass(frozen=True)
 class _Named:
-    """`Samples` by names: nodes would keep their graph alive in the cache."""
+    """`Samples` by names, for the cache: nodes would keep their graph alive."""
 
     dims: Mapping[str, SamplePlace]
     numbers: Mapping[str, int]
@@ -74,10 +75,10 @@ _known: weakref.WeakKeyDictionary[fx.Graph, _Named | str] = weakref.WeakKeyDicti
 
 
 def find_samples(program: Program) -> Samples:
-    """The samples in the train graph of a program; found once per graph, with shapes alone.
+    """Finds the samples in the train graph of a program from shapes alone; once per graph.
 
     Raises:
-        Coupled: the batch is not free, or an operation mixes samples.
+        Coupled: the batch size is fixed, or an operation mixes samples.
     """
     graph = program.graphs["train"]
     if graph not in _known:
@@ -103,11 +104,11 @@ def find_samples(program: Program) -> Samples:
 def _find(program: Program, graph: fx.Graph) -> Samples:
     batches = [leaf.shape[0] for leaf, free in _inputs(program) if free]
     if not batches or len(set(batches)) > 1:
-        raise Coupled("the batch size is fixed, or inputs have several")
+        raise Coupled("the batch size is fixed, or inputs have different batch sizes")
     try:
         doubled = infer(program, graph, "train", batch_factor=2)
     except VerifyError as error:
-        raise Coupled(f"the graph cannot run at twice the batch: {error}") from error
+        raise Coupled(f"the graph cannot run at twice the batch size: {error}") from error
     inputs = iter(_inputs(program))
     dims: dict[fx.Node, SamplePlace] = {}
     numbers: dict[fx.Node, int] = {}
@@ -141,12 +142,12 @@ def _inputs(program: Program) -> list[tuple[Any, bool]]:
 
 
 def _grown(before: Any, after: Any, batch: int) -> SamplePlace | int | None:
-    """The dim that doubled with its entries per sample; for a number that doubled its value for one sample."""
+    """The dim that doubled, with its entries per sample; for a number that doubled, its value for one sample."""
     if isinstance(before, int) and isinstance(after, int):
         if after == before:
             return None
         if after != 2 * before or before % batch:
-            raise Coupled(f"a size of {before} becomes {after} at twice the batch")
+            raise Coupled(f"a size of {before} becomes {after} at twice the batch size")
         return before // batch
     if not isinstance(before, TensorMeta) or not isinstance(after, TensorMeta) or before.shape == after.shape:
         return None
@@ -154,12 +155,12 @@ def _grown(before: Any, after: Any, batch: int) -> SamplePlace | int | None:
     (dim, *others) = changed
     size = before.shape[dim]
     if others or after.shape[dim] != 2 * size or size % batch:
-        raise Coupled(f"a value of shape {list(before.shape)} becomes {list(after.shape)} at twice the batch")
+        raise Coupled(f"a value of shape {list(before.shape)} becomes {list(after.shape)} at twice the batch size")
     return SamplePlace(dim, size // batch)
 
 
 def is_complex(node: fx.Node) -> bool:
-    """Whether a node's value is complex, or holds something that is."""
+    """Returns whether a node's value is complex, or contains a complex value."""
     meta = node.meta.get("tensor")
     items = meta if isinstance(meta, tuple) else (meta,)
     return any(isinstance(item, TensorMeta) and item.dtype.is_complex for item in items)
@@ -170,8 +171,8 @@ class Uses:
     """Where parameters meet samples.
 
     Attributes:
-        shared: a use to its arguments that train and are the same for all samples.
-        solo: parameters that are read by one use and by nothing else, by name.
+        shared: for each use, its arguments that train and are the same for all samples.
+        solo: names of parameters that are read by a single use and by nothing else.
     """
 
     shared: Mapping[fx.Node, tuple[fx.Node, ...]]
@@ -179,7 +180,7 @@ class Uses:
 
 
 def find_uses(program: Program, samples: Samples, wanted: Collection[str]) -> Uses:
-    """The uses of some parameters.
+    """Finds the uses of some parameters.
 
     Args:
         wanted: canonical names of the parameters.
@@ -200,7 +201,7 @@ def find_uses(program: Program, samples: Samples, wanted: Collection[str]) -> Us
             continue
         mine = tuple(source for source in node.all_input_nodes if source in training)
         if mine and is_complex(node):
-            raise Coupled(f"{describe(node)} gives complex values")
+            raise Coupled(f"{describe(node)} returns complex values")
         if not mine or not is_float(node):
             continue
         if node not in samples.dims and node not in samples.dependent:

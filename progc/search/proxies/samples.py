@@ -1,4 +1,4 @@
-"""Batches cut up and put together along the samples, dim 0 of their tensors."""
+"""Splits and joins batches along the samples, dim 0 of their tensors."""
 
 from __future__ import annotations
 
@@ -12,19 +12,21 @@ from progc.errors import InputError
 
 
 def size(batch: Any) -> int:
-    """Number of samples: dim 0 of the first tensor that has dims.
+    """Returns the number of samples of a batch: dim 0 of the first tensor that has dims.
 
     Raises:
-        InputError: the batch holds no such tensor.
+        InputError: the batch has no such tensor.
     """
     for leaf in pytree.tree_leaves(batch):
         if isinstance(leaf, torch.Tensor) and leaf.dim():
             return int(leaf.shape[0])
-    raise InputError(f"a batch of type {type(batch).__name__} holds no tensor with a dim of samples")
+    raise InputError(
+        f"expected a batch with a tensor [samples, ...], got {type(batch).__name__} without one; fix datasets()"
+    )
 
 
 def part(batch: Any, start: int, stop: int) -> Any:
-    """Samples `start` to `stop` of a batch; tensors with another dim 0, and what is no tensor, stay as they are."""
+    """Returns the samples `start` to `stop` of a batch; other values than tensors of all samples do not change."""
     whole = size(batch)
 
     def cut(leaf: Any) -> Any:
@@ -35,10 +37,10 @@ def part(batch: Any, start: int, stop: int) -> Any:
 
 
 def regrouped(batches: Sequence[Any], wanted: int, count: int | None = None) -> list[Any]:
-    """The samples of some batches, in their order, as batches of `wanted` samples.
+    """Returns the samples of some batches, in their order, as batches of `wanted` samples.
 
     Args:
-        count: how many at most; None: all that there are. An incomplete batch at the end is left out.
+        count: largest number of batches; None: no limit. An incomplete batch at the end is left out.
     """
     found: list[Any] = []
     held: list[Any] = []
@@ -55,7 +57,7 @@ def regrouped(batches: Sequence[Any], wanted: int, count: int | None = None) -> 
 
 
 def joined(pieces: Sequence[Any]) -> Any:
-    """Batches of one structure as one batch."""
+    """Joins batches of the same structure into one batch."""
     if len(pieces) == 1:
         return pieces[0]
     sizes = [size(piece) for piece in pieces]

@@ -20,10 +20,10 @@ from progc.search.proxies.running import Network, ProxyRun, undisturbed
 
 
 class _PositiveRun(ProxyRun):
-    """The eval graph in float64; casts in the graph to shorter types are undone behind them."""
+    """Runs the eval graph in float64; results of casts to shorter types are converted back."""
 
     def run_node(self, n: fx.Node) -> Any:
-        """Runs a node; floating results become float64."""
+        """Runs a node; floating-point results become float64."""
         return pytree.tree_map(_double, super().run_node(n))
 
 
@@ -36,10 +36,10 @@ def _double(value: Any) -> Any:
 class SynFlow(TwoModes):
     """Sum over trainable parameters of |w dR/dw|, where R sums the outputs for an input of ones with weights |w|.
 
-    In float64 and eval mode, since products over layers leave the range of float32; the network's weights are not
-    touched. Inputs that are no floating tensors (time steps, labels, tokens) are those of the first sample.
-    Default: the mean over parameters of log10 of the sum, so that it does not grow with their number; reference: the
-    sum. Attention and normalisation are no products of weights: for networks with them this is a heuristic.
+    Computed in float64 and eval mode, because products over layers exceed the range of float32. The weights of the
+    network do not change. Inputs that are not floating-point tensors (time steps, labels, tokens) are those of the
+    first sample. Reference: the sum. Default: the mean over parameters of log10 of their sums, which does not grow with
+    their number. For networks with attention or normalisation, which are not products of weights, this is a heuristic.
     """
 
     name: ClassVar[str] = "synflow"
@@ -52,7 +52,10 @@ class SynFlow(TwoModes):
         network = Network(program, task, stage)
         wanted = [name for name, tensor in network.trainable.items() if tensor.is_floating_point()]
         if not wanted or not batches:
-            raise InputError(f"proxy synflow: nothing trains in {program.class_name}, or no batch is given")
+            raise InputError(
+                f"proxy synflow: nothing trains in {program.class_name}, or no batch is given; unfreeze some "
+                "parameters and give a batch"
+            )
         shares = self.shares(network, network.fitted(batches[:1])[0], wanted, seed)
         if any(not math.isfinite(share) for share in shares.values()):
             return math.nan
@@ -62,7 +65,7 @@ class SynFlow(TwoModes):
         return sum(logs) / len(logs) if logs else -math.inf
 
     def shares(self, network: Network, batch: Any, wanted: Sequence[str], seed: int) -> dict[str, float]:
-        """The sum of |w dR/dw| of each parameter."""
+        """Returns the sum of |w dR/dw| of each parameter, by name."""
         specs = network.program.specs
         tensors = {}
         for name, tensor in network.tensors.items():

@@ -1,9 +1,9 @@
-"""One forward and one backward that give the inner products of the gradients of all samples, use by use.
+"""One forward and one backward pass that compute the inner products of the gradients of all samples, use by use.
 
-Parameters do not take part in autograd here: at each of their uses the result is tapped. When the backward arrives
-there, the samples' contributions are formed, multiplied with each other, and dropped. So no gradient of a sample is
-kept as a whole, gradients of weights are computed once instead of once more by autograd, and the backward still ends
-where nothing below trains.
+Autograd does not see the parameters here. Each operation that uses one is tapped: when the backward pass reaches its
+result, the contributions of the samples are computed, multiplied with each other, and freed. No gradient of a sample is
+ever held as a whole, autograd does not compute gradients of weights a second time, and the backward pass ends where
+nothing earlier trains.
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ class Products:
         self.matrix = torch.zeros(count, count, dtype=torch.float64, device=device)
 
     def add_rows(self, rows: Tensor) -> None:
-        """Gradients by sample `[samples, ...]`, of a part of the parameters."""
+        """Adds per-sample gradients `[samples, ...]` of a part of the parameters."""
         rows = torch.view_as_real(rows) if rows.is_complex() else rows
         flat = rows.detach().flatten(1).double()
         self.matrix += flat @ flat.T
 
     def add_products(self, products: Tensor) -> None:
-        """Inner products over a part of the parameters."""
+        """Adds inner products `[samples, samples]` over a part of the parameters."""
         self.matrix += products
 
 
 class TappedRun(ProxyRun, abc.ABC):
-    """Runs a train graph with taps at the uses of some parameters; `tap` is called at each.
+    """Runs a train graph and calls `tap` at each use of some parameters.
 
     Args:
-        wanted: names of the parameters whose gradients are asked for; the others are constants.
+        wanted: names of the parameters that are differentiated; the others are constants.
     """
 
     def __init__(self, program: Program, tensors: Mapping[str, Tensor], uses: Uses, wanted: Collection[str]) -> None:
@@ -55,11 +55,11 @@ class TappedRun(ProxyRun, abc.ABC):
         self.leaves = {name: self.tensors[name].detach().requires_grad_() for name in wanted}
 
     def get_attr(self, target: Any, args: Any, kwargs: Any) -> Tensor:
-        """A parameter whose gradients are wanted is a leaf of its own over the same memory."""
+        """Returns a tensor by name; for a differentiated parameter a leaf over the same memory."""
         return self.leaves[target] if target in self.leaves else super().get_attr(target, args, kwargs)
 
     def run_node(self, n: fx.Node) -> Any:
-        """Runs a node; taps it if it is a use."""
+        """Runs a node, and taps it if it is a use."""
         shared = self.uses.shared.get(n)
         if shared is None:
             return super().run_node(n)
@@ -76,17 +76,17 @@ class TappedRun(ProxyRun, abc.ABC):
 
     @abc.abstractmethod
     def tap(self, node: fx.Node, shared: tuple[fx.Node, ...], values: dict[fx.Node, Any], result: Tensor) -> None:
-        """What is done at a use."""
+        """Called at a use, with its shared arguments, the values of its inputs, and its result."""
 
 
 class Collector(TappedRun):
-    """Collects inner products of the gradients of samples; to be used once.
+    """Collects inner products of per-sample gradients; can be used once.
 
-    After `run`, the backward from a sum over samples brings them in, and `finish` adds what has to wait for its end:
-    parameters that are read more than once, and those that samples meet only after operations on them alone.
+    After `run`, a backward pass from a sum over samples collects them. `finish` adds those that must wait for its end:
+    of parameters that are read more than once, and of those that reach samples only through operations on parameters.
 
     Raises:
-        Coupled: in the backward: a use that cannot be taken apart by sample.
+        Coupled: in the backward pass, if a use cannot be split by sample.
     """
 
     def __init__(
@@ -104,8 +104,8 @@ class Collector(TappedRun):
         self._waiting: dict[fx.Node, tuple[Tensor, Tensor]] = {}
 
     def tap(self, node: fx.Node, shared: tuple[fx.Node, ...], values: dict[fx.Node, Any], result: Tensor) -> None:
-        """Waits for the gradient of the result."""
-        held = [(values, _versions(values))]  # emptied when the gradient comes, so that inputs are freed on the way
+        """Registers a hook for the gradient of the result."""
+        held = [(values, _versions(values))]  # emptied when the gradient arrives, so that inputs are freed early
         result.register_hook(lambda gradient: self._collect(node, shared, held, gradient))
 
     def _collect(self, node: fx.Node, shared: tuple[fx.Node, ...], held: list[Any], gradient: Tensor) -> None:
@@ -124,7 +124,7 @@ class Collector(TappedRun):
                 self._waiting[item] = (values[item], rows if before is None else before[1] + rows)
 
     def finish(self) -> None:
-        """Carries the rows of computed values back to the parameters they are computed of, and adds them."""
+        """Propagates the rows of computed values back to their parameters, and adds them."""
         names = list(self.leaves)
         found: dict[str, Tensor] = {}
 
@@ -135,7 +135,7 @@ class Collector(TappedRun):
         for item, (value, rows) in self._waiting.items():
             if item.op == "get_attr":
                 add(str(item.target), rows)
-            elif value.requires_grad:  # not behind a detach
+            elif value.requires_grad:  # not detached
                 computed.append((value, rows))
         if computed:
             values = [value for value, _ in computed]

@@ -1,4 +1,4 @@
-"""`zico`: signal to noise of the gradients over batches (ZiCo; Li et al., ICLR 2023)."""
+"""`zico`: signal-to-noise ratio of the gradients over batches (ZiCo; Li et al., ICLR 2023)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from progc.search.proxies.running import Network, ProxyRun, loss_of, undisturbed
 class Moments:
     """Mean of |g|, and mean and variance of g, entry by entry, in one pass over the batches (Welford 1962).
 
-    Three tensors of a parameter's size, whatever the number of batches.
+    Holds three tensors of the size of the parameter, for any number of batches.
     """
 
     def __init__(self, like: Tensor) -> None:
@@ -31,7 +31,7 @@ class Moments:
         self.squares = torch.zeros_like(like, requires_grad=False)
 
     def add(self, gradient: Tensor) -> None:
-        """The gradient of one more batch; overwritten."""
+        """Adds the gradient of a batch, which is overwritten."""
         self.count += 1
         distance = gradient - self.mean
         self.mean.add_(distance, alpha=1 / self.count)
@@ -40,18 +40,18 @@ class Moments:
 
     @property
     def finite(self) -> bool:
-        """Whether all gradients are."""
+        """Whether all gradients are finite."""
         return math.isfinite(float(self.size.sum()))
 
     def ratios(self) -> Tensor:
-        """Mean of |g| over the population's standard deviation of g, of entries with one, in float64."""
+        """Returns mean |g| / std g (of the population) in float64, without entries whose std is zero."""
         varying = self.squares > 0
         spread = (self.squares[varying].double() / self.count).sqrt_()
         return (self.size[varying].double() / self.count).div_(spread)
 
 
 class PairMoments:
-    """The same of two batches, in closed form: |a| + |b| over |a - b|. One tensor of a parameter's size."""
+    """`Moments` of two batches in closed form, (|a| + |b|) / |a - b|; holds one tensor of the size of the parameter."""
 
     def __init__(self, like: Tensor) -> None:
         self.first: Tensor | None = None
@@ -59,7 +59,7 @@ class PairMoments:
         self._ratios = like.new_empty(0)
 
     def add(self, gradient: Tensor) -> None:
-        """The gradient of the first or the second batch."""
+        """Adds the gradient of the first or the second batch."""
         if self.first is None:
             self.first = gradient.clone()
             return
@@ -76,18 +76,18 @@ class PairMoments:
 
 @dataclasses.dataclass(frozen=True)
 class ZiCo(TwoModes):
-    """Mean size over spread of the gradients of the loss over batches, summed within and averaged over parameters.
+    """Mean absolute gradient divided by the standard deviation of the gradient over batches.
 
-    Per entry j of a parameter, z_j = mean |g_j| / std g_j, the population's, of the signed gradient; entries that do
-    not vary are dropped. Default: the mean over parameters with two dims and more of log(mean_j z_j), over at least 8
-    batches, so that neither a larger trainable set nor a larger layer scores higher for its size. Reference
-    (AutoProg-Zero): the sum over weights of linear layers and 2-d convolutions of log(sum_j z_j), over the given
-    batches (published: 2); it grows with every weight that is unfrozen.
+    For each entry j of a parameter, z_j = mean |g_j| / std g_j over the batches (std of the population, signed
+    gradient). Entries that do not vary are left out. Default: the mean over parameters with at least two dims of
+    log(mean_j z_j), over at least 8 batches, so that neither a larger trainable set nor a larger layer scores higher
+    for its size. Reference (AutoProg-Zero): the sum over weights of linear layers and 2-d convolutions of
+    log(sum_j z_j), over the given batches (published: 2); it grows with every weight that is unfrozen.
 
     Attributes:
         mode: `default` or `reference`.
-        batches: at least so many (default mode); fewer are cut up into so many smaller ones.
-        vectors: norms, biases and other parameters of one dim count as well (default mode).
+        batches: smallest number of batches; fewer ones are split into this many smaller ones (default mode).
+        vectors: whether parameters with fewer than two dims (norms, biases) count as well (default mode).
 
     Raises:
         InputError: an option out of range.
@@ -114,7 +114,7 @@ class ZiCo(TwoModes):
             weights = contracted(network.program, published=True)
             wanted = [name for name in wanted if name in weights]
         if not wanted:
-            raise InputError(f"proxy zico: nothing that it measures trains in {program.class_name}; unfreeze a part")
+            raise InputError(f"proxy zico: no parameter that it measures trains in {program.class_name}; unfreeze some")
         pieces = self._pieces(network.fitted(batches))
         kind = PairMoments if len(pieces) == 2 else Moments
         moments = {name: kind(network.tensors[name]) for name in wanted}
@@ -137,26 +137,33 @@ class ZiCo(TwoModes):
         """The batches whose gradients are compared.
 
         Raises:
-            InputError: too few samples, or batches.
+            InputError: too few samples or batches.
         """
         if self.mode == "reference":
             if len(given) < 2:
-                raise InputError(f"proxy zico needs 2 batches in reference mode and gets {len(given)}")
+                raise InputError(
+                    f"proxy zico: expected at least 2 batches in mode reference, got {len(given)}; give more batches"
+                )
             return given
         if len(given) >= self.batches:
             return given
         there = sum(map(samples.size, given))
         if there < self.batches:
-            raise InputError(f"proxy zico needs {self.batches} samples and gets {there}; give more or larger batches")
+            raise InputError(
+                f"proxy zico: expected at least {self.batches} samples, got {there}; give more or larger batches"
+            )
         return samples.regrouped(given, there // self.batches, self.batches)
 
 
 def gradients(network: Network, pieces: Sequence[Any], wanted: Sequence[str], seed: int) -> Iterator[dict[str, Tensor]]:
-    """Gradients of the loss by some parameters, batch by batch; a parameter that the loss does not depend on has zeros.
+    """Iterates over batches and returns the gradients of the loss with respect to some parameters, by name.
+
+    A parameter that the loss does not depend on has a gradient of zeros.
 
     Args:
         pieces: batches at the program's image size.
-        seed: of the masks; another one per batch.
+        wanted: names of the parameters.
+        seed: seed of the masks; each batch has another one.
     """
     leaves = {name: network.tensors[name].detach().requires_grad_() for name in wanted}
     tensors = {**{name: tensor.detach() for name, tensor in network.tensors.items()}, **leaves}

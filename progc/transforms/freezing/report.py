@@ -6,7 +6,8 @@ import dataclasses
 
 from torch import fx
 
-from progc.analysis.costs.counting import NotCounted, StageCost, count
+from progc.analysis.costs.cost import StageCost
+from progc.analysis.costs.counting import NotCounted, count
 from progc.ir import norms as norm_statistics
 from progc.ir.operations import mutates
 from progc.ir.program import Program

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import progc
-from progc.analysis.costs import NotCounted, count, step_of
+from progc.analysis.costs.counting import NotCounted, count, step_of
 from progc.errors import InputError
 from progc.ir.graphs import copy_graph
 from progc.ir.program import Program

@@ -9,7 +9,8 @@ import math
 import pytest
 import torch
 
-from progc.analysis.costs import Machine, Rate, Step, default_machine
+from progc.analysis.costs.counting import Step
+from progc.analysis.costs.machine import Machine, Rate, default_machine
 from progc.analysis.costs.operations import KINDS, Operation, Recorder
 from progc.errors import InputError
 from progc.schedule import Point, Unfreeze

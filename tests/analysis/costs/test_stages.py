@@ -9,14 +9,14 @@ import pytest
 import torch
 
 import progc.schedule.costing as stages_module
-from progc.analysis.costs import count, step_of
+from progc.analysis.costs.counting import count, step_of
 from progc.data.task import Task
 from progc.errors import TargetError
 from progc.ir.program import Program
 from progc.schedule import Point, Stage, StageCost, Unfreeze
 from progc.schedule.building import stage_program
 from progc.schedule.costing import counted_stages, predicted_seconds, token_linear
-from progc.schedule.shares import time_shares
+from progc.schedule.stage import time_shares
 from tests.zoo import captured
 
 POINTS = (

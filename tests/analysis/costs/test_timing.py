@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import progc
-from progc.analysis.costs import NotCounted
+from progc.analysis.costs.counting import NotCounted
 from progc.data.task import Task
 from progc.errors import InputError
 from progc.schedule import Point, Unfreeze
@@ -82,7 +82,7 @@ def test_a_stage_input_is_given() -> None:
     )
     for stage in (None, 0, 2):
         assert step_time(program, task, batch=2, warmup=0, repeats=1, stage=stage, learning=False) > 0
-    with pytest.raises(InputError, match="stage is a row of the stage identifier, 0 to 3, not 4"):
+    with pytest.raises(InputError, match="stage: expected a row of the stage identifier, 0 to 3, got 4"):
         step_time(program, task, batch=2, stage=4)
 
 
@@ -90,7 +90,7 @@ def test_wrong_input_is_one_line() -> None:
     program = captured("own:image")[1]
     with pytest.raises(InputError, match="batches of 16 are needed, but 8 samples give 0"):
         step_time(program, images(32, 7), batch=16)
-    with pytest.raises(InputError, match="repeats is a whole number from 1 on, not 0"):
+    with pytest.raises(InputError, match="repeats: expected an integer of at least 1, got 0"):
         step_time(program, images(32, 7), batch=2, repeats=0)
     detached = Task([(torch.randn(3, 32, 32), 0)] * 2, loss=lambda outputs, batch: outputs.detach().sum())
     with pytest.raises(InputError, match="the loss is a scalar tensor that depends on the network's outputs"):

@@ -67,10 +67,10 @@ def test_numbers_that_are_none() -> None:
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"mode": "referense"}, "there is no mode `referense`; did you mean reference?"),
-        ({"samples": 1}, "samples is at least 2, not 1"),
-        ({"kernels": 0}, "kernels is at least 1, not 0"),
-        ({"of": "logits"}, "of is loss or outputs, not `logits`"),
+        ({"mode": "referense"}, "unknown mode `referense`; did you mean reference?"),
+        ({"samples": 1}, "samples: expected a number of at least 2, got 1"),
+        ({"kernels": 0}, "kernels: expected a number of at least 1, got 0"),
+        ({"of": "logits"}, "of: expected loss or outputs, got `logits`"),
     ],
 )
 def test_options_are_checked(options: dict[str, object], text: str) -> None:
@@ -80,10 +80,10 @@ def test_options_are_checked(options: dict[str, object], text: str) -> None:
 
 def test_too_few_samples_and_nothing_to_measure() -> None:
     _, program, batch = networks.case("own:conv", torch.float64)
-    with pytest.raises(InputError, match="needs 8 samples and gets 4; give more or larger batches"):
+    with pytest.raises(InputError, match="expected at least 8 samples, got 4; give more or larger batches"):
         NTK().score(program, [batch], networks.task(), seed=0)
     still = program.replace(tensors={name: tensor.detach() for name, tensor in program.tensors.items()})
-    with pytest.raises(InputError, match="nothing that it measures trains in .*; unfreeze a part"):
+    with pytest.raises(InputError, match="no parameter that it measures trains in .*; unfreeze some"):
         NTK(samples=4).score(still, [batch], networks.task(), seed=0)
 
 

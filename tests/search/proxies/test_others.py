@@ -127,7 +127,7 @@ def test_equal_samples_score_worst() -> None:
 
 def test_jacobian_covariance_needs_a_floating_input() -> None:
     _, program, batch = networks.case("own:tied")
-    with pytest.raises(InputError, match="depend on no floating input; use another proxy"):
+    with pytest.raises(InputError, match="do not depend on a floating-point input; use another proxy"):
         JacobianCovariance().score(program, [batch], TASK, seed=0)
 
 
@@ -156,12 +156,12 @@ def test_naswot_is_minus_infinity_for_equal_samples() -> None:
 
 def test_naswot_needs_a_rectifier() -> None:
     _, program, batch = networks.case("own:tied")
-    with pytest.raises(InputError, match="has no rectifier or its kin; use another proxy"):
+    with pytest.raises(InputError, match="has no activation function such as ReLU; use another proxy"):
         NASWOT().score(program, [batch], TASK, seed=0)
 
 
 def test_one_sample_is_too_few() -> None:
     _, program, batch = made()
     for proxy in (NASWOT(), JacobianCovariance()):
-        with pytest.raises(InputError, match="needs a batch of at least 2 samples"):
+        with pytest.raises(InputError, match="expected a batch of at least 2 samples"):
             proxy.score(program, [((batch[0][0][:1],), {})], TASK, seed=0)

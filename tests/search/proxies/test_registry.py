@@ -24,7 +24,7 @@ def test_every_proxy_loads_and_has_defaults(name: str) -> None:
     proxy = kind()
     assert proxy.name == name and proxy.higher_is_better and isinstance(proxy.ranks_unfreezing, bool)
     assert dataclasses.is_dataclass(proxy) and type(proxy).__dataclass_params__.frozen  # type: ignore[attr-defined]
-    with pytest.raises(InputError, match=f"proxy {name}: there is no mode `ours`; modes are default, reference"):
+    with pytest.raises(InputError, match=f"proxy {name}: unknown mode `ours`; modes are default, reference"):
         kind(mode="ours")  # type: ignore[call-arg]
 
 

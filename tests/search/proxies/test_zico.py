@@ -101,11 +101,11 @@ def test_gradients_that_are_not_finite_give_nan() -> None:
 
 def test_too_few_batches() -> None:
     _, program, batch = networks.case("own:conv", samples=4)
-    with pytest.raises(InputError, match="needs 8 samples and gets 4; give more or larger batches"):
+    with pytest.raises(InputError, match="expected at least 8 samples, got 4; give more or larger batches"):
         ZiCo().score(program, [batch], networks.task(), seed=0)
-    with pytest.raises(InputError, match="needs 2 batches in reference mode and gets 1"):
+    with pytest.raises(InputError, match="expected at least 2 batches in mode reference, got 1"):
         ZiCo(mode="reference").score(program, [batch], networks.task(), seed=0)
-    with pytest.raises(InputError, match="batches is at least 2, not 1"):
+    with pytest.raises(InputError, match="batches: expected a number of at least 2, got 1"):
         ZiCo(batches=1)
 
 
@@ -113,5 +113,7 @@ def test_a_loss_that_is_no_scalar() -> None:
     _, program, batch = networks.case("own:conv", samples=16)
     task = networks.task()
     rows = type(task)(samples=[], loss=lambda outputs, own: outputs.mean(1), inputs=task.inputs)
-    with pytest.raises(InputError, match=r"loss gives a tensor of shape \[2\]; return the mean loss over the samples"):
+    with pytest.raises(
+        InputError, match=r"expected a scalar tensor, got a tensor of shape \[2\]; return the mean loss over"
+    ):
         ZiCo().score(program, [batch], rows, seed=0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 import progc
-from progc.analysis.costs import count
+from progc.analysis.costs.counting import count
 from progc.ir.graphs import copy_graph, propagate
 from progc.pipeline.manager import run
 from progc.transforms.freezing import set_trainable, trainable

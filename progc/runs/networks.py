@@ -1,0 +1,164 @@
+"""From the texts that name a model, its target and its samples to programs and a task, for planning and for training.
+
+Names are checked when the texts are opened. Nothing is built, captured or loaded before it is needed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from progc.errors import InputError
+from progc.models.opening import open_source, open_target, resolve_target
+from progc.models.sizes import Sizes
+from progc.models.source import Source
+
+if TYPE_CHECKING:
+    from progc.data.task import Task
+    from progc.ir.program import Program
+
+Phase = Callable[[str], contextlib.AbstractContextManager[None]]
+"""Shows that a phase of the work is running, such as `capture`."""
+Note = Callable[[str], None]
+"""Shows a sentence to the user."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelAndData:
+    """A source with its target and its samples, by name.
+
+    Attributes:
+        source: the model.
+        to: text of the target; None: the source is the full network.
+        target: what `to` names.
+        weights: file with the weights of the source; None: as the source makes them.
+        data: what names the samples (see `progc.data.opening.open_data`); None: the source's own file has them.
+        seed: seed of the model's constructor and of grown weights.
+    """
+
+    source: Source
+    to: str | None
+    target: Sizes | Source | None
+    weights: Path | None = None
+    data: str | None = None
+    seed: int = 0
+
+    @classmethod
+    def open(
+        cls,
+        source: str,
+        *,
+        to: str | None = None,
+        weights: str | Path | None = None,
+        data: str | None = None,
+        seed: int = 0,
+    ) -> ModelAndData:
+        """Reads the texts.
+
+        Raises:
+            InputError: the source or the target does not exist.
+        """
+        return cls(
+            open_source(source),
+            to,
+            open_target(to) if to is not None else None,
+            Path(weights) if weights is not None else None,
+            data,
+            seed,
+        )
+
+    def check_data(self, what: str) -> None:
+        """Checks that samples are named, before anything is captured.
+
+        Args:
+            what: what needs the samples, such as `training net.py`, for the message.
+
+        Raises:
+            InputError: no samples are named.
+        """
+        from progc.data.taskfile import has_task
+
+        file = self.source.file
+        if self.data is not None or (file is not None and has_task(file)):
+            return
+        own = "write def datasets(): return train, validation and def loss(outputs, batch) in "
+        where = f"{own}{file}, or give --data " if file is not None else "give --data "
+        raise InputError(
+            f"{what} needs samples and a loss; {where}digits, imagefolder:PATH, hf:PATH or FILE.py with datasets() and "
+            "loss(outputs, batch)"
+        )
+
+    def task(self, full: Program) -> Task:
+        """Opens samples and loss; images are made for the input size of the full network.
+
+        Raises:
+            InputError: the samples cannot be opened.
+        """
+        if self.data is not None:
+            from progc.data.opening import open_data
+
+            return open_data(self.data, full)
+        from progc.data.taskfile import load_task
+
+        assert self.source.file is not None
+        return load_task(self.source.file)
+
+    def captured(self, *, real: bool, phase: Phase, note: Note) -> Program:
+        """Captures the source; see `captured`."""
+        return captured(self.source, weights=self.weights, seed=self.seed, real=real, phase=phase, note=note)
+
+    def grown(self, start: Program, *, real: bool, phase: Phase, note: Note) -> Program:
+        """Returns the full network: the captured source grown to the target, or the source itself.
+
+        Args:
+            start: what `captured` returned.
+            real: False: the grown network has shapes only, and growth is not checked by running it.
+
+        Raises:
+            InputError: the target cannot be built.
+            CaptureError, TargetError: the target cannot be captured, or the source does not grow to it.
+        """
+        if self.to is None:
+            return start
+        from progc.growth.grow import grow_with_report
+
+        notes: list[str] = []
+        with phase("target"):
+            aim = resolve_target(self.to, source=start, seed=self.seed, notes=notes)
+        for text in notes:
+            note(text)
+        with phase("grow"):
+            return grow_with_report(start, aim, seed=self.seed, check=real).program
+
+
+def captured(
+    source: Source, *, weights: Path | None = None, seed: int = 0, real: bool = True, phase: Phase, note: Note
+) -> Program:
+    """Builds and captures a source; notes where its weights come from.
+
+    Args:
+        weights: file with its weights; None: as the source makes them.
+        seed: seed of the model's constructor.
+        real: False: no memory for weights is taken, and the program has shapes only.
+
+    Raises:
+        InputError: the model cannot be built, the weights do not fit, or example inputs are missing.
+        CaptureError: the model cannot be captured.
+    """
+    from progc.capturing.capture import capture, capture_deferred
+
+    with phase("build"):
+        model = source.build(seed) if real else source.build_skeleton(seed, allocate=False)
+        example = source.example(model)
+        if real and weights is not None:
+            from progc.files.weights import load_weights
+
+            load_weights(model, weights)
+    if real and weights is None:
+        drawn = f"initialised by {type(model).__name__}, seed {seed} (no weights were given)"
+        note(f"weights of {source.text}: {source.trained or drawn}")
+    with phase("capture"):
+        return (capture if real else capture_deferred)(model, *example)

@@ -1,0 +1,132 @@
+"""What a plan is made with: the options of `progc plan`, of `[plan]` in a configuration, and of `progc.plan`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from progc.data.regularisation import Regularisation
+from progc.errors import InputError, did_you_mean
+from progc.schedule.level_texts import Levels, items
+from progc.schedule.schedule import MODES, STRATEGIES, UNITS
+
+
+@dataclasses.dataclass(frozen=True)
+class PlanOptions:
+    """The options of a plan, checked when they are made; what a network can have is checked by `plan`.
+
+    Attributes:
+        strategy: `linear` takes the levels of the space in order; `zero-shot` and `one-shot` search, and need a task.
+        stages: number of stages, at least 1.
+        mode: `default`, or `reference` for the published procedure.
+        depths, widths, resolutions, unfreeze: levels of the growth space, as on the command line (see
+            `progc.schedule.finding.find`). `none` keeps the dimension fixed; None finds its levels.
+        batch: samples per step, of searches and of costs.
+        seed: seed of everything that a search draws at random.
+        total: length of the run in `unit`; None if it is not known yet.
+        unit: `epochs` or `steps`.
+        count: whether the costs of each stage are counted from its graphs.
+        measure: whether steps are also timed, which needs a task.
+        regularise: whether regularisation grows from stage to stage, or its strengths in the last stage (a text such
+            as `drop_path=0.1,mixup=0.2` or `none` is parsed). True takes those of the network.
+        settings: settings of the search strategy. `sid` may be given here as well.
+        sid: numbers the stages for a stage identifier, although the network has none yet.
+
+    Raises:
+        InputError: an unknown strategy, mode, unit or field of regularisation, a number out of range, fewer epochs or
+            steps than stages, or settings for the linear strategy.
+    """
+
+    strategy: str = "linear"
+    stages: int = 4
+    mode: str = "default"
+    depths: Levels = None
+    widths: Levels = None
+    resolutions: Levels = None
+    unfreeze: Levels = None
+    batch: int | None = None
+    seed: int = 0
+    total: int | None = None
+    unit: str = "epochs"
+    count: bool = True
+    measure: bool = False
+    regularise: bool | str | Regularisation | None = True
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    sid: bool = False
+
+    def __post_init__(self) -> None:
+        for what, value, known in (
+            ("strategy", self.strategy, STRATEGIES),
+            ("mode", self.mode, MODES),
+            ("unit", self.unit, UNITS),
+        ):
+            if value not in known:
+                hint = did_you_mean(str(value), known) or f"; expected {', '.join(known[:-1])} or {known[-1]}"
+                raise InputError(f"plan: unknown {what} `{value}`{hint}")
+        for what, number in (("stages", self.stages), (self.unit, self.total), ("batch", self.batch)):
+            if (number is not None or what == "stages") and not _at_least_one(number):
+                raise InputError(f"plan: {what}: expected an integer of at least 1, got {number!r}")
+        if self.total is not None and self.total < self.stages:
+            raise InputError(
+                f"plan: {self.total} {self.unit} are too few for {self.stages} stages; give at least one for each stage"
+            )
+        if self.regularise is None:
+            object.__setattr__(self, "regularise", True)
+        elif isinstance(self.regularise, str):
+            off = self.regularise.strip().lower() == "none"
+            object.__setattr__(self, "regularise", False if off else Regularisation.parse(self.regularise))
+        if self.strategy == "linear" and self.search_settings:
+            raise InputError(
+                f"plan: the linear strategy has no setting `{min(self.search_settings)}`; remove it, or choose the "
+                "strategy one-shot or zero-shot"
+            )
+
+    @property
+    def searching(self) -> bool:
+        """Whether stages are chosen by a search."""
+        return self.strategy != "linear" and self.stages > 1
+
+    @property
+    def needs_task(self) -> bool:
+        """Whether samples and a loss are needed."""
+        return self.searching or self.measure
+
+    @property
+    def search_settings(self) -> dict[str, Any]:
+        """The settings of the strategy."""
+        return {key: value for key, value in self.settings.items() if key != "sid"}
+
+    @property
+    def numbers_stages(self) -> bool:
+        """Whether stages are numbered although the network has no stage identifier."""
+        return self.sid or bool(self.settings.get("sid"))
+
+    @property
+    def levels(self) -> dict[str, Levels]:
+        """The levels that are given, by dimension."""
+        named = {name: getattr(self, name) for name in ("depths", "widths", "resolutions", "unfreeze")}
+        return {name: levels for name, levels in named.items() if levels is not None}
+
+    @property
+    def recorded(self) -> dict[str, Any]:
+        """What a schedule keeps of the options, in the form in which `progc.plan` takes them again."""
+        found: dict[str, Any] = {name: ",".join(items(levels)) for name, levels in self.levels.items()}
+        if self.batch is not None:
+            found["batch"] = self.batch
+        return {**found, **self.settings, **({"sid": True} if self.sid else {})}
+
+
+def run_length(epochs: int | None, steps: int | None) -> tuple[int | None, str]:
+    """Returns the length of a run (None if it is not known) and its unit.
+
+    Raises:
+        InputError: both are given.
+    """
+    if epochs is not None and steps is not None:
+        raise InputError("`epochs` and `steps` are both given; give the length of the run in one of them")
+    return (steps, "steps") if steps is not None else (epochs, "epochs")
+
+
+def _at_least_one(number: Any) -> bool:
+    return isinstance(number, int) and not isinstance(number, bool) and number >= 1
