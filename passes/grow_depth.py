@@ -11,7 +11,7 @@ from progc.ir.program import Program
 from progc.pipeline.base import Pass, PassResult, option
 from progc.transforms.depth.attempt import InsertionOptions, deepened
 from progc.transforms.depth.grow import averaged_note, chosen_average
-from progc.transforms.depth.targets import parse_size
+from progc.transforms.depth.targets import parse_depth
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +56,7 @@ class GrowDepth(Pass):
             object.__setattr__(self, "chains", (self.chains,))
         super().__post_init__()
         for text in self.to:
-            parse_size(text)
+            parse_depth(text)
         if self.init != "mogrow" and (self.ema is not None or self.source != "new"):
             raise PassOptionError(f"grow-depth: ema and source are for init=mogrow, not for init={self.init}")
 
@@ -73,7 +73,7 @@ class GrowDepth(Pass):
         init = "interpolate" if self.init == "mogrow" else self.init
         deeper = deepened(
             program,
-            InsertionOptions([parse_size(text) for text in self.to], self.chains, init, self.lossy),  # type: ignore[arg-type]
+            InsertionOptions([parse_depth(text) for text in self.to], self.chains, init, self.lossy),  # type: ignore[arg-type]
         )
         notes = [*deeper.notes, *deeper.eval_only, *deeper.reasons]
         grown, growing = deeper.grown, deeper.growing

@@ -6,13 +6,13 @@ import dataclasses
 from typing import ClassVar
 
 from progc.analysis.axes import axes_of
-from progc.errors import LOSSY, NotLosslessError, PassOptionError, TargetError, VerifyError, did_you_mean
+from progc.errors import LOSSY, NotLosslessError, TargetError, VerifyError
 from progc.ir.program import Program
 from progc.lift.lift import NOISE
 from progc.models.sizes import parse_sizes
 from progc.pipeline.base import Pass, PassResult, option
 from progc.transforms.width.plan import plan_widths
-from progc.transforms.width.sizes import axis_sizes
+from progc.transforms.width.sizes import axis_sizes, named_sizes
 from progc.transforms.width.widening import INITS, Widening, rewrite
 
 
@@ -76,14 +76,4 @@ class GrowWidth(Pass):
         ]
         if keys:
             sizes.update(axis_sizes(program, parse_sizes(",".join(keys))))
-        names = [axis.name for axis in axes_of(program).axes]
-        for entry in self.axes:
-            name, colon, size = entry.rpartition(":")
-            if not colon or not size.isdigit():
-                raise PassOptionError(f"grow-width: axes takes name:size, not `{entry}`")
-            if name not in names:
-                raise TargetError(
-                    f"no axis is called `{name}`{did_you_mean(name, names)}; progc inspect --axes lists them"
-                )
-            sizes[name] = int(size)
-        return sizes
+        return sizes | named_sizes(axes_of(program), self.axes)

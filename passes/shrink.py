@@ -5,15 +5,17 @@ from __future__ import annotations
 import dataclasses
 from typing import ClassVar, cast
 
+from progc.analysis.axes import axes_of
 from progc.analysis.chains import chains_of
 from progc.errors import TargetError
 from progc.ir.program import Program
 from progc.lift.compose import composed
 from progc.passes.grow_resolution import GrowResolution
 from progc.pipeline.base import Pass, PassResult, option
-from progc.transforms.shrinking.depths import Rule, choose, parse_depth
+from progc.transforms.depth.targets import choose, parse_depth
+from progc.transforms.shrinking.removal import Rule, kept_blocks
 from progc.transforms.shrinking.shrink import Units, shrunk
-from progc.transforms.shrinking.sizes import parse_axis, parse_width, smaller_sizes
+from progc.transforms.width.sizes import fitted_sizes, named_sizes, parse_axis, shrink_sizes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,12 +77,10 @@ class Shrink(Pass):
                 object.__setattr__(self, field, str(getattr(self, field)))
         super().__post_init__()
         for text in self.depth:
-            parse_depth(text)
-        for field in ("width", "mlp"):
-            if getattr(self, field) is not None:
-                parse_width(field, getattr(self, field))
+            parse_depth(text, shrink=True)
+        shrink_sizes(self.width, self.heads, self.mlp)
         for text in self.axes:
-            parse_axis(text)
+            parse_axis(text, self.name)
 
     def run(self, program: Program) -> PassResult:
         """The sub-network: blocks and units first, then the input size.
@@ -89,11 +89,11 @@ class Shrink(Pass):
             PassOptionError: a chain that does not exist, or chains that overlap.
             TargetError: a depth or size that is larger than the present one or that the network cannot have.
         """
-        kept, notes = choose(
-            chains_of(program), [parse_depth(text) for text in self.depth], self.chains, cast(Rule, self.rule)
-        )
-        sizes, rounded = smaller_sizes(program, self.width, self.heads, self.mlp, self.axes)
-        notes += rounded
+        depths = [parse_depth(text, shrink=True) for text in self.depth]
+        choice = choose(chains_of(program), depths, self.chains, shrink=True)
+        kept, remarks = kept_blocks(choice.blocks, cast(Rule, self.rule))
+        sizes, rounded = self._sizes(program)
+        notes = [*choice.notes, *remarks, *rounded]
         resize = GrowResolution(to=self.resolution) if self.resolution else None
         if not (kept or sizes):
             result = self._resized(resize, program) if resize is not None else PassResult(program, False)
@@ -118,6 +118,13 @@ class Shrink(Pass):
             "tensors narrowed": sum(any(entry.dims) for entry in small.lift.tensors),
         }
         return PassResult(after, True, counts, lift, tuple(notes), lossless=False)
+
+    def _sizes(self, program: Program) -> tuple[dict[str, int], list[str]]:
+        """New size of every axis that shrinks, and notes; a single axis overrides the proportions."""
+        table, wanted = axes_of(program), shrink_sizes(self.width, self.heads, self.mlp)
+        sizes, notes = fitted_sizes(program, wanted, shrink=True)
+        sizes |= named_sizes(table, self.axes, shrink=True)
+        return {name: size for name, size in sizes.items() if size != table[name].size}, notes
 
     @property
     def _asked(self) -> bool:

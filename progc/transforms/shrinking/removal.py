@@ -1,14 +1,15 @@
-"""Takes the nodes of blocks out of both graphs: the inverse of progc/transforms/depth/insertion.py.
+"""Removes blocks from chains: chooses those that stay, and takes the nodes of the others out of both graphs.
 
-What read the exits of a dropped block reads its entries. In a dense chain, whose blocks append to a concatenation, the
-segment of a dropped block leaves every concatenation; the parameters that read it lose the columns
-(progc/transforms/shrinking/shrink.py), as an axis of size 0.
+The inverse of progc/transforms/depth/insertion.py. Readers of a removed block's exits read its entries instead. In a
+dense chain, whose blocks append to a concatenation, the segment of a removed block leaves every concatenation. The
+parameters that read it lose those columns (progc/transforms/shrinking/shrink.py), as an axis of size 0.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Literal
 
 from torch import fx
 
@@ -21,8 +22,59 @@ from progc.ir.graphs import copy_graph
 from progc.ir.operations import CONCATENATIONS, argument, op_name, shape_of
 from progc.ir.program import MODES, Mode, Program
 from progc.transforms.depth.insertion import Editor
-from progc.transforms.depth.naming import BlockPlace, Naming, in_order, name_places
-from progc.transforms.shrinking.depths import KeptBlocks
+from progc.transforms.depth.naming import BlockPlace, Naming, in_order, interpolated, name_places
+
+Rule = Literal["spread", "first", "last"]
+
+
+@dataclasses.dataclass(frozen=True)
+class KeptBlocks:
+    """A chain that gets shorter: positions in `chain.blocks` of the blocks that stay, ascending."""
+
+    chain: Chain
+    blocks: tuple[int, ...]
+
+    @property
+    def dropped(self) -> tuple[int, ...]:
+        """Positions of the blocks that are removed."""
+        return tuple(i for i in range(len(self.chain.blocks)) if i not in self.blocks)
+
+
+def kept_positions(old: int, new: int, rule: Rule) -> list[int]:
+    """Returns which of `old` layers stay when `new` are left.
+
+    `spread` keeps the first copy of every layer that the index map of growth repeats (progc/transforms/depth/naming.py;
+    AutoProg, Li et al., CVPR 2022). Growing back by `identity` or `interpolate` puts each kept layer where it was.
+    """
+    if rule == "last":
+        return list(range(old - new, old))
+    if rule == "first" or new == 0:
+        return list(range(new))
+    sources = interpolated(new, old)
+    return [sources.index(unit) for unit in range(new)]
+
+
+def kept_blocks(blocks: Sequence[tuple[Chain, int]], rule: Rule) -> tuple[list[KeptBlocks], list[str]]:
+    """Returns which blocks of each chain stay, for the chains that get shorter, and notes.
+
+    Args:
+        blocks: chains with their new number of blocks.
+        rule: which blocks stay.
+    """
+    kept: list[KeptBlocks] = []
+    notes: list[str] = []
+    for chain, number in blocks:
+        if number >= len(chain.blocks):
+            continue
+        if number < (2 if chain.kind == "dense" else 1):
+            notes.append(f"grow-depth will not find {chain.name} again: too few of its blocks stay")
+        own = rule
+        if chain.kind == "dense" and rule == "spread":
+            notes.append(f"{chain.name}: its first {number} blocks stay, because dense chains grow at their end")
+            own = "first"
+        units = kept_positions(len(chain.blocks) // chain.period, number // chain.period, own)
+        kept.append(KeptBlocks(chain, tuple(unit * chain.period + i for unit in units for i in range(chain.period))))
+    return kept, notes
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,8 +23,7 @@ from progc.lift.entry import Scale, TensorLift
 from progc.lift.index_map import How
 from progc.lift.lift import Lift
 from progc.lift.selection import strides
-from progc.transforms.shrinking.depths import KeptBlocks
-from progc.transforms.shrinking.removal import shortened
+from progc.transforms.shrinking.removal import KeptBlocks, shortened
 from progc.transforms.width.widening import Widening
 
 
