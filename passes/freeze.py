@@ -37,26 +37,31 @@ class Freeze(Pass):
 
     name: ClassVar[str] = "freeze"
 
-    level: int | None = option(None, help="block b trains if b mod OF is below this; 1 to OF")
-    of: int = option(4, help="number of levels, at least 1; at the last one all blocks train")
-    prefix: int | None = option(None, help="frozen blocks from the start, with what stands between them; at least 0")
-    suffix: int | None = option(None, help="frozen blocks from the end, at least 0")
+    level: int | None = option(None, help="block b trains if b mod OF is less than this; 1 to OF")
+    of: int = option(4, help="number of levels, at least 1; at the last level all blocks train")
+    prefix: int | None = option(
+        None, help="number of frozen blocks from the start, with the layers between them; at least 0"
+    )
+    suffix: int | None = option(None, help="number of frozen blocks from the end, at least 0")
     only: tuple[str, ...] = option(
         (),
-        help="kinds that train, nothing else does: "
-        "attention, mlp, convolutions, norms, modulation, embeddings, biases, head",
+        help="train only these kinds: attention, mlp, convolutions, norms, modulation, embeddings, biases, head",
     )
     rest: str | None = option(
         None,
-        help="parameters outside of blocks; by default they train, with `only` its kinds alone",
+        help="whether parameters outside of blocks train; by default they do, or with `only` those of its kinds",
         choices=("trainable", "frozen"),
     )
-    stem: bool = option(False, help="freeze what stands before the first block: patches, positions, conditioning")
-    freeze: tuple[str, ...] = option(
-        (), help="more to freeze: names, modules, globs, chains, or blocks of a chain as blocks[0:3]"
+    stem: bool = option(
+        False, help="freeze everything before the first block: patch embedding, positions, conditioning"
     )
-    train: tuple[str, ...] = option((), help="what trains after all, in the same words; alone: nothing else trains")
-    measure: bool = option(True, help="count operations and bytes saved, by one step on shapes alone")
+    freeze: tuple[str, ...] = option(
+        (), help="further parameters to freeze: names, modules, globs, chains, or blocks of a chain such as blocks[0:3]"
+    )
+    train: tuple[str, ...] = option(
+        (), help="parameters that train nevertheless, selected in the same way; if given alone, nothing else trains"
+    )
+    measure: bool = option(True, help="count the FLOPs and bytes saved, by one step on shapes only")
 
     def __post_init__(self) -> None:
         for field in ("only", "freeze", "train"):
@@ -92,7 +97,7 @@ class Freeze(Pass):
         still = sum(norm_statistics.is_still(norm) for norm, _ in norm_statistics.norms(result.graphs["train"]))
         if still:
             counts["still normalisations"] = still
-        eval_only = ("frozen normalisations use their running statistics in train mode",) if still else ()
+        eval_only = ("frozen normalisation layers use their running statistics in train mode",) if still else ()
         saved = report(result, blocks, measure=self.measure)
         notes = (*selected.notes, *eval_only, *still_written(result), *saved.notes)
         return PassResult(result, True, {**counts, **saved.counts}, None, notes, lossless=True, eval_only=eval_only)
@@ -111,5 +116,5 @@ def freeze(program: Program, select: Callable[[str, torch.Tensor], bool]) -> Pro
 
     chosen = tuple(name for name, tensor in program.parameters() if can_train(tensor) and select(name, tensor))
     if not chosen:
-        raise PassOptionError("freeze: the function selects no parameter; it has to be true for one at least")
+        raise PassOptionError("freeze: the function selects no parameter; it must return True for at least one")
     return apply(program, [Freeze(train=chosen, measure=False)])

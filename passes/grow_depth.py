@@ -34,20 +34,24 @@ class GrowDepth(Pass):
     name: ClassVar[str] = "grow-depth"
 
     to: tuple[str, ...] = option(
-        ("*2",), help="depth as users count it (12), a factor (*2), or either per chain (layer3:23,layer4:*2)"
+        ("*2",), help="number of blocks (12), a factor (*2), or either per chain (layer3:23,layer4:*2)"
     )
     chains: tuple[str, ...] = option(
-        (), help="names or globs of the chains that depths without a name are for; empty: all"
+        (), help="names or globs of the chains that a depth without a name applies to; empty: all"
     )
     init: str = option(
-        "identity", help="how new blocks are made", choices=("identity", "interpolate", "stack", "mogrow", "random")
+        "identity",
+        help="how new blocks are initialised",
+        choices=("identity", "interpolate", "stack", "mogrow", "random"),
     )
-    ema: float | None = option(None, help="with init=mogrow: decay of the average to take from; none: the slowest")
+    ema: float | None = option(None, help="with init=mogrow: decay of the averaged copy to use; none: the slowest")
     source: str = option(
-        "new", help="with init=mogrow: which blocks come from the average, or all tensors", choices=("new", "all")
+        "new",
+        help="with init=mogrow: take only new blocks from the averaged copy, or all tensors",
+        choices=("new", "all"),
     )
     seed: int = option(0, help="seed of random blocks")
-    lossy: bool = option(False, help="with init=identity: accept blocks that cannot be the exact identity")
+    lossy: bool = option(False, help="with init=identity: accept blocks that cannot be exactly the identity")
 
     def __post_init__(self) -> None:
         if isinstance(self.to, (int, str)):
@@ -58,7 +62,7 @@ class GrowDepth(Pass):
         for text in self.to:
             parse_depth(text)
         if self.init != "mogrow" and (self.ema is not None or self.source != "new"):
-            raise PassOptionError(f"grow-depth: ema and source are for init=mogrow, not for init={self.init}")
+            raise PassOptionError(f"grow-depth: ema and source need init=mogrow, got init={self.init}")
 
     def run(self, program: Program) -> PassResult:
         """Grows every chosen chain; a depth for all chains leaves alone those that cannot grow exactly.
@@ -78,7 +82,9 @@ class GrowDepth(Pass):
         notes = [*deeper.notes, *deeper.eval_only, *deeper.reasons]
         grown, growing = deeper.grown, deeper.growing
         if not len(chains_of(program)):
-            notes.append("the program has no chains, nothing to deepen")
+            notes.append(
+                "the program has no chain of blocks, so nothing can get deeper; progc inspect --chains says why"
+            )
         if grown is None:
             return PassResult(program, changed=False, notes=tuple(notes))
         for chain, _ in growing:

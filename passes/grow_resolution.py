@@ -29,15 +29,16 @@ class GrowResolution(Pass):
     to: tuple[str, ...] = option(
         (), help="size of the image in pixels: 224, 160x224 or 160,224 (height, width), or a factor such as *1.5"
     )
-    input: str | None = option(None, help="name of the image among the inputs, where there are several sizes of them")
+    input: str | None = option(None, help="name of the input image, if the inputs have images of several sizes")
     windows: str = option(
         "auto",
-        help="windows that the image is cut into: keep or scale their size; auto: kept, if a weight or a table says so",
+        help="windows that the image is cut into: keep or scale their size; auto: keep it if a weight or "
+        "a table requires it",
         choices=("auto", "keep", "scale"),
     )
     positions: str = option(
         "stretch",
-        help="tables of sines and cosines: stretch the old range over the new positions, or extend it",
+        help="tables of sines and cosines: stretch the old range over the new positions, or extend the range",
         choices=("stretch", "extend"),
     )
 
@@ -51,7 +52,7 @@ class GrowResolution(Pass):
         from progc.transforms.resolution.resize import resize
 
         if not self.to:
-            raise PassOptionError("grow-resolution: to is needed: a size such as 224, 160x224 or *1.5")
+            raise PassOptionError("grow-resolution: to is missing: expected a size such as 224, 160x224 or *1.5")
         windows = None if self.windows == "auto" else self.windows
         done = resize(program, self.to, input=self.input, windows=windows, positions=self.positions)
         if done.lift is None:

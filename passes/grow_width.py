@@ -33,13 +33,15 @@ class GrowWidth(Pass):
 
     name: ClassVar[str] = "grow-width"
     width: str | None = option(
-        None, help="size of the residual width, absolute or a factor such as *2; others in proportion"
+        None,
+        help="size of the residual stream (embedding dim), absolute or a factor such as *2; other sizes "
+        "follow in proportion",
     )
     heads: int | None = option(None, help="number of attention heads")
-    mlp: str | None = option(None, help="hidden size of MLPs, absolute or a factor")
+    mlp: str | None = option(None, help="hidden size of the MLPs, absolute or a factor")
     axes: tuple[str, ...] = option((), help="single axes as name:size")
-    init: str = option("copy", help="how new units are made", choices=INITS)
-    noise: float = option(NOISE, help="spread of the shares relative to the equal share, in [0, 1)")
+    init: str = option("copy", help="how new units are initialised", choices=INITS)
+    noise: float = option(NOISE, help="spread of the copies' shares of a weight, relative to equal shares, in [0, 1)")
     seed: int = option(0, help="seed of noise and random units")
     lossy: bool = option(False, help="accept growth that is not exact")
 

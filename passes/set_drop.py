@@ -27,11 +27,12 @@ class SetDrop(Pass):
 
     name: ClassVar[str] = "set-drop"
 
-    path: float | None = option(None, help="largest rate of drop-path, at least 0 and below 1; none: as it is")
-    dropout: float | None = option(None, help="largest rate of dropout, at least 0 and below 1; none: as it is")
+    path: float | None = option(None, help="largest drop-path rate, in [0, 1); none: unchanged")
+    dropout: float | None = option(None, help="largest dropout rate, in [0, 1); none: unchanged")
     ramp: str = option(
         "keep",
-        help="keep: rates keep their proportions; linear: drop-path rises from 0 over the blocks; uniform: all alike",
+        help="keep: rates keep their proportions; linear: drop-path rises from 0 over the blocks; "
+        "uniform: the same rate everywhere",
         choices=("keep", "linear", "uniform"),
     )
 
@@ -40,7 +41,7 @@ class SetDrop(Pass):
         for name in ("path", "dropout"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < 1:
-                raise PassOptionError(f"set-drop: {name} is a probability, at least 0 and below 1, not {value:g}")
+                raise PassOptionError(f"set-drop: {name}={value:g}: expected a probability in [0, 1)")
 
     def run(self, program: Program) -> PassResult:
         """Sets the rates.
@@ -51,5 +52,5 @@ class SetDrop(Pass):
         done = set_drops(program, path=self.path, dropout=self.dropout, shape=self.ramp)  # type: ignore[arg-type]
         if done.program is program:
             return PassResult(program, changed=False, lossless=True)
-        only = ("rates of drop-path and dropout are others in train mode",)
+        only = ("drop-path and dropout rates change in train mode",)
         return PassResult(done.program, True, done.counts, None, done.notes, lossless=True, eval_only=only)

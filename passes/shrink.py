@@ -38,33 +38,35 @@ class Shrink(Pass):
     name: ClassVar[str] = "shrink"
 
     depth: tuple[str, ...] = option(
-        (), help="depth as users count it (6), a factor (0.5, *0.5), or either per chain (layer3:6,layer4:0.5)"
+        (), help="number of blocks (6), a factor (0.5, *0.5), or either per chain (layer3:6,layer4:0.5)"
     )
     chains: tuple[str, ...] = option(
-        (), help="names or globs of the chains that depths without a name are for; empty: all"
+        (), help="names or globs of the chains that a depth without a name applies to; empty: all"
     )
     rule: str = option(
         "spread",
-        help="which blocks stay: those that growth copies from, or one end",
+        help="which blocks stay: those that growth copies from, or those of one end",
         choices=("spread", "first", "last"),
     )
     width: str | None = option(
-        None, help="size of the residual width, absolute (192) or a factor (*0.5); others in proportion"
+        None,
+        help="size of the residual stream (embedding dim), absolute (192) or a factor (*0.5); other sizes "
+        "follow in proportion",
     )
     heads: int | None = option(None, help="number of attention heads")
-    mlp: str | None = option(None, help="hidden size of MLPs, absolute or a factor")
-    axes: tuple[str, ...] = option((), help="single axes as name:size, by their names before")
+    mlp: str | None = option(None, help="hidden size of the MLPs, absolute or a factor")
+    axes: tuple[str, ...] = option((), help="single axes as name:size, by their names before shrinking")
     units: str = option(
         "spread",
-        help="which units of an axis stay: those that growth by copy repeats, or the first",
+        help="which units of an axis stay: those that growth by copy repeats, or the first ones",
         choices=("spread", "leading"),
     )
     resolution: tuple[str, ...] = option(
-        (), help="size of the image as grow-resolution takes it: 160, 160x224 or a factor such as *0.5"
+        (), help="size of the image in pixels, as for grow-resolution: 160, 160x224 or a factor such as *0.5"
     )
     storage: str = option(
         "share",
-        help="views of the full tensors where the units allow one, or copies fitted to the smaller fan-in",
+        help="share: views of the full tensors where possible; copy: copies scaled to the smaller fan-in",
         choices=("share", "copy"),
     )
 
@@ -98,7 +100,7 @@ class Shrink(Pass):
         if not (kept or sizes):
             result = self._resized(resize, program) if resize is not None else PassResult(program, False)
             if not self._asked:
-                notes.append("nothing to shrink: give depth, width, heads, mlp, axes or resolution")
+                notes.append("nothing to shrink: set depth, width, heads, mlp, axes or resolution")
             if not result.changed or self.storage == "share":
                 return dataclasses.replace(result, notes=(*notes, *result.notes))
         small = shrunk(program, kept, sizes, units=cast(Units, self.units), storage=self.storage)

@@ -67,16 +67,18 @@ def compare(function: Callable[..., torch.Tensor], device: str = "cpu") -> None:
         state = "frozen" if frozen else "trained again after it was frozen"
         for eager, compiled in zip(expected, found, strict=True):
             if compiled is None:
-                raise CheckError(f"torch.compile gives no gradient here for a layer that is {state}; {_WAY_OUT}")
+                raise CheckError(
+                    f"torch.compile returns no gradient on this machine for a layer that is {state}; {_WAY_OUT}"
+                )
             error = ((eager - compiled).abs().max() / eager.abs().max()).item()
             if not error <= TOLERANCE:
                 raise CheckError(
-                    f"torch.compile gives wrong gradients here (relative difference {error:.1e}, a layer is {state}); "
-                    f"{_WAY_OUT}"
+                    f"torch.compile returns wrong gradients on this machine (relative difference {error:.1e}, for "
+                    f"a layer that is {state}); {_WAY_OUT}"
                 )
 
 
-_WAY_OUT = "train without it (how=eager), or with another build of torch"
+_WAY_OUT = "train without torch.compile (how=eager), or install another build of torch"
 
 
 def _tensors(device: str) -> list[torch.Tensor]:

@@ -107,7 +107,9 @@ def _argument(value: Any, parameter: bool) -> Argument:
         return TensorArgument(
             tuple(value.shape), tuple(value.stride()), value.dtype, str(value.device), value.requires_grad, parameter
         )
-    assert value is None or isinstance(value, (int, float, bool)), f"a region cannot take a {type(value).__name__}"
+    assert value is None or isinstance(value, (int, float, bool)), (
+        f"a region cannot take an argument of type {type(value).__name__}"
+    )
     return value
 
 
@@ -167,7 +169,7 @@ def _found(text: str) -> Any:
     if module == "builtins":
         return getattr(builtins, name)
     if module.partition(".")[0] not in ("torch", "_operator", "operator", "math"):
-        raise InputError(f"region: {text} is no name of torch or of Python's own modules")
+        raise InputError(f"region: {text}: expected a name from torch or from Python's operator, math or builtins")
     value: Any = importlib.import_module(module)
     for part in filter(None, name.split(".")):
         value = getattr(value, part)

@@ -230,16 +230,16 @@ def emit(
         InputError: another `how`, or the program was captured for its shapes only.
     """
     if how not in HOWS:
-        raise InputError(f"emit: how is {', '.join(HOWS)}, not {how!r}")
+        raise InputError(f"emit: how={how!r}: expected one of {', '.join(HOWS)}")
     if program.graphs["train"] is program.graphs["eval"]:
         raise InputError(
-            f"{program.class_name} was captured for its shapes only; use progc.capture for a program that runs"
+            f"{program.class_name} was captured for its shapes only, and cannot run; capture it with progc.capture"
         )
     unsafe = getattr(torch.compiler, "skip_guard_on_all_nn_modules_unsafe", None)
     if unsafe is not None and (options.get("options") or {}).get("guard_filter_fn") is unsafe:
         raise InputError(
-            "emit: with guard_filter_fn=skip_guard_on_all_nn_modules_unsafe a layer that is unfrozen later gets no "
-            "gradient; compile without it"
+            "emit: with guard_filter_fn=skip_guard_on_all_nn_modules_unsafe a layer that is unfrozen "
+            "later gets no gradient; compile without this option"
         )
     return StageModule(
         program, how, recompute, modes, {"fullgraph": True, "dynamic": False, **options}, compiler, hollow

@@ -188,7 +188,7 @@ def grow_with_report(
             grown = _fit(grown, append_outputs(grown, aligned.outputs, zero=zero, seed=seed), results)
             found = next(differences(grown, target), None)
             if found is not None:
-                raise TargetError(f"{target.class_name} computes something else at its size: {found}")
+                raise TargetError(f"{target.class_name} computes a different function at its size: {found}")
     said = [*rounded, *_notes(program, narrow, grown, target), *notes]
     plan = _plan(program, grown, passes, results, axes, chosen, seed, said)
     report: dict[str, Any] = {
@@ -261,7 +261,7 @@ def _apply(program: Program, step: Pass, passes: list[Pass], results: list[PassR
 
 def _explained(narrow: Program, axes: tuple[AxisGrowth, ...], result: PassResult) -> tuple[Explanation, ...]:
     """What the width pass did to each axis; of its notes, those that do not say why a kind was chosen are obstacles."""
-    remarks = {f"{growth.axis}: {growth.kind}, since {growth.why}" for growth in axes}
+    remarks = {f"{growth.axis}: {growth.kind}, because {growth.why}" for growth in axes}
     obstacles = [note for note in result.notes if note not in remarks] if result.lossless is False else []
     return explain(narrow, axes, result.lift, obstacles)
 
@@ -295,7 +295,7 @@ def _plan(
     lossless = all(result.lossless is not False for result in results)
     reasons = tuple(note for result in results if result.lossless is False for note in result.notes)
     if not lossless and not reasons:
-        reasons = ("the chosen init does not keep the function",)
+        reasons = ("the chosen init does not preserve the function",)
     return GrowthPlan(
         pipeline=to_text(passes),
         axes=axes,
@@ -328,15 +328,16 @@ def _notes(before: Program, narrow: Program, after: Program, target: Sizes | Pro
             found = _argument(nodes[literal.node], literal.path)
             if found != literal.value:
                 notes.append(
-                    f"{describe(nodes[literal.node])} has {literal.path[-1]}={found:g} instead of {literal.value:g}, "
-                    "so that copies change nothing; a class of this size keeps what it has"
+                    f"{describe(nodes[literal.node])} has {literal.path[-1]}={found:g} instead of "
+                    f"{literal.value:g}, so that copies change nothing; the model class keeps {literal.value:g} "
+                    "at this size"
                 )
     for name, tensor in after.tensors.items():
         known = before.tensors.get(name)
         if not after.specs[name].persistent and known is not None and known.shape != tensor.shape:
             notes.append(
-                f"{name}, which no checkpoint holds, grew from {list(known.shape)} to {list(tensor.shape)}; a class "
-                "that computes it from its size may differ, --to with that model finds out"
+                f"{name}, which no checkpoint holds, grew from {list(known.shape)} to {list(tensor.shape)}; a "
+                "model class that computes it from its size may differ; --to with that model checks this"
             )
     return notes
 
@@ -344,12 +345,13 @@ def _notes(before: Program, narrow: Program, after: Program, target: Sizes | Pro
 def _judge(plan: GrowthPlan, difference: Difference) -> None:
     """Analysis and measurement must agree."""
     if not difference.finite:
-        raise CheckError("the float64 check gives NaN or infinite values; look at the source's weights and inputs")
+        raise CheckError("the float64 check found NaN or infinite values; check the source's weights and inputs")
     limit = tolerance(plan.lifts)
     if plan.lossless and difference.max_rel > limit:
         raise CheckError(
-            f"growth that analysis calls lossless changes the output by {difference.max_rel:.2e} (relative, float64; "
-            f"at most {limit:.0e} expected); this is a defect of a rule, please report it with `progc inspect --axes`"
+            f"analysis calls this growth lossless, but the output changes by {difference.max_rel:.2e} "
+            f"(relative, float64; expected at most {limit:.0e}); this is a bug in progc, please report it "
+            "with the output of `progc inspect --axes`"
         )
 
 

@@ -259,9 +259,9 @@ REFUSED: dict[tuple[str, str], tuple[type[ProgcError], str]] = {
     ("own:tied", "depth*2"): (TargetError, "has no chain of blocks; progc inspect --chains says why"),
     ("own:tied", "width*2"): (
         NotLosslessError,
-        r"embed: copies add up at linear_1, and no parameter can take the factor: .*aten\.tanh\.default .*not linear",
+        r"embed: copies add up at linear_1, and no parameter can absorb the factor: .*aten\.tanh\.default .*not linear",
     ),
-    ("own:flat", "width*1.5"): (NotLosslessError, r"12 to 18 is no whole factor, and aten\.layer_norm"),
+    ("own:flat", "width*1.5"): (NotLosslessError, r"12 to 18 is not an integer factor, and aten\.layer_norm"),
     ("timm:swin@56", "layers.1.blocks=5"): (TargetError, "period 2; the nearest are 4 and 6"),
 }
 

@@ -35,7 +35,7 @@ REFUSED = {
     "width=0": "width=0: expected a size (192) or a factor up to 1 (*0.5)",
     "width=*1.5": "width=*1.5: expected a size (192)",
     "mlp=wide": "mlp=wide: expected a size (192)",
-    "width=13": "shrink: width=13: the residual width is 12, and 13 is larger; shrink only removes units, use grow-width; nearest widths: 12",
+    "width=13": "shrink: width=13: the residual width is 12, and 13 is larger; shrink only removes",
     "heads=2": "shrink: heads=2: this network has no head axis that can shrink",
     "mlp=21": "axis w1_0 (hidden width) has 20 units and would get 21; shrink only removes units, use grow-width",
     "mlp=*0.33": "axis w1_0 (hidden width) has 20 units and would get 6.6; sizes are integers of at least 1",
@@ -87,7 +87,7 @@ def test_nothing_asked_and_nothing_to_do() -> None:
     program = zoo.captured("own:flat")[1]
     result = Shrink().run(program)
     assert result.program is program and result.notes == (
-        "nothing to shrink: give depth, width, heads, mlp, axes or resolution",
+        "nothing to shrink: set depth, width, heads, mlp, axes or resolution",
     )
     for text in ("depth=4", "depth=*1", "width=12", "depth=1.0 storage=copy", "axes=w1_0:20 mlp=*1"):
         assert run(program, f"shrink{{{text}}}")[1][0].program.tensors == program.tensors

@@ -53,9 +53,10 @@ def target_depths(source: Program, target: Program) -> dict[str, int]:
         first = containers.setdefault(chain.pattern, chain.name)
         if first != chain.name:
             raise TargetError(
-                f"{first} and {chain.name} stand in one container, which has {chain.siblings} blocks here and "
-                f"{other.siblings} in {target.class_name}: its numbers do not say which blocks are new; give each "
-                f"chain its depth by a pipeline, such as grow-depth{{to={first}:...}}"
+                f"{first} and {chain.name} are in one container, which has {chain.siblings} blocks in the "
+                f"source and {other.siblings} in {target.class_name}: the block numbers do not show which "
+                "blocks are new; set the depth of each chain in a pipeline, such as "
+                f"grow-depth{{to={first}:...}}"
             )
         depths[chain.name] = other.siblings
     return depths
@@ -167,11 +168,10 @@ def _check_shapes(source: Program, target: Program, sizes: dict[Atom, int]) -> N
             have, wanted = tuple(tensor.shape), tuple(target.tensors[name].shape)
             if have != wanted:
                 change = f"{name} {list(have)} -> {list(wanted)}"
-                wrong.append(f"{change} (no operation reads it, so how it grows is not known)")
+                wrong.append(f"{change} (no operation reads it, so how it grows is unknown)")
     if smaller:
         raise TargetError(
-            f"the target is smaller than the source: {_some(smaller)}; growth only adds units, "
-            "exchange source and target"
+            f"the target is smaller than the source: {_some(smaller)}; growth only adds units, swap source and target"
         )
     if wrong:
         raise TargetError(f"{source.class_name} does not grow into {target.class_name}: {_some(wrong)}{parted}")

@@ -80,13 +80,13 @@ def take_constants(program: Program, target: Program) -> PassResult:
                 scales.setdefault(name, []).append(scale)
         except DemandRefused as refused:
             raise TargetError(
-                f"{target.class_name} computes something else at its size: {where(factor.node)}: "
-                f"{factor.node.target} has {_number(factor.old)} where the target has {_number(factor.new)}, and no "
-                f"parameter can take the factor {1 / factor.ratio:.4g}: {refused}"
+                f"{target.class_name} computes a different function at its size: {where(factor.node)}: "
+                f"{factor.node.target} has {_number(factor.old)} where the target has {_number(factor.new)}, "
+                f"and no parameter can absorb the factor {1 / factor.ratio:.4g}: {refused}"
             ) from refused
         notes.setdefault(
-            f"{op_name(factor.node)} by {_number(factor.old)} is by {_number(factor.new)} in the target; parameters "
-            f"before it take the factor {1 / factor.ratio:.4g}"
+            f"{op_name(factor.node)} by {_number(factor.old)} is by {_number(factor.new)} in the target; "
+            f"parameters before it absorb the factor {1 / factor.ratio:.4g}"
         )
     fills = {factor.tensor: factor.new for factor in found["eval"] if factor.tensor is not None}
     entries = [

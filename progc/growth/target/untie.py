@@ -70,6 +70,6 @@ def untie(program: Program, target: Program) -> PassResult:
         tied={alias: canonical for alias, canonical in program.tied.items() if alias not in loose},
     )
     notes = tuple(
-        f"{alias} is a copy of {canonical}, to which the source ties it" for alias, canonical in loose.items()
+        f"{alias} becomes a copy of {canonical}; the source ties the two" for alias, canonical in loose.items()
     )
     return PassResult(free, True, {"tensors untied": len(loose)}, lift, notes, True)

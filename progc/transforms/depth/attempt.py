@@ -143,7 +143,7 @@ class _Attempts:
         for name, layer in plain.items():
             if layer and residual and name in choice.unnamed and name not in self.left:
                 self.left[name] = (
-                    f"{layer} stands on its only path, and {residual[0].name} has a skip path; name it to grow it"
+                    f"{layer} is on the network's only path, and {residual[0].name} has a skip path; name it to grow it"
                 )
 
     def _identities(self, grown: GrownChains, unit: Sequence[Inserted]) -> list[Identity]:
@@ -175,7 +175,7 @@ def _eval_only(made: dict[str, list[Identity]]) -> list[str]:
     """Which blocks are the identity in eval mode alone."""
     norms = {name: next((one.eval_only for one in found if one.eval_only), None) for name, found in made.items()}
     return [
-        f"new blocks of {name} are the identity in eval mode; in train mode {norm} normalises by the batch"
+        f"new blocks of {name} are the identity in eval mode; in train mode {norm} normalises by batch statistics"
         for name, norm in norms.items()
         if norm
     ]

@@ -73,7 +73,7 @@ def insert_dense(
     """
     found = {mode: _insert(editor, mode, chain, places, naming) for mode in MODES}
     if found["train"] != found["eval"]:
-        raise TargetError(f"chain {chain.name}: train and eval graph read its concatenation differently")
+        raise TargetError(f"chain {chain.name}: the train graph and the eval graph read its concatenation differently")
     inside, outside = found["eval"]
     for name, (dim, growth) in inside.items():
         # An inserted block is free to read the new segments: nothing old reads what it computes.
@@ -186,7 +186,7 @@ def _follow(node: fx.Node, source: fx.Node, growth: _Growth, grown: Grown) -> No
     elif found is not None and argument(node, "groups", 1) == 1 and _contracted(found, source, growth, grown):
         return
     else:
-        raise TargetError(f"{describe(node)} reads a concatenation that would grow, and does not take more channels")
+        raise TargetError(f"{describe(node)} reads a concatenation that would grow, and does not accept more channels")
     for user in node.users:
         _follow(user, node, here, grown)
 
@@ -208,5 +208,5 @@ def _grow_tensor(node: object, dim: int, growth: _Growth, grown: Grown) -> None:
     if not isinstance(node, fx.Node):
         return
     if node.op != "get_attr" or len(node.users) != 1 or grown.get(str(node.target), (dim, growth)) != (dim, growth):
-        raise TargetError(f"{node} is used in several ways, so it cannot take more channels")
+        raise TargetError(f"{node} is used in several ways, so it cannot accept more channels")
     grown[str(node.target)] = (dim, growth)

@@ -134,15 +134,15 @@ def chosen_average(program: Program, decay: float | None) -> Average | None:
     found = next((average for average in program.averages if average.decay == decay), None)
     if found is None:
         known = ", ".join("unknown" if average.decay is None else f"{average.decay}" for average in program.averages)
-        raise PassOptionError(f"grow-depth: ema={decay} is no decay that is tracked; the program carries {known}")
+        raise PassOptionError(f"grow-depth: ema={decay}: no averaged copy has this decay; the program carries {known}")
     return found
 
 
 def averaged_note(average: Average | None, source: str) -> str:
     """What the user should know of where the values come from."""
     if average is None:
-        return "mogrow: the program carries no averaged copy (ema=...), so it is interpolation of its own weights"
-    of = "an average" if average.decay is None else f"the average of decay {average.decay}"
+        return "mogrow: the program carries no averaged copy (EMA), so new blocks interpolate its own weights"
+    of = "an average" if average.decay is None else f"the average with decay {average.decay}"
     return f"mogrow: {'all tensors' if source == 'all' else 'new blocks'} are taken from {of}"
 
 

@@ -119,7 +119,7 @@ def _silenced(
         if name not in lifts or not lifts[name].fresh:
             raise NotLosslessError(f"its branch ends in {name}, which is not the block's own")
         if name in layers:
-            raise NotLosslessError(f"{name} would have to be zero and the identity at once")
+            raise NotLosslessError(f"{name} would have to be zero and the identity at the same time")
         known = changed.get(name, lifts[name])
         changed[name] = dataclasses.replace(known, scales=(*known.scales, scale))
     if path.norms:
@@ -143,12 +143,12 @@ def _with_moved_affine(
         _check_producer(path, set(block.nodes[mode].values()), mode)
         names = [_affine(path.entry), *(_affine(norm) for norm in path.norms)]
         if names != [_affine(before), *(_affine(norm) for norm in norms)]:
-            raise NotLosslessError(f"train and eval graph normalise differently in {block.chain.name}")
+            raise NotLosslessError(f"the train graph and the eval graph normalise differently in {block.chain.name}")
     changed: dict[str, TensorLift] = {}
     for position, (kind, neutral) in enumerate((("weight", 1.0), ("bias", 0.0))):
         giver, takers = _affine(before)[position], [_affine(norm)[position] for norm in norms]
         if giver is not None and takers[-1] is None:
-            raise NotLosslessError(f"{describe(norms[-1])} has no {kind} to take over that of {describe(before)}")
+            raise NotLosslessError(f"{describe(norms[-1])} has no {kind} that can replace that of {describe(before)}")
         for name in (giver, *takers):
             if name is not None:
                 _check_unshared(program, name)

@@ -109,7 +109,7 @@ def _taps(layer: Layer, sizes: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[
         middle = (size - wanted) // 2
         tap, rest = divmod(p + middle, d)
         if rest or not 0 <= tap < k or not 0 <= middle or middle + wanted > size:
-            raise NotLosslessError(f"the kernel of {describe(node)} has no centre")
+            raise NotLosslessError(f"the kernel of {describe(node)} has no center")
         taps.append(tap)
         begins.append(middle)
     return tuple(taps), tuple(begins)
@@ -131,12 +131,12 @@ def _eye(layer: Layer) -> Eye:
     if depthwise:
         outer, inner = [0], [1]
     if len(inner) != 1 or len(outer) != 1:
-        raise NotLosslessError(f"the weight of {describe(node)} is no matrix")
+        raise NotLosslessError(f"the weight of {describe(node)} is not a matrix")
     rows, columns = outer[0], inner[0]
     sizes = shape_of(own.node)
     channels = shape_of(layer.source)[_channels(node, layer.source)]
     if sizes[rows] != channels:
-        raise NotLosslessError(f"{describe(node)} makes {sizes[rows]} channels of {channels}")
+        raise NotLosslessError(f"{describe(node)} turns {channels} channels into {sizes[rows]}")
     if depthwise and not layer.whole:
         raise NotLosslessError(f"{describe(node)} has groups, so it cannot pass on a part of its input")
     spatial = shape_of(layer.source)[-(len(sizes) - 2) :] if len(sizes) > 2 else ()
@@ -176,7 +176,7 @@ def identity_layers(
     for pair in pairs:
         made = [_identity(program, layer, mode) for mode, layer in zip(MODES, pair, strict=True)]
         if made[0] != made[1]:
-            raise NotLosslessError(f"train and eval graph differ at {describe(pair[-1].node)}")
+            raise NotLosslessError(f"the train graph and the eval graph differ at {describe(pair[-1].node)}")
         for name, value in made[-1].items():
             if name not in lifts or not lifts[name].fresh:
                 raise NotLosslessError(f"{name}, which would have to be the identity, is not the block's own")
@@ -199,7 +199,7 @@ def _identity(program: Program, layer: Layer, mode: Mode) -> dict[str, Eye | flo
             made[_tensor(node, "bias")] = 0.0
         return made
     if not isinstance(argument(node, "running_var"), fx.Node) or (mode == "eval" and argument(node, "training")):
-        raise NotLosslessError(f"{describe(node)} normalises by the batch in eval mode too")
+        raise NotLosslessError(f"{describe(node)} normalises by batch statistics in eval mode too")
     mean, variance = _tensor(node, "running_mean"), _tensor(node, "running_var")
     gain = _tensor(node, "weight") if isinstance(argument(node, "weight"), fx.Node) else None
     of_gain = program.tensors[gain].dtype if gain is not None else None
@@ -227,7 +227,7 @@ def neutral(eps: float, dtype: torch.dtype, of_gain: torch.dtype | None, what: s
     errors = ((variances + eps).sqrt() / gains - 1).abs()
     best = int(errors.argmin())
     if float(errors[best]) > ROUNDING or float(variances[best]) <= 0:
-        raise NotLosslessError(f"the dtype of {what} holds no gain that undoes its eps of {eps:g}")
+        raise NotLosslessError(f"the dtype of {what} cannot represent the gain that undoes its eps of {eps:g}")
     return float(variances[best]), float(gains[best])
 
 

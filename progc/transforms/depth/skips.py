@@ -204,7 +204,7 @@ def _after(program: Program, step: SkipStep, before: Sequence[_State], ticket: t
     state, node = before[0], step.node
     if step.kind == "move":
         if len({one.factor for one in before}) > 1:
-            raise NotLosslessError(f"{describe(node)} joins values that were multiplied by different factors")
+            raise NotLosslessError(f"{describe(node)} combines values that were multiplied by different factors")
         value = moved(program, node, {source: one.ticket for source, one in zip(step.sources, before, strict=True)})
         return _State(value, state.factor, frozenset.intersection(*(one.applied for one in before)))
     if step.kind == "factor":
@@ -218,7 +218,7 @@ def _after(program: Program, step: SkipStep, before: Sequence[_State], ticket: t
         raise NotLosslessError(f"{describe(node)} changes the value that a silent block should pass on")
     if step.kind == "norm":
         if not _equal(state.ticket, ticket):
-            raise NotLosslessError(f"{describe(node)} normalises over other dims than the block's entry has")
+            raise NotLosslessError(f"{describe(node)} normalises over dims that the block's entry does not have")
         return dataclasses.replace(state, applied=frozenset())
     return state
 
@@ -262,5 +262,5 @@ def _applied_by(node: fx.Node, known: _Known) -> frozenset[tuple[object, ...]]:
 def _dtype(node: fx.Node) -> torch.dtype:
     meta = node.meta["tensor"]
     if not isinstance(meta, TensorMeta):
-        raise DemandRefused(f"{describe(node)} is not one tensor")
+        raise DemandRefused(f"{describe(node)} is not a single tensor")
     return meta.dtype

@@ -72,7 +72,7 @@ def _copy(graph: fx.Graph, drop: Drop, branch: fx.Node, labels: dict[str, str]) 
     def twin(node: fx.Node) -> fx.Node:
         if node in copies:
             return copies[node]
-        assert isinstance(node.meta.get("tensor"), int), f"{node} is no part of the drop"
+        assert isinstance(node.meta.get("tensor"), int), f"{node} is not part of the drop"
         if not sizes:  # the number of samples, asked of the branch itself
             with graph.inserting_after(branch):
                 sizes.append(graph.call_function(_aten.sym_size.int, (branch, 0)))

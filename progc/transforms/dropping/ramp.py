@@ -134,8 +134,8 @@ def ramp(
         return [(drop, Share(parts[k], single), rates[k]) for k, step in enumerate(placed) for drop in step.drops]
     if rate > 0 and not any(share.of_largest for share in known):
         raise PassOptionError(
-            f"set-drop: {drops[0].kind}={rate:g}: all {len(drops)} rates were 0 at capture and have no proportion to "
-            "keep; give ramp=uniform, or capture the model with a rate above 0"
+            f"set-drop: {drops[0].kind}={rate:g}: all {len(drops)} rates were 0 at capture, so there are "
+            "no proportions to keep; set ramp=uniform, or capture the model with a rate above 0"
         )
     largest = max(share.of_largest for share in known) or 1.0
     return [

@@ -72,7 +72,7 @@ def set_drops(program: Program, *, path: float | None, dropout: float | None, sh
         if placed:
             placed, more = _completed(program, graph, placed, rate, shape)
             inserted += len(more)
-            notes += [f"drop-path put into {label}, which had none" for label in more]
+            notes += [f"drop-path inserted into {label}, which had none" for label in more]
             own = [drop for step in placed for drop in step.drops]
         new = ramp(own, rate, shape if kind == "path" or shape == "uniform" else "keep", placed)
         altered = sum(_write(drop, share, value) for drop, share, value in new)

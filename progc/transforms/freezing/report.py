@@ -41,7 +41,7 @@ def report(program: Program, blocks: Blocks, *, measure: bool) -> Report:
         now, full = count(program), count(set_trainable(program, everything))
         closed = count(set_trainable(program, trainable(program).keys() - blocks.stem)) if alive else None
     except NotCounted as reason:
-        return Report({}, (f"savings are not counted: {reason}", *((_warning(alive),) if alive else ())))
+        return Report({}, (f"savings were not counted: {reason}", *((_warning(alive),) if alive else ())))
     counts = {}
     for what, field in _FIELDS:
         counts[what] = getattr(now, field)
@@ -76,7 +76,7 @@ def still_written(program: Program) -> tuple[str, ...]:
         if own and not any(name in training for name in own):
             names.append(str(target.target))
     shown = ", ".join(dict.fromkeys(names))
-    return (f"frozen modules still write to their buffers in train mode: {shown}",) if names else ()
+    return (f"frozen modules still update their buffers in train mode: {shown}",) if names else ()
 
 
 def _stem_keeps_alive(program: Program, blocks: Blocks) -> list[str]:
@@ -91,9 +91,10 @@ def _stem_keeps_alive(program: Program, blocks: Blocks) -> list[str]:
 
 def _sentence(now: StageCost, full: StageCost) -> str:
     return (
-        f"a step, against all trainable: backward {_flops(now.backward_flops)} of {_flops(full.backward_flops)} "
-        f"({_share(now.backward_flops, full.backward_flops)}), saved activations {_size(now.activation_bytes)} of "
-        f"{_size(full.activation_bytes)} ({_share(now.activation_bytes, full.activation_bytes)}), Adam's moments "
+        f"per step, compared with everything trainable: backward {_flops(now.backward_flops)} of "
+        f"{_flops(full.backward_flops)} ({_share(now.backward_flops, full.backward_flops)}), saved "
+        f"activations {_size(now.activation_bytes)} of {_size(full.activation_bytes)} "
+        f"({_share(now.activation_bytes, full.activation_bytes)}), Adam's moments "
         f"{_size(now.optimizer_bytes)} of {_size(full.optimizer_bytes)} "
         f"({_share(now.optimizer_bytes, full.optimizer_bytes)})"
     )
@@ -101,12 +102,12 @@ def _sentence(now: StageCost, full: StageCost) -> str:
 
 def _warning(alive: list[str], now: StageCost | None = None, closed: StageCost | None = None) -> str:
     names = ", ".join(alive[:3]) + (f" and {len(alive) - 3} more" if len(alive) > 3 else "")
-    text = f"warning: the stem trains ({names}), which keeps the backward alive through the frozen blocks behind it"
+    text = f"warning: the stem trains ({names}), so the backward still runs through the frozen blocks after it"
     if now is not None and closed is not None:
         flops, size = now.backward_flops - closed.backward_flops, now.activation_bytes - closed.activation_bytes
         text += (
-            f": {_flops(flops)} backward ({_share(flops, now.backward_flops)}) and {_size(size)} of activations "
-            f"({_share(size, now.activation_bytes)}) are for it alone"
+            f": {_flops(flops)} of the backward ({_share(flops, now.backward_flops)}) and {_size(size)} "
+            f"of activations ({_share(size, now.activation_bytes)}) are needed for the stem alone"
         )
     return text + "; stem=true freezes it"
 

@@ -132,7 +132,7 @@ class Choices:
 
     def _two(self, dims: Sequence[Dim]) -> str:
         sizes = sorted({f"{old_size(dim)} -> {new_size(dim)}" for dim in dims})
-        return f"one dim would have the sizes {' and '.join(sizes)}"
+        return f"one dim would have two sizes, {' and '.join(sizes)}"
 
     def _precious(self, dim: Dim) -> bool:
         """Whether it belongs to what was learned, or to what indexes that: better another cut than a resampled one."""
@@ -159,7 +159,7 @@ class Choices:
         """
         if old_size(dim) != new_size(dim):
             raise SizeClash(
-                f"its weights are for {old_size(dim)} positions or features, which would be {new_size(dim)}",
+                f"its weights are for {old_size(dim)} positions or features, and there would be " f"{new_size(dim)}",
                 cuts_of([dim]), self.where(),
             )  # fmt: skip
         self.confirmed.update(cuts_of([dim]))

@@ -52,8 +52,10 @@ def find_images(program: Program, name: str | None = None) -> list[Image]:
     nodes = [node for node in program.graphs["eval"].nodes if node.op == "placeholder"]
     if name is not None and name not in [node.name for node in nodes]:
         names = [node.name for node in nodes]
-        raise PassOptionError(f"grow-resolution: no input is called `{name}`{did_you_mean(name, names)}; "
-                              f"inputs are {', '.join(names)}")  # fmt: skip
+        raise PassOptionError(
+            f"grow-resolution: input={name}: the network has no such input{did_you_mean(name, names)}; "
+            f"inputs are {', '.join(names)}"
+        )
     found = []
     for index, node in enumerate(nodes):
         meta = node.meta["tensor"]
@@ -68,7 +70,7 @@ def find_images(program: Program, name: str | None = None) -> list[Image]:
                           "reads, or that is cut into patches")  # fmt: skip
     if len({image.size for image in found}) > 1:
         sizes = ", ".join(f"{image.name} {image.size[0]}x{image.size[1]}" for image in found)
-        raise TargetError(f"inputs {sizes} are images of several sizes; name the one to resize with input=NAME")
+        raise TargetError(f"inputs {sizes} are images of different sizes; name the one to resize with input=NAME")
     return found
 
 
@@ -121,7 +123,7 @@ def parse_size(text: str | Sequence[str], old: tuple[int, int]) -> tuple[int, in
         height, width = int(match[1]), int(match[2] or match[1])
         if min(height, width) > 0:
             return height, width
-    raise PassOptionError(f"grow-resolution: to is a size such as 224, 160x224 (height x width) or *1.5, not `{given}`")
+    raise PassOptionError(f"grow-resolution: to={given}: expected a size such as 224, 160x224 (height x width) or *1.5")
 
 
 def walk_inputs(program: Program, images: Sequence[Image], size: tuple[int, int], facts: SizeFacts) -> list[Any]:

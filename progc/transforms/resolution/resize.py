@@ -148,7 +148,7 @@ def _rewritten(
     for mode in MODES:
         propagate(resized, resized.graphs[mode], mode)
     (old, new), kinds = size, sorted({resample.kind for resample in made.values()})
-    told = f"input {_text(old)} -> {_text(new)}: the function of another image size is another function"
+    told = f"input {_text(old)} -> {_text(new)}: a network at another image size computes another function"
     many = "1 tensor follows" if len(entries) == 1 else f"{len(entries)} tensors follow"
     tables = [f"{many} the image ({', '.join(kinds)})"] if entries else []
     notes += _single_windows(program, found)
@@ -167,9 +167,9 @@ def _single_windows(program: Program, found: Solution) -> list[str]:
     before, after = next(pair for (name, _), pair in edits if name == odd[0] and min(pair) == 1)
     more = f" (and {len(odd) - 1} more)" if len(odd) > 1 else ""
     return [
-        f"{describe(node)}{more} cut the image into {before} along a side and cuts it into {after} now; a class that "
-        "shifts windows only where there are several computes something else at this size; windows=scale keeps their "
-        "number"
+        f"{describe(node)}{more} cut the image into {before} along a side before and into {after} "
+        "now; a model class that shifts windows only where there are several computes something else "
+        "at this size; windows=scale keeps their number"
     ]
 
 
@@ -189,8 +189,9 @@ def _ambiguous(program: Program, undecided: Sequence[Key]) -> str:
     node = next(node for mode in MODES if mode == chosen for node in program.graphs[mode].nodes if node.name == name)
     more = f" (and {len(undecided) - 1} more)" if len(undecided) > 1 else ""
     return (
-        f"grow-resolution: {call_text(node)}{more} cuts positions of the image into runs, and nothing tells whether "
-        "their size or their number stays; say windows=keep (their size) or windows=scale (their number)"
+        f"grow-resolution: {call_text(node)}{more} cuts positions of the image into runs, and the "
+        "graph does not show whether their size or their number stays; set windows=keep (their size) "
+        "or windows=scale (their number)"
     )
 
 

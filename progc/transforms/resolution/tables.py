@@ -61,14 +61,18 @@ def _floating(program: Program, name: str, dims: tuple[Dim, ...], stretch: bool,
         if (mask := _as_shifted(tensor, dims)) is not None:
             return mask
         if len(tensor.unique()) <= 2:
-            raise TargetError(f"grow-resolution: {name} {list(tensor.shape)} is a mask over positions of no kind that "
-                              "is known; what it would be at another size cannot be told")  # fmt: skip
+            raise TargetError(
+                f"grow-resolution: {name} {list(tensor.shape)} is a mask over positions of an unknown kind; its values at "
+                "another size are unknown"
+            )
     moving = [leaf for dim in dims for leaf in leaves(dim) if leaf.old != leaf.new]
     if len(_axes(dims)) > 2 or max((len([x for x in leaves(dim) if x.old != x.new]) for dim in dims), default=0) > 2:
         raise TargetError(f"grow-resolution: {name} {list(tensor.shape)} has values for {len(moving)} runs of "
                           "positions at once; only tables over rows and columns can be resampled")  # fmt: skip
     if not trained:
-        notes.append(f"{name} is no table of sines and cosines; its values are resampled as a learned table's are")
+        notes.append(
+            f"{name} is not a table of sines and cosines; its values are resampled like those of a learned table"
+        )
     return Resample("grid", dims)
 
 
@@ -221,8 +225,8 @@ def _index(name: str, index: torch.Tensor, dims: tuple[Dim, ...]) -> tuple[Resam
         if found is not None:
             return Resample("offsets", dims, found[0]), found[1]
     raise TargetError(
-        f"grow-resolution: {name} {list(index.shape)} holds indices that neither count positions nor tell pairs of "
-        "them by their differences; what they would be at another size is not known"
+        f"grow-resolution: {name} {list(index.shape)} holds indices that neither count positions nor "
+        "depend on the difference of two positions; their values at another size are unknown"
     )
 
 
@@ -261,8 +265,10 @@ def _rows(program: Program, table: str, rows: Dim, kind: str, known: Resample | 
     """A table whose rows are looked up: along differences of positions, or along positions."""
     shape = program.tensors[table].shape
     if shape[0] != old_size(rows):
-        raise TargetError(f"grow-resolution: {table} has {shape[0]} rows and {old_size(rows)} are looked up; "
-                          "which of them would be at another size cannot be told")  # fmt: skip
+        raise TargetError(
+            f"grow-resolution: {table} has {shape[0]} rows, and {old_size(rows)} of them are looked up; which ones to look "
+            "up at another size is unknown"
+        )
     made = Resample("relative" if kind == "offsets" else "grid", (rows, *((Leaf(size, size),) for size in shape[1:])))
     if known is not None and known != made:
         raise TargetError(f"grow-resolution: {table} is looked up in two ways that would give it two sizes")

@@ -115,7 +115,7 @@ class Walk(Choices):
         if node.target is operator.getitem:
             return self.values[node.args[0].name][node.args[1]]  # type: ignore[union-attr, index]
         if not isinstance(node.target, torch._ops.OpOverload):
-            raise SizeClash(f"{self.where()} is no operation on tensors", where=self.where())
+            raise SizeClash(f"{self.where()} is not an operation on tensors", where=self.where())
         args = SizedArgs(self.resolve, node)
         name = op_name(node)
         found = RULES.get(name)
@@ -152,9 +152,7 @@ class Walk(Choices):
                     if op_name(node) == "div" and number == old:
                         self.edit((place,), old, new)
                     elif op_name(node) == "mul" and math.isclose(number, 1 / old):
-                        raise SizeClash(
-                            f"a sum is multiplied by {number:g}, which may be one over {old}", where=self.where()
-                        )
+                        raise SizeClash(f"a sum is multiplied by {number:g}, which may be 1/{old}", where=self.where())
                 if value.counts and any(grows(dim) and abs(old_size(dim) - number) <= 1 for dim in value.dims):
                     raise SizeClash(f"positions are counted, and {number:g} may be their number", where=self.where())
 
@@ -215,7 +213,7 @@ class Walk(Choices):
         if dims is not None:
             dims = tuple(dims)
             if tuple(map(old_size, dims)) != meta.shape or tuple(map(new_size, dims)) != result.shape:
-                found = f"{list(meta.shape)} would become {list(map(new_size, dims))} and is {list(result.shape)}"
+                found = f"{list(meta.shape)} should become {list(map(new_size, dims))}, but is {list(result.shape)}"
                 raise SizeClash(found, self._touching(), self.where())
             return SizedValue(dims, result, table)
         for operand in operands[:1]:
@@ -278,7 +276,7 @@ def broadcast(walk: Walk, values: list[SizedValue]) -> list[Dim]:
             out.append(max((dim for _, dim in own), key=new_size))
             continue
         if any(new_size(dim) != 1 for value, dim in own if old_size(dim) == 1):
-            raise SizeClash("one position before would be several", walk._touching(), walk.where())
+            raise SizeClash("one position would become several", walk._touching(), walk.where())
         out.append(walk.meet([dim for _, dim in wide], [value for value, _ in wide]))
     patch(walk, out)
     return out

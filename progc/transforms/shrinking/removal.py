@@ -229,6 +229,6 @@ def _erase(editor: Editor, mode: Mode, chain: Chain, dropped: Iterable[int]) -> 
 
 def _read_outside(chain: Chain, block: int, reader: fx.Node) -> TargetError:
     return TargetError(
-        f"shrink: {chain.blocks[block].label} cannot be left out: {reader.name} reads what it computes inside; keep it "
-        f"(rule=first, rule=last) or leave {chain.name} alone (chains=...)"
+        f"shrink: {chain.blocks[block].label} cannot be removed: {reader.name} reads a value from "
+        f"inside it; keep it (rule=first, rule=last) or leave {chain.name} unchanged (chains=...)"
     )

@@ -84,7 +84,7 @@ def shrunk(
     stays = set(shorter.origin.values())
     narrowed = tuple(name for name in sizes if any(span.tensor in stays for span in axes_of(program)[name].spans))
     last = [name for name in narrowed if sizes[name] == 1]
-    notes = [f"{last[0]} has one unit left, and growth does not find an axis of size 1 again"] if last else []
+    notes = [f"{last[0]} has one unit left; growth cannot find an axis of size 1 again"] if last else []
     return Smaller(small, lift, narrowed, (*notes, *_notes(program, small, lift, storage)))
 
 
@@ -109,14 +109,15 @@ def _notes(program: Program, small: Program, lift: Lift, storage: str) -> Iterat
     if copied:
         more = f" and {len(copied) - 1} more" if len(copied) > 1 else ""
         yield (
-            f"{copied[0]}{more} cannot share storage, since the units that stay are no view of the full tensor: they "
-            "are copies, which progc.transforms.shrinking.written_back puts back"
+            f"{copied[0]}{more} cannot share storage, because the units that stay are not a view of the "
+            "full tensor. They are copies; progc.transforms.shrinking.written_back writes them back"
         )
     for entry in lift.tensors:
         if any(entry.dims) and not small.specs[entry.name].persistent and entry.name not in small.tied:
             yield (
-                f"{entry.name}, which no checkpoint holds, went from {list(program.tensors[entry.source].shape)} to "
-                f"{list(small.tensors[entry.name].shape)}; a class that computes it from its size may differ"
+                f"{entry.name}, which no checkpoint holds, went from "
+                f"{list(program.tensors[entry.source].shape)} to {list(small.tensors[entry.name].shape)}; a "
+                "model class that computes it from its size may differ"
             )
 
 

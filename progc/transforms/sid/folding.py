@@ -73,8 +73,8 @@ def find_fold(program: Program, places: Sequence[SitePlace]) -> Fold:
             ):
                 chosen.update(dict.fromkeys(group, key))
         if i not in chosen:
-            names = ", ".join(sorted({name for key in keys for name, _ in key})) or "a parameter of one graph alone"
-            return Fold(reason=f"{names} would take the row over, and is read elsewhere too")
+            names = ", ".join(sorted({name for key in keys for name, _ in key})) or "a parameter of only one graph"
+            return Fold(reason=f"{names} would take the row, and is also read elsewhere")
     return Fold(tuple(sorted({target for key in chosen.values() for target in key})))
 
 
@@ -121,9 +121,9 @@ class _Ways:
             if self.program.specs[name].kind == "parameter":
                 yield [(name, channel)]
             else:
-                self.reasons.append(f"{name} is no parameter")
+                self.reasons.append(f"{name} is not a parameter")
         elif _times(user, node) != 1 or len(node.users) > 1:
-            self.reasons.append(f"the value of {describe(node)} is read elsewhere too")
+            self.reasons.append(f"the value of {describe(node)} is also read elsewhere")
         else:
             yield from self._through(node, channel)
 
@@ -152,7 +152,7 @@ class _Ways:
         else:
             moved = None if node in self.random else _moved(node, name, channel)
             if moved is None:
-                self.reasons.append(f"{describe(node)} does not pass a constant on")
+                self.reasons.append(f"{describe(node)} does not preserve a constant")
             else:
                 yield from self._from(node, node.args[0], moved)
 
@@ -162,7 +162,7 @@ class _Ways:
         assert isinstance(parts, (list, tuple))
         dim = argument(node, "dim", 0) % len(shape_of(node))
         if dim == channel:
-            self.reasons.append(f"{describe(node)} puts channels side by side")
+            self.reasons.append(f"{describe(node)} concatenates channels")
             return
         ways = [list(itertools.islice(self._from(node, part, channel), _CHOICES)) for part in parts]
         for choice in itertools.product(*ways):

@@ -49,16 +49,16 @@ def add_stage_tokens(tokenizer: Any, model: nn.Module, stages: int, *, init: str
             than the vocabulary.
     """
     if stages < 1:
-        raise InputError(f"add_stage_tokens: at least one stage, not {stages}")
+        raise InputError(f"add_stage_tokens: stages={stages}: expected at least 1")
     words = [stage_token(stage) for stage in range(stages)]
     known = [word for word in words if word in tokenizer.get_vocab()]
     if known:
-        raise InputError(f"add_stage_tokens: the tokenizer has {known[0]} already; add the tokens once")
+        raise InputError(f"add_stage_tokens: the tokenizer already has {known[0]}; add the tokens only once")
     table = _table(model)
     if len(tokenizer) > table.num_embeddings:
         raise InputError(
-            f"add_stage_tokens: the tokenizer knows {len(tokenizer)} tokens and the table has {table.num_embeddings} "
-            "rows; give the model that belongs to the tokenizer"
+            f"add_stage_tokens: the tokenizer knows {len(tokenizer)} tokens and the table has "
+            f"{table.num_embeddings} rows; pass the model that belongs to the tokenizer"
         )
     row = _start(tokenizer, table, init)
     tokenizer.add_tokens(words)
@@ -74,8 +74,8 @@ def _table(model: nn.Module) -> nn.Embedding:
     table = model if isinstance(model, nn.Embedding) else getattr(model, "get_input_embeddings", lambda: None)()
     if not isinstance(table, nn.Embedding):
         raise InputError(
-            f"add_stage_tokens: {type(model).__name__} is no nn.Embedding and has no get_input_embeddings; give the "
-            "table of tokens itself"
+            f"add_stage_tokens: {type(model).__name__} is not an nn.Embedding and has no "
+            "get_input_embeddings; pass the token embedding itself"
         )
     return table
 
@@ -86,7 +86,7 @@ def _start(tokenizer: Any, table: nn.Embedding, init: str) -> torch.Tensor:
         return weight[: len(tokenizer)].mean(0)
     ids: Sequence[int] = tokenizer(init, add_special_tokens=False)["input_ids"]
     if len(ids) != 1 or ids[0] == getattr(tokenizer, "unk_token_id", None):
-        raise InputError(f"add_stage_tokens: init is `mean` or a word that is one token, and `{init}` is not")
+        raise InputError(f"add_stage_tokens: init={init}: expected `mean` or a word that is a single token")
     return weight[ids[0]].clone()
 
 
@@ -138,12 +138,12 @@ def guided(
         raise InputError(f"guided: the stage is fixed to {sid.stage}; make it an input with inject-sid{{stage=input}}")
     stage = sid.stages - 1 if stage is None else stage
     if not 0 <= stage <= sid.null:
-        raise InputError(f"guided: stage is 0 to {sid.null} ({sid.null}: the null row), not {stage}")
+        raise InputError(f"guided: stage={stage}: expected 0 to {sid.null} ({sid.null} is the null row)")
     first, spec = pytree.tree_flatten((tuple(conditional[0]), dict(conditional[1])))
     second, other = pytree.tree_flatten((tuple(unconditional[0]), dict(unconditional[1])))
     tensors = [leaf for leaf in first if isinstance(leaf, torch.Tensor) and leaf.dim()]
     if spec != other or not tensors or [_shape(leaf) for leaf in first] != [_shape(leaf) for leaf in second]:
-        raise InputError("guided: both halves need inputs of one structure and of the same shapes, in the same order")
+        raise InputError("guided: both halves need inputs of the same structure and shapes, in the same order")
     half = tensors[0].shape[0]
     joined = [_joined(a, b) for a, b in zip(first, second, strict=True)]
     args, kwargs = pytree.tree_unflatten(joined, spec)

@@ -76,8 +76,8 @@ def choose_site(program: Program, name: str, form: str = "add") -> Site:
     if name == "auto":
         if not found:
             raise TargetError(
-                "inject-sid: no site for a stage identifier found; name a value of the network by the path of its "
-                "module (site=path) or its name in `progc inspect --graph`"
+                "inject-sid: found no site for a stage identifier; name a value of the network by the path "
+                "of its module (site=path) or by its name in `progc inspect --graph`"
             )
         return found[0] if form == "token" else next((site for site in found if site.fold.targets), found[0])
     for site in found:
@@ -88,11 +88,11 @@ def choose_site(program: Program, name: str, form: str = "add") -> Site:
         if named is not None and (form == "add" or named.places[0].rank == 3):
             return named
     names = [site.name for site in found]
-    others = f"; sites found: {', '.join(names)}" if names else "; analysis finds none"
+    others = f"; sites found: {', '.join(names)}" if names else "; analysis found no sites"
     hint = did_you_mean(name, [*names, *_modules(program)]) if name not in KINDS else ""
     raise TargetError(
-        f"inject-sid: there is no site `{name}`{hint}{others}; a module's path or a node's name will do as well, if "
-        "its value has a dim of samples and a dim of channels"
+        f"inject-sid: site={name}: the network has no such site{hint}{others}; a module's path or a "
+        "node's name also works if its value has a batch dim and a channel dim"
     )
 
 

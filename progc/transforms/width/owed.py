@@ -78,7 +78,7 @@ def settle(
             axes = ", ".join(a.name for atom in debt.atoms if (a := widening.table.axis_of(atom)) is not None)
             where = debt.nodes.get("eval") or next(iter(debt.nodes.values()))
             obstacles.append(
-                f"{axes}: copies add up at {where}, and no parameter can take the factor: {refused}"
+                f"{axes}: copies add up at {where}, and no parameter can absorb the factor: {refused}"
                 + _nearest(widening, debt)
             )
     return obstacles
@@ -109,7 +109,7 @@ def _nearest(widening: Widening, debt: Debt) -> str:
     if atom is None or debt.tensor is not None:
         return ""
     lower = widening.new[atom] // atom.size * atom.size
-    return f"; {atom.size} to {widening.new[atom]} is no whole factor, which {lower} and {lower + atom.size} are"
+    return f"; {atom.size} to {widening.new[atom]} is not an integer factor, {lower} and {lower + atom.size} are"
 
 
 def _pay(
@@ -122,7 +122,7 @@ def _pay(
 ) -> None:
     debt = debts[0]
     if any(other.root != debt.root or widening.size(other.part) != widening.size(debt.part) for other in debts):
-        raise DemandRefused("contractions of one axis owe different factors")
+        raise DemandRefused("contractions over the same axis need different factors")
     operands = [{mode: names[position] for mode, names in other.operands.items()} for other in debts]
     for other, nodes in zip(debts, operands, strict=True):
         _read_once(program, other, nodes)
@@ -139,7 +139,7 @@ def _pay(
     for name, scale in answer:
         where = tuple(value == _MARK for value in scale.values)
         if any(value not in (1.0, _MARK) for value in scale.values):
-            raise DemandRefused(f"{name} would have to share twice")
+            raise DemandRefused(f"{name} would have to divide its weights twice")
         only = None if all(where) else scale.dim
         places = {_shared_dim(program, widening, debt, nodes, name, only) for nodes in operands}
         place = places.pop() if len(places) == 1 and not bent else None
@@ -152,7 +152,7 @@ def _pay(
         elif even:
             factor = extra / ratio
         else:
-            raise DemandRefused(f"{name} can take one factor for all copies, and not all units have as many")
+            raise DemandRefused(f"{name} can absorb only one factor, and its units have different numbers of copies")
         if factor != 1.0:
             factors.append((name, Scale(scale.dim, tuple(factor if on else 1.0 for on in where))))
     for name, made in factors:

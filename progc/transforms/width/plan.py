@@ -76,7 +76,7 @@ def plan_widths(
         if entry is not None:
             entries.append(entry)
     lift = Lift(tuple(entries), seed=seed, noise=noise)
-    notes = tuple(f"{g.axis}: {g.kind}, since {g.why}" for g in widening.growths if g.why)
+    notes = tuple(f"{g.axis}: {g.kind}, because {g.why}" for g in widening.growths if g.why)
     return WidthPlan(tuple(widening.growths), lift, tuple(obstacles), notes)
 
 
@@ -161,17 +161,21 @@ def _obstacle(widening: Widening, event: Event, growing: list[Atom]) -> str:
         new, old = widening.size(event.dim), D.size_of(event.dim)
         beside = torch.arange(new) * old // new
         if new % old or not torch.equal(widening.index_map(event.dim).index(), beside):
-            return f"{axes}: {event.op} at {event.node} groups channels across a seam; all parts need one whole factor"
+            return (
+                f"{axes}: {event.op} at {event.node} groups channels across two parts of a concatenation; all "
+                "parts need the same integer factor"
+            )
         return ""
     if event.kind == "normalise" and not widening.index_map(event.dim, set(growing)).uniform:
         atom = next((a for a in growing if widening.new[a] % a.size), None)
         if atom is None:
             return f"{axes}: {event.op} at {event.node} runs over parts of one dim that grow by different factors"
         lower = widening.new[atom] // atom.size * atom.size
-        why = f"; padding is not exact, since {widening.unpadded[atom]}" if atom in widening.unpadded else ""
+        why = f"; padding is not exact, because {widening.unpadded[atom]}" if atom in widening.unpadded else ""
         return (
-            f"{axes}: {atom.size} to {widening.new[atom]} is no whole factor, and {event.op} at {event.node} takes "
-            f"statistics over it{why}; the nearest exact sizes are {lower} and {lower + atom.size}"
+            f"{axes}: {atom.size} to {widening.new[atom]} is not an integer factor, and {event.op} at "
+            f"{event.node} takes statistics over it{why}; the nearest exact sizes are {lower} and "
+            f"{lower + atom.size}"
         )
     return ""
 

@@ -69,7 +69,7 @@ class Widening:
                 except PaddingRefused as refused:
                     self.unpadded[axis.atom] = str(refused)
                 else:
-                    return "pad", f"{self.new[axis.atom]} units are no whole multiple, and {normalising.op} " + (
+                    return "pad", f"{self.new[axis.atom]} units are not an integer multiple, and {normalising.op} " + (
                         "takes statistics over them: new units hold the mean of the old ones"
                         if self.paddings[axis.atom].means
                         else "takes statistics over them: new units hold zero"

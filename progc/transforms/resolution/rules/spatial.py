@@ -28,7 +28,7 @@ def convolution(walk: Walk, node: fx.Node, args: SizedArgs) -> Any:
         step, pad = (item[place] if len(item) == rank else item[0] for item in (stride, padding))
         dim, kernel = value.dims[place], old_size(weight.dims[place])
         if grows(dim) and step == kernel > 1 and not pad and old_size(dim) % step == 0 and new_size(dim) % step:
-            raise Indivisible(f"{new_size(dim)} positions are no multiple of patches of {step}")
+            raise Indivisible(f"{new_size(dim)} positions are not a multiple of the patch size {step}")
     return None
 
 
@@ -103,9 +103,7 @@ def upsample(walk: Walk, node: fx.Node, args: SizedArgs) -> Any:
         known = walk.literal(place, size)
         if grows(own) and not grows(known):
             if new_size(own) * size % old_size(own):
-                raise Indivisible(
-                    f"{old_size(own)} positions become {size}, which {new_size(own)} cannot in proportion"
-                )
+                raise Indivisible(f"{old_size(own)} positions become {size}, and {new_size(own)} cannot in proportion")
             known = sized(size, new_size(own) * size // old_size(own), cuts_of([own]))
         dims.append(known)
         walk.edit((*args.paths["output_size"], place), size, new_size(known))
