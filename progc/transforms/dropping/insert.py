@@ -1,7 +1,7 @@
-"""Gives a block the drop-path that another block of its chain has.
+"""Inserts into a block the drop-path that another block of its chain has.
 
-A block whose rate was zero at capture has no drop-path in the graph. Once it gets another place in a ramp it needs one.
-Blocks of a chain are equal up to such noise, so their nodes correspond one to one.
+A block whose rate was zero at capture has no drop-path in the graph. It needs one when it gets another place in a ramp.
+The blocks of a chain are equal except for such noise, so their nodes correspond one to one.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ _aten = torch.ops.aten
 
 
 def insert(program: Program, graph: fx.Graph, chain: Chain, source: str, label: str) -> list[fx.Node]:
-    """Puts copies of the drop-paths of block `source` into block `label` of the same chain, in place.
+    """Copies the drop-paths of block `source` into block `label` of the same chain, in place.
 
     Args:
-        graph: the train graph of `program`, and what was put into it.
+        graph: the train graph of `program`, with the nodes inserted so far.
 
     Returns:
-        The new nodes; none where one could not be placed, and the graph is as it was.
+        The new nodes. Empty if one could not be placed; the graph is then unchanged.
     """
     blocks = {block.label: block for block in chain.blocks}
     named = {node.name: node for node in graph.nodes}
@@ -53,7 +53,7 @@ def insert(program: Program, graph: fx.Graph, chain: Chain, source: str, label: 
 
 
 def _behind_noise(node: fx.Node, view: View) -> fx.Node:
-    """The last noise on a value: a dropout, say."""
+    """The last noise operation on a value, such as a dropout."""
     while True:
         after = [user for user in node.users if view.alias.get(user) is node]
         if not after:
@@ -62,7 +62,7 @@ def _behind_noise(node: fx.Node, view: View) -> fx.Node:
 
 
 def _copy(graph: fx.Graph, drop: Drop, branch: fx.Node, labels: dict[str, str]) -> list[fx.Node]:
-    """Copies one drop behind `branch`; whatever read the branch reads the result. The new nodes."""
+    """Copies one drop after `branch`; all readers of the branch read the result. Returns the new nodes."""
     assert drop.branch is not None
     readers = list(branch.users)
     copies: dict[fx.Node, fx.Node] = {drop.branch: branch}
@@ -73,7 +73,7 @@ def _copy(graph: fx.Graph, drop: Drop, branch: fx.Node, labels: dict[str, str]) 
         if node in copies:
             return copies[node]
         assert isinstance(node.meta.get("tensor"), int), f"{node} is not part of the drop"
-        if not sizes:  # the number of samples, asked of the branch itself
+        if not sizes:  # the number of samples, read from the branch itself
             with graph.inserting_after(branch):
                 sizes.append(graph.call_function(_aten.sym_size.int, (branch, 0)))
             sizes[0].meta = {"tensor": node.meta["tensor"], "nn_module_stack": branch.meta.get("nn_module_stack", {})}

@@ -29,13 +29,13 @@ _STILL = {
 }
 """What draws, or makes a mask of what was drawn, to what fills with the same number and draws nothing.
 
-Adding is among them since a sum of 1 and the largest float below 1 rounds to 2, which `floor` would leave as it is.
+Addition is included because 1 plus the largest float below 1 rounds to 2, which `floor` does not change.
 """
 
 
 @dataclasses.dataclass(frozen=True)
 class Dropped:
-    """What `set_drops` did: the program (the very input where nothing changed), counts, and sentences for people."""
+    """The result of `set_drops`: the program (the same object if nothing changed), counts, and notes."""
 
     program: Program
     counts: dict[str, int]
@@ -43,14 +43,14 @@ class Dropped:
 
 
 def set_drops(program: Program, *, path: float | None, dropout: float | None, shape: Ramp) -> Dropped:
-    """The program whose largest rates of drop-path and dropout are these; None leaves a kind as it is.
+    """Returns the program with these largest rates of drop-path and dropout; None leaves a kind unchanged.
 
     Args:
-        shape: `keep`: every rate keeps its proportion to the largest; `linear`: rates of drop-path rise linearly over
-            the blocks in order of execution, those of dropout keep their proportions; `uniform`: all are alike.
+        shape: `keep`: every rate keeps its proportion to the largest one. `linear`: drop-path rates rise linearly over
+            the blocks in execution order, dropout rates keep their proportions. `uniform`: all rates are equal.
 
     Raises:
-        PassOptionError: a rate above 0 and no place in the graph that it could be set at.
+        PassOptionError: a rate above 0, and no place in the graph where it could be set.
     """
     graphs = {mode: copy_graph(graph) for mode, graph in program.graphs.items()}
     graph = graphs["train"]
@@ -93,7 +93,7 @@ def set_drops(program: Program, *, path: float | None, dropout: float | None, sh
 def _completed(
     program: Program, graph: fx.Graph, placed: list[RampStep], rate: float, shape: Ramp
 ) -> tuple[list[RampStep], list[str]]:
-    """The steps, of which those that lack a drop and need one have got those of another block of their chain."""
+    """The steps; those that lack a drop and need one get the drop of another block of their chain."""
     put: dict[str, str] = {}
     chains = {block.label: chain for chain in chains_of(program) for block in chain.blocks}
     for number, step in enumerate(placed):
@@ -122,7 +122,7 @@ def _missing(kind: Kind, rate: float) -> str:
 
 
 def _write(drop: Drop, share: Share, rate: float) -> bool:
-    """Sets the rate of one drop, in place; whether anything changed."""
+    """Sets the rate of one drop in place; returns whether anything changed."""
     changed = False
     for number in drop.numbers:
         changed |= _argument(number.node, number.argument, 1 - rate if number.keeps else rate)
@@ -133,7 +133,7 @@ def _write(drop: Drop, share: Share, rate: float) -> bool:
 
 
 def _draw(node: fx.Node, draws: bool, nodes: Sequence[fx.Node]) -> bool:
-    """Lets one node of a mask draw, or fill with ones; whether it did otherwise before."""
+    """Makes one node of a mask draw, or fill with ones; returns whether it did the other before."""
     if draws:
         if DRAWING not in node.meta:
             return False
@@ -142,7 +142,7 @@ def _draw(node: fx.Node, draws: bool, nodes: Sequence[fx.Node]) -> bool:
     target: Any = node.target
     if DRAWING in node.meta or target not in _STILL or not node.kwargs.keys().isdisjoint(("generator", "alpha")):
         return False
-    # Numbers that are compared, not added to, have to be numbers: they are drawn, and all are below one.
+    # Random numbers that are compared, not added to, are still drawn; all of them are below one.
     if op_name(node) in ("rand", "rand_like") and not any(op_name(item) in ("add", "full_like") for item in nodes):
         return False
     node.meta[DRAWING] = target
@@ -153,7 +153,7 @@ def _draw(node: fx.Node, draws: bool, nodes: Sequence[fx.Node]) -> bool:
 def _argument(node: fx.Node, name: str, value: float) -> bool:
     names = [item.name for item in node.target._schema.arguments]  # type: ignore[union-attr]
     position, same = names.index(name), argument(node, name) == value
-    if position <= len(node.args):  # a default that was left out is written, too
+    if position <= len(node.args):  # also writes a default that was omitted
         node.args = (*node.args[:position], value, *node.args[position + 1 :])
         node.kwargs = {key: item for key, item in node.kwargs.items() if key != name}
     else:

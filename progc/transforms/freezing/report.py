@@ -1,4 +1,4 @@
-"""What freezing saves, in numbers and words, and what an unfrozen stem costs."""
+"""Reports what freezing saves, in numbers and words, and what an unfrozen stem costs."""
 
 from __future__ import annotations
 
@@ -19,19 +19,21 @@ _BYTES = (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10))
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """Numbers for the history, sentences for the user."""
+    """Numbers for the history, and notes for the user."""
 
     counts: dict[str, int]
     notes: tuple[str, ...]
 
 
 def report(program: Program, blocks: Blocks, *, measure: bool) -> Report:
-    """What one training step of the program costs, against the same program with everything trainable.
+    """Returns what one training step of the program costs, compared with the same program with everything trainable.
+
+    FLOPs count a multiply-add as two operations; sizes are in bytes.
 
     Args:
         program: with its trainable set.
         blocks: its blocks.
-        measure: count; otherwise only the warning about the stem is given, without figures.
+        measure: whether to count. Otherwise the report has only the warning about the stem, without figures.
     """
     alive = _stem_keeps_alive(program, blocks)
     if not measure:
@@ -60,9 +62,9 @@ _FIELDS = (
 
 
 def still_written(program: Program) -> tuple[str, ...]:
-    """A sentence about buffers that modules without a trainable parameter go on writing to in train mode, if there are.
+    """Returns a note about buffers that modules without trainable parameters still update in train mode, if any.
 
-    Normalisations stand still; what a module of the user's keeps by operations of its own does not.
+    Frozen normalisations do not update theirs, but a module of the user may update buffers in operations of its own.
     """
     graph, training = program.graphs["train"], trainable(program)
     known = {node for _, nodes in norm_statistics.norms(graph) for node in nodes}
@@ -80,12 +82,12 @@ def still_written(program: Program) -> tuple[str, ...]:
 
 
 def _stem_keeps_alive(program: Program, blocks: Blocks) -> list[str]:
-    """Trainable parameters of the stem, if the block behind it is frozen: the backward goes on for them alone."""
+    """Trainable parameters of the stem, if the block after it is frozen: only they need the backward to continue."""
     training = trainable(program)
     if not blocks.units or any(name in training for name in blocks.units[0].parameters):
         return []
     if not training.keys() - blocks.stem:
-        return []  # the stem is what trains
+        return []  # the stem is the part that trains
     return [name for name in training if name in blocks.stem]
 
 

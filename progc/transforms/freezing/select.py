@@ -1,4 +1,4 @@
-"""Selectors: levels, closed prefixes, kinds of parameters, globs and functions become a set of names."""
+"""Selects parameters by levels, a closed prefix, kinds, globs and functions, and returns a set of names."""
 
 from __future__ import annotations
 
@@ -18,17 +18,18 @@ _PLACE = re.compile(r"(?P<chain>.+)\[(?P<start>-?[0-9]*)(?P<colon>:?)(?P<stop>-?
 
 @dataclasses.dataclass(frozen=True)
 class Selection:
-    """What is to train, described from coarse to fine; the fields are applied in this order.
+    """Describes the parameters that train, from coarse to fine; the fields are applied in this order.
 
     Attributes:
-        level, of: block b trains if b mod `of` is below `level`; counted over all blocks in order of execution.
-        prefix: this many blocks from the start are frozen, with what stands between them.
-        suffix: this many blocks from the end are frozen.
-        only: of blocks (and, unless `rest` says otherwise, of everything) only these kinds train.
-        rest: whether parameters outside of blocks train: "trainable", "frozen", or None: they train, but for `only`.
-        stem: what stands before the first block is frozen.
-        freeze: selectors of what is frozen besides.
-        train: selectors of what trains after all; alone, nothing else trains.
+        level, of: block b trains if b mod `of` is less than `level`, counted over all blocks in execution order.
+        prefix: number of frozen blocks from the start, with the layers between them.
+        suffix: number of frozen blocks from the end.
+        only: kinds that train inside of blocks (and outside, unless `rest` is set); everything else is frozen.
+        rest: whether parameters outside of blocks train: "trainable", "frozen", or None: they train, except as `only`
+            says.
+        stem: whether everything before the first block is frozen.
+        freeze: selectors of further parameters to freeze.
+        train: selectors of parameters that train nevertheless; if given alone, nothing else trains.
     """
 
     level: int | None = None
@@ -42,7 +43,11 @@ class Selection:
     train: tuple[str, ...] = ()
 
     def check(self) -> None:
-        """Raises: PassOptionError, for what no program could meet."""
+        """Checks the numbers and kinds.
+
+        Raises:
+            PassOptionError: a value that no program could satisfy.
+        """
         if self.of < 1:
             raise PassOptionError(f"freeze: of={self.of}: expected the number of levels, at least 1")
         if self.level is not None and not 1 <= self.level <= self.of:
@@ -58,14 +63,14 @@ class Selection:
 
 @dataclasses.dataclass(frozen=True)
 class Selected:
-    """Canonical names of the parameters that train, and sentences about what was chosen."""
+    """Canonical names of the parameters that train, and notes about the choice."""
 
     names: frozenset[str]
     notes: tuple[str, ...]
 
 
 def select(program: Program, selection: Selection, blocks: Blocks | None = None) -> Selected:
-    """The parameters of a program that train.
+    """Returns the parameters of a program that train.
 
     Parameters that did not train when the program was captured train only if `train` selects them.
 
@@ -127,7 +132,7 @@ def _of_kinds(program: Program, blocks: Blocks, kinds: Sequence[str]) -> frozens
 
 
 def _matching(program: Program, units: Sequence[Unit], selector: str) -> frozenset[str]:
-    """Canonical names of the parameters that a selector means: names, modules, chains, blocks of a chain."""
+    """Canonical names of the parameters that a selector matches: names, modules, chains, blocks of a chain."""
     names = [name for name, spec in program.specs.items() if spec.kind == "parameter"]
     place = _PLACE.fullmatch(selector)
     chains = {unit.chain for unit in units}

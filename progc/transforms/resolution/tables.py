@@ -62,8 +62,8 @@ def _floating(program: Program, name: str, dims: tuple[Dim, ...], stretch: bool,
             return mask
         if len(tensor.unique()) <= 2:
             raise TargetError(
-                f"grow-resolution: {name} {list(tensor.shape)} is a mask over positions of an unknown kind; its values at "
-                "another size are unknown"
+                f"grow-resolution: {name} {list(tensor.shape)} is a mask over positions of an unknown kind; its "
+                "values at another size are unknown"
             )
     moving = [leaf for dim in dims for leaf in leaves(dim) if leaf.old != leaf.new]
     if len(_axes(dims)) > 2 or max((len([x for x in leaves(dim) if x.old != x.new]) for dim in dims), default=0) > 2:
@@ -266,8 +266,8 @@ def _rows(program: Program, table: str, rows: Dim, kind: str, known: Resample | 
     shape = program.tensors[table].shape
     if shape[0] != old_size(rows):
         raise TargetError(
-            f"grow-resolution: {table} has {shape[0]} rows, and {old_size(rows)} of them are looked up; which ones to look "
-            "up at another size is unknown"
+            f"grow-resolution: {table} has {shape[0]} rows, and {old_size(rows)} of them are looked up; which ones to "
+            "look up at another size is unknown"
         )
     made = Resample("relative" if kind == "offsets" else "grid", (rows, *((Leaf(size, size),) for size in shape[1:])))
     if known is not None and known != made:

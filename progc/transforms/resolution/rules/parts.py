@@ -107,7 +107,8 @@ def _counted(walk: Walk, own: Dim, start: tuple[int, int], stop: tuple[int, int]
         first, last = 0, stop[1]
     else:
         raise SizeClash(
-            f"positions {start[1]} to {stop[1]} of {size} are selected; which ones to select at the new size is unknown",
+            f"positions {start[1]} to {stop[1]} of {size} are selected; which ones to select at the new size is "
+            "unknown",
             cuts_of([own]),
             walk.where(),
         )
@@ -115,7 +116,8 @@ def _counted(walk: Walk, own: Dim, start: tuple[int, int], stop: tuple[int, int]
     kept = stop[1] if start[1] == 0 and 0 < stop[0] < size else max(cut_at, default=0)
     if kept * 4 > size:  # neither a border nor all but a border: perhaps half the image
         raise SizeClash(
-            f"positions {start[1]} to {stop[1]} of {size} are selected; which ones to select at the new size is unknown",
+            f"positions {start[1]} to {stop[1]} of {size} are selected; which ones to select at the new size is "
+            "unknown",
             cuts_of([own]),
             walk.where(),
         )
