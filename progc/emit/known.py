@@ -1,7 +1,7 @@
-"""Which regions the compiler's cache holds already: a note beside it for each, under a hash of all that it depends on.
+"""Records which regions are in the compiler's cache: a note for each, under a hash of everything it depends on.
 
-The cache's own keys cannot be told without tracing a region again. A note may be wrong where the cache was pruned: the
-region is then compiled in place.
+The keys of the cache itself can only be computed by tracing a region again. A note may be out of date if the cache was
+pruned; the region is then compiled in place.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ FOLDER = "progc"
 
 
 def notes(cache: Path, recipe: Mapping[str, Any]) -> list[Path]:
-    """Where the note of each region of a recipe is, or would be."""
+    """Returns the path of the note of each region of a recipe, whether it exists or not."""
     common = {name: recipe[name] for name in ("config", "backward", "options", "autocast")}
     found = []
     for item in recipe["regions"]:
@@ -28,7 +28,7 @@ def notes(cache: Path, recipe: Mapping[str, Any]) -> list[Path]:
 
 
 def write(places: Iterable[Path]) -> None:
-    """Says that these regions are in the cache."""
+    """Records that these regions are in the cache."""
     for place in places:
         place.parent.mkdir(parents=True, exist_ok=True)
         place.touch()

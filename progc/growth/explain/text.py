@@ -1,4 +1,4 @@
-"""Explanations in words: one reason a line, like modules (`blocks.{0..3}`) on one line together."""
+"""Prints explanations: one reason per line, with equal modules (`blocks.{0..3}`) on one line."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _KINDS = {
 
 
 def explanation_text(explanations: Sequence[Explanation]) -> str:
-    """The chain of reasons of every axis, axes apart by an empty line; no final newline."""
+    """Returns the reasons of every axis, with an empty line between axes and no final newline."""
     return "\n\n".join("\n".join(_lines(item)) for item in explanations)
 
 
@@ -88,7 +88,7 @@ def _factors(item: Explanation) -> Iterator[str]:
 
 
 def _value(value: float, ratio: float) -> str:
-    """A factor, as an expression of how much the axis grows where it is one: `0.7071 = 1/sqrt(2)`."""
+    """A factor as a number, and as an expression of the growth factor where it is one: `0.7071 = 1/sqrt(2)`."""
     named = {f"1/{ratio:g}": 1 / ratio, f"1/sqrt({ratio:g})": ratio**-0.5, f"sqrt({ratio:g})": ratio**0.5}
     word = next((word for word, known in named.items() if math.isclose(known, value, rel_tol=1e-9)), None)
     return f"{value:.4g}" + (f" = {word}" if word is not None and ratio != 1 else "")
@@ -110,7 +110,7 @@ _NUMBER = re.compile(r"(?<=\.)(\d+)(?=[.\s,;:)]|$)")
 
 
 def _joined(items: Iterable[tuple[str, str]]) -> Iterator[str]:
-    """`subject: reason`; what differs in one running number alone is one line."""
+    """`subject: reason`; lines that differ in one running number only become one line."""
     groups: dict[tuple[str, str], list[tuple[str, str]]] = {}
     for subject, reason in dict.fromkeys(items):
         groups.setdefault((_NUMBER.sub("#", subject), _NUMBER.sub("#", reason)), []).append((subject, reason))
@@ -128,7 +128,7 @@ def _told(subject: str, reason: str) -> str:
 
 
 def _merged(lines: list[str]) -> str | None:
-    """Lines that differ in the value of one number, as `blocks.{0..3}.up`; None if they differ in more."""
+    """Lines that differ in the value of one number, as `blocks.{0..3}.up`; None if they differ elsewhere."""
     columns = list(zip(*(_NUMBER.split(line) for line in lines), strict=True))
     varying = {column for column in columns if len(set(column)) > 1}
     if len(varying) > 1:

@@ -79,12 +79,12 @@ def kept_blocks(blocks: Sequence[tuple[Chain, int]], rule: Rule) -> tuple[list[K
 
 @dataclasses.dataclass(frozen=True)
 class Shorter:
-    """A program without the dropped blocks.
+    """A program without the removed blocks.
 
     Attributes:
-        draft: right in graphs, names and ties; tensors are the full ones under their new names.
-        origin: every new name, in the order of the user's class, to the name it had.
-        vanished: axes of the concatenations that the dropped blocks of dense chains made.
+        draft: its graphs, names and ties are final; its tensors are the full ones under their new names.
+        origin: every new name, in the order of the model class, to its old name.
+        vanished: axes of the concatenations that the removed blocks of dense chains made.
     """
 
     draft: Program
@@ -93,10 +93,10 @@ class Shorter:
 
 
 def shortened(program: Program, kept: Sequence[KeptBlocks]) -> Shorter:
-    """The program with only the blocks in `kept` of these chains.
+    """Returns the program with only the blocks in `kept` of these chains.
 
     Raises:
-        TargetError: something outside a dropped block reads what it computes inside.
+        TargetError: something outside a removed block reads a value from inside it.
     """
     if not kept:
         graphs = {mode: copy_graph(program.graphs[mode]) for mode in MODES}
@@ -134,7 +134,7 @@ def _ordered(
 
 
 def _ties(program: Program, gone: Collection[str], origin: dict[str, str]) -> tuple[dict[str, str], dict[str, str]]:
-    """New aliases, and for a canonical name that goes, the old name of the tied tensor that takes its place."""
+    """New aliases, and for a canonical name that is removed, the old name of the tied tensor that replaces it."""
     heirs: dict[str, str] = {}
     new_names = {old: new for new, old in origin.items()}
     tied: dict[str, str] = {}
@@ -148,14 +148,14 @@ def _ties(program: Program, gone: Collection[str], origin: dict[str, str]) -> tu
 
 
 def _drop(editor: Editor, mode: Mode, kept: KeptBlocks) -> None:
-    """Readers of a dropped block's exits read its entries."""
+    """Makes readers of a removed block's exits read its entries."""
     chain, now = kept.chain, editor.now[mode]
     carried = chain.carried[mode]
     current = [now[name] for name in carried[0]]
     for block in range(len(chain.blocks)):
         for place, (before, after) in enumerate(zip(carried[block], carried[block + 1], strict=True)):
             if before == after:
-                continue  # it passes this value through
+                continue  # the block passes this value through
             if block in kept.blocks:
                 current[place] = now[after]
             else:
@@ -164,7 +164,7 @@ def _drop(editor: Editor, mode: Mode, kept: KeptBlocks) -> None:
 
 
 def _drop_dense(editor: Editor, mode: Mode, kept: KeptBlocks) -> set[Atom]:
-    """Segments of dropped blocks leave the concatenations; the axes that they made."""
+    """Removes the segments of removed blocks from the concatenations; returns the axes that they made."""
     chain, now, vanished = kept.chain, editor.now[mode], set()
     table = axes_of(editor.program)
     for block in kept.dropped:
@@ -198,7 +198,7 @@ def _drop_dense(editor: Editor, mode: Mode, kept: KeptBlocks) -> set[Atom]:
 
 
 def _made_by(tensor_dims: Mapping[str, Sequence[Dim]], atom: Atom, chain: Chain, block: int) -> bool:
-    """Whether the axis is a whole tensor dim in this block alone; elsewhere it is a segment of concatenations."""
+    """Whether the axis is a whole tensor dim only in this block; elsewhere it is a segment of concatenations."""
     own = set(chain.blocks[block].tensors)
     found = False
     for name, dims in tensor_dims.items():
@@ -211,14 +211,14 @@ def _made_by(tensor_dims: Mapping[str, Sequence[Dim]], atom: Atom, chain: Chain,
 
 
 def _erase(editor: Editor, mode: Mode, chain: Chain, dropped: Iterable[int]) -> None:
-    """Erases the nodes of dropped blocks, and what nothing reads any more without them."""
+    """Erases the nodes of removed blocks, and nodes that nothing reads without them."""
     graph = editor.graphs[mode]
     read = {node.name for node in editor.originals[mode].values() if node.users}
     inside = {name: block for block in dropped for name in chain.blocks[block].nodes[mode]}
     for node in reversed(list(graph.nodes)):
         if node.users or node.op in ("placeholder", "output"):
             continue
-        # Statistics that a dropped block writes go with it; elsewhere, nodes with an effect stay.
+        # Statistics that a removed block writes are removed with it; elsewhere, nodes with side effects stay.
         orphan = node.name in read and not node.is_impure()
         if node.name in inside or orphan:
             graph.erase_node(node)

@@ -1,4 +1,4 @@
-"""Operations that put values together and take parts of them."""
+"""Rules of operations that combine values and select parts of them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from progc.transforms.resolution.walk import Walk, rule
 
 @rule(*CONCATENATIONS, "hstack", "vstack")
 def cat(walk: Walk, node: fx.Node, args: SizedArgs) -> Any:
-    """One dim put together, the others shared."""
+    """One dim concatenated, the others shared."""
     values = [value for value in args.tensors() if value.old != (0,)]
     rank = len(values[0].dims)
     dim = args.get("dim", 0) % rank
@@ -35,7 +35,7 @@ def cat(walk: Walk, node: fx.Node, args: SizedArgs) -> Any:
 
 @rule("stack")
 def stack(walk: Walk, node: fx.Node, args: SizedArgs) -> Any:
-    """A new dim of as many units as there are operands."""
+    """A new dim with one entry per operand."""
     values = list(args.tensors())
     shared = [walk.meet([value.dims[i] for value in values], values) for i in range(len(values[0].dims))]
     for operand in walk.node.all_input_nodes:
@@ -46,7 +46,7 @@ def stack(walk: Walk, node: fx.Node, args: SizedArgs) -> Any:
 
 @rule("slice", "slice_copy", "narrow")
 def slice_(walk: Walk, node: fx.Node, args: SizedArgs) -> Any:
-    """A stretch of a dim: whole parts of a concatenation, or counted from one end."""
+    """A range of a dim: whole parts of a concatenation, or a range counted from one end."""
     value = args.first()
     dim = args["dim"] % len(value.dims)
     own = value.dims[dim]
@@ -65,7 +65,7 @@ def slice_(walk: Walk, node: fx.Node, args: SizedArgs) -> Any:
             return [*value.dims[:dim], sized(old, new, cuts_of([own])), *value.dims[dim + 1 :]]
         if not grows(own):
             return [*value.dims[:dim], fixed(len(range(low, high, step))), *value.dims[dim + 1 :]]
-        # A phase of a stride: `x[1::2]`. It has as many positions as the others where the step divides.
+        # A phase of a stride: `x[1::2]`. It has as many positions as the other phases if the step divides the size.
         if stop < size or low >= step or size % step or new_size(own) % step:
             raise Indivisible(f"{new_size(own)} positions are not a multiple of the step {step}")
         return [*value.dims[:dim], sized(size // step, new_size(own) // step, cuts_of([own])), *value.dims[dim + 1 :]]
@@ -98,7 +98,7 @@ def _bounds(walk: Walk, args: SizedArgs, narrow: bool, old: tuple[int, int, int]
 
 
 def _counted(walk: Walk, own: Dim, start: tuple[int, int], stop: tuple[int, int]) -> Dim:
-    """A stretch inside positions of the image: a few from one end, or all but a few."""
+    """A range inside positions of the image: a few from one end, or all but a few."""
     size, new = old_size(own), new_size(own)
     if stop[1] == size or stop[0] < 0:
         first = start[1] if start[0] >= 0 else start[1] - size + new
@@ -147,7 +147,7 @@ def select(walk: Walk, node: fx.Node, args: SizedArgs) -> Any:
 
 @rule("unbind")
 def unbind(walk: Walk, node: fx.Node, args: SizedArgs) -> Any:
-    """Every position of a dim by itself."""
+    """Every position of a dim separately."""
     value, dim = args.first(), args.get("dim", 0) % len(args.first().dims)
     if grows(value.dims[dim]):
         raise SizeClash("every position is selected separately", cuts_of([value.dims[dim]]), walk.where())
