@@ -1,4 +1,4 @@
-"""`freeze`: says which parameters train (AutoProg-Zero; progc/transforms/freezing, docs/adr/0011-freeze.md)."""
+"""`freeze`: sets which parameters train (AutoProg-Zero; progc/transforms/freezing, docs/adr/0011-freeze.md)."""
 
 from __future__ import annotations
 
@@ -23,16 +23,17 @@ from progc.transforms.freezing.setting import can_train
 class Freeze(Pass):
     """Sets which parameters train.
 
-    Idea: a stage of fine-tuning trains a part of the network and a later one more of it (AutoProg-Zero). Levels are
-    interleaved: block b trains if b mod `of` is below `level`. A closed prefix (the first blocks, what stands between
-    them, and with `stem` what stands before them) saves more, since the backward ends where it ends: nothing below it
-    needs a gradient, and its activations are not kept. Parts by kind (attention, norms, modulation, ...) are found by
-    analysis of the graph. The pass describes the whole trainable set: a second one replaces the first, and `freeze`
-    without options makes everything trainable again.
-    Preserved: the function in eval mode, and every value: tensors are the same memory. In train mode too, unless
-    normalisations with running statistics are frozen: they use these, as in eval mode, and leave them as they are.
-    Needs: chains, where blocks are counted.
-    Leaves behind: new parameter objects where the set changed, so optimizers are to be made anew or re-pointed by name.
+    Idea: an early stage of fine-tuning trains a part of the network, and a later stage trains more of it
+    (AutoProg-Zero). Levels are interleaved: block b trains if b mod `of` is less than `level`. A closed prefix (the
+    first blocks, the layers between them, and with `stem` everything before them) saves more, because the backward
+    stops where the prefix ends: nothing inside it needs a gradient, and its activations are not saved. Parameters by
+    kind (attention, norms, modulation, ...) are found by analysis of the graph. The pass describes the whole trainable
+    set: a second one replaces the first, and `freeze` without options makes everything trainable again.
+    Preserved: the function in eval mode, and every value: tensors share the same memory. In train mode too, unless
+    normalisations with running statistics are frozen. Those use their running statistics, as in eval mode, and do not
+    update them.
+    Needs: chains, if options count blocks.
+    Leaves behind: new parameter objects where the set changed. Create the optimizer again, or re-point it by name.
     """
 
     name: ClassVar[str] = "freeze"
@@ -71,7 +72,7 @@ class Freeze(Pass):
 
     @property
     def selection(self) -> Selection:
-        """The options that choose."""
+        """The options that select parameters."""
         fields = [field.name for field in dataclasses.fields(Selection)]
         return Selection(**{name: getattr(self, name) for name in fields})
 
@@ -104,13 +105,15 @@ class Freeze(Pass):
 
 
 def freeze(program: Program, select: Callable[[str, torch.Tensor], bool]) -> Program:
-    """The program of which exactly the parameters train for which `select(name, tensor)` is true.
+    """Returns the program in which exactly the parameters train for which `select(name, tensor)` is true.
 
     Args:
-        select: gets the canonical name of each floating parameter, and the parameter (deferred while a network grows).
+        program: the program.
+        select: called with the canonical name of each floating parameter, and the parameter (deferred while a network
+            grows).
 
     Raises:
-        PassOptionError: it is true for none.
+        PassOptionError: it is true for no parameter.
     """
     from progc.pipeline.manager import apply
 

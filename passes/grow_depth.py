@@ -18,17 +18,17 @@ from progc.transforms.depth.targets import parse_depth
 class GrowDepth(Pass):
     """Makes chains of isomorphic blocks longer.
 
-    Idea: a network that was trained shallow goes on deeper (AutoProg, Li et al., CVPR 2022). New blocks are copies of
-    blocks next to them. `identity` then silences every branch that an inserted block adds to its skip path, by the
-    parameters nearest to the addition (gate, last linear, last norm), so that it computes the identity and trains from
-    the first step on; in a post-norm block the previous norm's gain and shift move into the inserted one, and in
-    a plain chain of layers with an idempotent activation the new layers are the identity (Net2Net, Chen et al. 2015).
-    Preserved: the function, exactly, with `identity`; not with `interpolate` (each block followed by its copies, extra
-    ones deepest), `mogrow` (the same, copies taken from an averaged copy of the weights, EMA), `stack` (the whole chain
-    again) and `random` (new weights at the end).
+    Idea: a network that was trained shallow continues deeper (AutoProg, Li et al., CVPR 2022). New blocks are copies of
+    blocks next to them. `identity` then silences every branch that an inserted block adds to its skip path, through the
+    parameters nearest to the addition (gate, last linear, last norm). The block computes the identity and trains from
+    the first step on. In a post-norm block the gain and shift of the previous norm move into the inserted one. In a
+    plain chain of layers with an idempotent activation the new layers are the identity (Net2Net, Chen et al. 2015).
+    Preserved: the function, exactly, with `identity`. Not with `interpolate` (each block followed by its copies, extra
+    ones deepest), `mogrow` (the same, with copies taken from an averaged copy of the weights, EMA), `stack` (the whole
+    chain again) and `random` (new weights at the end).
     Needs: chains with their boundaries and shapes on both graphs.
-    Leaves behind: blocks named by position, as the user's class of that depth names them, and one tensor lift per
-    tensor of each grown container.
+    Leaves behind: blocks named by position, as in the model class of that depth, and one tensor lift per tensor of each
+    grown container.
     """
 
     name: ClassVar[str] = "grow-depth"
@@ -65,13 +65,13 @@ class GrowDepth(Pass):
             raise PassOptionError(f"grow-depth: ema and source need init=mogrow, got init={self.init}")
 
     def run(self, program: Program) -> PassResult:
-        """Grows every chosen chain; a depth for all chains leaves alone those that cannot grow exactly.
+        """Grows every selected chain. A depth for all chains skips those that cannot grow exactly.
 
         Raises:
             PassOptionError: a chain that does not exist, or chains that overlap.
             TargetError: a depth below the present one or between periods.
             NotLosslessError: with init=identity and without `lossy`: a block of a named chain cannot be the identity,
-                or one of every chain.
+                or no chain can grow.
         """
         average = chosen_average(program, self.ema) if self.init == "mogrow" else None
         init = "interpolate" if self.init == "mogrow" else self.init

@@ -1,4 +1,4 @@
-"""grow-resolution: another input size for networks on images."""
+"""`grow-resolution`: changes the input size of networks on images."""
 
 from __future__ import annotations
 
@@ -14,13 +14,15 @@ from progc.pipeline.base import Pass, PassResult, option
 class GrowResolution(Pass):
     """Changes the size of the images that a network takes, up or down.
 
-    Idea: both graphs are walked at the old and at the new size side by side. Every dim is a product or a
-    concatenation of parts, each before and after (class tokens, rows, columns, windows); literals that such parts make
-    up are rewritten, and tensors over positions are resampled: learned tables by antialiased bicubic interpolation on
-    their grid (Dosovitskiy et al. 2021), relative tables at geometrically spaced differences (Bao et al. 2022), tables
-    of sines and cosines, index tables and masks are computed anew. What a tensor is comes from its values and its use.
-    Preserved: nothing; on larger images the function is another one. All other weights are kept as they are.
-    Needs: an image among the inputs, and sizes that come out whole; others are refused with the nearest ones that work.
+    Idea: both graphs are walked at the old and at the new size side by side. Every dim is a product or a concatenation
+    of parts with a size before and after (class tokens, rows, columns, windows). Literals made of such parts are
+    rewritten, and tensors over positions are resampled: learned tables by antialiased bicubic interpolation on their
+    grid (Dosovitskiy et al. 2021), relative tables at geometrically spaced differences (Bao et al. 2022). Tables of
+    sines and cosines, index tables and masks are computed again. The kind of a tensor follows from its values and its
+    use.
+    Preserved: nothing; on larger images the function is a different one. All other weights stay unchanged.
+    Needs: an image among the inputs, and sizes that patches and windows divide. Other sizes are refused with the
+    nearest ones that work.
     Leaves behind: a program with the same tensors and operations, example inputs of the new size, and one tensor lift
     per table.
     """
@@ -46,7 +48,7 @@ class GrowResolution(Pass):
         """Resizes `program`.
 
         Raises:
-            PassOptionError: a size or an input that is none.
+            PassOptionError: an invalid size, or an input that does not exist.
             TargetError: a size that the network cannot take, or an operation that cannot follow.
         """
         from progc.transforms.resolution.resize import resize

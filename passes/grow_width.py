@@ -1,4 +1,4 @@
-"""grow-width: widens axes without changing the function."""
+"""`grow-width`: widens axes without changing the function."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from progc.transforms.width.widening import INITS, Widening, rewrite
 class GrowWidth(Pass):
     """Widens any set of axes: residual width, heads, head dim, MLP hidden, conv channels, groups.
 
-    Idea: every parameter and buffer dim along a growing axis gets an index map; tensors that produce the axis repeat
-    their rows, tensors that contract it share their columns among the copies (Net2Net, Chen et al. 2015;
-    docs/growth.md sections 0 and 1). Shares differ per output row (zero-sum noise), so that copies part under Adam.
-    Sizes baked into the graph follow their axes.
+    Idea: every parameter and buffer dim along a growing axis gets an index map. Tensors that produce the axis repeat
+    their rows, and tensors that contract it divide their columns among the copies (Net2Net, Chen et al. 2015;
+    docs/growth.md sections 0 and 1). The shares differ between output rows (zero-sum noise), so that copies diverge
+    under Adam. Sizes written into the graph change with their axes.
     Preserved: the function, exactly, in eval mode and, without dropout, in train mode, for `copy` and `zero`.
-    Normalised axes grow by whole factors, or are padded where that is exact (docs/growth.md 1.1). `random` is not
-    preserving. Growth that cannot be exact is refused unless `lossy` is set.
-    Needs: the axes of the program, with the sizes that are baked into both graphs.
-    Leaves behind: a program whose tensors have the names they had, and one tensor lift per tensor that grew.
+    Normalised axes grow by integer factors, or are padded where that is exact (docs/growth.md 1.1). `random` does not
+    preserve it. Growth that cannot be exact is refused unless `lossy` is set.
+    Needs: the axes of the program, with the sizes that are written into both graphs.
+    Leaves behind: a program whose tensors keep their names, and one tensor lift per tensor that grew.
     """
 
     name: ClassVar[str] = "grow-width"
@@ -49,7 +49,7 @@ class GrowWidth(Pass):
         """Widens `program`.
 
         Raises:
-            TargetError: an unknown axis, a size below the present one, or an axis that may not grow.
+            TargetError: an unknown axis, a size below the present one, or an axis that cannot grow.
             NotLosslessError: `copy` or `zero` growth that cannot be exact, without `lossy`.
         """
         plan = plan_widths(program, self._sizes(program), init=self.init, seed=self.seed, noise=self.noise)

@@ -26,14 +26,14 @@ _SPREAD = 0.02
 class InjectSid(Pass):
     """Adds a stage identifier: one learned row per stage, added where the network is conditioned.
 
-    Idea: the regime of training changes from stage to stage, and a learned row tells the network in which one it is
-    (AutoProg-Zero, Li et al. 2024, arXiv 2410.00350; the published code adds it to time and label embedding). The
-    table has a row per stage and a null row, which a sample gets with probability `dropout` in training, so that
-    guidance can ask for "no stage" as it asks for "no label".
-    Preserved: the function, exactly, with `zero`, since a zero is added; not with `normal`.
-    Needs: a site, found by analysis or named; values with a dim of samples and a dim of channels.
-    Leaves behind: a parameter `stage_embedding.weight`, an input `stage` or a fixed stage, and the site's name, so that
-    `remove-sid` can fold a row back. On a program that has an identifier it sets the stage and the dropout.
+    Idea: training changes from stage to stage, and a learned row tells the network which stage it is in (AutoProg-Zero,
+    Li et al. 2024, arXiv 2410.00350; the published code adds it to the time and label embedding). The table has a row
+    per stage and a null row. In training each sample gets the null row with probability `dropout`, so that guidance can
+    use "no stage" like "no label".
+    Preserved: the function, exactly, with `zero`, because zeros are added; not with `normal`.
+    Needs: a site, found by analysis or named: values with a batch dim and a channel dim.
+    Leaves behind: a parameter `stage_embedding.weight`, an input `stage` or a fixed stage, and the name of the site, so
+    that `remove-sid` can fold a row back. On a program that has an identifier, the pass sets its stage and dropout.
     """
 
     name: ClassVar[str] = "inject-sid"
@@ -70,11 +70,11 @@ class InjectSid(Pass):
             raise PassOptionError(f"inject-sid: stage={self.stage}: expected input, null or the number of a stage")
 
     def run(self, program: Program) -> PassResult:
-        """Adds the identifier, or sets the stage of the one that is there.
+        """Adds the identifier, or sets the stage and dropout of an existing one.
 
         Raises:
-            TargetError: no such site or stage, or an identifier that is there already and stays as it is.
-            NotLosslessError: a token, without `lossy`.
+            TargetError: no such site or stage, or an existing identifier that no option changes.
+            NotLosslessError: form=token without `lossy`.
         """
         if program.sid is not None:
             return self._set(program, program.sid)
@@ -123,7 +123,7 @@ class InjectSid(Pass):
         )
 
     def _fixed(self, stages: int) -> int | None:
-        """The fixed stage, None for an input."""
+        """The fixed stage; None for an input."""
         if self.stage in (None, "input"):
             return None
         stage = stages if self.stage == "null" else int(str(self.stage))

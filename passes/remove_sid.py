@@ -18,12 +18,12 @@ _KEEP = "keep the identifier and fix its stage with inject-sid{{dropout=0 stage=
 
 @dataclasses.dataclass(frozen=True)
 class RemoveSid(Pass):
-    """Takes a stage identifier out: one stage's row becomes part of the network's own parameters.
+    """Removes a stage identifier: the row of one stage becomes part of the network's own parameters.
 
-    Idea: after the last stage the row is a constant, and a constant that is added to a value is added to the bias, the
-    position table or the embedding that the value is a sum with (AutoProg-Zero, Li et al. 2024, keeps the table).
+    Idea: after the last stage the row is a constant. A constant that is added to a value can be added to the bias, the
+    position table or the embedding that the value is a sum with. (AutoProg-Zero, Li et al. 2024, keeps the table.)
     Preserved: the function of the network at that stage, up to the rounding of one sum in the parameters' dtype.
-    Needs: a parameter whose every reader is on the way to the values that get the row.
+    Needs: a parameter all of whose readers are on the way to the values that get the row.
     Leaves behind: the graphs, inputs and names that the network had before `inject-sid`, and a lift that folds the row
     of each averaged copy into that copy.
     """
@@ -35,11 +35,11 @@ class RemoveSid(Pass):
     )
 
     def run(self, program: Program) -> PassResult:
-        """Removes the identifier; a program that has none stays as it is.
+        """Removes the identifier; a program that has none stays unchanged.
 
         Raises:
             TargetError: no such stage.
-            NotLosslessError: no parameter can take the row over.
+            NotLosslessError: no parameter can absorb the row.
         """
         sid = program.sid
         if sid is None:

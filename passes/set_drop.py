@@ -15,14 +15,14 @@ from progc.transforms.dropping import set_drops
 class SetDrop(Pass):
     """Sets the rates of drop-path and dropout.
 
-    Idea: a small network early in a progressive training needs less regularisation than the full one (AutoProg, Li et
-    al., CVPR 2022; progressive learning, Tan and Le 2021), so the probabilities that the train graph holds are
-    rewritten from stage to stage. Drop-path (stochastic depth, Huang et al. 2016) is found by what it does: a random
-    mask over samples, divided by the probability of keeping, multiplies a branch that is then added. A rate of 0 is
-    exact and draws no random numbers.
-    Preserved: the function in eval mode, whose graph stays as it is, and all tensors.
-    Needs: operations that drop in the train graph, hence rates above 0 when the model was captured.
-    Leaves behind: each rate's proportion to the largest one, so that a rate of 0 can be undone.
+    Idea: a small network early in progressive training needs less regularisation than the full one (AutoProg, Li et
+    al., CVPR 2022; progressive learning, Tan and Le 2021), so the probabilities in the train graph are rewritten from
+    stage to stage. Drop-path (stochastic depth, Huang et al. 2016) is found by its computation: a random mask over
+    samples, divided by the keep probability, multiplies a branch that is then added. A rate of 0 is exact and draws no
+    random numbers.
+    Preserved: the function in eval mode, whose graph stays unchanged, and all tensors.
+    Needs: operations that drop in the train graph, so rates above 0 when the model was captured.
+    Leaves behind: the proportion of each rate to the largest one, so that a rate of 0 can be undone.
     """
 
     name: ClassVar[str] = "set-drop"
@@ -47,7 +47,7 @@ class SetDrop(Pass):
         """Sets the rates.
 
         Raises:
-            PassOptionError: a rate above 0 for a network that drops nothing, or nothing there.
+            PassOptionError: a rate above 0, and the train graph has no operation of that kind.
         """
         done = set_drops(program, path=self.path, dropout=self.dropout, shape=self.ramp)  # type: ignore[arg-type]
         if done.program is program:

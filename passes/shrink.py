@@ -22,17 +22,17 @@ from progc.transforms.width.sizes import fitted_sizes, named_sizes, parse_axis, 
 class Shrink(Pass):
     """Takes a smaller network out of a program.
 
-    Idea: progressive training starts from a sub-network of the full model, and an elastic supernet trains many of them
-    on one set of weights (AutoProg, Li et al., CVPR 2022; slimmable networks, Yu et al., ICLR 2019). Blocks leave their
-    chains, units leave their axes. What stays are the places that growth copies from, so that growing back by the same
-    plan puts every kept block and unit where it was. With storage=share a kept tensor is the full one or a view of it:
-    training the small network trains these entries of the full one and no others. With storage=copy weights that sum
-    over fewer inputs are multiplied by the root of the fan-in's ratio, which keeps the variance of their outputs
-    (He et al., ICCV 2015).
-    Preserved: nothing of the function; a sub-network computes another one. Names, ties, and what is trainable.
-    Needs: chains for the depth, axes for the width, with the sizes that are baked into both graphs.
-    Leaves behind: tensors under the names that the user's class of that size gives them, and one tensor lift per tensor
-    that moved or shrank.
+    Idea: progressive training starts from a sub-network of the full model, and an elastic supernet trains many
+    sub-networks on one set of weights (AutoProg, Li et al., CVPR 2022; slimmable networks, Yu et al., ICLR 2019).
+    Blocks are removed from their chains, and units from their axes. The blocks and units that stay are those that
+    growth copies from, so growing back by the same plan puts each of them where it was. With storage=share a kept
+    tensor is the full one or a view of it: training the small network trains these entries of the full one and no
+    others. With storage=copy, weights that sum over fewer inputs are multiplied by the square root of the ratio of
+    fan-ins, which keeps the variance of their outputs (He et al., ICCV 2015).
+    Preserved: names, ties, and which parameters train; not the function, because a sub-network computes another one.
+    Needs: chains for the depth, axes for the width, with the sizes that are written into both graphs.
+    Leaves behind: tensors with the names of the model class of that size, and one tensor lift per tensor that moved or
+    shrank.
     """
 
     name: ClassVar[str] = "shrink"
@@ -85,7 +85,7 @@ class Shrink(Pass):
             parse_axis(text, self.name)
 
     def run(self, program: Program) -> PassResult:
-        """The sub-network: blocks and units first, then the input size.
+        """Returns the sub-network: blocks and units are removed first, then the input size changes.
 
         Raises:
             PassOptionError: a chain that does not exist, or chains that overlap.

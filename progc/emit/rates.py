@@ -59,7 +59,7 @@ def is_nothing(node: fx.Node) -> bool:
 
 
 def with_rate(graph: fx.Graph, node: fx.Node, rate: LiftedRate, env: dict[fx.Node, fx.Node], given: fx.Node) -> fx.Node:
-    """Adds the operation of `node`, one of `rates_of`, with the 0-d tensor `given` in place of its number."""
+    """Adds the operation of `node`, one of `rates_of`, with the 0-d tensor `given` as its number; returns the node."""
     value = env[node.args[0]]  # type: ignore[index]
     name = op_name(node)
     if name == "bernoulli":

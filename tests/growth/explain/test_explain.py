@@ -295,7 +295,7 @@ def test_a_refusal_is_explained_and_its_error_is_the_last_line(run: Command, net
     assert outcome.code == plain.code == 1 and outcome.err == plain.err and plain.out == ""
     assert not (tmp_path / "out").exists()
     last = outcome.out.splitlines()[-1]
-    assert last.startswith("  not exact: embed: 8 to 12 is no whole factor") and " in norm" in last
+    assert last.startswith("  not exact: embed: 8 to 12 is not an integer factor") and " in norm" in last
     data = json.loads(run("grow", f"{net}:PostNorm", "--to", "embed=12", "--explain", "all", "--json").out)
     assert data["axes"][0]["obstacle"] == last.removeprefix("  not exact: ").partition(" (aten.layer_norm at")[0]
 
