@@ -31,8 +31,7 @@ class SetDrop(Pass):
     dropout: float | None = option(None, help="largest dropout rate, in [0, 1); none: unchanged")
     ramp: str = option(
         "keep",
-        help="keep: rates keep their proportions; linear: drop-path rises from 0 over the blocks; "
-        "uniform: the same rate everywhere",
+        help="keep: rates keep their proportions; linear: drop-path rises from 0 over the blocks; uniform: equal rates",
         choices=("keep", "linear", "uniform"),
     )
 

@@ -219,14 +219,14 @@ class _Reader:
     def _made(self, tensor: str, dim: int, growth: AxisGrowth | None) -> str:
         entry = self.entries.get(tensor)
         if growth is None or entry is None or not entry.dims:
-            return "" if growth is None else "stays as it is"
+            return "" if growth is None else "unchanged"
         index_map = entry.dims[dim]
         if entry.fill is not None:
             return f"holds {entry.fill:g} everywhere"
         if growth.kind == "pad":
             return self._padded(entry, dim)
         if growth.kind not in ("copy", "free", "random"):
-            return f"new entries as {growth.kind} asks for"
+            return f"new entries as for {growth.kind}"
         if index_map is None or not bool(index_map.fresh().any()):
             return "new entries repeat old ones"
         return "new entries are drawn at random" if len(entry.dims) > 1 else "new entries repeat old ones"
@@ -246,7 +246,7 @@ class _Reader:
 
     def _times(self, entry: TensorLift) -> list[str]:
         factors = {value for scale in entry.scales for value in scale.values if value != 1.0}
-        return [f"old ones times {value:.4g}" for value in sorted(factors)[:2]]
+        return [f"old ones multiplied by {value:.4g}" for value in sorted(factors)[:2]]
 
     def _consumers(self, axis: Axis, growth: AxisGrowth | None) -> Iterator[AxisSide]:
         places = dict.fromkeys((use.name, use.dim) for use in self.uses.get(axis.atom, ()) if use.role == "consume")
@@ -264,10 +264,10 @@ class _Reader:
             new = "weights of new units are zero" if zero else "new units are zero, their weights are drawn at random"
             return "; ".join([new, *self._times(entry)])
         if growth.kind not in ("copy", "free", "random"):
-            return f"absorbs it as {growth.kind} asks for"
+            return f"absorbs it as for {growth.kind}"
         if not any(split.dim == dim for split in entry.splits):
             both = len(self.table.sides.get((tensor, dim), {}).get(atom, ())) > 1
-            return "cannot share: it also makes the axis" if both else "takes no share"
+            return "cannot divide its weights: it also makes the axis" if both else "does not divide its weights"
         if growth.kind == "free":
             return "weights of new units are zero: it ignores them"
         return "each weight is divided among the copies, and its parts add up to it"
@@ -406,10 +406,10 @@ class Factors:
         for event in events:
             if event.kind == "contract":
                 where = module_path(self._nodes[event.mode, event.node])
-                root = ", and divides by the root of its size itself" if event.root else ""
+                root = " and divides by the square root of its size" if event.root else ""
                 found.append((where, f"{event.op} in {where or 'the network'} sums over all copies{root}"))
         for tensor in sorted(self._tied.get(atom, ())):
-            found.append((tensor, f"{tensor} makes the axis and sums over it, so it cannot share"))
+            found.append((tensor, f"{tensor} makes the axis and sums over it, so it cannot divide its weights"))
         return list(dict.fromkeys(found))
 
 

@@ -11,9 +11,9 @@ from progc.growth.explain.reasons import AxisSide, Explanation, Norm, ReasonPlac
 _KINDS = {
     "copy": "new units are copies of old ones",
     "free": "new units are new functions of the input, which old ones ignore",
-    "random": "new units are drawn at random, and so is what reads them",
-    "stays": "it may grow",
-    "pinned": "it may not grow",
+    "random": "new units are drawn at random, and so are the weights that read them",
+    "stays": "it can grow",
+    "pinned": "it cannot grow",
 }
 
 
@@ -33,7 +33,7 @@ def _reasons(item: Explanation) -> Iterator[str]:
     yield f"{item.kind}: {_kind(item)}"
     makes = [side for side in item.producers if not side.along]
     yield from _sides("made by", makes)
-    yield from _sides("goes along", [side for side in item.producers if side.along])
+    yield from _sides("runs along", [side for side in item.producers if side.along])
     yield from _operations("passes", item.norms)
     yield from _sides("read by", item.consumers)
     yield from _operations("multiplied and summed by", item.contractions)
@@ -48,17 +48,17 @@ def _reasons(item: Explanation) -> Iterator[str]:
     if item.obstacle is not None:
         yield f"not exact: {item.obstacle}" + (f" ({_place(item.obstacle_at)})" if item.obstacle_at else "")
     elif item.kind != "stays":
-        yield "exact: every sum over it is what it was"
+        yield "exact: no sum over it changes"
 
 
 def _kind(item: Explanation) -> str:
     text = _KINDS.get(item.kind, "")
     if item.kind == "copy" and item.new % item.old == 0:
-        text = f"every unit stands {_times(item.new // item.old)}, copies side by side"
+        text = f"every unit occurs {_times(item.new // item.old)}, with copies next to each other"
     elif item.kind == "copy":
         few, more = item.new // item.old, item.new % item.old
-        text = f"{more} of {item.old} units stand {_times(few + 1)}, the others {_times(few)}"
-    return f"{text}, since {item.why}" if item.why and text else text or item.why
+        text = f"{more} of {item.old} units occur {_times(few + 1)}, the others {_times(few)}"
+    return f"{text}, because {item.why}" if item.why and text else text or item.why
 
 
 def _times(count: int) -> str:
@@ -81,8 +81,8 @@ def _factors(item: Explanation) -> Iterator[str]:
     told = []
     for f in item.factors:
         entries = f" on entries {f.entries}" if f.entries != "all" else ""
-        uneven = ", uneven from copy to copy" if f.shared else ""
-        what = f"{_value(f.factor, ratio)}{entries}{uneven}, since {f.because}"
+        uneven = ", different for each copy" if f.shared else ""
+        what = f"{_value(f.factor, ratio)}{entries}{uneven}, because {f.because}"
         told.append((f"factor on {f.tensor} dim {f.dim}", what))
     yield from _joined(told)
 
