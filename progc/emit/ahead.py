@@ -4,6 +4,10 @@ When that process has compiled everything, its cache folder is merged into that 
 is written under a temporary name and then renamed. If the compilation is killed or fails, its folder is removed, and
 the stage is compiled in place when it starts.
 
+A note in the cache folder, under a hash of everything that a region depends on, records that the region was compiled.
+The keys of the cache itself can only be computed by tracing the region again. If the cache was pruned, a note is out of
+date, and the region is compiled in place.
+
 `torch.compiler.save_cache_artifacts` does not replace the merge: on CPU (torch 2.14) its artifacts contain the entries
 of AOTAutograd and Inductor but not the compiled C++ kernels, so the training process would run the C++ compiler again,
 which is most of the time.
@@ -13,6 +17,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -20,14 +26,13 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch._functorch.config as functorch
 
-from progc.emit import known
 from progc.emit.specs import arguments, region_to_json
 from progc.emit.stage_module import StageModule, calls, settings
 from progc.files.writing import write_json
@@ -73,7 +78,7 @@ class Ahead:
                 break
         if done and self.process is not None:
             merge(self.folder / "cache", cache_folder())
-            known.write(self.notes)
+            write_notes(self.notes)
         self.cancel()
         return done
 
@@ -110,7 +115,7 @@ def compile_ahead(
         nice, threads: niceness and number of threads of the process, so that the running training keeps its speed.
     """
     recipe, left = _recipe(program, module, args, kwargs or {}, modes, autocast, device)
-    places = known.notes(cache_folder(), recipe)
+    places = notes_of(cache_folder(), recipe)
     missing = [k for k, place in enumerate(places) if not place.exists()]
     folder = Path(tempfile.mkdtemp(prefix="progc-compile-"))
     if not missing:
@@ -148,7 +153,7 @@ def compiled_in_place(
         program, module, args, kwargs, modes, autocast, device: as for `compile_ahead`.
     """
     recipe, _ = _recipe(program, module, args, kwargs, modes, autocast, device)
-    known.write(known.notes(cache_folder(), recipe))
+    write_notes(notes_of(cache_folder(), recipe))
 
 
 def _recipe(
@@ -199,6 +204,23 @@ def cache_folder() -> Path:
     from torch._inductor.codecache import cache_dir
 
     return Path(cache_dir())
+
+
+def notes_of(cache: Path, recipe: Mapping[str, Any]) -> list[Path]:
+    """Returns the path of the note of each region of a recipe, whether it exists or not."""
+    common = {name: recipe[name] for name in ("config", "backward", "options", "autocast")}
+    found = []
+    for item in recipe["regions"]:
+        text = json.dumps([torch.__version__, common, item], sort_keys=True, default=str)
+        found.append(cache / "progc" / hashlib.sha256(text.encode()).hexdigest())
+    return found
+
+
+def write_notes(places: Iterable[Path]) -> None:
+    """Records that these regions are in the cache."""
+    for place in places:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.touch()
 
 
 def merge(source: Path, target: Path) -> int:
