@@ -180,7 +180,7 @@ class Editor:
 
 
 def sorted_graph(graph: fx.Graph) -> fx.Graph:
-    """The graph with every node behind what it reads; nodes that are placed well already stay in order."""
+    """The graph with every node after what it reads; nodes that already are stay in order."""
     position = {node: index for index, node in enumerate(graph.nodes)}
     if all(position[source] < position[node] for node in graph.nodes for source in node.all_input_nodes):
         return graph

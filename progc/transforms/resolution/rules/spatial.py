@@ -81,7 +81,7 @@ def col2im(walk: Walk, node: fx.Node, args: SizedArgs) -> Any:
             new = new_size(known) if grows(known) else stride * part.new + left
             outs.append(sized(given[place], new, part.cuts if hasattr(part, "cuts") else frozenset()))
     elif grows(counts):
-        raise SizeClash("rows and columns of patches cannot be told apart", cuts_of([counts]), walk.where())
+        raise SizeClash("rows and columns of patches cannot be distinguished", cuts_of([counts]), walk.where())
     else:
         outs = [fixed(size) for size in given]
     for place, dim in enumerate(outs):
