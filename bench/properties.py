@@ -40,8 +40,8 @@ PLANS = 4
 """Plans for each captured network: capture takes longer than growth."""
 
 KINDS = (
-    ("takes statistics, no whole factor", r"is no whole factor, and .* takes statistics"),
-    ("activations multiplied and summed, no whole factor", r"is no whole factor, and .* sums products"),
+    ("takes statistics, no whole factor", r"is not an integer factor, and .* takes statistics"),
+    ("activations multiplied and summed, no whole factor", r"is not an integer factor, and .* sums products"),
     ("parts of one dim grow by different factors", r"different factors"),
     ("groups across a seam", r"across a seam"),
     ("no parameter takes the factor", r"no parameter can take the factor"),

@@ -1,7 +1,7 @@
-"""The passes, one file each. Looking at their names imports none of them, hence no torch.
+"""The passes, one file each. Listing their names imports none of them, and so no torch.
 
-Packages outside add passes through the entry point group `progc.passes` (`name = "module:Class"`). May import
-`transforms` and below; never a schedule.
+Other packages add passes through the entry point group `progc.passes` (`name = "module:Class"`). May import
+`transforms` and the floors below them, but no schedule.
 """
 
 from progc.pipeline.registry import PASSES, load_pass, names

@@ -1,4 +1,4 @@
-"""grow-width: widens axes without changing the function."""
+"""`grow-width`: widens axes without changing the function."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import dataclasses
 from typing import ClassVar
 
 from progc.analysis.axes import axes_of
-from progc.errors import LOSSY, NotLosslessError, PassOptionError, TargetError, VerifyError, did_you_mean
+from progc.errors import LOSSY, NotLosslessError, TargetError, VerifyError
 from progc.ir.program import Program
 from progc.lift.lift import NOISE
 from progc.models.sizes import parse_sizes
 from progc.pipeline.base import Pass, PassResult, option
 from progc.transforms.width.plan import plan_widths
-from progc.transforms.width.sizes import axis_sizes
+from progc.transforms.width.sizes import axis_sizes, named_sizes
 from progc.transforms.width.widening import INITS, Widening, rewrite
 
 
@@ -20,26 +20,28 @@ from progc.transforms.width.widening import INITS, Widening, rewrite
 class GrowWidth(Pass):
     """Widens any set of axes: residual width, heads, head dim, MLP hidden, conv channels, groups.
 
-    Idea: every parameter and buffer dim along a growing axis gets an index map; tensors that produce the axis repeat
-    their rows, tensors that contract it share their columns among the copies (Net2Net, Chen et al. 2015;
-    docs/growth.md sections 0 and 1). Shares differ per output row (zero-sum noise), so that copies part under Adam.
-    Sizes baked into the graph follow their axes.
+    Idea: every parameter and buffer dim along a growing axis gets an index map. Tensors that produce the axis repeat
+    their rows, and tensors that contract it divide their columns among the copies (Net2Net, Chen et al. 2015;
+    docs/growth.md sections 0 and 1). The shares differ between output rows (zero-sum noise), so that copies diverge
+    under Adam. Sizes written into the graph change with their axes.
     Preserved: the function, exactly, in eval mode and, without dropout, in train mode, for `copy` and `zero`.
-    Normalised axes grow by whole factors, or are padded where that is exact (docs/growth.md 1.1). `random` is not
-    preserving. Growth that cannot be exact is refused unless `lossy` is set.
-    Needs: the axes of the program, with the sizes that are baked into both graphs.
-    Leaves behind: a program whose tensors have the names they had, and one tensor lift per tensor that grew.
+    Normalised axes grow by integer factors, or are padded where that is exact (docs/growth.md 1.1). `random` does not
+    preserve it. Growth that cannot be exact is refused unless `lossy` is set.
+    Needs: the axes of the program, with the sizes that are written into both graphs.
+    Leaves behind: a program whose tensors keep their names, and one tensor lift per tensor that grew.
     """
 
     name: ClassVar[str] = "grow-width"
     width: str | None = option(
-        None, help="size of the residual width, absolute or a factor such as *2; others in proportion"
+        None,
+        help="size of the residual stream (embedding dim), absolute or a factor such as *2; other sizes "
+        "follow in proportion",
     )
     heads: int | None = option(None, help="number of attention heads")
-    mlp: str | None = option(None, help="hidden size of MLPs, absolute or a factor")
+    mlp: str | None = option(None, help="hidden size of the MLPs, absolute or a factor")
     axes: tuple[str, ...] = option((), help="single axes as name:size")
-    init: str = option("copy", help="how new units are made", choices=INITS)
-    noise: float = option(NOISE, help="spread of the shares relative to the equal share, in [0, 1)")
+    init: str = option("copy", help="how new units are initialised", choices=INITS)
+    noise: float = option(NOISE, help="spread of the copies' shares of a weight, relative to equal shares, in [0, 1)")
     seed: int = option(0, help="seed of noise and random units")
     lossy: bool = option(False, help="accept growth that is not exact")
 
@@ -47,7 +49,7 @@ class GrowWidth(Pass):
         """Widens `program`.
 
         Raises:
-            TargetError: an unknown axis, a size below the present one, or an axis that may not grow.
+            TargetError: an unknown axis, a size below the present one, or an axis that cannot grow.
             NotLosslessError: `copy` or `zero` growth that cannot be exact, without `lossy`.
         """
         plan = plan_widths(program, self._sizes(program), init=self.init, seed=self.seed, noise=self.noise)
@@ -76,14 +78,4 @@ class GrowWidth(Pass):
         ]
         if keys:
             sizes.update(axis_sizes(program, parse_sizes(",".join(keys))))
-        names = [axis.name for axis in axes_of(program).axes]
-        for entry in self.axes:
-            name, colon, size = entry.rpartition(":")
-            if not colon or not size.isdigit():
-                raise PassOptionError(f"grow-width: axes takes name:size, not `{entry}`")
-            if name not in names:
-                raise TargetError(
-                    f"no axis is called `{name}`{did_you_mean(name, names)}; progc inspect --axes lists them"
-                )
-            sizes[name] = int(size)
-        return sizes
+        return sizes | named_sizes(axes_of(program), self.axes)

@@ -26,31 +26,34 @@ _SPREAD = 0.02
 class InjectSid(Pass):
     """Adds a stage identifier: one learned row per stage, added where the network is conditioned.
 
-    Idea: the regime of training changes from stage to stage, and a learned row tells the network in which one it is
-    (AutoProg-Zero, Li et al. 2024, arXiv 2410.00350; the published code adds it to time and label embedding). The
-    table has a row per stage and a null row, which a sample gets with probability `dropout` in training, so that
-    guidance can ask for "no stage" as it asks for "no label".
-    Preserved: the function, exactly, with `zero`, since a zero is added; not with `normal`.
-    Needs: a site, found by analysis or named; values with a dim of samples and a dim of channels.
-    Leaves behind: a parameter `stage_embedding.weight`, an input `stage` or a fixed stage, and the site's name, so that
-    `remove-sid` can fold a row back. On a program that has an identifier it sets the stage and the dropout.
+    Idea: training changes from stage to stage, and a learned row tells the network which stage it is in (AutoProg-Zero,
+    Li et al. 2024, arXiv 2410.00350; the published code adds it to the time and label embedding). The table has a row
+    per stage and a null row. In training each sample gets the null row with probability `dropout`, so that guidance can
+    use "no stage" like "no label".
+    Preserved: the function, exactly, with `zero`, because zeros are added; not with `normal`.
+    Needs: a site, found by analysis or named: values with a batch dim and a channel dim.
+    Leaves behind: a parameter `stage_embedding.weight`, an input `stage` or a fixed stage, and the name of the site, so
+    that `remove-sid` can fold a row back. On a program that has an identifier, the pass sets its stage and dropout.
     """
 
     name: ClassVar[str] = "inject-sid"
 
-    stages: int | None = option(None, help="number of stages K; none: 4; 0 adds nothing")
+    stages: int | None = option(None, help="number of stages K; none: 4; 0 adds no identifier")
     site: str = option(
-        "auto", help="conditioning, tokens, features, context, a module's path or a node's name; auto: the first found"
+        "auto",
+        help="conditioning, tokens, features, context, a module's path or a node's name; auto: the first one found",
     )
-    init: str = option("zero", help="rows at the start; normal: N(0, 0.02), as published", choices=("zero", "normal"))
+    init: str = option("zero", help="initial rows; normal: N(0, 0.02), as in the paper", choices=("zero", "normal"))
     dropout: float | None = option(
-        None, help="probability of the null row in training, in [0, 1); none: 0.1, or as it is"
+        None, help="probability of the null row in training, in [0, 1); none: 0.1, or unchanged"
     )
     stage: str | None = option(
-        None, help="input, a number 0 to K-1 that is fixed in the graphs, or null; none: input, or as it is"
+        None, help="input, a number 0 to K-1 that is fixed in the graphs, or null; none: input, or unchanged"
     )
     form: str = option(
-        "add", help="the row is added to the site's values, or is one more token (lossy)", choices=("add", "token")
+        "add",
+        help="add the row to the values at the site, or make it an additional token (lossy)",
+        choices=("add", "token"),
     )
     seed: int = option(0, help="seed of init=normal")
     lossy: bool = option(False, help="accept form=token, which is not exact")
@@ -60,18 +63,18 @@ class InjectSid(Pass):
             object.__setattr__(self, "stage", str(self.stage))
         super().__post_init__()
         if self.stages is not None and self.stages < 0:
-            raise PassOptionError(f"inject-sid: stages is a number of stages, at least 0, not {self.stages}")
+            raise PassOptionError(f"inject-sid: stages={self.stages}: expected a number of stages, at least 0")
         if self.dropout is not None and not 0 <= self.dropout < 1:
-            raise PassOptionError(f"inject-sid: dropout is a probability, at least 0 and below 1, not {self.dropout}")
+            raise PassOptionError(f"inject-sid: dropout={self.dropout}: expected a probability in [0, 1)")
         if self.stage not in (None, "input", "null") and not str(self.stage).isdigit():
-            raise PassOptionError(f"inject-sid: stage is input, null or the number of a stage, not `{self.stage}`")
+            raise PassOptionError(f"inject-sid: stage={self.stage}: expected input, null or the number of a stage")
 
     def run(self, program: Program) -> PassResult:
-        """Adds the identifier, or sets the stage of the one that is there.
+        """Adds the identifier, or sets the stage and dropout of an existing one.
 
         Raises:
-            TargetError: no such site or stage, or an identifier that is there already and stays as it is.
-            NotLosslessError: a token, without `lossy`.
+            TargetError: no such site or stage, or an existing identifier that no option changes.
+            NotLosslessError: form=token without `lossy`.
         """
         if program.sid is not None:
             return self._set(program, program.sid)
@@ -82,8 +85,8 @@ class InjectSid(Pass):
         site = choose_site(program, self.site, self.form)
         if self.form == "token" and not self.lossy:
             raise NotLosslessError(
-                f"inject-sid: one more token at {site.name} changes what attention and means weigh, even if it is zero;"
-                f" form=add is exact, or {LOSSY}"
+                f"inject-sid: an additional token at {site.name} changes attention weights and means, even if "
+                f"it is zero; use form=add, which is exact, or {LOSSY}"
             )
         sid = StageIdentifier(
             table=free_name(program),
@@ -104,10 +107,12 @@ class InjectSid(Pass):
             result = with_sid(program, sid, table, site.places)
         except VerifyError as error:  # sizes that are written into the graph
             raise TargetError(
-                f"inject-sid: the network does not take one more token at {site.name}: {error}"
+                f"inject-sid: the network cannot take an additional token at {site.name}: {error}"
             ) from error
         if self.form == "token" and _outputs(result) != _outputs(program):
-            raise TargetError(f"inject-sid: with one more token at {site.name} the outputs would have other shapes")
+            raise TargetError(
+                f"inject-sid: an additional token at {site.name} would change the shapes of the outputs; use form=add"
+            )
         return PassResult(
             result,
             changed=True,
@@ -118,14 +123,12 @@ class InjectSid(Pass):
         )
 
     def _fixed(self, stages: int) -> int | None:
-        """The fixed stage, None for an input."""
+        """The fixed stage; None for an input."""
         if self.stage in (None, "input"):
             return None
         stage = stages if self.stage == "null" else int(str(self.stage))
         if stage > stages:
-            raise TargetError(
-                f"inject-sid: there is no stage {stage}; stages are 0 to {stages - 1}, and {stages} is the null row"
-            )
+            raise TargetError(f"inject-sid: stage={stage}: expected 0 to {stages - 1}, or {stages} for the null row")
         return stage
 
     def _set(self, program: Program, sid: StageIdentifier) -> PassResult:
@@ -139,8 +142,9 @@ class InjectSid(Pass):
         if others or new == sid:
             now = f"stage {sid.stage} fixed" if sid.stage is not None else "the stage an input"
             raise TargetError(
-                f"inject-sid: the network has a stage identifier ({sid.stages} stages at {sid.site}, {now}, dropout "
-                f"{sid.dropout:g}); stage=... or dropout=... with another value sets these, remove-sid takes it out"
+                f"inject-sid: the network already has a stage identifier ({sid.stages} stages at {sid.site}, "
+                f"{now}, dropout {sid.dropout:g}); set another stage= or dropout= to change it, or use "
+                "remove-sid to remove it"
             )
         result = with_stage(program, new)
         rows = values(program.tensors[sid.table]).detach()
@@ -156,12 +160,12 @@ def _outputs(program: Program) -> list[Any]:
 
 def _notes(site: Site, where: str, form: str) -> tuple[str, ...]:
     if form == "token":
-        return (f"{site.name}: one more token behind {where}", "remove-sid cannot fold a token")
+        return (f"{site.name}: an additional token after {where}", "remove-sid cannot fold a token")
     more = f" and {len(site.places) - 1} more values" if len(site.places) > 1 else ""
     if site.fold.targets:
         names = ", ".join(name for name, _ in site.fold.targets)
         return (f"{site.name}: added at {where}{more}", f"remove-sid will fold it into {names}")
     return (
         f"{site.name}: added at {where}{more}",
-        f"no parameter can take the row over later, and remove-sid will refuse: {site.fold.reason}",
+        f"remove-sid will refuse, because no parameter can absorb the row: {site.fold.reason}",
     )

@@ -13,17 +13,17 @@ from progc.pipeline.base import Pass, PassResult, option
 from progc.transforms.sid.edit import without_sid
 from progc.transforms.sid.folding import find_fold, targets_of
 
-_KEEP = "keep the identifier and fix its stage: inject-sid with dropout=0 stage="
+_KEEP = "keep the identifier and fix its stage with inject-sid{{dropout=0 stage={}}}"
 
 
 @dataclasses.dataclass(frozen=True)
 class RemoveSid(Pass):
-    """Takes a stage identifier out: one stage's row becomes part of the network's own parameters.
+    """Removes a stage identifier: the row of one stage becomes part of the network's own parameters.
 
-    Idea: after the last stage the row is a constant, and a constant that is added to a value is added to the bias, the
-    position table or the embedding that the value is a sum with (AutoProg-Zero, Li et al. 2024, keeps the table).
+    Idea: after the last stage the row is a constant. A constant that is added to a value can be added to the bias, the
+    position table or the embedding that the value is a sum with. (AutoProg-Zero, Li et al. 2024, keeps the table.)
     Preserved: the function of the network at that stage, up to the rounding of one sum in the parameters' dtype.
-    Needs: a parameter whose every reader is on the way to the values that get the row.
+    Needs: a parameter all of whose readers are on the way to the values that get the row.
     Leaves behind: the graphs, inputs and names that the network had before `inject-sid`, and a lift that folds the row
     of each averaged copy into that copy.
     """
@@ -31,15 +31,15 @@ class RemoveSid(Pass):
     name: ClassVar[str] = "remove-sid"
 
     stage: int | None = option(
-        None, help="which stage stays, 0 to K-1, or K for the null row; none: the fixed one, else the last"
+        None, help="which stage to keep, 0 to K-1, or K for the null row; none: the fixed one, else the last"
     )
 
     def run(self, program: Program) -> PassResult:
-        """Removes the identifier; a program that has none stays as it is.
+        """Removes the identifier; a program that has none stays unchanged.
 
         Raises:
             TargetError: no such stage.
-            NotLosslessError: no parameter can take the row over.
+            NotLosslessError: no parameter can absorb the row.
         """
         sid = program.sid
         if sid is None:
@@ -49,18 +49,18 @@ class RemoveSid(Pass):
             stage = sid.stage if sid.stage is not None else sid.stages - 1
         if not 0 <= stage <= sid.null:
             raise TargetError(
-                f"remove-sid: there is no stage {stage}; stages are 0 to {sid.stages - 1}, and {sid.null} is the null "
-                "row"
+                f"remove-sid: stage={stage}: expected 0 to {sid.stages - 1}, or {sid.null} for the null row"
             )
         if sid.form != "add":
             raise NotLosslessError(
-                f"remove-sid: a token at {sid.site} cannot be folded into parameters; {_KEEP}{stage}"
+                f"remove-sid: a token at {sid.site} cannot be folded into parameters; {_KEEP.format(stage)}"
             )
         plain, places = without_sid(program)
         fold = find_fold(plain, places)
         if not fold.targets:
             raise NotLosslessError(
-                f"remove-sid: no parameter can take over what is added at {sid.site}: {fold.reason}; {_KEEP}{stage}"
+                f"remove-sid: no parameter can absorb the row that is added at {sid.site}: {fold.reason}; "
+                f"{_KEEP.format(stage)}"
             )
         entries = tuple(
             TensorLift(name, name, adds=(Add(sid.table, stage, dim),)) for name, dim in targets_of(fold, plain.tied)
@@ -71,7 +71,7 @@ class RemoveSid(Pass):
         names = ", ".join(entry.name for entry in entries)
         notes = [f"stage {stage} folded into {names}"]
         if sid.input is not None:
-            notes.append(f"the input `{sid.input}` is gone; other stages are lost")
+            notes.append(f"the input `{sid.input}` was removed; the other stages are lost")
         dropped = f"samples no longer get the null row with probability {sid.dropout:g}"
         return PassResult(
             result,

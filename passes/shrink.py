@@ -5,64 +5,68 @@ from __future__ import annotations
 import dataclasses
 from typing import ClassVar, cast
 
+from progc.analysis.axes import axes_of
 from progc.analysis.chains import chains_of
 from progc.errors import TargetError
 from progc.ir.program import Program
 from progc.lift.lift import composed
 from progc.passes.grow_resolution import GrowResolution
 from progc.pipeline.base import Pass, PassResult, option
-from progc.transforms.shrinking.depths import Rule, choose, parse_depth
+from progc.transforms.depth.targets import choose, parse_depth
+from progc.transforms.shrinking.removal import Rule, kept_blocks
 from progc.transforms.shrinking.shrink import Units, shrunk
-from progc.transforms.shrinking.sizes import parse_axis, parse_width, smaller_sizes
+from progc.transforms.width.sizes import fitted_sizes, named_sizes, parse_axis, shrink_sizes
 
 
 @dataclasses.dataclass(frozen=True)
 class Shrink(Pass):
     """Takes a smaller network out of a program.
 
-    Idea: progressive training starts from a sub-network of the full model, and an elastic supernet trains many of them
-    on one set of weights (AutoProg, Li et al., CVPR 2022; slimmable networks, Yu et al., ICLR 2019). Blocks leave their
-    chains, units leave their axes. What stays are the places that growth copies from, so that growing back by the same
-    plan puts every kept block and unit where it was. With storage=share a kept tensor is the full one or a view of it:
-    training the small network trains these entries of the full one and no others. With storage=copy weights that sum
-    over fewer inputs are multiplied by the root of the fan-in's ratio, which keeps the variance of their outputs
-    (He et al., ICCV 2015).
-    Preserved: nothing of the function; a sub-network computes another one. Names, ties, and what is trainable.
-    Needs: chains for the depth, axes for the width, with the sizes that are baked into both graphs.
-    Leaves behind: tensors under the names that the user's class of that size gives them, and one tensor lift per tensor
-    that moved or shrank.
+    Idea: progressive training starts from a sub-network of the full model, and an elastic supernet trains many
+    sub-networks on one set of weights (AutoProg, Li et al., CVPR 2022; slimmable networks, Yu et al., ICLR 2019).
+    Blocks are removed from their chains, and units from their axes. The blocks and units that stay are those that
+    growth copies from, so growing back by the same plan puts each of them where it was. With storage=share a kept
+    tensor is the full one or a view of it: training the small network trains these entries of the full one and no
+    others. With storage=copy, weights that sum over fewer inputs are multiplied by the square root of the ratio of
+    fan-ins, which keeps the variance of their outputs (He et al., ICCV 2015).
+    Preserved: names, ties, and which parameters train; not the function, because a sub-network computes another one.
+    Needs: chains for the depth, axes for the width, with the sizes that are written into both graphs.
+    Leaves behind: tensors with the names of the model class of that size, and one tensor lift per tensor that moved or
+    shrank.
     """
 
     name: ClassVar[str] = "shrink"
 
     depth: tuple[str, ...] = option(
-        (), help="depth as users count it (6), a factor (0.5, *0.5), or either per chain (layer3:6,layer4:0.5)"
+        (), help="number of blocks (6), a factor (0.5, *0.5), or either per chain (layer3:6,layer4:0.5)"
     )
     chains: tuple[str, ...] = option(
-        (), help="names or globs of the chains that depths without a name are for; empty: all"
+        (), help="names or globs of the chains that a depth without a name applies to; empty: all"
     )
     rule: str = option(
         "spread",
-        help="which blocks stay: those that growth copies from, or one end",
+        help="which blocks stay: those that growth copies from, or those of one end",
         choices=("spread", "first", "last"),
     )
     width: str | None = option(
-        None, help="size of the residual width, absolute (192) or a factor (*0.5); others in proportion"
+        None,
+        help="size of the residual stream (embedding dim), absolute (192) or a factor (*0.5); other sizes "
+        "follow in proportion",
     )
     heads: int | None = option(None, help="number of attention heads")
-    mlp: str | None = option(None, help="hidden size of MLPs, absolute or a factor")
-    axes: tuple[str, ...] = option((), help="single axes as name:size, by their names before")
+    mlp: str | None = option(None, help="hidden size of the MLPs, absolute or a factor")
+    axes: tuple[str, ...] = option((), help="single axes as name:size, by their names before shrinking")
     units: str = option(
         "spread",
-        help="which units of an axis stay: those that growth by copy repeats, or the first",
+        help="which units of an axis stay: those that growth by copy repeats, or the first ones",
         choices=("spread", "leading"),
     )
     resolution: tuple[str, ...] = option(
-        (), help="size of the image as grow-resolution takes it: 160, 160x224 or a factor such as *0.5"
+        (), help="size of the image in pixels, as for grow-resolution: 160, 160x224 or a factor such as *0.5"
     )
     storage: str = option(
         "share",
-        help="views of the full tensors where the units allow one, or copies fitted to the smaller fan-in",
+        help="share: views of the full tensors where possible; copy: copies scaled to the smaller fan-in",
         choices=("share", "copy"),
     )
 
@@ -75,30 +79,28 @@ class Shrink(Pass):
                 object.__setattr__(self, field, str(getattr(self, field)))
         super().__post_init__()
         for text in self.depth:
-            parse_depth(text)
-        for field in ("width", "mlp"):
-            if getattr(self, field) is not None:
-                parse_width(field, getattr(self, field))
+            parse_depth(text, shrink=True)
+        shrink_sizes(self.width, self.heads, self.mlp)
         for text in self.axes:
-            parse_axis(text)
+            parse_axis(text, self.name)
 
     def run(self, program: Program) -> PassResult:
-        """The sub-network: blocks and units first, then the input size.
+        """Returns the sub-network: blocks and units are removed first, then the input size changes.
 
         Raises:
             PassOptionError: a chain that does not exist, or chains that overlap.
             TargetError: a depth or size that is larger than the present one or that the network cannot have.
         """
-        kept, notes = choose(
-            chains_of(program), [parse_depth(text) for text in self.depth], self.chains, cast(Rule, self.rule)
-        )
-        sizes, rounded = smaller_sizes(program, self.width, self.heads, self.mlp, self.axes)
-        notes += rounded
+        depths = [parse_depth(text, shrink=True) for text in self.depth]
+        choice = choose(chains_of(program), depths, self.chains, shrink=True)
+        kept, remarks = kept_blocks(choice.blocks, cast(Rule, self.rule))
+        sizes, rounded = self._sizes(program)
+        notes = [*choice.notes, *remarks, *rounded]
         resize = GrowResolution(to=self.resolution) if self.resolution else None
         if not (kept or sizes):
             result = self._resized(resize, program) if resize is not None else PassResult(program, False)
             if not self._asked:
-                notes.append("nothing to shrink: give depth, width, heads, mlp, axes or resolution")
+                notes.append("nothing to shrink: set depth, width, heads, mlp, axes or resolution")
             if not result.changed or self.storage == "share":
                 return dataclasses.replace(result, notes=(*notes, *result.notes))
         small = shrunk(program, kept, sizes, units=cast(Units, self.units), storage=self.storage)
@@ -118,6 +120,13 @@ class Shrink(Pass):
             "tensors narrowed": sum(any(entry.dims) for entry in small.lift.tensors),
         }
         return PassResult(after, True, counts, lift, tuple(notes), lossless=False)
+
+    def _sizes(self, program: Program) -> tuple[dict[str, int], list[str]]:
+        """New size of every axis that shrinks, and notes; a single axis overrides the proportions."""
+        table, wanted = axes_of(program), shrink_sizes(self.width, self.heads, self.mlp)
+        sizes, notes = fitted_sizes(program, wanted, shrink=True)
+        sizes |= named_sizes(table, self.axes, shrink=True)
+        return {name: size for name, size in sizes.items() if size != table[name].size}, notes
 
     @property
     def _asked(self) -> bool:

@@ -50,9 +50,7 @@ def diff(
     before, after = side_of(a, called[0]), side_of(b, called[1])
     for side in (before, after):
         if graph and side.program is None:
-            raise InputError(
-                f"{side.name} is an output folder, which holds no graph; give the model itself"
-            )
+            raise InputError(f"{side.name} is an output folder, which holds no graph; give the model itself")
     old, new = before.facts, after.facts
     shared, other = _shared(before, after)
     froze, thawed = _trainable(before, after)

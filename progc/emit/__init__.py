@@ -1,4 +1,7 @@
-"""Stage modules: programs as an outer graph that calls one region per block, each shared by all blocks alike."""
+"""Stage modules for training: an outer graph calls one compiled region per block, shared by all equal blocks.
+
+May import `transforms` and the floors below them, but no schedule.
+"""
 
 from progc.emit.stage_module import HOWS, StageModule, emit, regions, unit_paths
 

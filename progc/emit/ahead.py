@@ -1,28 +1,37 @@
-"""The next stage compiled while the present one trains, in a process and a cache folder of its own.
+"""Compiles the next stage while the present one trains, in another process and its own cache folder.
 
-When that process has compiled everything, its folder is merged into the one that this process uses: file by file, each
-written whole under another name and then renamed. A compilation that was killed or failed leaves nothing but its own
-folder, which goes; the stage is then compiled in place, as without it.
+When that process has compiled everything, its cache folder is merged into that of this process, file by file; each file
+is written under a temporary name and then renamed. If the compilation is killed or fails, its folder is removed, and
+the stage is compiled in place when it starts.
+
+A note in the cache folder, under a hash of everything that a region depends on, records that the region was compiled.
+The keys of the cache itself can only be computed by tracing the region again. If the cache was pruned, a note is out of
+date, and the region is compiled in place.
+
+`torch.compiler.save_cache_artifacts` does not replace the merge: on CPU (torch 2.14) its artifacts contain the entries
+of AOTAutograd and Inductor but not the compiled C++ kernels, so the training process would run the C++ compiler again,
+which is most of the time.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
+import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch._functorch.config as functorch
 
-from progc.emit import known
 from progc.emit.specs import arguments, region_to_json
 from progc.emit.stage_module import StageModule, calls, settings
 from progc.files.writing import replacing, write_json
@@ -31,12 +40,12 @@ from progc.ir.program import Mode, Program
 
 @dataclasses.dataclass
 class Ahead:
-    """A compilation under way.
+    """A running compilation.
 
     Attributes:
-        folder: its own: recipe, log and cache.
-        process: None where there is nothing to compile.
-        regions: how many regions it compiles.
+        folder: its recipe, log and cache.
+        process: None if there is nothing to compile.
+        regions: number of regions that it compiles.
         left: keys of regions that can only be compiled in place.
     """
 
@@ -49,14 +58,14 @@ class Ahead:
 
     @property
     def running(self) -> bool:
-        """Whether it still compiles."""
+        """Whether the process is still compiling."""
         return self.process is not None and self.process.poll() is None
 
     def finish(self, stop: Callable[[], bool] = lambda: False) -> bool:
-        """Waits, merges what was compiled, and removes the folder.
+        """Waits, merges the compiled files, and removes the folder.
 
         Args:
-            stop: asked while it waits; once it says so nothing is waited for any more.
+            stop: called while waiting; once it returns True, the compilation is cancelled.
 
         Returns:
             Whether everything is in the cache now; False after a failure or a stop.
@@ -68,12 +77,12 @@ class Ahead:
                 break
         if done and self.process is not None:
             merge(self.folder / "cache", cache_folder())
-            known.write(self.notes)
+            write_notes(self.notes)
         self.cancel()
         return done
 
     def cancel(self) -> None:
-        """Ends the process, if it still runs, and removes its folder."""
+        """Ends the process, if it is still running, and removes its folder."""
         if self.process is not None:
             if self.running:
                 self.process.kill()
@@ -93,17 +102,19 @@ def compile_ahead(
     nice: int = 10,
     threads: int = 1,
 ) -> Ahead:
-    """Starts compiling what `module`, emitted of `program`, will need, and returns at once.
+    """Starts compiling the regions of `module`, and returns at once.
 
     Args:
-        args, kwargs: inputs at the size of training; only shapes, dtypes and devices matter.
+        program: the program that `module` was emitted from.
+        module: the stage module.
+        args, kwargs: inputs at the training size; only shapes, dtypes and devices matter.
         modes: the graphs to compile.
         autocast: dtype of mixed precision, if training uses it.
-        device: where training runs; None: where the program's tensors are.
-        nice, threads: how much of the machine the process may take from the training that goes on.
+        device: device of the training; None: that of the program's tensors.
+        nice, threads: niceness and number of threads of the process, so that the running training keeps its speed.
     """
     recipe, left = _recipe(program, module, args, kwargs or {}, modes, autocast, device)
-    places = known.notes(cache_folder(), recipe)
+    places = notes_of(cache_folder(), recipe)
     missing = [k for k, place in enumerate(places) if not place.exists()]
     folder = Path(tempfile.mkdtemp(prefix="progc-compile-"))
     if not missing:
@@ -112,7 +123,7 @@ def compile_ahead(
     write_json(folder / "recipe.json", recipe)
     (folder / "cache").mkdir()
     environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(folder / "cache")}
-    environment.pop("TRITON_CACHE_DIR", None)  # follows Inductor's
+    environment.pop("TRITON_CACHE_DIR", None)  # Triton then uses Inductor's folder
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "progc.emit.compile_child", str(folder)],
@@ -120,7 +131,7 @@ def compile_ahead(
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            start_new_session=True,  # a Ctrl-C is for the training; what ends it ends this by `cancel`
+            start_new_session=True,  # Ctrl-C goes to the training only, which calls `cancel` when it ends
         )
     return Ahead(folder, process, len(missing), left, time.monotonic(), tuple(places[k] for k in missing))
 
@@ -135,12 +146,13 @@ def compiled_in_place(
     autocast: torch.dtype | None = None,
     device: torch.device | None = None,
 ) -> None:
-    """Notes that this process has compiled what `module` needs, forwards and backwards: it is in the cache.
+    """Records that this process has compiled the regions of `module`, forward and backward, into the cache.
 
-    Args: as for `compile_ahead`.
+    Args:
+        program, module, args, kwargs, modes, autocast, device: as for `compile_ahead`.
     """
     recipe, _ = _recipe(program, module, args, kwargs, modes, autocast, device)
-    known.write(known.notes(cache_folder(), recipe))
+    write_notes(notes_of(cache_folder(), recipe))
 
 
 def _recipe(
@@ -152,7 +164,7 @@ def _recipe(
     autocast: torch.dtype | None,
     device: torch.device | None,
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """What it takes to compile the regions elsewhere, and keys of those that can only be compiled in place."""
+    """The data to compile the regions elsewhere, and keys of regions that can only be compiled in place."""
     found: list[dict[str, Any]] = []
     left: list[str] = []
     place = "cpu"
@@ -179,7 +191,7 @@ def _recipe(
 
 
 def inductor_config() -> dict[str, Any]:
-    """Plain settings of Inductor in this process: what is compiled under others is not found in the cache."""
+    """Returns the plain settings of Inductor in this process, which are part of its cache keys."""
     from torch._inductor import config
 
     values: dict[str, Any] = config.get_config_copy()
@@ -187,14 +199,31 @@ def inductor_config() -> dict[str, Any]:
 
 
 def cache_folder() -> Path:
-    """Where Inductor of this process keeps what it compiled."""
+    """Returns the cache folder of Inductor in this process."""
     from torch._inductor.codecache import cache_dir
 
     return Path(cache_dir())
 
 
+def notes_of(cache: Path, recipe: Mapping[str, Any]) -> list[Path]:
+    """Returns the path of the note of each region of a recipe, whether it exists or not."""
+    common = {name: recipe[name] for name in ("config", "backward", "options", "autocast")}
+    found = []
+    for item in recipe["regions"]:
+        text = json.dumps([torch.__version__, common, item], sort_keys=True, default=str)
+        found.append(cache / "progc" / hashlib.sha256(text.encode()).hexdigest())
+    return found
+
+
+def write_notes(places: Iterable[Path]) -> None:
+    """Records that these regions are in the cache."""
+    for place in places:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.touch()
+
+
 def merge(source: Path, target: Path) -> int:
-    """Puts files of one cache folder into another that does not have them; returns how many."""
+    """Copies the files of one cache folder that are missing in another into that one; returns their number."""
     count = 0
     for path in sorted(source.rglob("*")):
         place = target / path.relative_to(source)
@@ -203,7 +232,7 @@ def merge(source: Path, target: Path) -> int:
         place.parent.mkdir(parents=True, exist_ok=True)
         with replacing(place, durable=False) as temporary:
             shutil.copy2(path, temporary)
-            if path.suffix == ".json":  # Triton notes where the files of a kernel are
+            if path.suffix == ".json":  # Triton records absolute paths of a kernel's files
                 with contextlib.suppress(UnicodeDecodeError):
                     text = path.read_text(encoding="utf-8")
                     temporary.write_text(text.replace(str(source), str(target)), encoding="utf-8")

@@ -1,8 +1,8 @@
-"""Are the gradients of compiled functions right on this machine? Asked before training, since wrong ones say nothing.
+"""Checks before training that compiled functions have the right gradients on this machine.
 
-A build of the compiler can return the right loss with wrong gradients, and a layer that was frozen and trains again may
-be left without one. Both are found by a function of the operations that networks are made of, whose gradients are known
-from eager mode.
+Some builds of the compiler return the right loss with wrong gradients, or no gradient for a layer that was frozen and
+then trains again. Both are found with a small function made of the operations of networks, by comparison with eager
+mode.
 """
 
 from __future__ import annotations
@@ -17,23 +17,24 @@ import torch.nn.functional as F
 from progc.errors import CheckError
 
 TOLERANCE = 1e-3
-"""Largest difference relative to the largest entry; kernels of another order of summation stay far below."""
+"""Largest difference relative to the largest entry. Kernels with another order of summation stay far below it."""
 
 
 def check_compiler(device: str = "cpu", **options: Any) -> None:
-    """Compiles a small function, with its first layer frozen and then not, and compares its gradients with eager ones.
+    """Compiles a small function, with its first layer frozen and then not, and compares its gradients with eager mode.
 
     Args:
-        options: of `torch.compile`, those that training will use.
+        device: where to run it.
+        options: options of `torch.compile` that training will use.
 
     Raises:
-        CheckError: a gradient is wrong or missing; compiling is to be left out on this machine.
+        CheckError: a gradient is wrong or missing; train without compiling on this machine.
     """
     _checked(device, tuple(sorted((name, repr(value)) for name, value in options.items())), _Holder(options))
 
 
 class _Holder:
-    """Options beside their text, which is what is remembered."""
+    """Options that are ignored by the cache, whose key is their text."""
 
     def __init__(self, options: dict[str, Any]) -> None:
         self.options = options
@@ -67,16 +68,18 @@ def compare(function: Callable[..., torch.Tensor], device: str = "cpu") -> None:
         state = "frozen" if frozen else "trained again after it was frozen"
         for eager, compiled in zip(expected, found, strict=True):
             if compiled is None:
-                raise CheckError(f"torch.compile gives no gradient here for a layer that is {state}; {_WAY_OUT}")
+                raise CheckError(
+                    f"torch.compile returns no gradient on this machine for a layer that is {state}; {_WAY_OUT}"
+                )
             error = ((eager - compiled).abs().max() / eager.abs().max()).item()
             if not error <= TOLERANCE:
                 raise CheckError(
-                    f"torch.compile gives wrong gradients here (relative difference {error:.1e}, a layer is {state}); "
-                    f"{_WAY_OUT}"
+                    f"torch.compile returns wrong gradients on this machine (relative difference {error:.1e}, for "
+                    f"a layer that is {state}); {_WAY_OUT}"
                 )
 
 
-_WAY_OUT = "train without it (how=eager), or with another build of torch"
+_WAY_OUT = "train without torch.compile (how=eager), or install another build of torch"
 
 
 def _tensors(device: str) -> list[torch.Tensor]:
@@ -89,7 +92,7 @@ def _tensors(device: str) -> list[torch.Tensor]:
 def _network(
     x: torch.Tensor, qkv: torch.Tensor, out: torch.Tensor, norm: torch.Tensor, up: torch.Tensor, down: torch.Tensor
 ) -> torch.Tensor:
-    """A transformer block and the mean square of what it gives."""
+    """A transformer block and the mean square of its output."""
     batch, tokens, width = x.shape
     q, k, v = F.linear(x, qkv).reshape(batch, tokens, 3, 2, width // 2).permute(2, 0, 3, 1, 4).unbind(0)
     mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, tokens, width)

@@ -1,7 +1,7 @@
-"""Compiles regions that another process will need: `python -m progc.emit.compile_child FOLDER`.
+"""Compiles regions for another process: `python -m progc.emit.compile_child FOLDER`.
 
-FOLDER holds `recipe.json`; what Inductor makes goes to the cache folder that the environment names. Exit code 0 says
-that everything was compiled and ran forwards and backwards.
+FOLDER holds `recipe.json`. Inductor writes to the cache folder that the environment names. Exit code 0 means that every
+region was compiled and ran forward and backward.
 """
 
 from __future__ import annotations

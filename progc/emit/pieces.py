@@ -1,9 +1,9 @@
-"""A graph cut into pieces that run one after the other: the blocks of its chains, and what stands between them.
+"""Cuts a graph into pieces that run one after the other: the blocks of its chains, and what is between them.
 
-Graph order is execution order, so a piece is a stretch of it. What a block's stretch holds besides the block's own
-operations stays with the block, unless others read it: then it is computed before, which is allowed for what draws no
-random numbers and writes to nothing. Where that does not work out, neighbours become one piece: cutting never changes
-what is computed, nor in which order random numbers are drawn.
+Graph order is execution order, so a piece is a range of it. Other operations inside the range of a block stay with the
+block, unless others read them. Those are computed before the block, which is allowed for operations that draw no random
+numbers and write to nothing. Where that is impossible, neighbours become one piece. Cutting never changes the results
+or the order in which random numbers are drawn.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from progc.ir.program import Mode, Program
 
 @dataclasses.dataclass(frozen=True)
 class Piece:
-    """A stretch of a graph.
+    """A range of a graph.
 
     Attributes:
-        label: of its block; None for what stands between blocks.
+        label: label of its block; None for operations between blocks.
         nodes: its call nodes in graph order.
     """
 
@@ -31,7 +31,7 @@ class Piece:
 
 
 def cut(program: Program, mode: Mode) -> list[Piece]:
-    """The pieces of a program's graph in order of execution; every call node is in exactly one."""
+    """Returns the pieces of a program's graph in execution order; every call node is in exactly one."""
     calls = [node for node in program.graphs[mode].nodes if node.op == "call_function"]
     place = {node: index for index, node in enumerate(calls)}
     by_name = {node.name: node for node in calls}
@@ -57,7 +57,7 @@ def cut(program: Program, mode: Mode) -> list[Piece]:
 
 
 def _apart(spans: list[tuple[int, int, str]]) -> list[tuple[int, int, str]]:
-    """Stretches that overlap are left to what stands between blocks."""
+    """Ranges that overlap are left to the operations between blocks."""
     return [
         span
         for index, span in enumerate(spans)
@@ -68,9 +68,9 @@ def _apart(spans: list[tuple[int, int, str]]) -> list[tuple[int, int, str]]:
 def _hoisted(
     calls: list[fx.Node], place: dict[fx.Node, int], start: int, stop: int
 ) -> tuple[list[fx.Node], list[fx.Node]]:
-    """The operations of a stretch, and those of them that are computed before it.
+    """The operations of a range, and those of them that are computed before it.
 
-    These are pure, need nothing that the rest of the stretch computes, and are read behind it.
+    The latter are pure, need no other value of the range, and are read after it.
     """
     before: list[fx.Node] = []
     chosen: set[fx.Node] = set()
@@ -86,7 +86,7 @@ def _hoisted(
 
 
 def is_pure(node: fx.Node) -> bool:
-    """Whether a call draws no random numbers and writes to nothing."""
+    """Returns whether a call draws no random numbers and writes to nothing."""
     if not isinstance(node.target, torch._ops.OpOverload):
         return True
     return not node.target._schema.is_mutable and torch.Tag.nondeterministic_seeded not in node.target.tags

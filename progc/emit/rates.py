@@ -1,8 +1,7 @@
-"""Rates of dropout and stochastic depth as arguments of a graph, in place of numbers written into it.
+"""Turns the rates of dropout and stochastic depth into arguments of a graph, instead of numbers written into it.
 
-Where rates stand is known by `progc/transforms/dropping/find.py`; here operations that hold one as a number take it as
-a 0-d
-tensor instead: the same distribution.
+`progc/transforms/dropping/find.py` finds the rates. Here, operations that hold one as a number are replaced by
+operations that take it as a 0-d tensor, with the same distribution.
 """
 
 from __future__ import annotations
@@ -23,16 +22,16 @@ _WITH_TENSORS = frozenset({"div", "add", "lt", "le", "gt", "ge"})
 
 @dataclasses.dataclass(frozen=True)
 class LiftedRate:
-    """A number that becomes an argument: the rate, or the probability of keeping, as `argument` of an operation."""
+    """A number that becomes an argument: the rate or the keep probability, as `argument` of an operation."""
 
     argument: str
     value: float
 
 
 def rates_of(graph: fx.Graph) -> dict[fx.Node, LiftedRate]:
-    """Operations of a graph that hold a rate as a number and can take it as a tensor.
+    """Returns the operations of a graph that hold a rate as a number and can take it as a tensor.
 
-    Rates inside of attention, and those of dropout that keeps mean and variance, stay numbers.
+    Rates inside of attention, and those of dropout that preserves mean and variance (alpha dropout), stay numbers.
     """
     found: dict[fx.Node, LiftedRate] = {}
     for drop in find_drops(graph):
@@ -44,14 +43,14 @@ def rates_of(graph: fx.Graph) -> dict[fx.Node, LiftedRate]:
 
 
 def _can_take(node: fx.Node) -> bool:
-    if op_name(node) == "bernoulli":  # drawn in place, into a tensor that nobody else reads
+    if op_name(node) == "bernoulli":  # drawn in place, into a tensor that has no other reader
         source = node.args[0]
         return isinstance(source, fx.Node) and list(source.users) == [node]
     return target_text(node.target, False) == "dropout" or op_name(node) in _WITH_TENSORS
 
 
 def is_nothing(node: fx.Node) -> bool:
-    """Whether a node is dropout that drops nothing."""
+    """Returns whether a node is dropout that drops nothing."""
     return (
         isinstance(node.target, torch._ops.OpOverload)
         and target_text(node.target, False) == "dropout"
@@ -60,7 +59,7 @@ def is_nothing(node: fx.Node) -> bool:
 
 
 def with_rate(graph: fx.Graph, node: fx.Node, rate: LiftedRate, env: dict[fx.Node, fx.Node], given: fx.Node) -> fx.Node:
-    """The operation of `node`, one of `rates_of`, with `given`, a 0-d tensor, in place of its number."""
+    """Adds the operation of `node`, one of `rates_of`, with the 0-d tensor `given` as its number; returns the node."""
     value = env[node.args[0]]  # type: ignore[index]
     name = op_name(node)
     if name == "bernoulli":

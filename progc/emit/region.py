@@ -1,8 +1,8 @@
-"""A piece of a graph as a function of its own: values, tensors and drop rates come in as arguments.
+"""Turns a piece of a graph into a function whose values, tensors and drop rates are arguments.
 
-Two pieces with the same text are one region: they share one Python function, hence one compiled one. Rates of dropout
-and of stochastic depth, which differ from block to block along a ramp, are arguments too (0-d tensors); operations that
-take them as numbers are written anew for that: a mask is `rand(...) < keep`.
+Two pieces with the same text are one region: they share one Python function and therefore one compiled function. Rates
+of dropout and stochastic depth differ between blocks along a ramp, so they are arguments too (0-d tensors). Operations
+that take them as numbers are rewritten for that: a mask is `rand(...) < keep`.
 """
 
 from __future__ import annotations
@@ -46,24 +46,24 @@ class Region:
     computes: bool = True
 
     def __deepcopy__(self, memo: object) -> Region:
-        return self  # a value, and the names in its scope have no copies
+        return self  # a value object; the names in its scope cannot be copied
 
     @functools.cached_property
     def function(self) -> Callable[..., Any]:
-        """The source as a function with a code object of its own, hence a compiled form of its own."""
+        """The source as a function with its own code object, so that it has its own compiled form."""
         return _function(self.source, self.scope)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Call:
-    """How a piece calls its region.
+    """A call of a region by a piece.
 
     Attributes:
         piece: the piece.
-        region: shared by pieces alike.
-        values: nodes of the program's graph that come in, in order.
-        tensors: names of the program's tensors that come in, in order.
-        rates: numbers that come in, in order.
+        region: the region, shared by equal pieces.
+        values: nodes of the program's graph that are passed, in order.
+        tensors: names of the program's tensors that are passed, in order.
+        rates: numbers that are passed, in order.
         exits: nodes that others read, in order.
     """
 
@@ -79,11 +79,11 @@ class Call:
 
 
 class Regions:
-    """Regions of one graph by key: pieces alike get the same one.
+    """Regions of one graph by key; equal pieces get the same one.
 
     Args:
-        lift_rates: whether rates become arguments; without, operations stay as they are, and draw the random numbers
-            that the program's own graph draws.
+        lift_rates: whether rates become arguments. Without it, operations stay unchanged and draw the same random
+            numbers as the program's own graph.
     """
 
     def __init__(self, program: Program, mode: Mode, *, lift_rates: bool) -> None:
@@ -93,11 +93,12 @@ class Regions:
         self.by_key: dict[str, Region] = {}
 
     def call(self, piece: Piece, learns: set[fx.Node]) -> Call:
-        """The call of a piece.
+        """Returns the call of a piece.
 
         Args:
-            learns: nodes of the graph whose value needs a gradient: part of the key, since what is frozen compiles to
-                another backward.
+            piece: the piece.
+            learns: nodes of the graph whose value needs a gradient. They are part of the key, because frozen parameters
+                compile to another backward.
         """
         inside = set(piece.nodes)
         values: list[fx.Node] = []
@@ -168,7 +169,7 @@ class _Name:
 
 
 def _on_device_of(node: fx.Node, home: fx.Node | None) -> fx.Node:
-    """Makes a call that creates a tensor on a device of its own create it where the piece's tensors are."""
+    """Makes a call that creates a tensor on a fixed device create it on the device of the piece's tensors."""
     if home is None:
         return node
     leaves = [leaf for leaf in pytree.tree_leaves((list(node.args), dict(node.kwargs))) if type(leaf) is torch.device]
@@ -180,7 +181,7 @@ def _on_device_of(node: fx.Node, home: fx.Node | None) -> fx.Node:
 
 
 def as_function(graph: fx.Graph) -> Callable[..., Any]:
-    """A graph of placeholders and calls as a Python function."""
+    """Returns a graph of placeholders and calls as a Python function."""
     return _function(*_source(graph))
 
 
@@ -194,6 +195,6 @@ def _function(source: str, scope: Mapping[str, Any]) -> Callable[..., Any]:
     filename = f"<progc region {next(_counter)}>"
     linecache.cache[filename] = (len(source), None, source.splitlines(True), filename)
     names = dict(scope)
-    exec(compile(source, filename, "exec"), names)  # the source is our own graph
+    exec(compile(source, filename, "exec"), names)  # the source is generated from a graph
     function: Callable[..., Any] = names["region"]
     return function

@@ -1,9 +1,8 @@
-"""What the arguments of each region are in a run: shapes, strides, dtypes, and which need a gradient.
+"""Describes the arguments of each region in a run, and writes regions and arguments as text.
 
-Found on fake tensors, at the batch size that training will use; nothing is computed. With the region's source this is
-all that is needed to compile it elsewhere.
-
-Regions as text: source, names it uses, arguments. Enough to compile them in another process, without any pickle.
+Shapes, strides, dtypes and gradients are found on fake tensors, at the batch size of the training; nothing is computed.
+As JSON, a region has its source, the names that the source uses, and its arguments. Another process can compile it from
+that, without any pickle.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ from progc.ir.program import Mode, Program
 
 @dataclasses.dataclass(frozen=True)
 class TensorArgument:
-    """A tensor that a region gets: what `torch.empty_strided` needs to make one like it."""
+    """A tensor argument of a region: everything that `torch.empty_strided` needs to make one like it."""
 
     shape: tuple[int, ...]
     stride: tuple[int, ...]
@@ -53,12 +52,12 @@ def arguments(
     device: torch.device | None = None,
     autocast: torch.dtype | None = None,
 ) -> dict[str, tuple[Argument, ...]]:
-    """The arguments of every region by its key, as the first of its calls gets them.
+    """Returns the arguments of every region by its key, as the first of its calls gets them.
 
     Args:
-        args, kwargs: inputs of the network at the size of training; only their shapes matter.
-        device: where all tensors will be; None: where they are, or will be where they are deferred.
-        autocast: dtype of mixed precision, in which regions hand each other other dtypes than those of the weights.
+        args, kwargs: inputs of the network at the training size; only their shapes matter.
+        device: device of all tensors; None: their present device, or their future one if they are deferred.
+        autocast: dtype of mixed precision, in which regions pass each other other dtypes than those of the weights.
     """
     leaves = InputBinding(program).flatten(args, kwargs)
     found: dict[str, tuple[Argument, ...]] = {}
@@ -83,7 +82,7 @@ def arguments(
 
 
 def made(given: Sequence[Argument], seed: int = 0) -> list[Any]:
-    """Real arguments: small random numbers in floating tensors, zeros in others."""
+    """Returns real arguments: small random numbers in floating tensors, zeros in others."""
     generator = torch.Generator().manual_seed(seed)
     result: list[Any] = []
     for item in given:
@@ -107,14 +106,16 @@ def _argument(value: Any, parameter: bool) -> Argument:
         return TensorArgument(
             tuple(value.shape), tuple(value.stride()), value.dtype, str(value.device), value.requires_grad, parameter
         )
-    assert value is None or isinstance(value, (int, float, bool)), f"a region cannot take a {type(value).__name__}"
+    assert value is None or isinstance(value, (int, float, bool)), (
+        f"a region cannot take an argument of type {type(value).__name__}"
+    )
     return value
 
 
 def _mixed(device: str, dtype: torch.dtype | None) -> contextlib.AbstractContextManager[Any]:
     if dtype is None:
         return contextlib.nullcontext()
-    # Without its cache of cast weights: a fake one must not outlive this run.
+    # Without autocast's cache of cast weights: a fake tensor must not outlive this run.
     return torch.autocast(device.partition(":")[0], dtype=dtype, cache_enabled=False)
 
 
@@ -125,7 +126,7 @@ def _device(values: Sequence[Any]) -> str:
 
 
 def region_to_json(region: Region, given: tuple[Argument, ...]) -> dict[str, Any] | None:
-    """A JSON object; None if the source uses something that has no name in a module (an operation of the user's)."""
+    """Returns a JSON object; None if the source uses an object without a module name (an operation of the user)."""
     names = {name: _spelled(value) for name, value in region.scope.items()}
     used = {name: text for name, text in names.items() if name in region.source}
     if any(text is None for text in used.values()):
@@ -134,10 +135,10 @@ def region_to_json(region: Region, given: tuple[Argument, ...]) -> dict[str, Any
 
 
 def region_from_json(data: Mapping[str, Any]) -> tuple[Callable[..., Any], tuple[Argument, ...]]:
-    """The function and its arguments.
+    """Returns the function and its arguments.
 
     Raises:
-        InputError: a name that this process does not have.
+        InputError: a name that is not allowed.
     """
     scope = {name: _found(text) for name, text in data["names"].items()}
     exec(compile(data["source"], f"<progc region {data['key'][:12]}>", "exec"), scope)  # written by region_to_json
@@ -167,7 +168,7 @@ def _found(text: str) -> Any:
     if module == "builtins":
         return getattr(builtins, name)
     if module.partition(".")[0] not in ("torch", "_operator", "operator", "math"):
-        raise InputError(f"region: {text} is no name of torch or of Python's own modules")
+        raise InputError(f"region: {text}: expected a name from torch or from Python's operator, math or builtins")
     value: Any = importlib.import_module(module)
     for part in filter(None, name.split(".")):
         value = getattr(value, part)

@@ -1,8 +1,8 @@
-"""A program as a module for training: an outer graph that calls one region per block.
+"""Makes a program a module for training: an outer graph that calls one region per block.
 
-Tensors stand under the user's names, as in `ProgramModule`. A block whose tensors all stand under one module path is
-called through the module of that path, so that hooks on it (those of FSDP, say) see its forward. Blocks alike share one
-compiled function: compile time does not grow with depth.
+Tensors have the names of the user's module, as in `ProgramModule`. A block whose tensors are all below one module path
+is called through the module of that path, so that hooks on it (those of FSDP, for example) see its forward. Equal
+blocks share one compiled function, so compile time does not grow with depth.
 """
 
 from __future__ import annotations
@@ -28,23 +28,27 @@ HOWS: tuple[How, ...] = ("regions", "whole", "eager")
 
 
 class StageBlock(nn.Module):
-    """The module of a block's path: runs the block's region with its own tensors."""
+    """The module at a block's path: runs the block's region with its own tensors."""
 
     def run_with(self, mode: Mode, function: Callable[..., Any], own: dict[int, str], count: int, again: bool) -> None:
-        """Says how the region is called.
+        """Sets how the region is called.
 
         Args:
-            own: which of its `count` tensor arguments are this module's: place to name below it.
-            again: the backward computes activations again instead of keeping them.
+            mode: the graph.
+            function: the region.
+            own: which of its `count` tensor arguments belong to this module: position to name below it.
+            count: number of tensor arguments.
+            again: whether the backward recomputes activations instead of keeping them.
         """
         owners = {place: _owner_of(self, name) for place, name in own.items()}
         self.__dict__.setdefault("_runs", {})[mode] = (function, owners, count, again)
 
     def forward(self, mode: Mode, values: tuple[Any, ...], foreign: tuple[torch.Tensor, ...], rates: Any) -> Any:
-        """Values of the block's exits.
+        """Returns the values of the block's exits.
 
         Args:
-            values: what comes in.
+            mode: the graph.
+            values: the entries.
             foreign: tensors that are not below this module, in order.
             rates: 0-d tensors.
         """
@@ -52,7 +56,7 @@ class StageBlock(nn.Module):
         others = iter(foreign)
         tensors = [getattr(*owners[place]) if place in owners else next(others) for place in range(count)]
         if again and torch.is_grad_enabled():
-            # The reentrant kind gives no gradient to a block whose inputs need none, as behind a frozen stem.
+            # Reentrant checkpointing gives no gradient to a block whose inputs need none, as after a frozen stem.
             parameters = [tensor for tensor in tensors if isinstance(tensor, nn.Parameter)]
             function = _written_once(function, len(values), tensors)
             return checkpoint(function, *values, *parameters, *rates, use_reentrant=False)
@@ -60,12 +64,12 @@ class StageBlock(nn.Module):
 
 
 def _written_once(function: Callable[..., Any], start: int, tensors: list[torch.Tensor]) -> Callable[..., Any]:
-    """The function without those arguments that are buffers: a call that computes again sees them as they were.
+    """Wraps the function without its buffer arguments; a recomputing call sees the buffers as they were before.
 
-    Running statistics are written to once, by the first call.
+    Running statistics are updated once, by the first call.
 
     Args:
-        start: which argument the first of the tensors is.
+        start: index of the first tensor argument.
     """
     buffers = {start + k: tensor for k, tensor in enumerate(tensors) if not isinstance(tensor, nn.Parameter)}
     if not buffers:
@@ -86,7 +90,7 @@ def _written_once(function: Callable[..., Any], start: int, tensors: list[torch.
 def _step(
     mode: Mode, unit: str | None, function: Callable[..., Any], names: tuple[str, ...], numbers: tuple[float, ...]
 ) -> Callable[..., Any]:
-    """One call of the outer graph. It refers to no module: a copied StageModule runs on its own tensors."""
+    """One call of the outer graph. It holds no reference to a module: a copied StageModule runs on its own tensors."""
 
     def step(root: StageModule, *values: Any) -> Any:
         owners = root._owners
@@ -100,9 +104,10 @@ def _step(
 
 
 class StageModule(nn.Module):
-    """Runs a program's graphs piece by piece; `emit` makes one.
+    """Runs the graphs of a program piece by piece; made by `emit`.
 
-    Names of the user's modules are its attributes, so it has no public ones of its own: see `unit_paths`, `compiles`.
+    Its attributes have the names of the user's modules, so it has no public ones of its own: see `unit_paths`,
+    `regions`.
     """
 
     def __init__(
@@ -123,7 +128,7 @@ class StageModule(nn.Module):
         blocks: dict[str, StageBlock] = {}
         for path in self._units:
             block = self.get_submodule(path)
-            block.__class__ = StageBlock  # registered before, in the program's order: optimizers count by it
+            block.__class__ = StageBlock  # registered before, in the program's order, which optimizers use
             assert isinstance(block, StageBlock)
             blocks[path] = block
         self.__dict__["_blocks"] = blocks
@@ -147,10 +152,10 @@ class StageModule(nn.Module):
             self._run[mode] = self._outer(program, mode, own, functions, recompute)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Takes and returns exactly what the captured module did.
+        """Takes and returns what the captured module does.
 
         Raises:
-            InputError: as `ProgramModule.forward`.
+            InputError: as for `ProgramModule.forward`.
         """
         leaves = self._binding.flatten(args, kwargs)
         mode: Mode = "train" if self.training else "eval"
@@ -192,11 +197,11 @@ class StageModule(nn.Module):
         return _step(mode, label, function, foreign, call.rates)
 
     def _given(self, numbers: tuple[float, ...], near: tuple[Any, ...]) -> list[torch.Tensor]:
-        """Rates as tensors, where the piece computes."""
+        """The rates as tensors, on the device of the piece."""
         if not numbers:
             return []
         device = next((value.device for value in near if isinstance(value, torch.Tensor)), torch.device("cpu"))
-        # One tensor for each argument: where two are the same object, another graph would be compiled.
+        # One tensor per argument: if two were the same object, another graph would be compiled.
         keys = [(place, number, device) for place, number in enumerate(numbers)]
         for key in keys:
             if key not in self._held:
@@ -214,32 +219,34 @@ def emit(
     hollow: bool = False,
     **options: Any,
 ) -> StageModule:
-    """A module that trains a program.
+    """Returns a module that trains a program.
 
     Args:
-        how: `regions`: one compiled function for all blocks alike; `whole`: the graph as one; `eager`: not compiled,
-            bit for bit what `program.module()` computes.
+        program: the program.
+        how: `regions`: one compiled function for all equal blocks. `whole`: the graph as one compiled function.
+            `eager`: not compiled, bitwise equal to `program.module()`.
         recompute: blocks that are modules keep no activations; the backward computes them again (activation
             checkpointing, not reentrant).
-        modes: whose graphs are compiled. Validation comes with incomplete batches, each of which would compile again.
-        compiler: called in place of `torch.compile`, in the same way.
-        hollow: deferred tensors stay what they are: a module that tells what will be compiled, and cannot run.
-        options: of `torch.compile`; `fullgraph=True` and `dynamic=False` unless given.
+        modes: the modes whose graphs are compiled. Validation has incomplete batches, each of which would compile
+            again.
+        compiler: called in place of `torch.compile`, with the same arguments.
+        hollow: keep deferred tensors. The module shows what will be compiled, and cannot run.
+        options: options of `torch.compile`; by default `fullgraph=True` and `dynamic=False`.
 
     Raises:
-        InputError: another `how`, or the program was captured for its shapes only.
+        InputError: an unknown `how`, or the program was captured for its shapes only.
     """
     if how not in HOWS:
-        raise InputError(f"emit: how is {', '.join(HOWS)}, not {how!r}")
+        raise InputError(f"emit: how={how!r}: expected one of {', '.join(HOWS)}")
     if program.graphs["train"] is program.graphs["eval"]:
         raise InputError(
-            f"{program.class_name} was captured for its shapes only; use progc.capture for a program that runs"
+            f"{program.class_name} was captured for its shapes only, and cannot run; capture it with progc.capture"
         )
     unsafe = getattr(torch.compiler, "skip_guard_on_all_nn_modules_unsafe", None)
     if unsafe is not None and (options.get("options") or {}).get("guard_filter_fn") is unsafe:
         raise InputError(
-            "emit: with guard_filter_fn=skip_guard_on_all_nn_modules_unsafe a layer that is unfrozen later gets no "
-            "gradient; compile without it"
+            "emit: with guard_filter_fn=skip_guard_on_all_nn_modules_unsafe a layer that is unfrozen "
+            "later gets no gradient; compile without this option"
         )
     return StageModule(
         program, how, recompute, modes, {"fullgraph": True, "dynamic": False, **options}, compiler, hollow
@@ -247,27 +254,27 @@ def emit(
 
 
 def unit_paths(module: StageModule) -> tuple[str, ...]:
-    """Paths of the submodules that are called block by block: the units of FSDP and of activation checkpointing."""
+    """Returns the paths of submodules that are called block by block, for FSDP and activation checkpointing."""
     return module._units
 
 
 def regions(module: StageModule, mode: Mode) -> dict[str, Region]:
-    """The different regions of a mode by key: a run in it, at one batch size, takes as many compilations."""
+    """Returns the distinct regions of a mode by key; a run at one batch size compiles each of them once."""
     return {call.region.key: call.region for call in module._calls[mode] if call.region.computes}
 
 
 def calls(module: StageModule, mode: Mode) -> list[Call]:
-    """The calls of a mode's graph in order."""
+    """Returns the calls of a mode's graph in order."""
     return list(module._calls[mode])
 
 
 def settings(module: StageModule) -> dict[str, Any]:
-    """The options of `torch.compile` that the module's regions are compiled with."""
+    """Returns the options of `torch.compile` of the module's regions."""
     return dict(module._options)
 
 
 def learning(program: Program, mode: Mode) -> set[fx.Node]:
-    """Nodes whose value depends on a tensor that trains."""
+    """Returns the nodes whose value depends on a tensor that trains."""
     found: set[fx.Node] = set()
     for node in program.graphs[mode].nodes:
         if node.op == "get_attr":
@@ -283,7 +290,7 @@ def _whole(program: Program, mode: Mode) -> Piece:
 
 
 def blocks_of(program: Program, pieces: list[Piece]) -> list[str]:
-    """Labels of pieces that are module paths: what is below is read by that piece only."""
+    """Returns labels of pieces that are module paths whose tensors only that piece reads."""
     readers: dict[str, set[str | None]] = {}
     for piece in pieces:
         for node in piece.nodes:

@@ -1,4 +1,4 @@
-"""Growth to a target: from a size or another model to the passes that get there, and why a size is out of reach.
+"""Growth to a target: turns a size or another model into passes, and explains why a size is out of reach.
 
-May import `passes`, `transforms` and below; never a schedule.
+May import `passes`, `transforms` and the floors below them, but no schedule.
 """

@@ -1,7 +1,7 @@
-"""Growth from end to end: target to sizes, passes, and the check that nothing changed.
+"""Grows a program to a target: from target to sizes and passes, and the check that the function is preserved.
 
-Depth comes first, at the small width, so that the inserted blocks are widened like all others and every tensor
-name of the target exists when widths are aligned.
+Depth comes first, at the small width, so that inserted blocks are widened like all others and every tensor name of the
+target exists when widths are aligned.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ Watch = Callable[[Program, Mapping[str, int]], None]
 class Growth:
     """A finished growth: the program, the plan that made it (`plan.apply` grows EMA copies), and the report.
 
-    `axes` explains every axis of a growth in width; it is empty where no axis grows.
+    `axes` explains every axis of a growth in width; it is empty if no axis grows.
     """
 
     program: Program
@@ -80,22 +80,23 @@ def grow(
     """Grows a program without changing its function.
 
     Args:
-        to: a size preset, sizes (`"depth=12,width=768"`), a source (`"timm:NAME"`), or the program of a
-            larger network of the same class.
-        width, depth: factors, for what `to` does not say.
+        program: the program to grow; it stays unchanged.
+        to: a size preset, sizes (`"depth=12,width=768"`), a source (`"timm:NAME"`), or the program of a larger network
+            of the same class.
+        width, depth: factors, for sizes that `to` does not set.
         heads: number of attention heads.
-        init: `copy`, `zero`, `random` for width; `identity`, `interpolate`, `stack`, `mogrow`, `random` for depth; or
-            a mapping.
+        init: `copy`, `zero`, `random` for width; `identity`, `interpolate`, `stack`, `mogrow`, `random` for depth; or a
+            mapping.
         lossy: accept growth that cannot be exact.
-        seed: of noise and random weights.
-        noise: spread of the shares among copies, relative to the equal share; 0 keeps them equal for ever.
-        optimizer, ema, correct_rates: as in `progc.apply`: what trains along and is carried along.
+        seed: seed of noise and random weights.
+        noise: spread of the shares among copies, relative to the equal share; with 0 they stay equal during training.
+        optimizer, ema, correct_rates: optimizer and averaged copies that grow with the program, as in `progc.apply`.
 
     Raises:
         InputError: the optimizer or the averages do not belong to this program. Neither is changed then.
         TargetError: the target cannot be reached.
-        NotLosslessError: exact growth was asked for and is impossible.
-        CheckError: growth that analysis calls lossless and the float64 check does not.
+        NotLosslessError: exact growth is impossible, and `lossy` is False.
+        CheckError: analysis calls the growth lossless, and the float64 check finds a difference.
     """
     from progc.models.opening import resolve_target
     from progc.pipeline.text import parse_inits
@@ -133,22 +134,22 @@ def grow_with_report(
     noise: float | None = None,
     check: bool = True,
 ) -> Growth:
-    """Like `grow`, with the plan and a report.
+    """Grows a program like `grow`, and returns the plan and a report as well.
 
-    The report holds params_before, params_after, lossless, reasons, eval_only (why it is exact in eval mode alone),
-    compared, axes (why each is exact or is not), max_abs_diff, max_rel_diff (float64, eval) and seconds by phase.
-    Where the target has more classes, `compared` is "old classes": lossless and the differences speak of these outputs
+    The report holds params_before, params_after, lossless, reasons, eval_only (why it is exact in eval mode only),
+    compared, axes (why each is exact or not), max_abs_diff, max_rel_diff (float64, eval mode) and seconds by phase. If
+    the target has more classes, `compared` is "old classes": lossless and the differences are then about these outputs
     only, and a note names the new ones.
 
     Args:
-        notes: go into the plan.
+        notes: further notes for the plan.
         noise: as in `grow`.
         watch: called with the deepened program and the new sizes by axis, before anything is widened.
-        place: where the grown weights go. Called before the check with the grown program, its parameters still
-            deferred (progc/ir/deferred.py); what it returns is checked and becomes the result. By default they go into
-            memory.
-        check: whether weights are made, and both networks run and compared. Without it the weights stay deferred, the
-            differences are None, and the source needs no weights either.
+        place: where the grown weights go. It is called before the check with the grown program, whose parameters are
+            still deferred (progc/ir/deferred.py); the program that it returns is checked and becomes the result. By
+            default the weights go into memory.
+        check: whether weights are made and both networks run and are compared. Without it the weights stay deferred,
+            the differences are None, and the source needs no weights either.
     """
     chosen = {"width": "copy", "depth": "identity", **(inits or {})}
     clock = _Clock(progress)
@@ -188,7 +189,7 @@ def grow_with_report(
             grown = _fit(grown, append_outputs(grown, aligned.outputs, zero=zero, seed=seed), results)
             found = next(differences(grown, target), None)
             if found is not None:
-                raise TargetError(f"{target.class_name} computes something else at its size: {found}")
+                raise TargetError(f"{target.class_name} computes a different function at its size: {found}")
     said = [*rounded, *_notes(program, narrow, grown, target), *notes]
     plan = _plan(program, grown, passes, results, axes, chosen, seed, said)
     report: dict[str, Any] = {
@@ -214,7 +215,7 @@ def grow_with_report(
 
 
 class _Clock:
-    """Seconds by phase, and the caller's progress display."""
+    """Seconds by phase, and the progress display of the caller."""
 
     def __init__(self, progress: Progress | None) -> None:
         self.seconds: dict[str, float] = {}
@@ -260,14 +261,17 @@ def _apply(program: Program, step: Pass, passes: list[Pass], results: list[PassR
 
 
 def _explained(narrow: Program, axes: tuple[AxisGrowth, ...], result: PassResult) -> tuple[Explanation, ...]:
-    """What the width pass did to each axis; of its notes, those that do not say why a kind was chosen are obstacles."""
-    remarks = {f"{growth.axis}: {growth.kind}, since {growth.why}" for growth in axes}
+    """Explains what the width pass did to each axis.
+
+    Notes of the pass that give no reason for a kind are obstacles.
+    """
+    remarks = {f"{growth.axis}: {growth.kind}, because {growth.why}" for growth in axes}
     obstacles = [note for note in result.notes if note not in remarks] if result.lossless is False else []
     return explain(narrow, axes, result.lift, obstacles)
 
 
 def _fit(before: Program, result: PassResult, results: list[PassResult]) -> Program:
-    """Takes over a step that only a target model asks for; it is verified like a pass, and averages move along."""
+    """Adopts a step that only a target model needs; it is verified like a pass, and averages move along."""
     if not result.changed:
         return result.program
     verify(result.program)
@@ -295,7 +299,7 @@ def _plan(
     lossless = all(result.lossless is not False for result in results)
     reasons = tuple(note for result in results if result.lossless is False for note in result.notes)
     if not lossless and not reasons:
-        reasons = ("the chosen init does not keep the function",)
+        reasons = ("the chosen init does not preserve the function",)
     return GrowthPlan(
         pipeline=to_text(passes),
         axes=axes,
@@ -311,7 +315,7 @@ def _plan(
 
 
 def _notes(before: Program, narrow: Program, after: Program, target: Sizes | Program) -> list[str]:
-    """What growth to sizes leaves open; growth to a target model has no such doubt.
+    """Notes on differences that growth to sizes cannot rule out; growth to a target model has none.
 
     Args:
         narrow: the program after growth in depth, before growth in width.
@@ -328,28 +332,30 @@ def _notes(before: Program, narrow: Program, after: Program, target: Sizes | Pro
             found = _argument(nodes[literal.node], literal.path)
             if found != literal.value:
                 notes.append(
-                    f"{describe(nodes[literal.node])} has {literal.path[-1]}={found:g} instead of {literal.value:g}, "
-                    "so that copies change nothing; a class of this size keeps what it has"
+                    f"{describe(nodes[literal.node])} has {literal.path[-1]}={found:g} instead of "
+                    f"{literal.value:g}, so that copies change nothing; the model class keeps {literal.value:g} "
+                    "at this size"
                 )
     for name, tensor in after.tensors.items():
         known = before.tensors.get(name)
         if not after.specs[name].persistent and known is not None and known.shape != tensor.shape:
             notes.append(
-                f"{name}, which no checkpoint holds, grew from {list(known.shape)} to {list(tensor.shape)}; a class "
-                "that computes it from its size may differ, --to with that model finds out"
+                f"{name}, which no checkpoint holds, grew from {list(known.shape)} to {list(tensor.shape)}; a "
+                "model class that computes it from its size may differ; --to with that model checks this"
             )
     return notes
 
 
 def _judge(plan: GrowthPlan, difference: Difference) -> None:
-    """Analysis and measurement must agree."""
+    """Checks that analysis and measurement agree."""
     if not difference.finite:
-        raise CheckError("the float64 check gives NaN or infinite values; look at the source's weights and inputs")
+        raise CheckError("the float64 check found NaN or infinite values; check the source's weights and inputs")
     limit = tolerance(plan.lifts)
     if plan.lossless and difference.max_rel > limit:
         raise CheckError(
-            f"growth that analysis calls lossless changes the output by {difference.max_rel:.2e} (relative, float64; "
-            f"at most {limit:.0e} expected); this is a defect of a rule, please report it with `progc inspect --axes`"
+            f"analysis calls this growth lossless, but the output changes by {difference.max_rel:.2e} "
+            f"(relative, float64; expected at most {limit:.0e}); this is a bug in progc, please report it "
+            "with the output of `progc inspect --axes`"
         )
 
 

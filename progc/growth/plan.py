@@ -1,7 +1,7 @@
-"""The growth plan: what a growth does, completely, as data.
+"""The growth plan: a complete description of a growth, as data.
 
-A plan holds the lifts, so it alone turns any set of tensors of the small network (its weights, an EMA copy) into
-those of the large one, without a graph and without the model's code. It is plain JSON.
+A plan contains the lifts, so it alone turns any set of tensors of the small network (its weights, an EMA copy) into
+those of the large one, without a graph and without the code of the model. It is plain JSON.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ class ChainGrowth:
 
 @dataclasses.dataclass(frozen=True)
 class GrowthPlan:
-    """What a growth does.
+    """A complete description of a growth.
 
     Attributes:
         pipeline: the passes as text.
         axes: size and kind of growth for every axis that grows.
         chains: depth of every chain that grows.
         inits: how new weights are made, by `width` and `depth`.
-        lossless: what analysis claims.
+        lossless: whether analysis proves that the function is preserved.
         reasons: why it is not lossless; empty if it is.
-        notes: what else the user should know.
-        eval_only: why a lossless growth is exact in eval mode alone; empty if in train mode too.
+        notes: further notes for the user.
+        eval_only: why a lossless growth is exact in eval mode only; empty if it is exact in train mode too.
         lifts: the steps in order.
-        seed: of noise and random weights.
+        seed: seed of noise and random weights.
     """
 
     pipeline: str
@@ -60,17 +60,18 @@ class GrowthPlan:
     def apply(
         self, tensors: Mapping[str, torch.Tensor], average: Mapping[str, torch.Tensor] | None = None
     ) -> dict[str, torch.Tensor]:
-        """Grows a set of tensors, by every name of the small program, step by step.
+        """Grows a set of tensors, given by every name of the small program, step by step.
 
         Args:
-            average: the averaged copy of them, for growth that reads one (init mogrow).
+            tensors: the tensors by name.
+            average: their averaged copy, for growth that reads one (init mogrow).
         """
         return all_values(self.deferred(tensors, average))
 
     def deferred(
         self, tensors: Mapping[str, torch.Tensor], average: Mapping[str, torch.Tensor] | None = None
     ) -> dict[str, torch.Tensor]:
-        """What `apply` returns, with floating tensors deferred (progc/ir/deferred.py): made when asked for."""
+        """Returns the result of `apply` with floating tensors deferred (progc/ir/deferred.py): made when needed."""
         grown = all_deferred(tensors)
         averaged = None if average is None else all_deferred(average)
         for lift in self.lifts:
@@ -79,16 +80,17 @@ class GrowthPlan:
         return grown
 
     def moments(self, state: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-        """Grows optimizer state by parameter name, step by step (`progc.lift.moments` has the law)."""
+        """Grows optimizer state by parameter name, step by step (see `progc.lift.moments`)."""
         grown = {name: dict(own) for name, own in state.items()}
         for lift in self.lifts:
             grown = lift.moments(grown)
         return grown
 
     def revert(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """The small network's tensors from the grown one's, step by step backwards (`progc.lift.revert` has the law).
+        """Returns the tensors of the small network from those of the grown one, step by step backwards.
 
-        Exact right after growth, up to the rounding of factors; a best fit for tensors that were trained further.
+        Exact right after growth, up to the rounding of factors; a best fit for tensors that were trained further (see
+        `progc.lift.revert`).
 
         Raises:
             InputError: a tensor is missing, or was made in a way that cannot be undone.
@@ -99,7 +101,7 @@ class GrowthPlan:
         return old
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data; `from_json` is the inverse."""
+        """Returns plain data; `from_json` is the inverse."""
         return {
             "format_version": FORMAT_VERSION,
             "pipeline": self.pipeline,
@@ -116,7 +118,7 @@ class GrowthPlan:
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> GrowthPlan:
-        """Reads what `to_json` wrote."""
+        """Reads the result of `to_json`."""
         return GrowthPlan(
             pipeline=data["pipeline"],
             axes=tuple(AxisGrowth(**growth) for growth in data["axes"]),

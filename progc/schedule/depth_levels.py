@@ -13,8 +13,7 @@ from progc.analysis.chains import chains_of
 from progc.errors import InputError
 from progc.schedule.level_texts import Levels, Wish, parse
 from progc.schedule.space import factors, split
-from progc.transforms.depth.targets import matching
-from progc.transforms.shrinking.depths import allowed_depths, covering
+from progc.transforms.depth.targets import allowed_depths, covering, matching
 
 if TYPE_CHECKING:
     from progc.analysis.chains import Chain

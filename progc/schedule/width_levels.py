@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 from progc.analysis.axes import axes_of
 from progc.errors import InputError, ProgcError, TargetError
+from progc.models.sizes import Size, Sizes
 from progc.schedule.level_texts import Levels, parse
 from progc.schedule.space import factors
-from progc.transforms.shrinking.sizes import smaller_sizes
-from progc.transforms.width.sizes import head_counts, widths
+from progc.transforms.width.sizes import axis_sizes, head_counts, widths
 
 if TYPE_CHECKING:
     from progc.ir.program import Program
@@ -127,7 +127,7 @@ def _reason(program: Program, size: int, above: int, grows: Grows) -> ProgcError
 
 def _made(program: Program, size: int) -> ProgcError | None:
     try:
-        smaller_sizes(program, str(size), None, None, ())
+        axis_sizes(program, Sizes({"width": Size(size, relative=False)}, f"width={size}"), shrink=True)
     except TargetError as error:
         return error
     return None

@@ -43,7 +43,7 @@ from progc.schedule.point import Point, size_text
 from progc.search.candidates import reference_nested
 from progc.transforms.depth.naming import interpolated
 from progc.transforms.resolution.images import find_images
-from progc.transforms.shrinking.depths import KeptBlocks
+from progc.transforms.shrinking.removal import KeptBlocks
 from progc.transforms.shrinking.shrink import shrunk
 
 

@@ -1,5 +1,5 @@
-"""Transforms: how graphs change. Passes are thin layers over these packages.
+"""Transforms change the graphs of a program: depth, width, resolution, shrinking, freezing, dropping, stage identifier.
 
-Depth, width, resolution, shrinking, freezing, dropping and the stage identifier. May import `analysis`, `pipeline` and
-below; no transform imports a pass.
+Passes are thin layers over these packages. A transform may import `analysis`, `pipeline` and the floors below them, but
+no pass.
 """

@@ -69,7 +69,7 @@ def test_recipes_name_nothing_but_torch(program: progc.Program) -> None:
     call = calls(emit(program, backend="eager"), "train")[0]
     data = region_to_json(call.region, ())
     assert data is not None
-    with pytest.raises(InputError, match="no name of torch"):
+    with pytest.raises(InputError, match="expected a name from torch"):
         region_from_json({**data, "names": {"x": "subprocess:run"}})
 
 

@@ -218,5 +218,5 @@ def test_hooks_see_blocks() -> None:
 
 
 def test_bad_input() -> None:
-    with pytest.raises(InputError, match="how is regions, whole, eager, not 'fast'"):
+    with pytest.raises(InputError, match="how='fast': expected one of regions, whole, eager"):
         emit(dropping(), "fast")  # type: ignore[arg-type]

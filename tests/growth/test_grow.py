@@ -234,7 +234,7 @@ def test_growth_that_cannot_be_exact_is_refused_with_axis_operation_and_reason(t
     refused = run("grow", source, "--to", "width*1.5", "--out", tmp_path / "grown")
     assert (refused.code, refused.out) == (1, "")
     message = refused.err.splitlines()[-1]
-    assert re.search(r"^progc: .*stem_w: 12 to 18 is no whole factor", message), message
+    assert re.search(r"^progc: .*stem_w: 12 to 18 is not an integer factor", message), message
     assert re.search(r"aten\.layer_norm at \S+ takes statistics over it", message), message
     assert "padding is not exact, since aten.conv2d.default" in message
     assert "the nearest exact sizes are 12 and 24" in message and "progc grow: --lossy" in message
@@ -244,9 +244,9 @@ def test_growth_that_cannot_be_exact_is_refused_with_axis_operation_and_reason(t
     assert accepted.code == 0, accepted.err
     report = _report(accepted.out)
     assert report["lossless"] is False and report["lossy"] is True
-    assert "is no whole factor" in report["reasons"][0]
+    assert "is not an integer factor" in report["reasons"][0]
     assert 0 < report["max_rel_diff"] < 10 and report["max_abs_diff"] > 0
-    with pytest.raises(NotLosslessError, match="is no whole factor"):
+    with pytest.raises(NotLosslessError, match="is not an integer factor"):
         progc.grow(zoo.captured("own:flat")[1], width=1.5)
 
 
@@ -255,9 +255,9 @@ REFUSED: dict[tuple[str, str], tuple[type[ProgcError], str]] = {
     ("own:tied", "depth*2"): (TargetError, "has no chain of blocks; progc inspect --chains says why"),
     ("own:tied", "width*2"): (
         NotLosslessError,
-        r"embed: copies add up at linear_1, and no parameter can take the factor: .*aten\.tanh\.default .*not linear",
+        r"embed: copies add up at linear_1, and no parameter can absorb the factor: .*aten\.tanh\.default .*not linear",
     ),
-    ("own:flat", "width*1.5"): (NotLosslessError, r"12 to 18 is no whole factor, and aten\.layer_norm"),
+    ("own:flat", "width*1.5"): (NotLosslessError, r"12 to 18 is not an integer factor, and aten\.layer_norm"),
     ("timm:swin@56", "layers.1.blocks=5"): (TargetError, "period 2; the nearest are 4 and 6"),
 }
 

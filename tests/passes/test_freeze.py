@@ -147,7 +147,7 @@ def test_statistics_that_cannot_be_held_still_are_named() -> None:
     model = nn.Sequential(nn.Linear(3, 3), Averaging(), nn.Linear(3, 2))
     program = progc.capture(model, (torch.randn(2, 3),))
     _, (said,) = run(program, "freeze{freeze=1}")
-    assert "frozen modules still write to their buffers in train mode: 1.mean" in said.notes
+    assert "frozen modules still update their buffers in train mode: 1.mean" in said.notes
     assert not any("buffers" in note for note in run(program, "freeze{freeze=0}")[1][0].notes)
 
 
@@ -164,11 +164,11 @@ def test_tied_names_are_one_parameter() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("level=0", "level=0 is out of range; give 1 to 4"),
-        ("level=5", "level=5 is out of range; give 1 to 4"),
-        ("level=1 of=0", "of=0 is no number of levels"),
-        ("prefix=-1", "prefix=-1 is no number of blocks"),
-        ("only=atention", "there is no kind `atention`; did you mean attention?"),
+        ("level=0", "level=0: expected 1 to 4"),
+        ("level=5", "level=5: expected 1 to 4"),
+        ("level=1 of=0", "of=0: expected the number of levels"),
+        ("prefix=-1", "prefix=-1: expected a number of blocks"),
+        ("only=atention", "unknown kind `atention`; did you mean attention?"),
         ("rest=half", "option rest is one of trainable, frozen"),
     ],
 )
@@ -181,8 +181,8 @@ def test_options_that_no_program_could_meet(text: str, message: str) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("prefix=4", "prefix=4, but the program has 3 blocks; give 0 to 3"),
-        ("suffix=9", "suffix=9, but the program has 3 blocks; give 0 to 3"),
+        ("prefix=4", "prefix=4, but the program has 3 blocks; expected 0 to 3"),
+        ("suffix=9", "suffix=9, but the program has 3 blocks; expected 0 to 3"),
         ("freeze=layer.0", "`layer.0` matches no parameter, block or chain; did you mean layers.0"),
         ("train=nothing_like_it", "give names or globs of parameters, or chain[a:b]"),
         ("freeze=layers[3:5]", "`layers[3:5]` matches nothing; chain layers has 3 blocks"),
@@ -306,4 +306,4 @@ def test_the_command_reports_and_writes(capsys: pytest.CaptureFixture[str], tmp_
     assert sum(tensor.numel() for tensor in written.values()) == report["params_after"], "frozen tensors are saved too"
     refused = command("apply", source, "--pipeline", "freeze{level=5}")
     assert refused.code == 2
-    assert refused.err.splitlines()[-1] == "progc: error: freeze: level=5 is out of range; give 1 to 4 (of=4)"
+    assert refused.err.splitlines()[-1] == "progc: error: freeze: level=5: expected 1 to 4 (of=4)"

@@ -328,12 +328,12 @@ def test_no_chains_is_said() -> None:
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"to": "2"}, TargetError, "has depth 3; depth 2 would shrink it"),
+        ({"to": "2"}, TargetError, "has depth 3; depth 2 is smaller, use shrink"),
         ({"to": "*1.5"}, TargetError, r"cannot have depth 4\.5 \(\*1\.5\): .* nearest are 4 and 5"),
         ({"to": "block:6"}, PassOptionError, "no chain `block`; did you mean blocks"),
         ({"to": "6", "chains": "stages.*"}, PassOptionError, r"no chain `stages\.\*`; chains are blocks"),
-        ({"to": "deep"}, PassOptionError, "to=deep is no depth"),
-        ({"to": "1.5"}, PassOptionError, "is no depth"),
+        ({"to": "deep"}, PassOptionError, "to=deep: expected a number of blocks"),
+        ({"to": "1.5"}, PassOptionError, "expected a number of blocks"),
         ({"to": "6", "init": "zeros"}, PassOptionError, "one of identity, interpolate, stack, mogrow, random"),
     ],
 )

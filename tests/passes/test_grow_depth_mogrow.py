@@ -61,7 +61,7 @@ def test_new_blocks_come_from_the_slowest_average(name: str) -> None:
     result, (found,) = run(program, "grow-depth{to=*2 init=mogrow}")
     plain, _ = run(program, "grow-depth{to=*2 init=interpolate}")
     assert found.lossless is False and found.lift is not None
-    assert "mogrow: new blocks are taken from the average of decay 0.9996" in found.notes
+    assert "mogrow: new blocks are taken from the average with decay 0.9996" in found.notes
     assert {name: tensor.shape for name, tensor in result.tensors.items()} == {
         n: t.shape for n, t in plain.tensors.items()
     }
@@ -79,7 +79,7 @@ def test_reference_mode_takes_everything_from_the_average() -> None:
     assert found.lift is not None
     assert set(map(frozenset, sources(program, result, found.lift).values())) == {frozenset({"0.998"})}
     assert all(isinstance(t, torch.nn.Parameter) for t in result.tensors.values())
-    assert "mogrow: all tensors are taken from the average of decay 0.998" in found.notes
+    assert "mogrow: all tensors are taken from the average with decay 0.998" in found.notes
 
 
 def test_averages_themselves_are_interpolated_from_their_own_past() -> None:
@@ -115,7 +115,7 @@ def test_without_averages_it_is_interpolation_and_says_so() -> None:
 
 def test_options_are_checked() -> None:
     program = averaged(captured("own:flat")[1], 0.998, 0.9996)
-    with pytest.raises(PassOptionError, match="ema=0.5 is no decay that is tracked; the program carries 0.998, 0.9996"):
+    with pytest.raises(PassOptionError, match="ema=0.5: no averaged copy has this decay; the program carries 0.998"):
         run(program, "grow-depth{init=mogrow ema=0.5}")
     for options in ({"ema": 0.998}, {"source": "all"}):
         with pytest.raises(PassOptionError, match="ema and source are for init=mogrow, not for init=identity"):

@@ -132,10 +132,10 @@ def test_batch_norm_is_the_identity_in_eval_mode_and_says_so() -> None:
 REFUSED = {
     "gelu": "aten.gelu.default .* changes the value",
     "gelu norm": "aten.gelu.default .* changes the value",
-    "no affine": "holds no gain that undoes its eps of 1e-05",
-    "batch statistics": "normalises by the batch in eval mode too",
-    "collects in groups": "makes 4 channels of 8",
-    "narrow": "makes 3 channels of 4",
+    "no affine": "cannot represent the gain that undoes its eps of 1e-05",
+    "batch statistics": "normalises by batch statistics in eval mode too",
+    "collects in groups": "turns 8 channels into 4",
+    "narrow": "turns 4 channels into 3",
 }
 
 

@@ -127,7 +127,7 @@ def test_windows(size: Size, options: str, library: dict[str, int]) -> None:
 def test_a_window_that_covered_the_image_is_noted_when_there_are_several() -> None:
     """The library's class shifts them then, and the captured graph has nothing to shift them with."""
     program = captured(windowed(28).eval(), 28)
-    told = "cut the image into 1 along a side and cuts it into 2 now; a class that shifts windows"
+    told = "cut the image into 1 along a side before and into 2 now; a model class that shifts windows"
     for options, noted in (("", True), ("windows=scale", False)):
         _, (result,) = run(program, f"grow-resolution{{to=56 {options}}}")
         assert any(told in note for note in result.notes) is noted

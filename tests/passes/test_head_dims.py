@@ -77,4 +77,4 @@ def test_shares_do_not_pass_an_activation() -> None:
     program = program_of(positive, torch.randn(2, 5, 6))
     (name,) = [axis.name for axis in program.axes.growable if any("one operand" in text for text in axis.conditions)]
     assert attempt(program, {name: 8}) == "exact"
-    assert "4 to 6 is no whole factor, which 4 and 8 are" in attempt(program, {name: 6})
+    assert "4 to 6 is not an integer factor, 4 and 8 are" in attempt(program, {name: 6})

@@ -73,7 +73,7 @@ def test_another_stage_than_the_fixed_one_is_not_lossless() -> None:
     assert run(staged, "remove-sid")[1][0].lossless is True
     folded, (result,) = run(staged, "remove-sid{stage=0}")
     assert result.lossless is False and compare(staged, folded, seed=0).max_rel > 1e-3
-    with pytest.raises(TargetError, match="no stage 4; stages are 0 to 2, and 3 is the null row"):
+    with pytest.raises(TargetError, match="stage=4: expected 0 to 2, or 3 for the null row"):
         progc.apply(staged, "remove-sid{stage=4}")
 
 
@@ -126,7 +126,7 @@ def test_tied_tensors_stay_tied() -> None:
     assert result.notes[0] == "stage 0 folded into mix.bias"
     assert folded.tensors["head.weight"] is folded.tensors["embed.weight"]
     _, staged = zoo.captured("own:tied|inject-sid{stages=2 stage=0 init=normal site=embed}")
-    with pytest.raises(NotLosslessError, match="embed.weight would take the row over, and is read elsewhere too"):
+    with pytest.raises(NotLosslessError, match="embed.weight would take the row, and is also read elsewhere"):
         progc.apply(staged, "remove-sid")
 
 

@@ -206,7 +206,7 @@ def test_a_block_without_drop_path_gets_it_where_the_ramp_asks() -> None:
     grown = progc.apply(captured(timm_vit), "grow-depth{to=8}")
     after, (result,) = run(grown, "set-drop{path=0.1 ramp=linear}")
     assert result.counts["blocks given drop-path"] == 1
-    assert "drop-path put into blocks.1, which had none" in result.notes
+    assert "drop-path inserted into blocks.1, which had none" in result.notes
     verify(after, before=grown)
     twin = timm_vit(0.1, 8)
     twin.load_state_dict(after.state_dict(), strict=True)
@@ -326,7 +326,7 @@ def test_masks_that_are_no_drop_path_are_left_alone() -> None:
     [
         ("set-drop{path=0.1}", "the train graph has no drop-path (its rate was 0 when the model was captured)"),
         ("set-drop{dropout=0.1}", "the train graph has no dropout"),
-        ("set-drop{path=1.0}", "path is a probability, at least 0 and below 1, not 1"),
+        ("set-drop{path=1.0}", "path=1"),
         ("set-drop{dropout=-0.5}", "dropout is a probability"),
         ("set-drop{ramp=cosine}", "keep, linear, uniform"),
     ],

@@ -25,21 +25,21 @@ from tests import nets, zoo
 from tests.transforms.shrinking.small import captured, check_class, shrunk
 
 REFUSED = {
-    "depth=0": "depth=0 is no depth; write a number of blocks (6), a factor up to 1 (0.5), or either for one chain",
-    "depth=*2": "depth=*2 is no depth",
+    "depth=0": "depth=0: expected a number of blocks (6), a factor up to 1 (0.5), or either for one chain",
+    "depth=*2": "depth=*2: expected a number of blocks",
     "depth=9": "chain g_# has depth 4; depth 9 is larger, use grow-depth{to=g_#:9}",
-    "depth=g_#:*0.6": "chain g_# cannot have depth 2.4 (g_#:*0.6): a depth is a whole number; the nearest are 2 and 3",
+    "depth=g_#:*0.6": "chain g_# cannot have depth 2.4 (g_#:*0.6): a depth is an integer; the nearest are 2 and 3",
     "depth=h_#:2": "shrink: the program has no chain `h_#`; did you mean g_#?",
     "chains=h depth=2": "shrink: the program has no chain `h`; chains are g_#",
-    "width=0": "width=0 is no size; write a number (192) or a factor up to 1 (*0.5)",
-    "width=*1.5": "width=*1.5 is no size",
-    "mlp=wide": "mlp=wide is no size",
-    "width=13": "shrink: width=13: the residual width is 12; use grow-width{width=13}",
-    "heads=2": "shrink: heads=2: this network has no head axis that can change",
-    "mlp=21": "axis w1_0 (hidden width) has 20 units and would get 21; shrink only takes units away, use grow-width",
-    "mlp=*0.33": "axis w1_0 (hidden width) has 20 units and would get 6.6; sizes are whole numbers from 1 on",
-    "axes=w1_0": "axes takes name:size with a size from 1 on, not `w1_0`",
-    "axes=w1_0:0": "axes takes name:size with a size from 1 on, not `w1_0:0`",
+    "width=0": "width=0: expected a size (192) or a factor up to 1 (*0.5)",
+    "width=*1.5": "width=*1.5: expected a size (192)",
+    "mlp=wide": "mlp=wide: expected a size (192)",
+    "width=13": "shrink: width=13: the residual width is 12, and 13 is larger; shrink only removes",
+    "heads=2": "shrink: heads=2: this network has no head axis that can shrink",
+    "mlp=21": "axis w1_0 (hidden width) has 20 units and would get 21; shrink only removes units, use grow-width",
+    "mlp=*0.33": "axis w1_0 (hidden width) has 20 units and would get 6.6; sizes are integers of at least 1",
+    "axes=w1_0": "axes=w1_0: expected name:size with an integer size of at least 1",
+    "axes=w1_0:0": "axes=w1_0:0: expected name:size with an integer size of at least 1",
     "axes=w9_0:3": "no axis is called `w9_0`; did you mean w1_0",
     "axes=w1_0:21": "axis w1_0 has 20 units; 21 is larger, use grow-width{axes=w1_0:21}",
     "axes=head_w:3": "axis head_w (size 7) cannot shrink to 3: ",
@@ -68,16 +68,16 @@ def test_depth_of_a_network_without_chains_and_width_without_axes() -> None:
     program = zoo.captured("own:conv")[1]
     with pytest.raises(TargetError, match="depth=0.5: this network has no chain of blocks; progc inspect --chains"):
         run(program, "shrink{depth=0.5}")
-    with pytest.raises(TargetError, match="this network has no axis that can change"):
+    with pytest.raises(TargetError, match="this network has no axis that can shrink"):
         run(captured(nn.Linear(3, 2), torch.randn(2, 3)), "shrink{width=*0.5}")
 
 
 def test_periods_stay_whole() -> None:
     program = zoo.captured("timm:swin@56")[1]
-    with pytest.raises(TargetError, match=r"depth 3 .*: blocks repeat with period 2; the nearest are 2 and 4"):
+    with pytest.raises(TargetError, match=r"depth 3 .*: its blocks repeat with period 2; the nearest are 2 and 4"):
         run(program, "shrink{depth=layers.1.blocks:3}")
     half = shrunk(program, "depth=0.5 rule=last")
-    assert "layers.0.blocks: depth 1 of 2 becomes 2: at least 2 stay" in half.notes
+    assert "layers.0.blocks: depth 1 of 2 becomes 2: at least 2 blocks must stay" in half.notes
     assert half.lift is not None
     assert kept(half.lift, "layers.1.blocks.0.norm1.weight")[0] == "layers.1.blocks.2.norm1.weight"
 
@@ -86,7 +86,7 @@ def test_nothing_asked_and_nothing_to_do() -> None:
     program = zoo.captured("own:flat")[1]
     result = Shrink().run(program)
     assert result.program is program and result.notes == (
-        "nothing to shrink: give depth, width, heads, mlp, axes or resolution",
+        "nothing to shrink: set depth, width, heads, mlp, axes or resolution",
     )
     for text in ("depth=4", "depth=*1", "width=12", "depth=1.0 storage=copy", "axes=w1_0:20 mlp=*1"):
         assert run(program, f"shrink{{{text}}}")[1][0].program.tensors == program.tensors

@@ -100,8 +100,8 @@ def test_a_residual_network() -> None:
     program = captured(residual(2, 4, 3, 2), zoo.image(32))
     half = shrunk(program, "depth=0.5")
     check_class(half.program, residual(1, 2, 2, 2))
-    assert "layer3: depth 1.5 of 3 becomes 2: at least 2 stay" in half.notes
-    assert "layer4: depth 1 of 2 becomes 2: at least 2 stay" in half.notes
+    assert "layer3: depth 1.5 of 3 becomes 2: at least 2 blocks must stay" in half.notes
+    assert "layer4: depth 1 of 2 becomes 2: at least 2 blocks must stay" in half.notes
     least = shrunk(program, "depth=1 storage=copy")
     check_class(least.program, residual(1, 1, 1, 1))
     assert [note.split()[3] for note in least.notes] == ["layer2", "layer3", "layer4"]

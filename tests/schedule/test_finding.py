@@ -197,7 +197,7 @@ def test_a_start_that_is_narrower() -> None:
             {"depths": "layers.1.blocks:4,layers.2.blocks:1,layers.2.blocks:2"},
             "expected the same number of levels for every chain; layers.1.blocks has 1, layers.2.blocks has 2",
         ),
-        ("own:image", {"resolutions": "20,32"}, "the network cannot take 20x20: 20 positions are no multiple of"),
+        ("own:image", {"resolutions": "20,32"}, "the network cannot take 20x20: 20 positions are not a multiple of"),
         ("own:image", {"resolutions": "20,32"}, "the nearest sizes that work are 16 and 24"),
         ("own:image", {"resolutions": "16,24"}, "the full image size, 32, as the last level; write 16,24,32"),
         ("own:image", {"resolutions": "16,64"}, "64 is larger than the image size of the full network, 32"),

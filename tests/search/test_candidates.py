@@ -16,7 +16,7 @@ from progc.search.candidates import (
     zero_shot_candidates,
 )
 from progc.transforms.depth.naming import interpolated
-from progc.transforms.shrinking.depths import kept_positions
+from progc.transforms.shrinking.removal import kept_positions
 from tests.schedule.spaces import DEPTHS, DIT, LEVELS, SHAPES, VOLO
 
 

@@ -1,4 +1,4 @@
-"""Explanations: why an axis grows exactly or does not, one reason a line (`progc grow --explain`).
+"""Explanations of why an axis grows exactly or not, one reason per line (`progc grow --explain`).
 
 May import what `growth` may.
 """

@@ -1,9 +1,9 @@
-"""Why a growth is exact or is not, axis by axis: who makes it, who absorbs it, what each norm and contraction asks.
+"""Collects the reasons why a growth is exact or not, axis by axis.
 
-A reader, not a second judge: every statement is taken from the table of axes (uses, sides, events, pins), from the
-width plan (kinds, obstacles) and from the lift (shares, factors). `progc/growth/explain/text.py` puts it into words.
-
-The factors that a width growth put into parameters, read back from its lift, with the contraction that owed each.
+For each axis: which tensors produce it, which ones absorb it, what each norm and contraction requires, and which
+factors the width growth put into parameters. Nothing is decided here. Every statement is read from the table of axes
+(uses, sides, events, pins), the width plan (kinds, obstacles) and the lift (shares, factors).
+`progc/growth/explain/text.py` prints the result.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from progc.transforms.width.widening import AxisGrowth, conflicts
 
 @dataclasses.dataclass(frozen=True)
 class ReasonPlace:
-    """An operation: its name, its node, the module that calls it, and the user's `file:line` ("" where unknown)."""
+    """An operation: its name, its node, the module that calls it, and the user's `file:line` ("" if unknown)."""
 
     op: str
     node: str
@@ -42,7 +42,7 @@ class ReasonPlace:
 
 @dataclasses.dataclass(frozen=True)
 class AxisSide:
-    """A tensor dim that makes an axis, goes along with it (`along`), or sums over it, and what growth does there."""
+    """A tensor dim that produces an axis, extends along it (`along`) or sums over it, and what growth does there."""
 
     tensor: str
     dim: int
@@ -50,26 +50,26 @@ class AxisSide:
     along: bool = False
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data."""
+        """Returns plain data."""
         return {"tensor": self.tensor, "dim": self.dim, "how": self.how}
 
 
 @dataclasses.dataclass(frozen=True)
 class Norm:
-    """An operation that limits how the axis may grow; `holds` is None where nothing grows."""
+    """An operation that limits how the axis may grow; `holds` is None if nothing grows."""
 
     place: ReasonPlace
     condition: str
     holds: bool | None
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data."""
+        """Returns plain data."""
         return {**dataclasses.asdict(self.place), "condition": self.condition, "holds": self.holds}
 
 
 @dataclasses.dataclass(frozen=True)
 class Pin:
-    """A reason why an axis may not grow, and the operation that gives it."""
+    """A reason why an axis cannot grow, and the operation that causes it."""
 
     reason: str
     place: ReasonPlace | None
@@ -82,15 +82,15 @@ class Explanation:
     Attributes:
         axis, meaning, old, new: as in the table; `new` equals `old` for an axis that stays.
         kind: what new units are (`copy`, `free`, `random`, ...), `pinned`, or `stays`.
-        why: why that kind, where there was a choice.
+        why: the reason for this kind, if there was a choice.
         producers, consumers: tensor dims on both sides.
-        norms: conditions of the operations that the axis runs through.
-        contractions: where two activations are multiplied and summed over it.
-        factors: what was multiplied so that these sums stay.
-        sizes: number of arguments in the eval graph that hold its size and follow it.
-        pins: why it may not grow.
+        norms: conditions of the operations that the axis passes through.
+        contractions: where two activations are multiplied and summed over the axis.
+        factors: factors that keep these sums unchanged.
+        sizes: number of arguments in the eval graph that hold its size and change with it.
+        pins: why it cannot grow.
         obstacle: why this growth is refused or not exact; None if it is exact.
-        obstacle_at: the operation that the obstacle names, if it names one.
+        obstacle_at: the operation that the obstacle names, if any.
     """
 
     axis: str
@@ -110,7 +110,7 @@ class Explanation:
     obstacle_at: ReasonPlace | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data: the entry of `axes` in report.json."""
+        """Returns plain data: the entry of `axes` in report.json."""
         return {
             "axis": self.axis,
             "meaning": self.meaning,
@@ -136,12 +136,12 @@ def explain(
     obstacles: Sequence[str] = (),
     names: Sequence[str] | None = None,
 ) -> tuple[Explanation, ...]:
-    """What the analysis of `program` and a width growth of it say about axes.
+    """Explains what the analysis of `program` and a width growth of it say about axes.
 
     Args:
         program: the program *before* it is widened.
-        growths, lift, obstacles: of the width plan; none of them to look at the axes alone.
-        names: the axes; all by default.
+        growths, lift, obstacles: from the width plan; omit all of them to explain the axes alone.
+        names: names of the axes; None: all.
     """
     reader = _Reader(program, growths, lift, obstacles)
     wanted = None if names is None else set(names)
@@ -149,10 +149,10 @@ def explain(
 
 
 def axis_names(program: Program, pattern: str) -> list[str]:
-    """The axes whose name is, or matches, `pattern` (`blocks.*.heads`).
+    """Returns the axes whose name equals or matches `pattern` (`blocks.*.heads`).
 
     Raises:
-        InputError: there is none; names the nearest.
+        InputError: there is none; the message names the nearest.
     """
     names = [axis.name for axis in axes_of(program).axes]
     found = [name for name in names if name == pattern or fnmatch.fnmatchcase(name, pattern)]
@@ -219,20 +219,20 @@ class _Reader:
     def _made(self, tensor: str, dim: int, growth: AxisGrowth | None) -> str:
         entry = self.entries.get(tensor)
         if growth is None or entry is None or not entry.dims:
-            return "" if growth is None else "stays as it is"
+            return "" if growth is None else "unchanged"
         index_map = entry.dims[dim]
         if entry.fill is not None:
             return f"holds {entry.fill:g} everywhere"
         if growth.kind == "pad":
             return self._padded(entry, dim)
         if growth.kind not in ("copy", "free", "random"):
-            return f"new entries as {growth.kind} asks for"
+            return f"new entries as for {growth.kind}"
         if index_map is None or not bool(index_map.fresh().any()):
             return "new entries repeat old ones"
         return "new entries are drawn at random" if len(entry.dims) > 1 else "new entries repeat old ones"
 
     def _padded(self, entry: TensorLift, dim: int) -> str:
-        """What a padded dim of a maker, gain or shift looks like: read from the fills and factors of its lift."""
+        """Describes a padded dim of a producer, gain or shift, from the fills and factors of its lift."""
         said = {fill.how: fill for fill in entry.fills if fill.dim == dim}
         texts = {
             "zero": "new entries are zero",
@@ -246,7 +246,7 @@ class _Reader:
 
     def _times(self, entry: TensorLift) -> list[str]:
         factors = {value for scale in entry.scales for value in scale.values if value != 1.0}
-        return [f"old ones times {value:.4g}" for value in sorted(factors)[:2]]
+        return [f"old ones multiplied by {value:.4g}" for value in sorted(factors)[:2]]
 
     def _consumers(self, axis: Axis, growth: AxisGrowth | None) -> Iterator[AxisSide]:
         places = dict.fromkeys((use.name, use.dim) for use in self.uses.get(axis.atom, ()) if use.role == "consume")
@@ -264,10 +264,10 @@ class _Reader:
             new = "weights of new units are zero" if zero else "new units are zero, their weights are drawn at random"
             return "; ".join([new, *self._times(entry)])
         if growth.kind not in ("copy", "free", "random"):
-            return f"absorbs it as {growth.kind} asks for"
+            return f"absorbs it as for {growth.kind}"
         if not any(split.dim == dim for split in entry.splits):
             both = len(self.table.sides.get((tensor, dim), {}).get(atom, ())) > 1
-            return "cannot share: it also makes the axis" if both else "takes no share"
+            return "cannot divide its weights: it also makes the axis" if both else "does not divide its weights"
         if growth.kind == "free":
             return "weights of new units are zero: it ignores them"
         return "each weight is divided among the copies, and its parts add up to it"
@@ -287,7 +287,7 @@ class _Reader:
         return tuple(found.values())
 
     def _obstacle(self, name: str) -> str | None:
-        """The first obstacle that begins with this axis's name, or names none."""
+        """The first obstacle that begins with the name of this axis, or names no axis."""
         for text in self.obstacles:
             head = text.partition(": ")[0].split(", ")
             if name in head or not any(item in self.names for item in head):
@@ -327,13 +327,13 @@ def _by_atom(items: Iterable[tuple[Any, D.Dim]]) -> Mapping[Atom, list[Any]]:
 
 @dataclasses.dataclass(frozen=True)
 class Factor:
-    """Entries of a tensor that are multiplied so that a sum over copies stays what it was.
+    """Entries of a tensor that are multiplied so that a sum over copies does not change.
 
     Attributes:
-        tensor, dim: where.
-        entries: which of the old entries along the dim take it: `0 to 191 of 576`, `12 of 36`, or `all`.
-        factor: what one entry is multiplied by, on average where copies take unequal shares (`shared`).
-        because: the contraction that owes it.
+        tensor, dim: the tensor and its dim.
+        entries: which old entries along the dim are multiplied: `0 to 191 of 576`, `12 of 36`, or `all`.
+        factor: the factor of an entry, or the average factor if copies have unequal shares (`shared`).
+        because: the contraction that requires it.
     """
 
     tensor: str
@@ -345,11 +345,11 @@ class Factor:
 
 
 class Factors:
-    """Everything in a lift that is a factor and not a consumer's share.
+    """All factors in a lift except the shares of consumers.
 
-    A lift does not say what a factor is for. It belongs to the axis that its dim holds, and there to the contraction
-    that is nearest in the module tree; a factor on a dim without such an axis (a temperature) is listed for every
-    axis that owes and has none of its own.
+    A lift does not record what a factor is for. A factor belongs to the axis of its dim, and there to the contraction
+    that is nearest in the module tree. A factor on a dim without such an axis (a temperature) is listed for every axis
+    that needs a factor and has none of its own.
     """
 
     def __init__(self, program: Program, nodes: Mapping[tuple[Mode, str], fx.Node], lift: Lift) -> None:
@@ -367,7 +367,7 @@ class Factors:
                 self._found.append((entry, dim, held & owing))
 
     def of(self, atom: Atom, events: Sequence[Event]) -> tuple[Factor, ...]:
-        """Factors for the sums over one axis; `events` are those of the axis."""
+        """Returns the factors for the sums over one axis; `events` are those of the axis."""
         owing = self._owing(atom, events)
         if not owing:
             return ()
@@ -376,7 +376,7 @@ class Factors:
         return tuple(self._factor(entry, dim, _nearest(owing, entry.name)) for entry, dim in own or other)
 
     def _makers(self, entry: TensorLift) -> set[int]:
-        """Dims whose entries share although the tensor does not sum over them: they make an operand of a sum."""
+        """Dims with shared entries that the tensor does not sum over: they produce an operand of a sum."""
         found = set()
         for split in entry.splits:
             sides = axes_of(self._program).sides.get((entry.name, split.dim), {})
@@ -401,15 +401,15 @@ class Factors:
         return Factor(entry.name, dim, value, _entries(on), shared, because)
 
     def _owing(self, atom: Atom, events: Sequence[Event]) -> list[tuple[str, str]]:
-        """Module path and words of each sum over the axis that no weight of its own absorbs."""
+        """Module path and description of each sum over the axis that no weight absorbs."""
         found = []
         for event in events:
             if event.kind == "contract":
                 where = module_path(self._nodes[event.mode, event.node])
-                root = ", and divides by the root of its size itself" if event.root else ""
+                root = " and divides by the square root of its size" if event.root else ""
                 found.append((where, f"{event.op} in {where or 'the network'} sums over all copies{root}"))
         for tensor in sorted(self._tied.get(atom, ())):
-            found.append((tensor, f"{tensor} makes the axis and sums over it, so it cannot share"))
+            found.append((tensor, f"{tensor} makes the axis and sums over it, so it cannot divide its weights"))
         return list(dict.fromkeys(found))
 
 

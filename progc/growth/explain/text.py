@@ -1,4 +1,4 @@
-"""Explanations in words: one reason a line, like modules (`blocks.{0..3}`) on one line together."""
+"""Prints explanations: one reason per line, with equal modules (`blocks.{0..3}`) on one line."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from progc.growth.explain.reasons import AxisSide, Explanation, Norm, ReasonPlac
 _KINDS = {
     "copy": "new units are copies of old ones",
     "free": "new units are new functions of the input, which old ones ignore",
-    "random": "new units are drawn at random, and so is what reads them",
-    "stays": "it may grow",
-    "pinned": "it may not grow",
+    "random": "new units are drawn at random, and so are the weights that read them",
+    "stays": "it can grow",
+    "pinned": "it cannot grow",
 }
 
 
 def explanation_text(explanations: Sequence[Explanation]) -> str:
-    """The chain of reasons of every axis, axes apart by an empty line; no final newline."""
+    """Returns the reasons of every axis, with an empty line between axes and no final newline."""
     return "\n\n".join("\n".join(_lines(item)) for item in explanations)
 
 
@@ -33,7 +33,7 @@ def _reasons(item: Explanation) -> Iterator[str]:
     yield f"{item.kind}: {_kind(item)}"
     makes = [side for side in item.producers if not side.along]
     yield from _sides("made by", makes)
-    yield from _sides("goes along", [side for side in item.producers if side.along])
+    yield from _sides("runs along", [side for side in item.producers if side.along])
     yield from _operations("passes", item.norms)
     yield from _sides("read by", item.consumers)
     yield from _operations("multiplied and summed by", item.contractions)
@@ -48,17 +48,17 @@ def _reasons(item: Explanation) -> Iterator[str]:
     if item.obstacle is not None:
         yield f"not exact: {item.obstacle}" + (f" ({_place(item.obstacle_at)})" if item.obstacle_at else "")
     elif item.kind != "stays":
-        yield "exact: every sum over it is what it was"
+        yield "exact: no sum over it changes"
 
 
 def _kind(item: Explanation) -> str:
     text = _KINDS.get(item.kind, "")
     if item.kind == "copy" and item.new % item.old == 0:
-        text = f"every unit stands {_times(item.new // item.old)}, copies side by side"
+        text = f"every unit occurs {_times(item.new // item.old)}, with copies next to each other"
     elif item.kind == "copy":
         few, more = item.new // item.old, item.new % item.old
-        text = f"{more} of {item.old} units stand {_times(few + 1)}, the others {_times(few)}"
-    return f"{text}, since {item.why}" if item.why and text else text or item.why
+        text = f"{more} of {item.old} units occur {_times(few + 1)}, the others {_times(few)}"
+    return f"{text}, because {item.why}" if item.why and text else text or item.why
 
 
 def _times(count: int) -> str:
@@ -81,14 +81,14 @@ def _factors(item: Explanation) -> Iterator[str]:
     told = []
     for f in item.factors:
         entries = f" on entries {f.entries}" if f.entries != "all" else ""
-        uneven = ", uneven from copy to copy" if f.shared else ""
-        what = f"{_value(f.factor, ratio)}{entries}{uneven}, since {f.because}"
+        uneven = ", different for each copy" if f.shared else ""
+        what = f"{_value(f.factor, ratio)}{entries}{uneven}, because {f.because}"
         told.append((f"factor on {f.tensor} dim {f.dim}", what))
     yield from _joined(told)
 
 
 def _value(value: float, ratio: float) -> str:
-    """A factor, as an expression of how much the axis grows where it is one: `0.7071 = 1/sqrt(2)`."""
+    """A factor as a number, and as an expression of the growth factor where it is one: `0.7071 = 1/sqrt(2)`."""
     named = {f"1/{ratio:g}": 1 / ratio, f"1/sqrt({ratio:g})": ratio**-0.5, f"sqrt({ratio:g})": ratio**0.5}
     word = next((word for word, known in named.items() if math.isclose(known, value, rel_tol=1e-9)), None)
     return f"{value:.4g}" + (f" = {word}" if word is not None and ratio != 1 else "")
@@ -110,7 +110,7 @@ _NUMBER = re.compile(r"(?<=\.)(\d+)(?=[.\s,;:)]|$)")
 
 
 def _joined(items: Iterable[tuple[str, str]]) -> Iterator[str]:
-    """`subject: reason`; what differs in one running number alone is one line."""
+    """`subject: reason`; lines that differ in one running number only become one line."""
     groups: dict[tuple[str, str], list[tuple[str, str]]] = {}
     for subject, reason in dict.fromkeys(items):
         groups.setdefault((_NUMBER.sub("#", subject), _NUMBER.sub("#", reason)), []).append((subject, reason))
@@ -128,7 +128,7 @@ def _told(subject: str, reason: str) -> str:
 
 
 def _merged(lines: list[str]) -> str | None:
-    """Lines that differ in the value of one number, as `blocks.{0..3}.up`; None if they differ in more."""
+    """Lines that differ in the value of one number, as `blocks.{0..3}.up`; None if they differ elsewhere."""
     columns = list(zip(*(_NUMBER.split(line) for line in lines), strict=True))
     varying = {column for column in columns if len(set(column)) > 1}
     if len(varying) > 1:

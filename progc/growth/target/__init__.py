@@ -1,4 +1,4 @@
-"""Targets of growth: another program is aligned with the source, and its constants, outputs and ties are followed.
+"""Target models: aligns another program with the source, and adopts its constants, outputs and ties.
 
 May import what `growth` may.
 """

@@ -1,8 +1,8 @@
-"""Aligning a program with the program of a target model: on names, parameter shapes and graphs.
+"""Aligns a program with the program of a target model: by names, parameter shapes and graphs.
 
-The target's own analysis gives the size of each axis: dims of tensors with the same name are matched factor by
-factor. What does not correspond is listed, module by module and with the reason. Alignment only decides sizes;
-whether a growth to them is exact is for `progc/transforms/width/plan.py` to say.
+The analysis of the target gives the size of each axis: dims of tensors with the same name are matched factor by factor.
+Differences that cannot be matched are listed, module by module and with the reason. Alignment only finds sizes; whether
+growth to them is exact is decided by `progc/transforms/width/plan.py`.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ _SHOWN = 5
 
 @dataclasses.dataclass(frozen=True)
 class Alignment:
-    """Sizes that the target has: axis name to size, of the axes that get wider and of the outputs that get more."""
+    """Sizes of the target: axis name to size, for the axes that get wider and for the outputs that get more units."""
 
     widths: dict[str, int]
     outputs: dict[str, int]
 
 
 def target_depths(source: Program, target: Program) -> dict[str, int]:
-    """Chain name to the target's depth, for the chains of `source` that get deeper.
+    """Returns chain name to the depth in the target, for the chains of `source` that get deeper.
 
     Raises:
-        TargetError: a chain is shorter in the target, or several chains share a container that gets more blocks: then
-            numbers alone do not say which block of the target stands where.
+        TargetError: a chain is shorter in the target, or several chains share a container that gets more blocks, so
+            that the numbers do not show which blocks of the target are new.
     """
     depths: dict[str, int] = {}
     containers: dict[str, str] = {}
@@ -53,21 +53,22 @@ def target_depths(source: Program, target: Program) -> dict[str, int]:
         first = containers.setdefault(chain.pattern, chain.name)
         if first != chain.name:
             raise TargetError(
-                f"{first} and {chain.name} stand in one container, which has {chain.siblings} blocks here and "
-                f"{other.siblings} in {target.class_name}: its numbers do not say which blocks are new; give each "
-                f"chain its depth by a pipeline, such as grow-depth{{to={first}:...}}"
+                f"{first} and {chain.name} are in one container, which has {chain.siblings} blocks in the "
+                f"source and {other.siblings} in {target.class_name}: the block numbers do not show which "
+                "blocks are new; set the depth of each chain in a pipeline, such as "
+                f"grow-depth{{to={first}:...}}"
             )
         depths[chain.name] = other.siblings
     return depths
 
 
 def target_widths(source: Program, target: Program) -> dict[str, int]:
-    """Axis name to the target's size, for the axes that get wider; as `align`."""
+    """Returns axis name to the size in the target, for the axes that get wider; see `align`."""
     return align(source, target).widths
 
 
 def align(source: Program, target: Program) -> Alignment:
-    """The target's size for every axis of the source that has another one there.
+    """Returns the size in the target of every axis of the source that has another size there.
 
     Raises:
         TargetError: tensors that do not correspond, listed by module; a smaller target; a pinned axis.
@@ -77,7 +78,7 @@ def align(source: Program, target: Program) -> Alignment:
     open_dims: list[tuple[str, Dim, int]] = []
     for name, dims in axes_of(source).tensor_dims.items():
         if name.startswith("_constants.") or name not in target.tensors:
-            continue  # what is persistent has a partner: _check_names
+            continue  # every persistent tensor has a partner: _check_names
         shape = tuple(target.tensors[name].shape)
         if len(shape) != len(dims):
             raise TargetError(f"{name} has {len(dims)} dims in the source and {len(shape)} in the target")
@@ -112,7 +113,7 @@ def _parts_at(source: Program, target: Program) -> str:
 
 
 def _match(ours: Dim, theirs: Dim, sizes: dict[Atom, int]) -> bool:
-    """Assigns sizes factor by factor; False if the two dims are cut differently."""
+    """Assigns sizes factor by factor; returns False if the two dims are factored differently."""
     a, b = D.resolve(ours), D.resolve(theirs)
     if len(a) != len(b):
         return False
@@ -132,7 +133,7 @@ def _match(ours: Dim, theirs: Dim, sizes: dict[Atom, int]) -> bool:
 
 
 def _solve(open_dims: list[tuple[str, Dim, int]], sizes: dict[Atom, int]) -> None:
-    """Dims with one factor of unknown size left."""
+    """Solves dims that have one factor of unknown size left."""
     for _ in range(len(open_dims)):
         progress = False
         for _name, dim, total in open_dims:
@@ -167,18 +168,17 @@ def _check_shapes(source: Program, target: Program, sizes: dict[Atom, int]) -> N
             have, wanted = tuple(tensor.shape), tuple(target.tensors[name].shape)
             if have != wanted:
                 change = f"{name} {list(have)} -> {list(wanted)}"
-                wrong.append(f"{change} (no operation reads it, so how it grows is not known)")
+                wrong.append(f"{change} (no operation reads it, so how it grows is unknown)")
     if smaller:
         raise TargetError(
-            f"the target is smaller than the source: {_some(smaller)}; growth only adds units, "
-            "exchange source and target"
+            f"the target is smaller than the source: {_some(smaller)}; growth only adds units, swap source and target"
         )
     if wrong:
         raise TargetError(f"{source.class_name} does not grow into {target.class_name}: {_some(wrong)}{parted}")
 
 
 def _two_sizes(table: AxisTable, dims: tuple[Dim, ...], wanted: tuple[int, ...], sizes: dict[Atom, int]) -> str:
-    """Says where one axis of the source has several sizes in the target."""
+    """Reports where one axis of the source has several sizes in the target."""
     for dim, size in zip(dims, wanted, strict=True):
         atoms = D.resolve(dim)
         axis = table.axis_of(atoms[0]) if len(atoms) == 1 else None

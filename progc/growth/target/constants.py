@@ -1,9 +1,9 @@
-"""Factors that a class computes from its sizes: the target's own are taken, and parameters make up for them.
+"""Adopts factors that a model class computes from its sizes, and compensates for them in parameters.
 
-A class that writes its attention scale as `head_dim ** -0.5`, or multiplies an embedding by the root of the width,
-has another number in its graph at another size. Where the number is a factor, the parameters before or behind it
-take the inverse ratio (progc/analysis/demand finds and proves them), so that the product stays as it was; every other
-number is left for `differences` to report.
+A class that writes its attention scale as `head_dim ** -0.5`, or multiplies an embedding by the root of the width, has
+another number in its graph at another size. If the number is a factor, the parameters before or after it absorb the
+inverse ratio (progc/analysis/demand finds and proves them), so that the product does not change. Every other number is
+left to `differences`, which reports it.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ _ATTENTION = "scaled_dot_product_attention"
 
 @dataclasses.dataclass(frozen=True)
 class _Factor:
-    """One node of which a factor differs.
+    """One node with a factor that differs.
 
     Attributes:
-        node: name in our graph.
-        at: position or keyword of the number; None where it is a tensor.
-        new: the target's number.
-        tensor: the constant or buffer that holds the number, if one does.
-        ratio: by which the node's value would change.
-        operands: what may take the inverse: the node itself, or (attention) one of its inputs.
+        node: name in the graph of the program.
+        at: position or keyword of the number; None if it is a tensor.
+        new: the number in the target.
+        tensor: the constant or buffer that holds the number, if any.
+        ratio: the factor by which the value of the node would change.
+        operands: values that can absorb the inverse: the node itself, or (attention) one of its inputs.
     """
 
     node: fx.Node
@@ -54,13 +54,14 @@ class _Factor:
 
 
 def take_constants(program: Program, target: Program) -> PassResult:
-    """The program with the target's factors, made up for in its parameters; sizes must be equal.
+    """Returns the program with the target's factors, compensated in its parameters; sizes must be equal.
 
     Returns:
-        The very program, where no factor differs or the graphs do not run in parallel.
+        The same object if no factor differs or the graphs do not correspond.
 
     Raises:
-        TargetError: no parameter can take the inverse of a factor; names operation, node, both numbers and the reason.
+        TargetError: no parameter can absorb the inverse of a factor; names operation, node, both numbers and the
+            reason.
     """
     found: dict[Mode, list[_Factor]] = {}
     for mode in MODES:
@@ -80,13 +81,13 @@ def take_constants(program: Program, target: Program) -> PassResult:
                 scales.setdefault(name, []).append(scale)
         except DemandRefused as refused:
             raise TargetError(
-                f"{target.class_name} computes something else at its size: {where(factor.node)}: "
-                f"{factor.node.target} has {_number(factor.old)} where the target has {_number(factor.new)}, and no "
-                f"parameter can take the factor {1 / factor.ratio:.4g}: {refused}"
+                f"{target.class_name} computes a different function at its size: {where(factor.node)}: "
+                f"{factor.node.target} has {_number(factor.old)} where the target has {_number(factor.new)}, "
+                f"and no parameter can absorb the factor {1 / factor.ratio:.4g}: {refused}"
             ) from refused
         notes.setdefault(
-            f"{op_name(factor.node)} by {_number(factor.old)} is by {_number(factor.new)} in the target; parameters "
-            f"before it take the factor {1 / factor.ratio:.4g}"
+            f"{op_name(factor.node)} by {_number(factor.old)} is by {_number(factor.new)} in the target; "
+            f"parameters before it absorb the factor {1 / factor.ratio:.4g}"
         )
     fills = {factor.tensor: factor.new for factor in found["eval"] if factor.tensor is not None}
     entries = [
@@ -102,7 +103,7 @@ def take_constants(program: Program, target: Program) -> PassResult:
 
 
 def _factors(program: Program, target: Program, ours: fx.Node, theirs: fx.Node) -> Iterator[_Factor]:
-    """Where a product or an attention of ours has another number than the target's."""
+    """Where a product or an attention has another number than in the target."""
     name = op_name(ours)
     if name == _ATTENTION:
         old, new = ours.kwargs.get("scale"), theirs.kwargs.get("scale")
@@ -127,7 +128,7 @@ def _factors(program: Program, target: Program, ours: fx.Node, theirs: fx.Node) 
 
 
 def _value(program: Program, argument: Any) -> float | None:
-    """The number that an argument stands for: a literal, or a one-element tensor that no checkpoint holds."""
+    """The number that an argument holds: a literal, or a one-element tensor that no checkpoint holds."""
     if isinstance(argument, float) or (isinstance(argument, int) and not isinstance(argument, bool)):
         return float(argument)
     if isinstance(argument, fx.Node) and argument.op == "get_attr":
@@ -142,7 +143,7 @@ def _ratio(a: Any, b: Any) -> float:
 
 
 def _paid(program: Program, both: dict[Mode, _Factor]) -> list[tuple[str, Scale]]:
-    """Parameters that take the inverse of a factor.
+    """Parameters that absorb the inverse of a factor.
 
     Raises:
         DemandRefused: none can.

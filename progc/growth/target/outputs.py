@@ -1,8 +1,8 @@
-"""More outputs, for a target with more classes: the old ones keep their order and values, new ones are appended.
+"""Appends outputs for a target with more classes: old outputs keep their order and values, new ones come last.
 
-An output axis is no axis that width growth may touch, because the outputs themselves change. This step grows it
-for a target model only, and says that equality holds for the old outputs. `old_outputs` makes the grown program
-comparable to its source.
+Width growth never changes an output axis, because the outputs themselves would change. This step grows it for a target
+model only, and reports equality for the old outputs only. `old_outputs` makes the grown program comparable with its
+source.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from progc.transforms.width.widening import AxisGrowth, Widening
 
 
 class _Appended(Widening):
-    """New units at the end of axes that are pinned for being outputs and for nothing else."""
+    """New units at the end of axes that are pinned only because they are outputs."""
 
     def __init__(self, table: AxisTable, sizes: Mapping[str, int]) -> None:
         super().__init__(table, {}, "zero")
@@ -39,15 +39,15 @@ class _Appended(Widening):
 
 
 def append_outputs(program: Program, sizes: Mapping[str, int], *, zero: bool = False, seed: int = 0) -> PassResult:
-    """The program with more units on its output axes.
+    """Returns the program with more units on its output axes.
 
     Args:
         sizes: axis name to new size.
-        zero: new rows are zero instead of random with the spread of the old ones.
-        seed: of random rows.
+        zero: whether new rows are zero instead of random with the spread of the old ones.
+        seed: seed of random rows.
 
     Raises:
-        NotLosslessError: some operation mixes the outputs (a softmax), so that old ones would change.
+        NotLosslessError: an operation mixes the outputs (a softmax), so that the old ones would change.
     """
     from progc.transforms.width.widening import rewrite
 
@@ -77,7 +77,7 @@ def append_outputs(program: Program, sizes: Mapping[str, int], *, zero: bool = F
 
 
 def _check_appended(program: Program, widening: Widening) -> None:
-    """New units must come last in every output: else the old ones would move."""
+    """Checks that new units come last in every output; otherwise the old ones would move."""
     for mode in MODES:
         output = next(node for node in reversed(program.graphs[mode].nodes) if node.op == "output")
         for leaf in output.all_input_nodes:
@@ -95,7 +95,7 @@ def _entry(program: Program, widening: Widening, name: str, zero: bool) -> Tenso
         growing = widening.grows(dim)
         sides = widening.table.sides.get((canonical, position), {})
         consumed = {atom for atom in growing if "consumer" in sides.get(atom, ())}
-        chosen = set(growing) if zero else consumed  # columns of consumers are zero, and rows where asked for
+        chosen = set(growing) if zero else consumed  # columns of consumers are zero, and rows if `zero` is set
         if chosen:
             splits.append(Split(position, over=widening.index_map(dim, chosen)))
     maps = tuple(widening.index_map(dim) if widening.grows(dim) else None for dim in dims)
@@ -103,7 +103,7 @@ def _entry(program: Program, widening: Widening, name: str, zero: bool) -> Tenso
 
 
 def old_outputs(grown: Program, before: Program) -> Program:
-    """`grown` with every output cut to the size that it has in `before`: what the two can be compared by."""
+    """Returns `grown` with every output cut to its size in `before`, so that the two can be compared."""
     graphs: dict[Any, fx.Graph] = {}
     for mode in MODES:
         graph = copy_graph(grown.graphs[mode])
@@ -134,6 +134,6 @@ def _cut(graph: fx.Graph, leaf: fx.Node, old: Any) -> fx.Node:
 
 
 def output_axis(table: AxisTable, atom: D.Atom) -> str | None:
-    """Name of the axis of an atom that only its being an output pins, else None."""
+    """Returns the name of the axis of an atom that is pinned only as an output, else None."""
     axis = table.axis_of(atom)
     return axis.name if axis is not None and tuple(atom.reasons) == (OUTPUT,) else None

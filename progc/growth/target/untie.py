@@ -1,7 +1,7 @@
-"""Tensors that the source ties and the target does not: each name gets a copy of its own, which is exact.
+"""Unties tensors that the source ties and the target does not: each name gets a copy, which is exact.
 
-The grown class may still load a tied state, but its two tensors train apart. Which reads belong to which name is
-read from the target's graphs, operation by operation.
+The grown class can still load a tied state, but its two tensors train separately. The target's graphs show, operation
+by operation, which reads belong to which name.
 """
 
 from __future__ import annotations
@@ -16,14 +16,15 @@ from progc.pipeline.base import PassResult
 
 
 def untie(program: Program, target: Program) -> PassResult:
-    """The program with separate tensors where `target` has them, of the same values; depths must be equal.
+    """Returns the program with separate tensors of the same values where `target` has them; depths must be equal.
 
     Returns:
-        The very program, where no tie is too many. The lift copies the values; optimizer moments of a copy start
-        at zero, since a tied tensor's gradients cannot be told apart.
+        The same object if there is nothing to untie. The lift copies the values. Optimizer moments of a copy start at
+            zero,
+        because the gradients of a tied tensor cannot be separated.
 
     Raises:
-        TargetError: the target ties what are two tensors in the source.
+        TargetError: the target ties two tensors that are separate in the source.
     """
     tensors = program.tensors
     for alias, canonical in target.tied.items():
@@ -70,6 +71,6 @@ def untie(program: Program, target: Program) -> PassResult:
         tied={alias: canonical for alias, canonical in program.tied.items() if alias not in loose},
     )
     notes = tuple(
-        f"{alias} is a copy of {canonical}, to which the source ties it" for alias, canonical in loose.items()
+        f"{alias} becomes a copy of {canonical}; the source ties the two" for alias, canonical in loose.items()
     )
     return PassResult(free, True, {"tensors untied": len(loose)}, lift, notes, True)

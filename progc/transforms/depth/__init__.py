@@ -1,1 +1,4 @@
-"""Growing chains of blocks: where copies go, how graphs and names change, and what makes a copy an identity."""
+"""Depth growth: inserts copies of blocks into chains, renames blocks by position, makes copies the identity.
+
+Imports only floors below the transforms: analysis, lift, ir and the modules they use.
+"""

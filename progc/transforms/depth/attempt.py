@@ -1,7 +1,7 @@
-"""Which chains grow: those that can do it exactly; a chain that nobody named may be left alone.
+"""Chooses the chains that get deeper, and leaves out those that cannot.
 
-A depth for all chains is for those that can take it. Others keep theirs, each with a note that says why. A chain that
-is named is refused instead, and so is the depth if no chain can take it.
+A depth for all chains applies to every chain that can take it. The others keep their depth, each with a note that gives
+the reason. A chain that the user names is refused instead, and so is a depth that no chain can take.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Growing = Sequence[tuple[Chain, Sequence[BlockPlace]]]
 
 @dataclasses.dataclass(frozen=True)
 class InsertionOptions:
-    """What the user asked for: as the options of `grow-depth`."""
+    """The options of `grow-depth`."""
 
     sizes: Sequence[DepthSize]
     names: Sequence[str]
@@ -35,14 +35,14 @@ class InsertionOptions:
 
 @dataclasses.dataclass(frozen=True)
 class Deeper:
-    """Grown chains, not finished yet.
+    """A depth growth whose tensors are not made yet.
 
     Attributes:
-        grown: the draft; None if nothing grows.
-        growing: the chains and their places.
-        reasons: why the growth is not exact, which the user accepts.
-        notes: what was left alone, and what the user should know of the new blocks.
-        eval_only: which new blocks are the identity in eval mode alone.
+        grown: the draft of the deeper program; None if nothing grows.
+        growing: the chains that grow and the places of their blocks.
+        reasons: why the growth is not exact, where the user accepts that.
+        notes: chains that keep their depth, and properties of the new blocks.
+        eval_only: new blocks that are the identity only in eval mode.
     """
 
     grown: GrownChains | None
@@ -53,17 +53,17 @@ class Deeper:
 
 
 def deepened(program: Program, options: InsertionOptions) -> Deeper:
-    """Grows all chains that are meant and can.
+    """Grows every selected chain that can grow.
 
     Raises:
-        PassOptionError, TargetError: as `choose`; a chain that cannot take more blocks.
+        PassOptionError, TargetError: as for `choose`, or a chain that cannot take more blocks.
         NotLosslessError: with init `identity` and without `lossy`: a named chain, or every chain, cannot grow exactly.
     """
     return _Attempts(program, options).run()
 
 
 class _Attempts:
-    """The growth again without each chain that turns out not to grow; what was found for the others is kept."""
+    """Repeats the growth without each chain that turns out not to grow, and keeps what it found for the others."""
 
     def __init__(self, program: Program, options: InsertionOptions) -> None:
         self.program, self.options = program, options
@@ -91,7 +91,7 @@ class _Attempts:
         return "random" if chain.kind == "dense" else self.options.init
 
     def _attempt(self, choice: DepthChoice, growing: Growing) -> Deeper | None:
-        """The growth of these chains; None if one has to be left alone, which is then in `left`."""
+        """Returns the growth of these chains, or None if a chain has to keep its depth; that one is then in `left`."""
         try:
             grown = GrownChains(self.program, growing, random=self.options.init == "random")
         except CannotGrow as error:
@@ -133,7 +133,10 @@ class _Attempts:
         self.left[chain.name] = reason
 
     def _leave_plain(self, choice: DepthChoice, growing: Growing, made: dict[str, list[Identity]]) -> None:
-        """Layers without a skip path are the blocks of a plain network, and stems and transitions of any other."""
+        """Leaves out layers without a skip path if another chain has one.
+
+        Such layers are the blocks of a plain network, but stems and transitions of a residual one.
+        """
         plain = {name: next((one.plain for one in found if one.plain), None) for name, found in made.items()}
         residual = [
             chain
@@ -143,11 +146,11 @@ class _Attempts:
         for name, layer in plain.items():
             if layer and residual and name in choice.unnamed and name not in self.left:
                 self.left[name] = (
-                    f"{layer} stands on its only path, and {residual[0].name} has a skip path; name it to grow it"
+                    f"{layer} is on the network's only path, and {residual[0].name} has a skip path; name it to grow it"
                 )
 
     def _identities(self, grown: GrownChains, unit: Sequence[Inserted]) -> list[Identity]:
-        """Identities of the blocks of one period, or of the period as a whole where a block alone is none."""
+        """Identities of the blocks of one period, or of the whole period where a single block cannot be one."""
         try:
             before = dict(grown.lifts)
             return [self._identity(grown, block) for block in unit]
@@ -158,7 +161,7 @@ class _Attempts:
             return [self._identity(grown, joined(unit))]
 
     def _identity(self, grown: GrownChains, block: Inserted) -> Identity:
-        """The block's identity, its lifts put in place; taken over from an earlier attempt where nothing changed."""
+        """Returns the identity of a block and stores its lifts; reuses an earlier attempt where nothing changed."""
         key = (block.chain.name, block.place, len(block.nodes["eval"]))
         if key in self.known:
             before, found = self.known[key]
@@ -172,10 +175,10 @@ class _Attempts:
 
 
 def _eval_only(made: dict[str, list[Identity]]) -> list[str]:
-    """Which blocks are the identity in eval mode alone."""
+    """Describes the blocks that are the identity only in eval mode."""
     norms = {name: next((one.eval_only for one in found if one.eval_only), None) for name, found in made.items()}
     return [
-        f"new blocks of {name} are the identity in eval mode; in train mode {norm} normalises by the batch"
+        f"new blocks of {name} are the identity in eval mode; in train mode {norm} normalises by batch statistics"
         for name, norm in norms.items()
         if norm
     ]

@@ -1,8 +1,9 @@
-"""Dense chains: a new block reads the whole concatenation and appends a segment to it.
+"""Grows dense chains: a new block reads the whole concatenation and appends a segment to it.
 
-Nothing that existed reads the new segment with anything but zero weights, so the function stays; the segment itself is
-alive, so the zero weights get a gradient on the first step and the new block on the second (docs/growth.md 1.2: exactly
-one side zero). Per-channel operations between the concatenation and the weights that contract it grow along.
+Existing layers read the new segment with zero weights only, so the function does not change. The segment itself is not
+zero, so these weights get a gradient in the first step, and the new block in the second one (docs/growth.md 1.2:
+exactly one side is zero). Per-channel operations between the concatenation and the weights that contract it grow with
+it.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ _CHANNELWISE = POINTWISE | HOMOGENEOUS | ZERO_PRESERVING | SPATIAL | {
 
 @dataclasses.dataclass(frozen=True)
 class _Growth:
-    """`count` segments of `width` new channels each, in front of position `at` of a dim of size `old`."""
+    """`count` segments of `width` new channels each, before position `at` of a dim of size `old`."""
 
     dim: int
     at: int
@@ -63,20 +64,20 @@ def insert_dense(
     lifts: dict[str, TensorLift],
     random: bool,
 ) -> None:
-    """Inserts copies of the last block behind it, and grows what reads the final concatenation.
+    """Inserts copies of the last block after it, and grows what reads the final concatenation.
 
     Args:
-        lifts: by name after growth; those of inserted blocks and of everything that is renamed are there already.
+        lifts: by name after growth; must already hold those of inserted blocks and of every renamed tensor.
 
     Raises:
-        TargetError: an operation behind the concatenation does not take more channels.
+        TargetError: an operation after the concatenation does not accept more channels.
     """
     found = {mode: _insert(editor, mode, chain, places, naming) for mode in MODES}
     if found["train"] != found["eval"]:
-        raise TargetError(f"chain {chain.name}: train and eval graph read its concatenation differently")
+        raise TargetError(f"chain {chain.name}: the train graph and the eval graph read its concatenation differently")
     inside, outside = found["eval"]
     for name, (dim, growth) in inside.items():
-        # An inserted block is free to read the new segments: nothing old reads what it computes.
+        # An inserted block may read the new segments: no old layer reads its output.
         lifts[name] = _grown(editor.program, lifts[name], dim, growth, "free" if random else "copy", contracts=False)
     for name, (dim, growth) in outside.items():
         lift = lifts.get(name, TensorLift(name, name))
@@ -88,7 +89,7 @@ def _grown(program: Program, lift: TensorLift, dim: int, growth: _Growth, how: H
     tensor = program.tensors[lift.source]
     if any(lift.dims) or tensor.shape[dim] != growth.old:
         raise TargetError(f"{lift.name} reads concatenations of several growing chains; grow them one after the other")
-    # New per-channel values are modelled on the segment in front of them.
+    # New per-channel values are copied from the segment before them.
     segment = IndexMap.leaf(0, growth.width, how, growth.at - growth.width)
     parts = [IndexMap.leaf(growth.at, growth.at), *[segment] * growth.count]
     if growth.at < growth.old:
@@ -104,7 +105,7 @@ def _grown(program: Program, lift: TensorLift, dim: int, growth: _Growth, how: H
 def _insert(
     editor: Editor, mode: Mode, chain: Chain, places: Sequence[BlockPlace], naming: Naming
 ) -> tuple[Grown, Grown]:
-    """Edits one graph; what grows in inserted blocks, and what grows behind the final concatenation."""
+    """Edits one graph; returns what grows in inserted blocks and what grows after the final concatenation."""
     graph, last = editor.graphs[mode], len(chain.blocks) - 1
     head, final = chain.cats[mode][last], editor.now[mode][chain.cats[mode][last + 1]]
     (exit_name,) = (name for name in chain.carried[mode][last + 1] if name not in chain.carried[mode][last])
@@ -160,7 +161,7 @@ def _cat_dim(cat: fx.Node) -> int:
 
 
 def _follow(node: fx.Node, source: fx.Node, growth: _Growth, grown: Grown) -> None:
-    """Grows the parameters that see the new channels of `source` through `node`, down to where they are contracted.
+    """Grows the parameters that read the new channels of `source` through `node`, down to where they are contracted.
 
     Raises:
         TargetError: an operation that neither treats channels one by one nor contracts them with a parameter.
@@ -186,7 +187,7 @@ def _follow(node: fx.Node, source: fx.Node, growth: _Growth, grown: Grown) -> No
     elif found is not None and argument(node, "groups", 1) == 1 and _contracted(found, source, growth, grown):
         return
     else:
-        raise TargetError(f"{describe(node)} reads a concatenation that would grow, and does not take more channels")
+        raise TargetError(f"{describe(node)} reads a concatenation that would grow, and does not accept more channels")
     for user in node.users:
         _follow(user, node, here, grown)
 
@@ -208,5 +209,5 @@ def _grow_tensor(node: object, dim: int, growth: _Growth, grown: Grown) -> None:
     if not isinstance(node, fx.Node):
         return
     if node.op != "get_attr" or len(node.users) != 1 or grown.get(str(node.target), (dim, growth)) != (dim, growth):
-        raise TargetError(f"{node} is used in several ways, so it cannot take more channels")
+        raise TargetError(f"{node} is used in several ways, so it cannot accept more channels")
     grown[str(node.target)] = (dim, growth)

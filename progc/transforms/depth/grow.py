@@ -1,6 +1,6 @@
-"""A program whose chains are being made longer: graphs with copied blocks, names, ties and one lift per tensor.
+"""Builds the deeper program: graphs with inserted blocks, names, ties and one lift per tensor.
 
-MoGrow: inserted blocks take their values from an averaged copy of the weights (AutoProg, Li et al., CVPR 2022).
+With MoGrow, inserted blocks take their values from an averaged copy of the weights (AutoProg, Li et al., CVPR 2022).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from progc.transforms.depth.naming import BlockPlace, Naming, in_order, name_pla
 
 
 class CannotGrow(TargetError):
-    """A chain that cannot take more blocks, whatever they compute."""
+    """A chain that cannot take more blocks, with any weights."""
 
     def __init__(self, chain: Chain, reason: str) -> None:
         super().__init__(reason)
@@ -32,9 +32,9 @@ class GrownChains:
 
     Attributes:
         inserted: inserted blocks in the order of data flow.
-        lifts: tensor lifts by name after growth; callers refine those of inserted blocks, then call `finish`.
-        draft: the grown program with old tensors under new names: right in graphs, names, ties and shapes, not in
-            values.
+        lifts: tensor lifts by name after growth. Callers refine those of inserted blocks, then call `finish`.
+        draft: the grown program with the old tensors under their new names. Its graphs, names, ties and shapes are
+            final, its values are not.
     """
 
     def __init__(self, program: Program, growing: Sequence[tuple[Chain, Sequence[BlockPlace]]], random: bool) -> None:
@@ -74,11 +74,12 @@ class GrownChains:
         )
 
     def finish(self, seed: int, average: Average | None = None, everything: bool = False) -> tuple[Program, Lift]:
-        """The grown program and the lift that made its tensors.
+        """Returns the grown program and the lift that made its tensors.
 
         Args:
-            average: what inserted tensors take their values from instead of the program's own.
-            everything: all tensors do.
+            seed: seed of new random weights.
+            average: averaged copy that inserted tensors take their values from, instead of the program's weights.
+            everything: whether all tensors take their values from `average`.
         """
         for alias, canonical in self._tied.items():
             if alias in self.lifts and self.lifts[alias].fresh:
@@ -97,7 +98,7 @@ class GrownChains:
         return program, lift
 
     def _lift(self, editor: Editor, chain: Chain, places: Sequence[BlockPlace], naming: Naming) -> None:
-        """Lifts of inserted blocks: own tensors are new, those tied to a tensor outside the block stay tied."""
+        """Adds the lifts of inserted blocks: their own tensors are new, those tied to outside tensors stay tied."""
         program = self._program
         for place, names in zip(places, naming.copies, strict=True):
             owned = editor.owned(chain, place.source)
@@ -123,37 +124,37 @@ class GrownChains:
 
 
 def chosen_average(program: Program, decay: float | None) -> Average | None:
-    """The program's average of this decay, or the slowest one; None if it carries none.
+    """Returns the program's average of this decay, or the slowest one; None if it carries no average.
 
     Raises:
-        PassOptionError: it carries averages, and none of this decay.
+        PassOptionError: the program carries averages, but none of this decay.
     """
     if decay is None or not program.averages:
-        # One of unknown decay is the only one there is, read from a file.
+        # An average of unknown decay was read from a file, and is the only one.
         return max(program.averages, key=lambda average: average.decay or 0.0, default=None)
     found = next((average for average in program.averages if average.decay == decay), None)
     if found is None:
         known = ", ".join("unknown" if average.decay is None else f"{average.decay}" for average in program.averages)
-        raise PassOptionError(f"grow-depth: ema={decay} is no decay that is tracked; the program carries {known}")
+        raise PassOptionError(f"grow-depth: ema={decay}: no averaged copy has this decay; the program carries {known}")
     return found
 
 
 def averaged_note(average: Average | None, source: str) -> str:
-    """What the user should know of where the values come from."""
+    """Describes where the values of new blocks come from."""
     if average is None:
-        return "mogrow: the program carries no averaged copy (ema=...), so it is interpolation of its own weights"
-    of = "an average" if average.decay is None else f"the average of decay {average.decay}"
+        return "mogrow: the program carries no averaged copy (EMA), so new blocks interpolate its own weights"
+    of = "an average" if average.decay is None else f"the average with decay {average.decay}"
     return f"mogrow: {'all tensors' if source == 'all' else 'new blocks'} are taken from {of}"
 
 
 def averaged_lifts(
     origins: Mapping[str, str], lifts: Mapping[str, TensorLift], everything: bool
 ) -> dict[str, TensorLift]:
-    """Lifts that read the average: those of inserted tensors, or of every tensor.
+    """Returns the lifts that read the average: those of inserted tensors, or of every tensor.
 
     Args:
         origins: every name after growth with the name it comes from.
-        lifts: the lifts there are, by name after growth.
+        lifts: the existing lifts, by name after growth.
     """
     found = {name: entry for name, entry in lifts.items() if entry.fresh}
     if everything:

@@ -1,10 +1,10 @@
-"""Makes inserted blocks compute the identity: silent branches, and for post-norm blocks a moved affine.
+"""Makes inserted blocks compute the identity: silences their branches, and moves the affine of post-norm blocks.
 
-A pre-norm or post-activation block is an identity when every branch that is added to its skip path is zero; the
-demand solver finds the parameters that do it (docs/growth.md section 2). A post-norm block, LN(LN(x + a) + m), applies
-its norms to the skip path too: with silent branches they find a value that the previous norm has already normalised.
-They leave it alone if that norm has gain 1 and shift 0; its own gain and shift move into the inserted block's last
-norm. Exact up to the norms' eps.
+A pre-norm or post-activation block is the identity when every branch that is added to its skip path is zero. The demand
+solver finds the parameters that silence them (docs/growth.md section 2). A post-norm block, LN(LN(x + a) + m), also
+applies its norms to the skip path. With silent branches, their input was already normalised by the previous norm, and a
+norm with gain 1 and shift 0 does not change it. The gain and shift of that previous norm therefore move into the last
+norm of the inserted block. This is exact up to the eps of the norms.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ class Identity:
     """How one inserted block becomes the identity.
 
     Attributes:
-        lifts: those that change, by canonical name after growth.
-        inexact: why it is not exactly the identity: norms with too large an eps, as `eps of operation`.
-        plain: a layer is the identity because the block adds nothing to its entry, which layer.
-        eval_only: a BatchNorm that is the identity in eval mode and normalises by the batch in train mode.
+        lifts: the lifts that change, by canonical name after growth.
+        inexact: norms with too large an eps, as `eps of operation`; the block is then not exactly the identity.
+        plain: the layer that is the identity itself, because the block adds nothing to its entry.
+        eval_only: the BatchNorm that is the identity in eval mode only; in train mode it uses batch statistics.
     """
 
     lifts: Mapping[str, TensorLift]
@@ -48,14 +48,15 @@ class Identity:
 
 
 def identity(program: Program, block: Inserted, lifts: Mapping[str, TensorLift]) -> Identity:
-    """The lifts of an inserted block's tensors with which it computes the identity.
+    """Returns the lifts with which an inserted block computes the identity.
 
     Args:
-        program: the grown program; only names, kinds and whether a tensor is all zero are read from its tensors.
+        program: the grown program. Only names, kinds and whether a tensor is all zero are read from its tensors.
+        block: the inserted block.
         lifts: by canonical name after growth.
 
     Raises:
-        NotLosslessError: why the block cannot be the identity.
+        NotLosslessError: the block cannot be the identity; the message gives the reason.
     """
     parts: list[Identity] = []
     for k, exit_ in enumerate(block.exits["eval"]):
@@ -87,7 +88,7 @@ def _no_skip(exit_: fx.Node) -> str:
 
 
 def _paths(block: Inserted, k: int) -> Iterable[Mapping[Mode, Skip]]:
-    """Skip paths of exit k that the two graphs agree on; those that need no layer to be the identity come first."""
+    """Skip paths of exit k that both graphs share; those that need no layer to be the identity come first."""
     for layers in (False, True):
         found = {
             mode: list(
@@ -119,7 +120,7 @@ def _silenced(
         if name not in lifts or not lifts[name].fresh:
             raise NotLosslessError(f"its branch ends in {name}, which is not the block's own")
         if name in layers:
-            raise NotLosslessError(f"{name} would have to be zero and the identity at once")
+            raise NotLosslessError(f"{name} would have to be zero and the identity at the same time")
         known = changed.get(name, lifts[name])
         changed[name] = dataclasses.replace(known, scales=(*known.scales, scale))
     if path.norms:
@@ -137,18 +138,21 @@ def _silenced(
 def _with_moved_affine(
     program: Program, block: Inserted, paths: Mapping[Mode, Skip], lifts: Mapping[str, TensorLift]
 ) -> dict[str, TensorLift]:
-    """Norms on the skip path: all but the last get gain 1 and shift 0, the last takes those of the norm before."""
+    """Lifts of the norms on the skip path.
+
+    All but the last get gain 1 and shift 0. The last one gets the gain and shift of the norm before the block.
+    """
     before, norms = paths["eval"].entry, paths["eval"].norms
     for mode, path in paths.items():
         _check_producer(path, set(block.nodes[mode].values()), mode)
         names = [_affine(path.entry), *(_affine(norm) for norm in path.norms)]
         if names != [_affine(before), *(_affine(norm) for norm in norms)]:
-            raise NotLosslessError(f"train and eval graph normalise differently in {block.chain.name}")
+            raise NotLosslessError(f"the train graph and the eval graph normalise differently in {block.chain.name}")
     changed: dict[str, TensorLift] = {}
     for position, (kind, neutral) in enumerate((("weight", 1.0), ("bias", 0.0))):
         giver, takers = _affine(before)[position], [_affine(norm)[position] for norm in norms]
         if giver is not None and takers[-1] is None:
-            raise NotLosslessError(f"{describe(norms[-1])} has no {kind} to take over that of {describe(before)}")
+            raise NotLosslessError(f"{describe(norms[-1])} has no {kind} that can replace that of {describe(before)}")
         for name in (giver, *takers):
             if name is not None:
                 _check_unshared(program, name)
@@ -203,7 +207,7 @@ def _inexact_norms(path: Skip) -> Iterable[str]:
 
 
 def lossy_reason(blocks: Iterable[Identity]) -> str | None:
-    """Why silent blocks are not exactly the identity; None if they are."""
+    """Returns why silent blocks are not exactly the identity; None if they are."""
     found = [text for block in blocks for text in block.inexact]
     if not found:
         return None

@@ -1,8 +1,8 @@
-"""Copies the nodes of blocks into new places of both graphs.
+"""Copies the nodes of blocks to new places of both graphs, for one or several chains.
 
-Works on copies of a program's graphs, for one or several chains. A copied block reads what its source reads,
-with three exceptions: values that cross the boundary before it are those of its new place, its own parameters are new
-ones, and values that another insertion replaced are the replaced ones.
+The program's own graphs stay unchanged. A copied block reads what its source reads, with three exceptions: values that
+cross the boundary before it are those of its new place, its own parameters are new ones, and a value that another
+insertion replaced is read in its replaced form.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Inserted:
 
 
 def units(blocks: Sequence[Inserted]) -> list[list[Inserted]]:
-    """Inserted blocks by the periods they belong to; those of a chain stand together and in order."""
+    """Inserted blocks grouped by period; the blocks of a chain are adjacent and in order."""
     found: list[list[Inserted]] = []
     for block in blocks:
         last = found[-1] if found else []
@@ -43,7 +43,7 @@ def units(blocks: Sequence[Inserted]) -> list[list[Inserted]]:
 
 
 def joined(unit: Sequence[Inserted]) -> Inserted:
-    """Consecutive blocks as one."""
+    """Returns consecutive blocks as one."""
     nodes = {mode: {name: node for block in unit for name, node in block.nodes[mode].items()} for mode in MODES}
     return dataclasses.replace(unit[0], exits=unit[-1].exits, nodes=nodes)
 
@@ -66,7 +66,7 @@ class Editor:
         return {name for name in tensors if name in self.groups and self.groups[name] <= tensors}
 
     def insert(self, chain: Chain, places: Sequence[BlockPlace], naming: Naming) -> list[Inserted]:
-        """Inserts a copy at every place that is one; returns them in order."""
+        """Inserts a copy at every place that needs one; returns the inserted blocks in order."""
         found: list[dict[Mode, tuple[tuple[fx.Node, ...], tuple[fx.Node, ...], dict[str, fx.Node]]]] = [
             {} for _ in places
         ]
@@ -102,7 +102,7 @@ class Editor:
         ]
 
     def rename(self, tensors: Mapping[str, str], labels: Mapping[str, str]) -> None:
-        """Renames what the program had before; call it before `insert`, whose nodes have their final names."""
+        """Renames existing tensors and modules. Call it before `insert`, whose nodes have their final names."""
         for graph in self.graphs.values():
             for node in graph.nodes:
                 if node.op == "get_attr":
@@ -114,7 +114,7 @@ class Editor:
         """The edited graphs, in an order in which every value is computed before it is read."""
         for graph in self.graphs.values():
             for node in reversed(list(graph.nodes)):
-                # A size that a block handed on to its neighbour, which now asks the new block.
+                # A size that a block passed to the next one, which now reads it from the new block.
                 if node.op == "call_function" and not node.users and isinstance(node.meta.get("tensor"), int):
                     graph.erase_node(node)
         return {mode: sorted_graph(graph) for mode, graph in self.graphs.items()}
@@ -129,7 +129,7 @@ class Editor:
         reads: Mapping[str, fx.Node],
         before: fx.Node,
     ) -> dict[str, fx.Node]:
-        """Copies the nodes of block `source` in front of the node `before`.
+        """Copies the nodes of block `source` before the node `before`.
 
         Args:
             names: old to new state names of the block's tensors.
@@ -180,7 +180,7 @@ class Editor:
 
 
 def sorted_graph(graph: fx.Graph) -> fx.Graph:
-    """The graph with every node behind what it reads; nodes that are placed well already stay in order."""
+    """The graph with every node after what it reads; nodes that already are stay in order."""
     position = {node: index for index, node in enumerate(graph.nodes)}
     if all(position[source] < position[node] for node in graph.nodes for source in node.all_input_nodes):
         return graph

@@ -1,9 +1,9 @@
-"""Layers that become the identity: how a block without a skip path can pass its entry on (Net2Net, Chen et al. 2015).
+"""Turns layers into the identity, so that a block without a skip path passes its entry on (Net2Net, Chen et al. 2015).
 
-A linear or convolutional layer with a unit matrix (in its kernel's centre) copies its input. Where it reads a
-concatenation, the unit matrix stands in the columns of the part that is passed on, and all other parts are read with
-zeros. BatchNorm with mean 0 and `gain * gain = variance + eps` copies its input in eval mode; in train mode it
-normalises by the batch. What stands between such layers must leave the value alone too: an idempotent activation does.
+A linear or convolutional layer whose weight is a unit matrix (at the center of the kernel) copies its input. Where it
+reads a concatenation, the unit matrix is in the columns of the part that is passed on, and all other columns are zero.
+BatchNorm with mean 0 and `gain * gain = variance + eps` copies its input in eval mode; in train mode it normalises by
+batch statistics. Operations between such layers must not change the value either; an idempotent activation does not.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ ROUNDING = 1e-11
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """A layer on a path: its node, the value it is to pass on, and where that lies among its input's channels.
+    """A layer on a path, with the value that it passes on.
 
     Attributes:
         offset: first channel of `source` in the layer's input.
-        whole: the layer reads `source` and nothing else.
+        whole: whether the layer reads only `source`.
     """
 
     node: fx.Node
@@ -42,7 +42,7 @@ class Layer:
 
 
 def layers_at(node: fx.Node) -> Iterator[Layer]:
-    """The ways in which the operation may be a layer that passes one of its inputs on."""
+    """The ways in which the operation can be a layer that passes one of its inputs on."""
     name = op_name(node)
     if name == "batch_norm":
         yield Layer(node, node.args[0])  # type: ignore[arg-type]
@@ -72,7 +72,7 @@ def _channels(node: fx.Node, value: fx.Node) -> int:
 
 
 def _parts(value: fx.Node, dim: int) -> Iterator[tuple[fx.Node, int]]:
-    """The value, and what it concatenates along `dim`, with the place where it begins."""
+    """The value, and the parts that it concatenates along `dim`, with the position where each begins."""
     yield value, 0
     if op_name(value) not in CONCATENATIONS:
         return
@@ -91,7 +91,7 @@ def _parts(value: fx.Node, dim: int) -> Iterator[tuple[fx.Node, int]]:
 def _taps(layer: Layer, sizes: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Position in the kernel, and where the output's window begins in an input of these spatial sizes.
 
-    Padding before the layer may have made the input larger than the output; all positions are tried then.
+    Padding before the layer may have made the input larger than the output; then every position is tried.
     """
     node, kernel = layer.node, shape_of(argument(layer.node, "weight"))[2:]
     if not kernel:
@@ -109,7 +109,7 @@ def _taps(layer: Layer, sizes: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[
         middle = (size - wanted) // 2
         tap, rest = divmod(p + middle, d)
         if rest or not 0 <= tap < k or not 0 <= middle or middle + wanted > size:
-            raise NotLosslessError(f"the kernel of {describe(node)} has no centre")
+            raise NotLosslessError(f"the kernel of {describe(node)} has no center")
         taps.append(tap)
         begins.append(middle)
     return tuple(taps), tuple(begins)
@@ -131,12 +131,12 @@ def _eye(layer: Layer) -> Eye:
     if depthwise:
         outer, inner = [0], [1]
     if len(inner) != 1 or len(outer) != 1:
-        raise NotLosslessError(f"the weight of {describe(node)} is no matrix")
+        raise NotLosslessError(f"the weight of {describe(node)} is not a matrix")
     rows, columns = outer[0], inner[0]
     sizes = shape_of(own.node)
     channels = shape_of(layer.source)[_channels(node, layer.source)]
     if sizes[rows] != channels:
-        raise NotLosslessError(f"{describe(node)} makes {sizes[rows]} channels of {channels}")
+        raise NotLosslessError(f"{describe(node)} turns {channels} channels into {sizes[rows]}")
     if depthwise and not layer.whole:
         raise NotLosslessError(f"{describe(node)} has groups, so it cannot pass on a part of its input")
     spatial = shape_of(layer.source)[-(len(sizes) - 2) :] if len(sizes) > 2 else ()
@@ -144,7 +144,7 @@ def _eye(layer: Layer) -> Eye:
 
 
 def passed_on(layer: Layer, ticket: torch.Tensor) -> torch.Tensor:
-    """What arrives of a value that stands in the layer's source, for a layer that is set to the identity.
+    """Returns the value that a layer set to the identity passes on.
 
     Raises:
         NotLosslessError: the layer cannot be the identity.
@@ -161,22 +161,22 @@ def passed_on(layer: Layer, ticket: torch.Tensor) -> torch.Tensor:
 def identity_layers(
     program: Program, layers: Mapping[Mode, tuple[Layer, ...]], lifts: Mapping[str, TensorLift]
 ) -> dict[str, TensorLift]:
-    """Lifts that make the layers of a path identities.
+    """Returns the lifts that make the layers of a path identities.
 
     Args:
         program: the grown program.
-        layers: per mode, those on the path, in order.
+        layers: per mode, the layers on the path, in order.
         lifts: by canonical name after growth.
 
     Raises:
-        NotLosslessError: a parameter that is shared, computed or not the block's own.
+        NotLosslessError: a parameter that is shared, computed or does not belong to the block.
     """
     changed: dict[str, TensorLift] = {}
     pairs = list(zip(*(layers[mode] for mode in MODES), strict=True))
     for pair in pairs:
         made = [_identity(program, layer, mode) for mode, layer in zip(MODES, pair, strict=True)]
         if made[0] != made[1]:
-            raise NotLosslessError(f"train and eval graph differ at {describe(pair[-1].node)}")
+            raise NotLosslessError(f"the train graph and the eval graph differ at {describe(pair[-1].node)}")
         for name, value in made[-1].items():
             if name not in lifts or not lifts[name].fresh:
                 raise NotLosslessError(f"{name}, which would have to be the identity, is not the block's own")
@@ -191,7 +191,7 @@ def identity_layers(
 
 
 def _identity(program: Program, layer: Layer, mode: Mode) -> dict[str, Eye | float]:
-    """Tensor name to what it has to be."""
+    """Tensor name to the value that it needs."""
     node = layer.node
     if op_name(node) != "batch_norm":
         made: dict[str, Eye | float] = {_tensor(node, "weight"): _eye(layer)}
@@ -199,7 +199,7 @@ def _identity(program: Program, layer: Layer, mode: Mode) -> dict[str, Eye | flo
             made[_tensor(node, "bias")] = 0.0
         return made
     if not isinstance(argument(node, "running_var"), fx.Node) or (mode == "eval" and argument(node, "training")):
-        raise NotLosslessError(f"{describe(node)} normalises by the batch in eval mode too")
+        raise NotLosslessError(f"{describe(node)} normalises by batch statistics in eval mode too")
     mean, variance = _tensor(node, "running_mean"), _tensor(node, "running_var")
     gain = _tensor(node, "weight") if isinstance(argument(node, "weight"), fx.Node) else None
     of_gain = program.tensors[gain].dtype if gain is not None else None
@@ -213,12 +213,12 @@ def _identity(program: Program, layer: Layer, mode: Mode) -> dict[str, Eye | flo
 
 
 def neutral(eps: float, dtype: torch.dtype, of_gain: torch.dtype | None, what: str) -> tuple[float, float]:
-    """Variance and gain, both of values that their dtypes hold, with `gain = sqrt(variance + eps)` near 1.
+    """Returns a variance and a gain with `gain = sqrt(variance + eps)` near 1, both representable in their dtypes.
 
-    Neither root is a number of the dtype in general. Of many gains the one is taken whose square less eps is.
+    In general the root is not representable. The function tries several gains and takes one whose square minus eps is.
 
     Raises:
-        NotLosslessError: none is near enough (16-bit parameters), or there is no gain to choose.
+        NotLosslessError: no pair is close enough (16-bit parameters), or the norm has no gain.
     """
     steps = torch.arange(1 << 16, dtype=torch.float64) if of_gain is not None else torch.zeros(1, dtype=torch.float64)
     gains = 1 + steps * (torch.finfo(of_gain).eps if of_gain is not None else 1.0)
@@ -227,7 +227,7 @@ def neutral(eps: float, dtype: torch.dtype, of_gain: torch.dtype | None, what: s
     errors = ((variances + eps).sqrt() / gains - 1).abs()
     best = int(errors.argmin())
     if float(errors[best]) > ROUNDING or float(variances[best]) <= 0:
-        raise NotLosslessError(f"the dtype of {what} holds no gain that undoes its eps of {eps:g}")
+        raise NotLosslessError(f"the dtype of {what} cannot represent the gain that undoes its eps of {eps:g}")
     return float(variances[best]), float(gains[best])
 
 

@@ -1,6 +1,7 @@
-"""Names after depth growth: blocks are numbered by position, as the user's own class of that depth would.
+"""Names and places after depth growth: which block is copied where, and how blocks are renumbered.
 
-Index maps of depth growth: which old block stands at which new place (AutoProg, Li et al., CVPR 2022).
+Blocks are numbered by position, as the model class of that depth numbers them. The index maps say which old block is
+at which new place (AutoProg, Li et al., CVPR 2022):
 
 interpolate, identity   4 -> 10: 0 0 1 1 2 2 2 3 3 3     copies next to their source, extra ones deepest
 stack                   4 -> 10: 0 1 2 3 0 1 2 3 0 1     the whole chain again
@@ -19,15 +20,15 @@ from progc.ir.program import Program
 
 @dataclasses.dataclass(frozen=True)
 class Naming:
-    """All names that one chain's growth changes.
+    """All names that the growth of one chain changes.
 
     Attributes:
         numbers: number of each place, in order.
-        tensors: old to new state name, for tensors that stay (blocks of the chain and siblings behind it).
+        tensors: old to new state name, for tensors that stay (blocks of the chain and siblings after it).
         copies: per place, old to new state name for the tensors of an inserted block; empty for old blocks.
         labels: old to new module path of blocks that stay.
         copy_labels: per place, old and new module path of its block.
-        order: for every new name, what to sort by so that blocks come in the order of their numbers.
+        order: sort key of every new name, so that blocks are ordered by their numbers.
     """
 
     numbers: tuple[int, ...]
@@ -39,7 +40,7 @@ class Naming:
 
 
 def name_places(program: Program, chain: Chain, places: Sequence[BlockPlace]) -> Naming:
-    """Numbers the places of `chain` from the number of its first block on and renames what has to move."""
+    """Numbers the places of `chain`, starting with the number of its first block, and renames what has to move."""
     first = chain.blocks[0].index
     numbers = tuple(range(first, first + len(places)))
     tensors: dict[str, str] = {}
@@ -83,7 +84,7 @@ def _move_later(
     order: dict[str, tuple[int, int, int]],
     begin: Mapping[str, int],
 ) -> None:
-    """Siblings behind the chain that are no part of it move up by `shift`."""
+    """Renumbers siblings after the chain that do not belong to it by `shift`."""
     head, _, tail = chain.pattern.partition("#")
     for old_label in chain.later:
         number = _number(old_label, head)
@@ -107,7 +108,7 @@ def _number(label: str, head: str) -> int | None:
 
 
 def _label(chain: Chain, label: str, old: int, new: int) -> str:
-    """A block's module path with another number; the number stands where the chain's pattern has it."""
+    """A block's module path with another number, at the position that the chain's pattern marks."""
     head = chain.pattern.partition("#")[0]
     old_prefix = f"{head}{old}"
     return f"{head}{new}{label.removeprefix(old_prefix)}" if label.startswith(old_prefix) else label
@@ -135,7 +136,7 @@ def renamed_path(path: str, labels: Mapping[str, str]) -> str:
 
 
 def in_order(names: Sequence[str], origin: Mapping[str, str], order: Mapping[str, tuple[int, int, int]]) -> list[str]:
-    """New state names in the order of the user's class: containers stay where they were, blocks by number.
+    """Returns the new state names in the order of the model class: containers in place, blocks by number.
 
     Args:
         names: old names, in order.
@@ -158,15 +159,15 @@ class BlockPlace:
 
 
 def interpolated(old: int, new: int) -> list[int]:
-    """Source of each new place: old layers 0 .. old - rest - 1 occur q times, the others q + 1 times, in order."""
+    """Source of each new place, in order: old layers 0 .. old - rest - 1 occur q times, the others q + 1 times."""
     times, rest = divmod(new, old)
     return [i for i in range(old) for _ in range(times + (i >= old - rest))]
 
 
 def arranged(old: int, new: int, period: int, init: Arrangement) -> list[BlockPlace]:
-    """The places of a chain that grows from `old` to `new` blocks, both whole numbers of periods, old <= new.
+    """Returns the places of a chain that grows from `old` to `new` blocks, both multiples of the period, old <= new.
 
-    Blocks of one period stay together and in order, whatever the arrangement.
+    Blocks of one period stay together and in order for every init.
     """
     assert 0 < old <= new and old % period == new % period == 0
     units, target = old // period, new // period

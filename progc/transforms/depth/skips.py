@@ -1,9 +1,9 @@
-"""The skip path of a residual block: from its exit back to its entry, and the branches added on the way.
+"""Finds the skip path of a residual block, from its exit back to its entry, and the branches added on the way.
 
-With every branch silent the block computes what stands on this path. It is the identity if the movements on the
-path cancel, literal factors multiply to one, an activation is applied to what it already was applied to
-(relu(relu(x)) = relu(x)), and a norm to what it has normalised already. A block without such a path may have one that
-leads through its layers, which then have to be set to the identity (`progc/transforms/depth/layers.py`).
+With every branch silent, the block computes what is on this path. It is the identity if reshapes and permutations on
+the path cancel, literal factors multiply to one, an activation is applied to its own output (relu(relu(x)) = relu(x)),
+and a norm to a value that it has normalised already. A block without such a path may have one that leads through its
+layers, which then have to be set to the identity (`progc/transforms/depth/layers.py`).
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ _SCALING = {f"{kind}avg_pool{dim}d" for kind in ("", "adaptive_") for dim in (1,
 
 @dataclasses.dataclass(frozen=True)
 class SkipStep:
-    """One operation on the skip path, the values it takes from there, and for a sum the branch that is added.
+    """One operation on the skip path: the values it reads from the path, and for a sum the branch that is added.
 
-    `layer` says how a layer with parameters is set to the identity.
+    `layer` describes how a layer with parameters is set to the identity.
     """
 
     kind: Literal["add", "move", "factor", "idempotent", "norm", "same", "layer"]
@@ -56,7 +56,7 @@ class SkipStep:
 
 @dataclasses.dataclass(frozen=True)
 class Skip:
-    """A skip path as steps, entry first; it may part and join again (a class token that is updated alone)."""
+    """A skip path as steps, entry first. It may split and join again (a class token that is updated alone)."""
 
     entry: fx.Node
     exit: fx.Node
@@ -66,7 +66,7 @@ class Skip:
 
     @property
     def branches(self) -> tuple[fx.Node, ...]:
-        """What has to be silent."""
+        """Values that must be zero for the block to be the identity."""
         return tuple(step.branch for step in self.steps if step.branch is not None)
 
     @property
@@ -83,11 +83,11 @@ class Skip:
 def skips(
     entry: fx.Node, exit_: fx.Node, through_layers: bool = False, limit: int = 64, others: Sequence[fx.Node] = ()
 ) -> Iterator[Skip]:
-    """All paths from entry to exit that may be a skip, at most `limit` operations long.
+    """Returns all paths from entry to exit that may be a skip, at most `limit` operations long.
 
     Args:
         others: the block's other entries.
-        through_layers: linear layers and BatchNorm may stand on the path.
+        through_layers: whether the path may contain linear layers and BatchNorm.
     """
     beside = tuple(other for other in dict.fromkeys(others) if other is not entry)
     found = _Paths(entry, through_layers, beside)
@@ -100,7 +100,7 @@ class _Paths:
 
     def __init__(self, entry: fx.Node, through_layers: bool, others: tuple[fx.Node, ...]) -> None:
         self.entry, self.through_layers, self.others = entry, through_layers, others
-        self.behind = {entry}  # what depends on the entry; a path leads through nothing else
+        self.behind = {entry}  # the nodes that depend on the entry; every path consists of them
         todo = [entry]
         while todo:
             for user in todo.pop().users:
@@ -160,12 +160,12 @@ def _steps_back(node: fx.Node, through_layers: bool) -> Iterator[SkipStep]:
         for layer in layers_at(node):
             yield SkipStep("layer", node, (layer.source,), layer=layer)
         if layer is None and len(operands) == 1 and shape_of(first) == shape_of(node):
-            yield SkipStep("idempotent", node, (first,))  # any other activation: what is judged names it
+            yield SkipStep("idempotent", node, (first,))  # another activation: the check names it
 
 
 @dataclasses.dataclass(frozen=True)
 class _State:
-    """What is known of a value on the path: where each element of the entry went, times what, after which phi."""
+    """What is known about a value on the path: the element of the entry, its factor, and the activations applied."""
 
     ticket: torch.Tensor
     factor: float
@@ -173,18 +173,18 @@ class _State:
 
 
 def check_identity(program: Program, skip: Skip) -> None:
-    """Whether the path computes the identity once its branches are silent; norms are not judged here.
+    """Checks that the path computes the identity once its branches are silent; norms are not checked here.
 
     Raises:
         NotLosslessError: names the operation that changes the value.
     """
     shape = shape_of(skip.entry)
-    # From 1 on: 0 is what padding puts in.
+    # Starts at 1: padding inserts 0.
     ticket = torch.arange(1, torch.Size(shape).numel() + 1, dtype=torch.float64).reshape(shape)
     start = _State(ticket, 1.0, _applied(skip.entry))
     states = {skip.entry: start}
     for position, other in enumerate(skip.others):
-        # Below zero and of its own: no element of another entry is taken for one of this.
+        # Negative and distinct, so that no element of another entry is mistaken for one of this entry.
         own = -1.0 - torch.arange(torch.Size(shape_of(other)).numel(), dtype=torch.float64) - position * 2.0**40
         states[other] = _State(own.reshape(shape_of(other)), 1.0, _applied(other))
     for step in skip.steps:
@@ -204,7 +204,7 @@ def _after(program: Program, step: SkipStep, before: Sequence[_State], ticket: t
     state, node = before[0], step.node
     if step.kind == "move":
         if len({one.factor for one in before}) > 1:
-            raise NotLosslessError(f"{describe(node)} joins values that were multiplied by different factors")
+            raise NotLosslessError(f"{describe(node)} combines values that were multiplied by different factors")
         value = moved(program, node, {source: one.ticket for source, one in zip(step.sources, before, strict=True)})
         return _State(value, state.factor, frozenset.intersection(*(one.applied for one in before)))
     if step.kind == "factor":
@@ -218,7 +218,7 @@ def _after(program: Program, step: SkipStep, before: Sequence[_State], ticket: t
         raise NotLosslessError(f"{describe(node)} changes the value that a silent block should pass on")
     if step.kind == "norm":
         if not _equal(state.ticket, ticket):
-            raise NotLosslessError(f"{describe(node)} normalises over other dims than the block's entry has")
+            raise NotLosslessError(f"{describe(node)} normalises over dims that the block's entry does not have")
         return dataclasses.replace(state, applied=frozenset())
     return state
 
@@ -235,7 +235,7 @@ _Known = dict[fx.Node, frozenset[tuple[object, ...]]]
 
 
 def _applied(node: fx.Node, known: _Known | None = None) -> frozenset[tuple[object, ...]]:
-    """Idempotent activations whose values these are, so that applying one again changes nothing."""
+    """The idempotent activations that produced these values; applying one of them again changes nothing."""
     known = {} if known is None else known
     if node not in known:
         known[node] = frozenset()
@@ -256,11 +256,11 @@ def _applied_by(node: fx.Node, known: _Known) -> frozenset[tuple[object, ...]]:
         common = common & _applied(operand, known) if common else common
     if name in _SELECTING or (moves(node) and name not in PADDING):
         return common
-    return common & (_KEEP_ZERO if name in PADDING else {_RELU})  # of the rest, only the sign is known
+    return common & (_KEEP_ZERO if name in PADDING else {_RELU})  # only the sign of the other values is known
 
 
 def _dtype(node: fx.Node) -> torch.dtype:
     meta = node.meta["tensor"]
     if not isinstance(meta, TensorMeta):
-        raise DemandRefused(f"{describe(node)} is not one tensor")
+        raise DemandRefused(f"{describe(node)} is not a single tensor")
     return meta.dtype

@@ -1,4 +1,7 @@
-"""Drop-path and dropout of a train graph: found by analysis, set to other rates, put where a block lacks it."""
+"""Drop-path and dropout of a train graph: finds them, sets other rates, and inserts drop-path where a block has none.
+
+Imports only floors below the transforms.
+"""
 
 from progc.transforms.dropping.find import Drop, find_drops
 from progc.transforms.dropping.ramp import is_linear

@@ -1,15 +1,16 @@
-"""Finds what drops values at random in a train graph: whole branches per sample, or single values.
+"""Finds operations that drop values at random in a train graph: whole branches of a sample, or single values.
 
 Drop-path (stochastic depth, Huang et al. 2016) has no operation of its own. It is a random mask with one entry per
-sample, `[batch, 1, ...]` (or one for all, `[1, 1, ...]`), that multiplies a branch which is then added to something,
-and a division by the probability of keeping it. Spellings that occur, k being that probability:
+sample, `[batch, 1, ...]` (or one for all samples, `[1, 1, ...]`), that multiplies a branch which is then added to
+another value, and a division by the keep probability. Model libraries write it in these ways, where k is the keep
+probability:
 
     b * bernoulli_(new_empty(..), k).div_(k)
     (b / k) * floor(rand(..) + k)
     b * (rand(..) < k) / k
 
-A rate of zero is exact and draws nothing: the operations that draw are then replaced by ones that fill with ones. They
-remember what they were in `node.meta["drawing"]`, so that every pass that copies nodes copies both states.
+A rate of zero is exact and draws no random numbers: operations that draw are then replaced by operations that fill with
+ones. They keep the original operation in `node.meta["drawing"]`, so every pass that copies nodes copies both states.
 """
 
 from __future__ import annotations
@@ -38,10 +39,10 @@ Kind = Literal["path", "dropout"]
 
 @dataclasses.dataclass(frozen=True)
 class Share:
-    """What a drop keeps of the ramp that it is part of, whatever its rate is at present.
+    """The proportion of a drop in its ramp, whatever its present rate is.
 
     Attributes:
-        of_largest: its rate over the largest one of its kind, 0 to 1.
+        of_largest: its rate divided by the largest rate of its kind, 0 to 1.
         single: whether rates were computed in single precision.
     """
 
@@ -51,7 +52,7 @@ class Share:
 
 @dataclasses.dataclass(frozen=True)
 class Number:
-    """A literal in the graph that holds the rate, or the probability of keeping (one minus the rate)."""
+    """A literal in the graph that holds the rate, or the keep probability (one minus the rate)."""
 
     node: fx.Node
     argument: str
@@ -63,11 +64,11 @@ class Drop:
     """One place where values are dropped.
 
     Attributes:
-        kind: `path`: branches of samples; `dropout`: single values, channels, or attention weights.
-        node: the node whose value has been dropped from.
-        rate: probability of dropping, 0 to 1.
-        numbers: where it is written.
-        nodes: for `path`, all nodes that drop, in graph order, `node` last.
+        kind: `path` drops branches of samples; `dropout` drops single values, channels, or attention weights.
+        node: the node whose value is the result of the drop.
+        rate: drop probability, 0 to 1.
+        numbers: the literals that hold it.
+        nodes: for `path`, all nodes of the drop, in graph order, `node` last.
         branch: for `path`, the value that is dropped.
     """
 
@@ -80,7 +81,7 @@ class Drop:
 
 
 def find_drops(graph: fx.Graph) -> list[Drop]:
-    """All drops of a graph, in graph order, which is execution order."""
+    """Returns all drops of a graph in graph order, which is execution order."""
     position = {node: index for index, node in enumerate(graph.nodes)}
     found = []
     for node in graph.nodes:
@@ -93,7 +94,7 @@ def find_drops(graph: fx.Graph) -> list[Drop]:
 
 
 def _dropout(node: fx.Node) -> Drop | None:
-    """A call of dropout in training, or attention that was given a rate of its own."""
+    """A dropout call in training, or attention with a dropout rate."""
     name = op_name(node)
     if name in _DROPOUT and argument(node, "train") is not False:
         option = "p"
@@ -141,7 +142,7 @@ def _path(source: fx.Node, position: dict[fx.Node, int]) -> Drop | None:
 
 
 def _drawn(node: fx.Node) -> list[Number] | None:
-    """Numbers at the node that draws a mask; None if it draws none."""
+    """The numbers of the node that draws a mask; None if it draws none."""
     name = op_name(node)
     if DRAWING in node.meta:
         return _drawn_by(node, target_name(node.meta[DRAWING]))
@@ -188,7 +189,10 @@ def _multiplied(user: fx.Node, mask: fx.Node) -> fx.Node | None:
 def _closed(
     product: fx.Node, branch: fx.Node, numbers: list[Number], nodes: list[fx.Node], position: dict[fx.Node, int]
 ) -> Drop | None:
-    """The drop that ends with `product` or with a division behind it; None without a division, or off every branch."""
+    """The drop that ends with `product` or with a division after it.
+
+    None if there is no division, or if the value is not part of a branch.
+    """
     nodes, last = [*nodes, product], product
     keep = _value(numbers[0]) if numbers else 1.0
     behind = next(iter(product.users), None)
@@ -219,7 +223,7 @@ def _divided(node: fx.Node, keep: float) -> bool:
 
 
 def _value(number: Number) -> float:
-    """The probability of keeping that a literal says."""
+    """The keep probability that a literal holds."""
     value = float(argument(number.node, number.argument))
     return value if number.keeps else 1 - value
 

@@ -1,4 +1,4 @@
-"""Which rate each drop gets: proportions that are kept, or a ramp over the blocks in order of execution."""
+"""Computes the rate of each drop: rates in their present proportions, or a ramp over the blocks in execution order."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class RampStep:
 
     Attributes:
         label: the block's name.
-        drops: its drops; they have one rate.
-        like: a block of the same chain that has drops, where this one has none and should.
+        drops: its drops, which share one rate.
+        like: a block of the same chain that has drops, if this one has none and needs them.
     """
 
     label: str
@@ -37,14 +37,14 @@ class RampStep:
 def steps(
     program: Program, graph: fx.Graph, drops: Sequence[Drop], put: Mapping[str, str] | None = None
 ) -> list[RampStep]:
-    """The blocks of a ramp in order of execution, up to the last one that drops.
+    """Returns the blocks of a ramp in execution order, up to the last one that drops.
 
-    These are the blocks of chains with their numbered neighbours, whether they drop or not (at rate 0 there is nothing
-    in the graph), and other modules that drop, each a step. Without blocks, every drop is a step.
+    These are the blocks of chains with their numbered neighbours, whether they drop or not (at rate 0 the graph
+    contains no drop), and other modules that drop, each as one step. Without blocks, every drop is a step.
 
     Args:
-        graph: the train graph that the drops are of: that of `program`, and what was put into it.
-        put: of nodes that were put into it the label of their block.
+        graph: the train graph of the drops: that of `program`, with the nodes inserted so far.
+        put: inserted nodes to the label of their block.
     """
     position = {node: index for index, node in enumerate(graph.nodes)}
     counted = _chains(program, {node.name for drop in drops for node in drop.nodes})
@@ -72,7 +72,7 @@ def steps(
 def _chains(program: Program, dropping: set[str]) -> list[Chain]:
     """Chains that share no node: the innermost ones that drop, then the largest of the others.
 
-    Where stages of blocks are a chain themselves, the blocks count, not the stages.
+    Where stages of blocks form a chain themselves, the blocks count, not the stages.
     """
     sized = [({name for block in chain.blocks for name in block.nodes["train"]}, chain) for chain in chains_of(program)]
     order = sorted(
@@ -93,7 +93,7 @@ def _module(drop: Drop, labels: dict[str, int]) -> str:
 
 
 def _like(label: str, owned: dict[str, list[Drop]], chains: dict[str, Chain]) -> str | None:
-    """A block of the same chain and the same place in its period that drops."""
+    """A block of the same chain, at the same position in its period, that drops."""
     chain = chains.get(label)
     if owned[label] or chain is None:
         return None
@@ -104,7 +104,7 @@ def _like(label: str, owned: dict[str, list[Drop]], chains: dict[str, Chain]) ->
 
 
 def shares(drops: Sequence[Drop]) -> list[Share]:
-    """What each drop has of the largest rate: as it was set last, else as it is now."""
+    """Returns the proportion of each drop to the largest rate: as last set, else as it is now."""
     largest = max((drop.rate for drop in drops if MEMORY not in drop.node.meta), default=0.0)
     single = all(_is_single(drop.rate) for drop in drops if MEMORY not in drop.node.meta)
     return [
@@ -116,10 +116,10 @@ def shares(drops: Sequence[Drop]) -> list[Share]:
 def ramp(
     drops: Sequence[Drop], rate: float, shape: Ramp, placed: Sequence[RampStep]
 ) -> list[tuple[Drop, Share, float]]:
-    """The new share and rate of every drop.
+    """Returns the new share and rate of every drop.
 
     Raises:
-        PassOptionError: proportions are to be kept, and all rates were zero at capture.
+        PassOptionError: proportions are to be kept, but all rates were zero at capture.
     """
     known = shares(drops)
     single = all(share.single for share in known)
@@ -134,8 +134,8 @@ def ramp(
         return [(drop, Share(parts[k], single), rates[k]) for k, step in enumerate(placed) for drop in step.drops]
     if rate > 0 and not any(share.of_largest for share in known):
         raise PassOptionError(
-            f"set-drop: {drops[0].kind}={rate:g}: all {len(drops)} rates were 0 at capture and have no proportion to "
-            "keep; give ramp=uniform, or capture the model with a rate above 0"
+            f"set-drop: {drops[0].kind}={rate:g}: all {len(drops)} rates were 0 at capture, so there are "
+            "no proportions to keep; set ramp=uniform, or capture the model with a rate above 0"
         )
     largest = max(share.of_largest for share in known) or 1.0
     return [
@@ -145,7 +145,7 @@ def ramp(
 
 
 def is_linear(program: Program) -> bool:
-    """Whether the rates of drop-path rise linearly over the blocks, as `ramp` makes them."""
+    """Returns whether drop-path rates rise linearly over the blocks, as `ramp` makes them."""
     graph = program.graphs["train"]
     drops = [drop for drop in find_drops(graph) if drop.kind == "path"]
     parts = {drop.node: share.of_largest for drop, share in zip(drops, shares(drops), strict=True)}

@@ -1,4 +1,8 @@
-"""Writes other rates into the drops of a program's train graph."""
+"""Writes other rates into the drops of a program's train graph, and inserts drop-path into blocks that have none.
+
+A block whose rate was zero at capture has no drop-path in the graph. It needs one when it gets another place in a ramp.
+The blocks of a chain are equal except for such noise, so their nodes correspond one to one.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +13,14 @@ from typing import Any
 import torch
 from torch import fx
 
-from progc.analysis.chains import chains_of
+from progc.analysis.chains import Chain, chains_of
+from progc.analysis.chains.canonical import View
 from progc.errors import PassOptionError
 from progc.ir.graphs import copy_graph, propagate
 from progc.ir.operations import argument, op_name
 from progc.ir.program import Program
+from progc.transforms.depth.naming import renamed_stack
 from progc.transforms.dropping.find import DRAWING, MEMORY, Drop, Kind, Share, find_drops
-from progc.transforms.dropping.insert import insert
 from progc.transforms.dropping.ramp import Ramp, RampStep, ramp, steps
 
 _aten = torch.ops.aten
@@ -29,13 +34,13 @@ _STILL = {
 }
 """What draws, or makes a mask of what was drawn, to what fills with the same number and draws nothing.
 
-Adding is among them since a sum of 1 and the largest float below 1 rounds to 2, which `floor` would leave as it is.
+Addition is included because 1 plus the largest float below 1 rounds to 2, which `floor` does not change.
 """
 
 
 @dataclasses.dataclass(frozen=True)
 class Dropped:
-    """What `set_drops` did: the program (the very input where nothing changed), counts, and sentences for people."""
+    """The result of `set_drops`: the program (the same object if nothing changed), counts, and notes."""
 
     program: Program
     counts: dict[str, int]
@@ -43,14 +48,14 @@ class Dropped:
 
 
 def set_drops(program: Program, *, path: float | None, dropout: float | None, shape: Ramp) -> Dropped:
-    """The program whose largest rates of drop-path and dropout are these; None leaves a kind as it is.
+    """Returns the program with these largest rates of drop-path and dropout; None leaves a kind unchanged.
 
     Args:
-        shape: `keep`: every rate keeps its proportion to the largest; `linear`: rates of drop-path rise linearly over
-            the blocks in order of execution, those of dropout keep their proportions; `uniform`: all are alike.
+        shape: `keep`: every rate keeps its proportion to the largest one. `linear`: drop-path rates rise linearly over
+            the blocks in execution order, dropout rates keep their proportions. `uniform`: all rates are equal.
 
     Raises:
-        PassOptionError: a rate above 0 and no place in the graph that it could be set at.
+        PassOptionError: a rate above 0, and no place in the graph where it could be set.
     """
     graphs = {mode: copy_graph(graph) for mode, graph in program.graphs.items()}
     graph = graphs["train"]
@@ -72,7 +77,7 @@ def set_drops(program: Program, *, path: float | None, dropout: float | None, sh
         if placed:
             placed, more = _completed(program, graph, placed, rate, shape)
             inserted += len(more)
-            notes += [f"drop-path put into {label}, which had none" for label in more]
+            notes += [f"drop-path inserted into {label}, which had none" for label in more]
             own = [drop for step in placed for drop in step.drops]
         new = ramp(own, rate, shape if kind == "path" or shape == "uniform" else "keep", placed)
         altered = sum(_write(drop, share, value) for drop, share, value in new)
@@ -93,7 +98,7 @@ def set_drops(program: Program, *, path: float | None, dropout: float | None, sh
 def _completed(
     program: Program, graph: fx.Graph, placed: list[RampStep], rate: float, shape: Ramp
 ) -> tuple[list[RampStep], list[str]]:
-    """The steps, of which those that lack a drop and need one have got those of another block of their chain."""
+    """The steps; those that lack a drop and need one get the drop of another block of their chain."""
     put: dict[str, str] = {}
     chains = {block.label: chain for chain in chains_of(program) for block in chain.blocks}
     for number, step in enumerate(placed):
@@ -122,7 +127,7 @@ def _missing(kind: Kind, rate: float) -> str:
 
 
 def _write(drop: Drop, share: Share, rate: float) -> bool:
-    """Sets the rate of one drop, in place; whether anything changed."""
+    """Sets the rate of one drop in place; returns whether anything changed."""
     changed = False
     for number in drop.numbers:
         changed |= _argument(number.node, number.argument, 1 - rate if number.keeps else rate)
@@ -133,7 +138,7 @@ def _write(drop: Drop, share: Share, rate: float) -> bool:
 
 
 def _draw(node: fx.Node, draws: bool, nodes: Sequence[fx.Node]) -> bool:
-    """Lets one node of a mask draw, or fill with ones; whether it did otherwise before."""
+    """Makes one node of a mask draw, or fill with ones; returns whether it did the other before."""
     if draws:
         if DRAWING not in node.meta:
             return False
@@ -142,7 +147,7 @@ def _draw(node: fx.Node, draws: bool, nodes: Sequence[fx.Node]) -> bool:
     target: Any = node.target
     if DRAWING in node.meta or target not in _STILL or not node.kwargs.keys().isdisjoint(("generator", "alpha")):
         return False
-    # Numbers that are compared, not added to, have to be numbers: they are drawn, and all are below one.
+    # Random numbers that are compared, not added to, are still drawn; all of them are below one.
     if op_name(node) in ("rand", "rand_like") and not any(op_name(item) in ("add", "full_like") for item in nodes):
         return False
     node.meta[DRAWING] = target
@@ -153,9 +158,86 @@ def _draw(node: fx.Node, draws: bool, nodes: Sequence[fx.Node]) -> bool:
 def _argument(node: fx.Node, name: str, value: float) -> bool:
     names = [item.name for item in node.target._schema.arguments]  # type: ignore[union-attr]
     position, same = names.index(name), argument(node, name) == value
-    if position <= len(node.args):  # a default that was left out is written, too
+    if position <= len(node.args):  # also writes a default that was omitted
         node.args = (*node.args[:position], value, *node.args[position + 1 :])
         node.kwargs = {key: item for key, item in node.kwargs.items() if key != name}
     else:
         node.kwargs = {**node.kwargs, name: value}
     return not same
+
+
+def insert(program: Program, graph: fx.Graph, chain: Chain, source: str, label: str) -> list[fx.Node]:
+    """Copies the drop-paths of block `source` into block `label` of the same chain, in place.
+
+    Args:
+        graph: the train graph of `program`, with the nodes inserted so far.
+
+    Returns:
+        The new nodes. Empty if one could not be placed; the graph is then unchanged.
+    """
+    blocks = {block.label: block for block in chain.blocks}
+    named = {node.name: node for node in graph.nodes}
+    view = View(program.replace(graphs={**program.graphs, "train": graph}), "train")
+    first, second = ([named[name] for name in blocks[item].nodes["train"] if name in named] for item in (source, label))
+    plain = [
+        [node for node in nodes if node not in view.hidden and node not in view.alias] for nodes in (first, second)
+    ]
+    if [op_name(node) for node in plain[0]] != [op_name(node) for node in plain[1]]:
+        return []
+    twin = dict(zip(*plain, strict=True))
+    drops = [drop for drop in find_drops(graph) if drop.kind == "path" and drop.node in set(first)]
+    places: list[tuple[Drop, fx.Node]] = []
+    for drop in drops:
+        branch = drop.branch
+        while branch is not None and branch in view.alias:
+            branch = view.alias[branch]
+        if branch is None or branch not in twin:
+            return []
+        places.append((drop, _behind_noise(twin[branch], view)))
+    return [node for drop, branch in places for node in _copy(graph, drop, branch, {source: label})]
+
+
+def _behind_noise(node: fx.Node, view: View) -> fx.Node:
+    """The last noise operation on a value, such as a dropout."""
+    while True:
+        after = [user for user in node.users if view.alias.get(user) is node]
+        if not after:
+            return node
+        node = after[0]
+
+
+def _copy(graph: fx.Graph, drop: Drop, branch: fx.Node, labels: dict[str, str]) -> list[fx.Node]:
+    """Copies one drop after `branch`; all readers of the branch read the result. Returns the new nodes."""
+    assert drop.branch is not None
+    readers = list(branch.users)
+    copies: dict[fx.Node, fx.Node] = {drop.branch: branch}
+    place = branch
+    sizes: list[fx.Node] = []
+
+    def twin(node: fx.Node) -> fx.Node:
+        if node in copies:
+            return copies[node]
+        assert isinstance(node.meta.get("tensor"), int), f"{node} is not part of the drop"
+        if not sizes:  # the number of samples, read from the branch itself
+            with graph.inserting_after(branch):
+                sizes.append(graph.call_function(_aten.sym_size.int, (branch, 0)))
+            sizes[0].meta = {"tensor": node.meta["tensor"], "nn_module_stack": branch.meta.get("nn_module_stack", {})}
+        return sizes[0]
+
+    for node in drop.nodes:
+        fx.node.map_arg((node.args, node.kwargs), twin)
+        place = max([place, *sizes], key=_order(graph).__getitem__)
+        with graph.inserting_after(place):
+            copies[node] = graph.node_copy(node, twin)
+        meta: dict[str, Any] = {k: dict(v) if isinstance(v, dict) else v for k, v in node.meta.items()}
+        if "nn_module_stack" in meta:
+            meta["nn_module_stack"] = renamed_stack(meta["nn_module_stack"], labels)
+        copies[node].meta = meta
+        place = copies[node]
+    for reader in readers:
+        reader.replace_input_with(branch, copies[drop.node])
+    return [*sizes, *(copies[node] for node in drop.nodes)]
+
+
+def _order(graph: fx.Graph) -> dict[fx.Node, int]:
+    return {node: index for index, node in enumerate(graph.nodes)}

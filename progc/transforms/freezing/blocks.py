@@ -1,8 +1,8 @@
-"""What a network trains in pieces: its blocks in order of execution, and what stands before, between and behind them.
+"""Divides a network into units of training: its blocks in execution order, and what is before, between and after them.
 
-Blocks are those of the outermost chains, and the numbered modules that stand in one row with them but are no part of
-the chain, such as the first block of a stage that changes the width. What stands where is read off the flow of values,
-not off names: the stem is everything that the first block's values are computed from.
+Blocks are those of the outermost chains, and the numbered modules in the same row that do not belong to the chain, such
+as the first block of a stage that changes the width. Positions come from the data flow, not from names: the stem is
+everything that the first block's inputs are computed from.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from progc.ir.program import Program
 
 @dataclasses.dataclass(frozen=True)
 class Unit:
-    """One block: its label, its chain, and the canonical names of the parameters that are its alone."""
+    """One block: its label, its chain, and the canonical names of the parameters that belong to it alone."""
 
     label: str
     chain: str
@@ -31,13 +31,13 @@ class Blocks:
     """The blocks of a program and the parameters around them, by canonical name; read from the train graph.
 
     Attributes:
-        units: the blocks in order of execution.
-        stem: parameters outside of blocks that the first block depends on: patches, positions, conditioning.
+        units: the blocks in execution order.
+        stem: parameters outside of blocks that the first block depends on: patch embedding, positions, conditioning.
         inside: parameters of all blocks.
     """
 
     def __init__(self, program: Program, chains: Sequence[Chain] | None = None) -> None:
-        """Of `chains`, which share no node; by default of the outermost ones."""
+        """Uses `chains`, which share no node; by default the outermost ones."""
         self.program = program
         self._chains = chains_of(program).outermost("train") if chains is None else list(chains)
         self._readers: dict[str, list[fx.Node]] = {}
@@ -61,7 +61,7 @@ class Blocks:
         return frozenset(rest - self.stem - self._before(self.units)) if self.units else frozenset()
 
     def around(self, node: fx.Node) -> frozenset[str]:
-        """Parameters of the block that a node of the train graph is in; empty outside of blocks."""
+        """Parameters of the block that contains a node of the train graph; empty outside of blocks."""
         for chain in chains_of(self.program):
             for block in chain.blocks:
                 if node.name in block.nodes["train"]:
@@ -79,7 +79,7 @@ class Blocks:
             pieces = {block.label: set(block.tensors) for block in chain.blocks}
             pieces.update(_siblings(chain, [name for names in groups.values() for name in names], pieces))
             for label, names in pieces.items():
-                # What a tie shares with another part of the network is no block's own.
+                # A parameter tied to another part of the network does not belong to a block alone.
                 own = frozenset(canonical for canonical, aliases in groups.items() if aliases <= names)
                 if own:
                     units.append(Unit(label, chain.name, own))

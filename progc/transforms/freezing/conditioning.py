@@ -1,8 +1,8 @@
-"""Parameters that modulate: they turn a conditioning vector into scales, shifts and gates of a stream of blocks.
+"""Finds parameters that modulate: they turn a conditioning vector into scales, shifts and gates of a stream of blocks.
 
-A value modulates where it is multiplied with, or added to, a value of the stream that has more positions than it (it is
-the same at every token or pixel), and where nothing of the stream went into it: a gate that is computed from the
-stream itself (squeeze and excite) is no modulation.
+A value modulates if it is multiplied with, or added to, a value of the stream that has more positions (the value is the
+same at every token or pixel), and if it does not depend on the stream. A gate that is computed from the stream itself
+(squeeze-and-excitation) is not modulation.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ _ACTIVATIONS = ZERO_PRESERVING | {"sigmoid", "relu", "softplus", "hardsigmoid", 
 
 
 def modulation(program: Program) -> frozenset[str]:
-    """Canonical names of the parameters that modulate, found in the train graph."""
+    """Returns the canonical names of the parameters that modulate, found in the train graph."""
     graph = program.graphs["train"]
     given = [node for node in graph.nodes if node.op == "placeholder"]
     inputs = _below(given)
     found: set[str] = set()
-    # What stands before the first chain is modulated too: there the stream begins at an input that has positions.
+    # Layers before the first chain are modulated too; there the stream begins at an input that has positions.
     placed = [node for node in given if len(shape(node)) > (2 if is_float(node) else 1)]
     for entry, stream in [*streams(program), *((node, _below([node]) - {node}) for node in placed)]:
         for node in stream:
@@ -39,14 +39,14 @@ def modulation(program: Program) -> frozenset[str]:
 
 
 def streams(program: Program) -> list[tuple[fx.Node, set[fx.Node]]]:
-    """The entries of each chain, with everything that is computed from them."""
+    """Returns the entries of each chain, with everything that is computed from them."""
     nodes = {node.name: node for node in program.graphs["train"].nodes}
     entries = [nodes[name] for chain in chains_of(program) for name in chain.carried["train"][0] if name in nodes]
     return [(entry, _below([entry]) - {entry}) for entry in dict.fromkeys(entries) if is_float(entry)]
 
 
 def _below(starts: list[fx.Node]) -> set[fx.Node]:
-    """These nodes and all that are computed from them; sizes carry no values on."""
+    """These nodes and all nodes computed from them; sizes do not propagate values."""
     seen, todo = set(starts), list(starts)
     while todo:
         for user in todo.pop().users:
@@ -65,7 +65,7 @@ def _repeats(small: fx.Node, large: fx.Node) -> bool:
 
 
 def _makers(node: fx.Node, inputs: set[fx.Node]) -> set[str]:
-    """Parameters between a modulating value and the vector it is made of: the nearest contraction, tables beside it."""
+    """Parameters between a modulating value and its vector: the nearest contraction, and tables added to it."""
     found: set[str] = set()
     seen, todo = {node}, [node]
     while todo:

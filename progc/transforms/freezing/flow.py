@@ -1,4 +1,4 @@
-"""Small questions about the flow of values: which parameter stands here, what is a bias, what is a normalisation."""
+"""Answers small questions about the data flow: which tensor a value is, what is a bias, what is a normalisation."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ class Affine:
 
 
 def shape(node: object) -> tuple[int, ...]:
-    """Shape at the example size; empty for what is not one tensor."""
+    """Returns the shape at the example size; empty for a value that is not a single tensor."""
     meta = node.meta.get("tensor") if isinstance(node, fx.Node) else None
     return meta.shape if isinstance(meta, TensorMeta) else ()
 
 
 def parameter_at(node: object) -> str | None:
-    """Name of the tensor that a value is, rearranged, cast, or with a literal added; None if it is computed."""
+    """Returns the name of the tensor that a value is (moved, cast, or plus a literal); None if it is computed."""
     for _ in range(_DEPTH):
         if not isinstance(node, fx.Node):
             return None
@@ -56,7 +56,7 @@ def parameter_at(node: object) -> str | None:
 
 
 def weights_of(node: fx.Node) -> tuple[str, ...]:
-    """Names of the tensors that a node contracts its input with, or looks up in."""
+    """Returns the names of the tensors that a node contracts its input with, or looks up rows in."""
     if node.op != "call_function" or op_name(node) in NORMS:
         return ()
     if op_name(node) in _LOOKUPS:
@@ -70,7 +70,7 @@ def weights_of(node: fx.Node) -> tuple[str, ...]:
 
 
 def bias_of(node: fx.Node) -> tuple[str, ...]:
-    """Names of the tensors that are added to a contraction's result, by the operation or by an addition behind it."""
+    """Returns the names of the tensors added to a contraction's result, by the operation or by a following addition."""
     if not weights_of(node) or op_name(node) in _LOOKUPS:
         return ()
     found = contraction(node)
@@ -85,7 +85,7 @@ def bias_of(node: fx.Node) -> tuple[str, ...]:
 
 
 def affine(node: fx.Node) -> Affine | None:
-    """Gain and shift where the node is a normalisation, or the product or sum that ends one which is spelled out."""
+    """Returns gain and shift if the node is a normalisation, or the last product or sum of one that is written out."""
     name = op_name(node)
     if name in NORMS:
         return Affine(parameter_at(argument(node, "weight")), parameter_at(argument(node, "bias")))
@@ -138,7 +138,7 @@ def _is_statistic(node: fx.Node, limit: int) -> bool:
 
 
 def nearest(node: fx.Node) -> set[str]:
-    """Weights of the contractions nearest above a node, by name."""
+    """Returns the weights of the nearest contractions before a node, by name."""
     found: set[str] = set()
     seen, todo = {node}, [node]
     while todo:

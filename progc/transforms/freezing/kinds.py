@@ -1,7 +1,7 @@
-"""Which part a parameter plays: attention, MLP, normalisation, modulation, ... Found by analysis, never by its name.
+"""Finds the role of each parameter by analysis, never by its name: attention, MLP, normalisation, modulation, ...
 
-A parameter may be of several kinds (the bias of an attention's projection is of `attention` and of `biases`) or of none
-(the factor of a layer scale).
+A parameter may have several kinds (the bias of an attention projection is of `attention` and of `biases`) or none (the
+factor of a layer scale).
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ class Kinds:
 
     Attributes:
         found: every kind of `KINDS`:
-            attention: what makes or reads heads: projections, their biases, tables of relative positions.
+            attention: parameters that make or read heads: projections, their biases, relative position tables.
             mlp: contractions that make or read a hidden width inside one block, with their biases.
             convolutions: kernels and their biases.
-            norms: gain and shift of normalisations, also of those that are spelled out in products and means.
-            modulation: what turns a conditioning vector into scales, shifts and gates.
-            embeddings: tables that are looked up, and what stands before the first block.
-            biases: what is added to a contraction's result or a normalisation's.
-            head: what stands behind the last block.
+            norms: gain and shift of normalisations, also of those written out as products and means.
+            modulation: parameters that turn a conditioning vector into scales, shifts and gates.
+            embeddings: embedding tables, and parameters before the first block.
+            biases: parameters that are added to the result of a contraction or a normalisation.
+            head: parameters after the last block.
     """
 
     def __init__(self, program: Program, blocks: Blocks) -> None:
@@ -81,7 +81,7 @@ class Kinds:
         return found & {name for name, _ in self.program.parameters()}
 
     def _hidden(self) -> set[str]:
-        """Weights at both ends of a hidden width that stays inside one block and is made of the stream of blocks."""
+        """Weights at both ends of a hidden width that stays inside one block and is computed from the stream."""
         found: set[str] = set()
         stream = set().union(*(nodes for _, nodes in streams(self.program)))
         aside = {name for node in self._nodes if stream and node not in stream for name in weights_of(node)}

@@ -1,4 +1,4 @@
-"""What freezing saves, in numbers and words, and what an unfrozen stem costs."""
+"""Reports what freezing saves, in numbers and words, and what an unfrozen stem costs."""
 
 from __future__ import annotations
 
@@ -20,19 +20,21 @@ _BYTES = (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10))
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """Numbers for the history, sentences for the user."""
+    """Numbers for the history, and notes for the user."""
 
     counts: dict[str, int]
     notes: tuple[str, ...]
 
 
 def report(program: Program, blocks: Blocks, *, measure: bool) -> Report:
-    """What one training step of the program costs, against the same program with everything trainable.
+    """Returns what one training step of the program costs, compared with the same program with everything trainable.
+
+    FLOPs count a multiply-add as two operations; sizes are in bytes.
 
     Args:
         program: with its trainable set.
         blocks: its blocks.
-        measure: count; otherwise only the warning about the stem is given, without figures.
+        measure: whether to count. Otherwise the report has only the warning about the stem, without figures.
     """
     alive = _stem_keeps_alive(program, blocks)
     if not measure:
@@ -42,7 +44,7 @@ def report(program: Program, blocks: Blocks, *, measure: bool) -> Report:
         now, full = count(program), count(set_trainable(program, everything))
         closed = count(set_trainable(program, trainable(program).keys() - blocks.stem)) if alive else None
     except NotCounted as reason:
-        return Report({}, (f"savings are not counted: {reason}", *((_warning(alive),) if alive else ())))
+        return Report({}, (f"savings were not counted: {reason}", *((_warning(alive),) if alive else ())))
     counts = {}
     for what, field in _FIELDS:
         counts[what] = getattr(now, field)
@@ -61,9 +63,9 @@ _FIELDS = (
 
 
 def still_written(program: Program) -> tuple[str, ...]:
-    """A sentence about buffers that modules without a trainable parameter go on writing to in train mode, if there are.
+    """Returns a note about buffers that modules without trainable parameters still update in train mode, if any.
 
-    Normalisations stand still; what a module of the user's keeps by operations of its own does not.
+    Frozen normalisations do not update theirs, but a module of the user may update buffers in operations of its own.
     """
     graph, training = program.graphs["train"], trainable(program)
     known = {node for _, nodes in norm_statistics.norms(graph) for node in nodes}
@@ -77,24 +79,25 @@ def still_written(program: Program) -> tuple[str, ...]:
         if own and not any(name in training for name in own):
             names.append(str(target.target))
     shown = ", ".join(dict.fromkeys(names))
-    return (f"frozen modules still write to their buffers in train mode: {shown}",) if names else ()
+    return (f"frozen modules still update their buffers in train mode: {shown}",) if names else ()
 
 
 def _stem_keeps_alive(program: Program, blocks: Blocks) -> list[str]:
-    """Trainable parameters of the stem, if the block behind it is frozen: the backward goes on for them alone."""
+    """Trainable parameters of the stem, if the block after it is frozen: only they need the backward to continue."""
     training = trainable(program)
     if not blocks.units or any(name in training for name in blocks.units[0].parameters):
         return []
     if not training.keys() - blocks.stem:
-        return []  # the stem is what trains
+        return []  # the stem is the part that trains
     return [name for name in training if name in blocks.stem]
 
 
 def _sentence(now: StageCost, full: StageCost) -> str:
     return (
-        f"a step, against all trainable: backward {_flops(now.backward_flops)} of {_flops(full.backward_flops)} "
-        f"({_share(now.backward_flops, full.backward_flops)}), saved activations {_size(now.activation_bytes)} of "
-        f"{_size(full.activation_bytes)} ({_share(now.activation_bytes, full.activation_bytes)}), Adam's moments "
+        f"per step, compared with everything trainable: backward {_flops(now.backward_flops)} of "
+        f"{_flops(full.backward_flops)} ({_share(now.backward_flops, full.backward_flops)}), saved "
+        f"activations {_size(now.activation_bytes)} of {_size(full.activation_bytes)} "
+        f"({_share(now.activation_bytes, full.activation_bytes)}), Adam's moments "
         f"{_size(now.optimizer_bytes)} of {_size(full.optimizer_bytes)} "
         f"({_share(now.optimizer_bytes, full.optimizer_bytes)})"
     )
@@ -102,12 +105,12 @@ def _sentence(now: StageCost, full: StageCost) -> str:
 
 def _warning(alive: list[str], now: StageCost | None = None, closed: StageCost | None = None) -> str:
     names = ", ".join(alive[:3]) + (f" and {len(alive) - 3} more" if len(alive) > 3 else "")
-    text = f"warning: the stem trains ({names}), which keeps the backward alive through the frozen blocks behind it"
+    text = f"warning: the stem trains ({names}), so the backward still runs through the frozen blocks after it"
     if now is not None and closed is not None:
         flops, size = now.backward_flops - closed.backward_flops, now.activation_bytes - closed.activation_bytes
         text += (
-            f": {_flops(flops)} backward ({_share(flops, now.backward_flops)}) and {_size(size)} of activations "
-            f"({_share(size, now.activation_bytes)}) are for it alone"
+            f": {_flops(flops)} of the backward ({_share(flops, now.backward_flops)}) and {_size(size)} "
+            f"of activations ({_share(size, now.activation_bytes)}) are needed for the stem alone"
         )
     return text + "; stem=true freezes it"
 

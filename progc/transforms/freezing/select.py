@@ -1,4 +1,4 @@
-"""Selectors: levels, closed prefixes, kinds of parameters, globs and functions become a set of names."""
+"""Selects parameters by levels, a closed prefix, kinds, globs and functions, and returns a set of names."""
 
 from __future__ import annotations
 
@@ -18,17 +18,18 @@ _PLACE = re.compile(r"(?P<chain>.+)\[(?P<start>-?[0-9]*)(?P<colon>:?)(?P<stop>-?
 
 @dataclasses.dataclass(frozen=True)
 class Selection:
-    """What is to train, described from coarse to fine; the fields are applied in this order.
+    """Describes the parameters that train, from coarse to fine; the fields are applied in this order.
 
     Attributes:
-        level, of: block b trains if b mod `of` is below `level`; counted over all blocks in order of execution.
-        prefix: this many blocks from the start are frozen, with what stands between them.
-        suffix: this many blocks from the end are frozen.
-        only: of blocks (and, unless `rest` says otherwise, of everything) only these kinds train.
-        rest: whether parameters outside of blocks train: "trainable", "frozen", or None: they train, but for `only`.
-        stem: what stands before the first block is frozen.
-        freeze: selectors of what is frozen besides.
-        train: selectors of what trains after all; alone, nothing else trains.
+        level, of: block b trains if b mod `of` is less than `level`, counted over all blocks in execution order.
+        prefix: number of frozen blocks from the start, with the layers between them.
+        suffix: number of frozen blocks from the end.
+        only: kinds that train inside of blocks (and outside, unless `rest` is set); everything else is frozen.
+        rest: whether parameters outside of blocks train: "trainable", "frozen", or None: they train, except as `only`
+            says.
+        stem: whether everything before the first block is frozen.
+        freeze: selectors of further parameters to freeze.
+        train: selectors of parameters that train nevertheless; if given alone, nothing else trains.
     """
 
     level: int | None = None
@@ -42,30 +43,34 @@ class Selection:
     train: tuple[str, ...] = ()
 
     def check(self) -> None:
-        """Raises: PassOptionError, for what no program could meet."""
+        """Checks the numbers and kinds.
+
+        Raises:
+            PassOptionError: a value that no program could satisfy.
+        """
         if self.of < 1:
-            raise PassOptionError(f"freeze: of={self.of} is no number of levels; give 1 or more")
+            raise PassOptionError(f"freeze: of={self.of}: expected the number of levels, at least 1")
         if self.level is not None and not 1 <= self.level <= self.of:
-            raise PassOptionError(f"freeze: level={self.level} is out of range; give 1 to {self.of} (of={self.of})")
+            raise PassOptionError(f"freeze: level={self.level}: expected 1 to {self.of} (of={self.of})")
         for name, count in (("prefix", self.prefix), ("suffix", self.suffix)):
             if count is not None and count < 0:
-                raise PassOptionError(f"freeze: {name}={count} is no number of blocks; give 0 or more")
+                raise PassOptionError(f"freeze: {name}={count}: expected a number of blocks, at least 0")
         for kind in self.only:
             if kind not in KINDS:
                 hint = did_you_mean(kind, KINDS) or f"; kinds are {', '.join(KINDS)}"
-                raise PassOptionError(f"freeze: there is no kind `{kind}`{hint}")
+                raise PassOptionError(f"freeze: unknown kind `{kind}`{hint}")
 
 
 @dataclasses.dataclass(frozen=True)
 class Selected:
-    """Canonical names of the parameters that train, and sentences about what was chosen."""
+    """Canonical names of the parameters that train, and notes about the choice."""
 
     names: frozenset[str]
     notes: tuple[str, ...]
 
 
 def select(program: Program, selection: Selection, blocks: Blocks | None = None) -> Selected:
-    """The parameters of a program that train.
+    """Returns the parameters of a program that train.
 
     Parameters that did not train when the program was captured train only if `train` selects them.
 
@@ -96,7 +101,7 @@ def select(program: Program, selection: Selection, blocks: Blocks | None = None)
     for selector in selection.train:
         names |= _matching(program, units, selector) & everything
     if not names:
-        raise PassOptionError("freeze: nothing is left to train; freeze fewer blocks, or name parameters in train=")
+        raise PassOptionError("freeze: nothing is left to train; freeze fewer blocks, or select parameters with train=")
     return Selected(names, tuple(_notes(program, blocks, selection, names, fixed)))
 
 
@@ -105,12 +110,12 @@ def _frozen_units(units: Sequence[Unit], selection: Selection) -> list[Unit]:
     asked = [name for name, count in counted if count is not None] + ["stem"] * selection.stem
     if asked and not units:
         raise PassOptionError(
-            f"freeze: {asked[0]} counts blocks, and the program has no chain; use only=, freeze=, train="
+            f"freeze: {asked[0]} counts blocks, and the program has no chain; use only=, freeze= or train="
         )
     for name, count in counted[1:]:
         if count is not None and count > len(units):
             raise PassOptionError(
-                f"freeze: {name}={count}, but the program has {len(units)} blocks; give 0 to {len(units)}"
+                f"freeze: {name}={count}, but the program has {len(units)} blocks; expected 0 to {len(units)}"
             )
     frozen = [unit for b, unit in enumerate(units) if selection.level and b % selection.of >= selection.level]
     frozen += units[: selection.prefix or 0]
@@ -127,7 +132,7 @@ def _of_kinds(program: Program, blocks: Blocks, kinds: Sequence[str]) -> frozens
 
 
 def _matching(program: Program, units: Sequence[Unit], selector: str) -> frozenset[str]:
-    """Canonical names of the parameters that a selector means: names, modules, chains, blocks of a chain."""
+    """Canonical names of the parameters that a selector matches: names, modules, chains, blocks of a chain."""
     names = [name for name, spec in program.specs.items() if spec.kind == "parameter"]
     place = _PLACE.fullmatch(selector)
     chains = {unit.chain for unit in units}
@@ -141,7 +146,9 @@ def _matching(program: Program, units: Sequence[Unit], selector: str) -> frozens
     found |= {name for unit in units if unit.chain == selector for name in unit.parameters}
     if not found:
         known = [*names, *chains, *(unit.label for unit in units)]
-        hint = did_you_mean(selector.partition("[")[0], known) or "; give names or globs of parameters, or chain[a:b]"
+        hint = (
+            did_you_mean(selector.partition("[")[0], known) or "; expected a name or glob of parameters, or chain[a:b]"
+        )
         raise PassOptionError(f"freeze: `{selector}` matches no parameter, block or chain{hint}")
     return frozenset(program.tied.get(name, name) for name in found)
 
@@ -160,15 +167,15 @@ def _notes(
     whole = [unit.label for unit in blocks.units if unit.parameters <= names | fixed]
     if selection.level or selection.prefix or selection.suffix:
         shown = ", ".join(whole) if len(whole) <= 8 else f"{', '.join(whole[:6])}, ..., {whole[-1]}"
-        notes.append(f"{len(whole)} of {len(blocks.units)} blocks train whole: {shown or 'none'}")
+        notes.append(f"{len(whole)} of {len(blocks.units)} blocks train completely: {shown or 'none'}")
     kept = sorted(fixed - names)
     if kept:
         more = f" and {len(kept) - 3} more" if len(kept) > 3 else ""
         notes.append(
-            f"not trainable in the captured model, and left so: {', '.join(kept[:3])}{more}; train= selects them"
+            f"not trainable in the captured model, and left frozen: {', '.join(kept[:3])}{more}; train= selects them"
         )
     if selection.stem:
         for alias, canonical in program.tied.items():
             if canonical in blocks.stem - names and not alias.startswith(canonical):
-                notes.append(f"{canonical} is frozen with the stem, and with it {alias}, which is tied to it")
+                notes.append(f"{canonical} is frozen with the stem, and so is {alias}, which is tied to it")
     return notes

@@ -1,4 +1,4 @@
-"""A program of which other parameters train: new parameter objects over the same memory, still statistics."""
+"""Sets the trainable parameters of a program: new parameter objects that share memory, and frozen statistics."""
 
 from __future__ import annotations
 
@@ -16,27 +16,30 @@ from progc.transforms.freezing.flow import nearest
 
 
 def can_train(tensor: torch.Tensor) -> bool:
-    """Whether a parameter of this dtype has gradients."""
+    """Returns whether a parameter of this dtype can have gradients."""
     return tensor.is_floating_point() or tensor.is_complex()
 
 
 def fixed_parameters(program: Program) -> frozenset[str]:
-    """Parameters that did not train when the program was captured; none where nothing did, which is no choice."""
+    """Returns the parameters that did not train when the program was captured.
+
+    Empty if no parameter trained, because that is no choice of the user.
+    """
     able = {name for name, tensor in program.parameters() if can_train(tensor)}
     fixed = {name for name in able if program.specs[name].fixed}
     return frozenset(fixed if fixed != able else ())
 
 
 def trainable(program: Program) -> dict[str, torch.Tensor]:
-    """The parameters that train, by canonical name: what an optimizer is made of."""
+    """Returns the parameters that train, by canonical name, as an optimizer takes them."""
     return {name: tensor for name, tensor in program.parameters() if tensor.requires_grad}
 
 
 def set_trainable(program: Program, names: Collection[str]) -> Program:
-    """The program of which exactly these parameters train; the very input where that is so already.
+    """Returns the program in which exactly these parameters train; the same object if that is already so.
 
     A parameter that changes becomes a new object over the memory of the old one, under all of its names. Normalisations
-    without a trainable parameter of their own stand still (progc/ir/norms.py).
+    without a trainable parameter of their own stop updating their statistics (progc/ir/norms.py).
 
     Args:
         names: canonical names of parameters with a floating dtype.
@@ -61,7 +64,7 @@ def set_trainable(program: Program, names: Collection[str]) -> Program:
 
 
 def _with_gradient(tensor: torch.Tensor, trains: bool) -> torch.Tensor:
-    """The same values as another parameter."""
+    """The same values as another parameter object."""
     if is_deferred(tensor):
         later = defer(lambda: values(tensor).detach(), tensor)
         return later.requires_grad_(trains)
@@ -69,10 +72,10 @@ def _with_gradient(tensor: torch.Tensor, trains: bool) -> torch.Tensor:
 
 
 def _frozen_norms(program: Program, names: Collection[str]) -> Iterator[fx.Node]:
-    """Normalisations with running statistics in the train graph that have nothing left to train.
+    """Normalisations with running statistics in the train graph whose parameters are all frozen.
 
-    What counts is their own gain and shift. Where they have none, it is the block they are in, and outside of blocks
-    the weights of the contraction whose result they normalise.
+    These are their own gain and shift. If a normalisation has none, the parameters of its block count, and outside of
+    blocks the weights of the contraction whose result it normalises.
     """
     owner = None
     for node, _ in norm_statistics.norms(program.graphs["train"]):

@@ -1,4 +1,7 @@
-"""Another input size for a captured network: extents followed through the graphs, literals and tables rewritten."""
+"""Resolution changes: follows the extents of images through the graphs, and rewrites literals and tables.
+
+Imports only floors below the transforms.
+"""
 
 from __future__ import annotations
 

@@ -16,16 +16,16 @@ from progc.transforms.resolution.values import Indivisible, Path, SizeClash, Siz
 
 
 class Choices:
-    """What a walk decides, under the facts that it starts from.
+    """The decisions of a walk, under the facts that it starts from.
 
     Attributes:
         values: by node name.
         node: the present operation.
         edits: `{(node, path): (old, new)}`: literals that follow the image.
-        cuts: choices in the order in which they were met; `turned` are those taken the other way, and `likeness` says
-            which choices of different blocks are the same one.
+        cuts: choices in the order of the walk. `turned` are those decided the other way, and `likeness` says which
+            choices of different blocks are the same one.
         confirmed: choices that a table or a weight confirms.
-        windows: what was cut, by choice: number of runs before and after, their size before and after.
+        windows: by choice, the number of runs before and after, and their size before and after.
         changed: whether facts were added, so that the walk has to be repeated.
     """
 
@@ -48,7 +48,7 @@ class Choices:
         return f"{call_text(self.node)}{f' in {module}' if module else ''}"
 
     def cut(self, leaf: Leaf, outer: int, inner: int) -> tuple[Leaf, Leaf]:
-        """Cuts a part into `outer` runs of `inner`: which of them stays is a choice."""
+        """Cuts a part into `outer` runs of `inner`; which of the two stays is a choice."""
         if leaf.old == leaf.new:
             if leaf.origin is None:
                 return Leaf(outer, outer, None, leaf.cuts), Leaf(inner, inner, None, leaf.cuts)
@@ -57,7 +57,7 @@ class Choices:
             return Leaf(outer, outer, first, leaf.cuts), Leaf(inner, inner, second, leaf.cuts)
         key, turned = self._choice((leaf.old, outer, inner))
         cuts = leaf.cuts | {key}
-        if outer == 1 or inner == 1:  # one run of all, or runs of one: as it is, unless that does not fit
+        if outer == 1 or inner == 1:  # one run of all, or runs of one: unchanged, unless that does not fit
             outer_stays = turned == (inner == 1)
         else:
             outer_stays = turned != self.facts.scale
@@ -72,7 +72,7 @@ class Choices:
         return Leaf(outer, sizes[0], None, cuts), Leaf(inner, sizes[1], None, cuts)
 
     def _choice(self, what: tuple[int, ...]) -> tuple[Key, bool]:
-        """A choice at the present operation, and whether it is turned: by itself, or with those like it."""
+        """A choice at the present operation, and whether it is turned: on its own, or with those like it."""
         key = (self.mode, self.node.name, self._count)
         self._count += 1
         self.cuts.append(key)
@@ -85,7 +85,7 @@ class Choices:
         return key, turned
 
     def _roll_before(self, leaf: Leaf, window: int, new: int) -> None:
-        """The image was rolled before it is cut into windows that scale: the shift goes with them."""
+        """The image was rolled before it is cut into windows that scale: the shift scales with them."""
         source = self.node.all_input_nodes[0]
         places = [index for index, dim in enumerate(self.values[source.name].dims) if dim and dim[0] is leaf]
         while places and isinstance(source.target, torch._ops.OpOverload):
@@ -100,21 +100,21 @@ class Choices:
             source = source.all_input_nodes[0]
 
     def side(self, parts: Dim) -> tuple[Dim, bool]:
-        """Whether parts that had one position go with the dim before them in a view: a choice."""
+        """Decides whether parts that had one position belong to the dim before them in a view."""
         key, turned = self._choice(tuple(part.old for part in parts))
         marked = tuple(Leaf(p.old, p.new, p.origin, p.cuts | {key}) if isinstance(p, Leaf) else p for p in parts)
         return marked, not turned
 
     def meet(self, dims: Sequence[Dim], values: Sequence[SizedValue | None] = (), follow: bool = True) -> Dim:
-        """One dim that several operands share; those that are free follow the image where others do.
+        """Joins one dim that several operands share; free operands follow the image where others do.
 
         Args:
-            dims: of one old size.
+            dims: dims of one old size.
             values: the operands they belong to.
             follow: False where an operand is summed over: weights cannot follow.
 
         Raises:
-            Clash: two of them cannot have one size.
+            Clash: two of them cannot have the same size.
         """
         moving = [dim for dim in dims if old_size(dim) != new_size(dim)]
         sizes = {new_size(dim) for dim in dims}
@@ -132,10 +132,10 @@ class Choices:
 
     def _two(self, dims: Sequence[Dim]) -> str:
         sizes = sorted({f"{old_size(dim)} -> {new_size(dim)}" for dim in dims})
-        return f"one dim would have the sizes {' and '.join(sizes)}"
+        return f"one dim would have two sizes, {' and '.join(sizes)}"
 
     def _precious(self, dim: Dim) -> bool:
-        """Whether it belongs to what was learned, or to what indexes that: better another cut than a resampled one."""
+        """Whether the value was learned, or indexes learned values: another cut is better than resampling it."""
         names = {leaf.origin.owner[1] for leaf in leaves(dim) if leaf.origin and leaf.origin.owner[0] == "tensor"}
         kinds = {(self.program.specs[name].kind, self.program.tensors[name].dtype) for name in names}
         return any(kind == "parameter" or not dtype.is_floating_point for kind, dtype in kinds)
@@ -147,25 +147,25 @@ class Choices:
         return frozenset(key for key in cuts_of([dim]) if key not in tried)
 
     def _confirm(self, dims: Sequence[Dim]) -> None:
-        """A part that stayed meets a tensor of that size: the cut was right."""
+        """Records that a part that stayed meets a tensor of that size, so the cut was right."""
         if any(self._precious(dim) for dim in dims):
             self.confirmed.update(key for dim in dims if not grows(dim) for key in cuts_of([dim]))
 
     def weighed(self, dim: Dim) -> None:
-        """A dim is summed over with weights, so that it stays.
+        """Requires that a dim stays because it is summed over with weights.
 
         Raises:
-            Clash: it does not.
+            Clash: it does not stay.
         """
         if old_size(dim) != new_size(dim):
             raise SizeClash(
-                f"its weights are for {old_size(dim)} positions or features, which would be {new_size(dim)}",
+                f"its weights are for {old_size(dim)} positions or features, and there would be " f"{new_size(dim)}",
                 cuts_of([dim]), self.where(),
             )  # fmt: skip
         self.confirmed.update(cuts_of([dim]))
 
     def follow(self, dim: Dim, target: Dim) -> None:
-        """Parts that are free take the sizes of `target`.
+        """Gives free parts the sizes of `target`.
 
         Raises:
             Clash: a part is not free.
@@ -191,6 +191,6 @@ class Choices:
 
 
 def scaled_shift(shift: int, window: int, new: int) -> int:
-    """A shift goes as far into a scaled window as before: half of a window, rounded down, stays that."""
+    """Returns a shift that goes as far into a scaled window as before: half a window, rounded down, stays that."""
     size = new // 2 if abs(shift) == window // 2 else abs(shift) * new // window
     return size if shift > 0 else -size

@@ -1,4 +1,4 @@
-"""Which inputs are images, and what they are at another size."""
+"""Finds the inputs that are images, and makes them at another size."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ class Image:
     """An input that is an image.
 
     Attributes:
-        index: its place among the flat inputs.
-        name: of its placeholder.
-        dims: which of its dims are height and width.
-        size: its height and width.
+        index: its position among the flat inputs.
+        name: name of its placeholder.
+        dims: its height dim and width dim.
+        size: its height and width, in pixels.
     """
 
     index: int
@@ -40,20 +40,22 @@ class Image:
 
 
 def find_images(program: Program, name: str | None = None) -> list[Image]:
-    """The inputs whose size changes: those with two dims that reach a convolution or a cut into patches.
+    """Returns the inputs whose size changes: those with two dims that reach a convolution or a cut into patches.
 
     Args:
-        name: of the input to take, where there are several.
+        name: name of the input to use, if there are several.
 
     Raises:
-        TargetError: no image among the inputs, or several of different sizes.
-        PassOptionError: no input of that name.
+        TargetError: no input is an image, or several images have different sizes.
+        PassOptionError: no input has that name.
     """
     nodes = [node for node in program.graphs["eval"].nodes if node.op == "placeholder"]
     if name is not None and name not in [node.name for node in nodes]:
         names = [node.name for node in nodes]
-        raise PassOptionError(f"grow-resolution: no input is called `{name}`{did_you_mean(name, names)}; "
-                              f"inputs are {', '.join(names)}")  # fmt: skip
+        raise PassOptionError(
+            f"grow-resolution: input={name}: the network has no such input{did_you_mean(name, names)}; "
+            f"inputs are {', '.join(names)}"
+        )
     found = []
     for index, node in enumerate(nodes):
         meta = node.meta["tensor"]
@@ -68,7 +70,7 @@ def find_images(program: Program, name: str | None = None) -> list[Image]:
                           "reads, or that is cut into patches")  # fmt: skip
     if len({image.size for image in found}) > 1:
         sizes = ", ".join(f"{image.name} {image.size[0]}x{image.size[1]}" for image in found)
-        raise TargetError(f"inputs {sizes} are images of several sizes; name the one to resize with input=NAME")
+        raise TargetError(f"inputs {sizes} are images of different sizes; name the one to resize with input=NAME")
     return found
 
 
@@ -106,10 +108,10 @@ def _spatial(start: fx.Node, rank: int) -> tuple[int, int] | None:
 
 
 def parse_size(text: str | Sequence[str], old: tuple[int, int]) -> tuple[int, int]:
-    """`224`, `160x224`, `160,224` (height, width), `*1.5` (of each, rounded to whole pixels).
+    """Reads `224`, `160x224`, `160,224` (height, width) or `*1.5` (of each side, rounded to whole pixels).
 
     Raises:
-        PassOptionError: anything else.
+        PassOptionError: the text is not a size.
     """
     given = text if isinstance(text, str) else "x".join(text)
     given = given.strip()
@@ -121,11 +123,11 @@ def parse_size(text: str | Sequence[str], old: tuple[int, int]) -> tuple[int, in
         height, width = int(match[1]), int(match[2] or match[1])
         if min(height, width) > 0:
             return height, width
-    raise PassOptionError(f"grow-resolution: to is a size such as 224, 160x224 (height x width) or *1.5, not `{given}`")
+    raise PassOptionError(f"grow-resolution: to={given}: expected a size such as 224, 160x224 (height x width) or *1.5")
 
 
 def walk_inputs(program: Program, images: Sequence[Image], size: tuple[int, int], facts: SizeFacts) -> list[Any]:
-    """Values of the inputs for a walk: images at their new size, others free to follow."""
+    """Returns the values of the inputs for a walk: images at their new size, other inputs free to follow."""
     found: list[Any] = []
     chosen = {image.index: image for image in images}
     for index, leaf in enumerate(program.flat_example()):
@@ -151,7 +153,7 @@ def walk_inputs(program: Program, images: Sequence[Image], size: tuple[int, int]
 
 
 def resized(leaf: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
-    """An example input at another size: floating ones interpolated over their last two dims that change."""
+    """Returns an example input at another size; floating inputs are interpolated over their last two changing dims."""
     moving = [dim for dim, size in enumerate(shape) if size != leaf.shape[dim]]
     value = leaf.detach()
     for dim in moving:

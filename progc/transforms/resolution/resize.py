@@ -1,6 +1,6 @@
-"""A program at another input size: sizes found by walking, graphs and example rewritten, tables lifted.
+"""Changes the input size of a program: finds sizes by walking, rewrites graphs and example, lifts tables.
 
-One network at several input sizes, over one set of parameters.
+Also makes one network at several input sizes over one set of parameters (`at_sizes`).
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ _FAR = 512
 
 @dataclasses.dataclass(frozen=True)
 class Resized:
-    """What `resize` gives.
+    """The result of `resize`.
 
     Attributes:
-        program: the new program; the very input where the size is the old one.
-        lift: of the tensors that follow the image; None if nothing changed.
-        size: height and width before and after.
-        edits: how many literals were rewritten.
-        moved: whether operations were replaced, or inputs besides the image have other sizes.
-        notes: sentences for the user.
+        program: the new program; the same object if the size does not change.
+        lift: lift of the tensors that follow the image; None if nothing changed.
+        size: height and width before and after, in pixels.
+        edits: number of rewritten literals.
+        moved: whether operations were replaced, or inputs other than the image changed their size.
+        notes: notes for the user.
     """
 
     program: Program
@@ -60,18 +60,19 @@ def resize(
     windows: str | None = None,
     positions: str = "stretch",
 ) -> Resized:
-    """The program at another input size; the input program stays as it is.
+    """Returns the program at another input size; the given program stays unchanged.
 
     Args:
+        program: the program.
         to: `224`, `160x224` (height x width), `*1.5`, or a sequence `("160", "224")`.
-        input: name of the image among the inputs, where there are several of different sizes.
-        windows: `keep` or `scale` windows that the image is cut into; None: what the tables in them say.
-        positions: of computed tables: `stretch` (the old range at another density) or `extend`.
+        input: name of the image among the inputs, if the images have different sizes.
+        windows: `keep` or `scale` the windows that the image is cut into; None: as the tables in them require.
+        positions: for computed tables: `stretch` (the old range at another density) or `extend`.
 
     Raises:
-        PassOptionError: a size or a name that is none.
+        PassOptionError: `to` is not a size, or no input has that name.
         TargetError: a size that the network cannot take (with the nearest ones that work), an operation that cannot
-            be rewritten (named), or cuts for which nothing tells what stays.
+            be rewritten (named), or windows for which nothing in the graph decides what stays.
     """
     images = find_images(program, input)
     old = images[0].size
@@ -148,7 +149,7 @@ def _rewritten(
     for mode in MODES:
         propagate(resized, resized.graphs[mode], mode)
     (old, new), kinds = size, sorted({resample.kind for resample in made.values()})
-    told = f"input {_text(old)} -> {_text(new)}: the function of another image size is another function"
+    told = f"input {_text(old)} -> {_text(new)}: a network at another image size computes another function"
     many = "1 tensor follows" if len(entries) == 1 else f"{len(entries)} tensors follow"
     tables = [f"{many} the image ({', '.join(kinds)})"] if entries else []
     notes += _single_windows(program, found)
@@ -158,7 +159,10 @@ def _rewritten(
 
 
 def _single_windows(program: Program, found: Solution) -> list[str]:
-    """Where one window covers the image at one of the sizes only: classes decide by that whether windows shift."""
+    """Notes where one window covers the image at only one of the two sizes.
+
+    Model classes shift windows only if there are several.
+    """
     edits = found.walks["eval"].edits.items()
     odd = sorted({name for (name, _), (before, after) in edits if min(before, after) == 1})
     if not odd:
@@ -167,9 +171,9 @@ def _single_windows(program: Program, found: Solution) -> list[str]:
     before, after = next(pair for (name, _), pair in edits if name == odd[0] and min(pair) == 1)
     more = f" (and {len(odd) - 1} more)" if len(odd) > 1 else ""
     return [
-        f"{describe(node)}{more} cut the image into {before} along a side and cuts it into {after} now; a class that "
-        "shifts windows only where there are several computes something else at this size; windows=scale keeps their "
-        "number"
+        f"{describe(node)}{more} cut the image into {before} along a side before and into {after} "
+        "now; a model class that shifts windows only where there are several computes something else "
+        "at this size; windows=scale keeps their number"
     ]
 
 
@@ -189,8 +193,9 @@ def _ambiguous(program: Program, undecided: Sequence[Key]) -> str:
     node = next(node for mode in MODES if mode == chosen for node in program.graphs[mode].nodes if node.name == name)
     more = f" (and {len(undecided) - 1} more)" if len(undecided) > 1 else ""
     return (
-        f"grow-resolution: {call_text(node)}{more} cuts positions of the image into runs, and nothing tells whether "
-        "their size or their number stays; say windows=keep (their size) or windows=scale (their number)"
+        f"grow-resolution: {call_text(node)}{more} cuts positions of the image into runs, and the "
+        "graph does not show whether their size or their number stays; set windows=keep (their size) "
+        "or windows=scale (their number)"
     )
 
 
@@ -198,7 +203,7 @@ def _ambiguous(program: Program, undecided: Sequence[Key]) -> str:
 
 
 def _nearest(program: Program, images: Sequence[Image], size: tuple[int, int], facts: SizeFacts) -> str:
-    """The nearest sizes that work, in words: both sides together if the image and the wish are square."""
+    """The nearest sizes that work, in words: both sides together if the image and the wanted size are square."""
     old = images[0].size
     if old[0] == old[1] and size[0] == size[1]:
         near = _around(program, images, facts, size[0], lambda side: (side, side))
@@ -219,7 +224,7 @@ def _nearest(program: Program, images: Sequence[Image], size: tuple[int, int], f
 
 
 def _around(program: Program, images: Sequence[Image], facts: SizeFacts, wish: int, at: Any) -> list[int]:
-    """The nearest side that works at or below `wish`, and the nearest above."""
+    """The nearest side that works at or below `wish`, and the nearest one above."""
     found = []
     own = images[0].size
     if at(wish) != own and _works(program, images, at(wish), facts):
@@ -230,10 +235,10 @@ def _around(program: Program, images: Sequence[Image], facts: SizeFacts, wish: i
 
 
 def working(program: Program, sizes: Sequence[tuple[int, int]], *, input: str | None = None) -> list[bool]:
-    """Which of these heights and widths the network can take.
+    """Returns which of these heights and widths the network can take.
 
     Raises:
-        TargetError: it has no image, or nothing tells what stays where the image is cut into windows.
+        TargetError: the network has no image, or nothing decides what stays where the image is cut into windows.
     """
     images = find_images(program, input)
     facts, undecided = structure(program, _inputs_at(program, images), False)
@@ -260,21 +265,22 @@ def _text(size: tuple[int, int]) -> str:
 
 
 def at_sizes(program: Program, sizes: Sequence[str], **options: Any) -> dict[str, Program]:
-    """The program at several sizes, to be trained in turns.
+    """Returns the program at several sizes, to be trained in turns.
 
-    All tensors that do not follow the image are the same objects, so that one optimizer trains them at every size.
-    Where nothing in the graphs depends on the size (convolutions, norms, pooling over all positions), all sizes are one
-    program, which takes images of any size: nothing is captured or compiled anew.
+    Tensors that do not follow the image are the same objects in all programs, so one optimizer trains them at every
+    size. If nothing in the graphs depends on the size (convolutions, norms, pooling over all positions), all sizes are
+    one program, which takes images of any size: nothing is captured or compiled again.
 
     Args:
+        program: the program.
         sizes: as option `to` of grow-resolution: `("160", "192x224")`.
-        options: of `progc.transforms.resolution.resize.resize`.
+        options: options of `progc.transforms.resolution.resize.resize`.
 
     Returns:
         A program per text in `sizes`.
 
     Raises:
-        ProgcError: as `resize`, for the first size that does not work.
+        ProgcError: as for `resize`, for the first size that does not work.
     """
     made = {size: resize(program, size, **options) for size in sizes}
     if any(result.edits or result.moved or (result.lift and result.lift.tensors) for result in made.values()):

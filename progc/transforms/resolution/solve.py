@@ -14,7 +14,7 @@ from progc.transforms.resolution.values import Indivisible, SizeClash, SizeFacts
 from progc.transforms.resolution.walk import Walk
 
 _TRIES = 2000
-"""Walks before giving up; every choice is turned twice at most, so that only a very large network comes near."""
+"""Maximum number of walks. Every choice is turned at most twice, so only a very large network comes near."""
 
 Inputs = Callable[[SizeFacts], Sequence[Any]]
 """Values of the inputs under some facts."""
@@ -22,14 +22,14 @@ Inputs = Callable[[SizeFacts], Sequence[Any]]
 
 @dataclasses.dataclass(frozen=True)
 class Solution:
-    """Facts without contradiction, and the walks under them, by graph."""
+    """Facts without a contradiction, and the walks under them, by graph."""
 
     facts: SizeFacts
     walks: dict[Mode, Walk]
 
     @property
     def open(self) -> list[Key]:
-        """Choices that nothing in the graphs speaks for or against."""
+        """Choices that nothing in the graphs confirms or contradicts."""
         found: list[Key] = []
         for walk in self.walks.values():
             decided = walk.turned | self.facts.settled | walk.confirmed
@@ -39,14 +39,14 @@ class Solution:
 
 
 def solve(program: Program, inputs: Inputs, start: SizeFacts) -> Solution:
-    """Walks until nothing changes.
+    """Repeats the walks until nothing changes.
 
     Args:
-        start: choices to begin with; left as it is.
+        start: initial choices; not modified.
 
     Raises:
         Clash: no choice avoids a contradiction.
-        Indivisible: the choices that fit do not come out whole at this size.
+        Indivisible: with the choices that fit, windows, patches or strides do not divide this size.
     """
     facts = SizeFacts(start.scale, set(start.turned), set(start.alike), set(start.settled))
     first: SizeClash | None = None
@@ -69,7 +69,7 @@ def solve(program: Program, inputs: Inputs, start: SizeFacts) -> Solution:
 
 
 def _turn(facts: SizeFacts, walk: Walk, clash: SizeClash) -> bool:
-    """Another choice among those that the clash depends on, the latest first; False if all were tried."""
+    """Turns another choice that the clash depends on, the latest first; returns False if all were tried."""
     order = {key: place for place, key in enumerate(walk.cuts)}
     keys = sorted((key for key in clash.cuts if key in order), key=order.__getitem__, reverse=True)
     tried = walk.turned | facts.settled
@@ -89,10 +89,10 @@ def _turn(facts: SizeFacts, walk: Walk, clash: SizeClash) -> bool:
 
 
 def structure(program: Program, inputs_at: Callable[[int], Inputs], scale: bool) -> tuple[SizeFacts, list[Key]]:
-    """Choices that do not depend on the size, found at multiples of the captured size, where windows come out whole.
+    """Returns choices that do not depend on the size, found at multiples of the captured size, which windows divide.
 
     Returns:
-        The facts, and the choices that nothing speaks for; neither if the network takes no such multiple.
+        The facts, and the choices that nothing decides; neither if the network takes no such multiple.
     """
     for factor in (2, 3, 4):
         try:

@@ -1,4 +1,4 @@
-"""What kind of table a tensor over positions is: read from its values and its use, never from its name."""
+"""Finds what kind of table a tensor over positions is, from its values and its use, never from its name."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ _CLOSE = 2e-5
 
 
 def resamples(program: Program, solution: Solution, stretch: bool) -> tuple[dict[str, Resample], list[str]]:
-    """What every tensor becomes that follows the image, by canonical name; and notes for the user.
+    """Returns how every tensor that follows the image is resampled, by canonical name, and notes for the user.
 
     Args:
-        stretch: new positions of computed tables cover the range of the old ones; else they go on beyond it.
+        stretch: whether new positions of computed tables cover the range of the old ones; otherwise they extend it.
 
     Raises:
-        TargetError: a tensor that no known construction explains; names it.
+        TargetError: a tensor that no known construction explains; the message names it.
     """
     names = sorted({owner[1] for owner, _ in solution.facts.assigned if owner[0] == "tensor"})
     walk = next(iter(solution.walks.values()))
@@ -53,7 +53,7 @@ def resamples(program: Program, solution: Solution, stretch: bool) -> tuple[dict
 def _floating(program: Program, name: str, dims: tuple[Dim, ...], stretch: bool, notes: list[str]) -> Resample:
     tensor = program.tensors[name]
     trained = program.specs[name].kind == "parameter"
-    if not (trained and tensor.requires_grad):  # what trains is learned, whatever its values are now
+    if not (trained and tensor.requires_grad):  # a parameter counts as learned, whatever its present values are
         tensor = values(tensor).detach()
         if (found := _as_waves(tensor, dims, stretch)) is not None:
             return found
@@ -61,19 +61,23 @@ def _floating(program: Program, name: str, dims: tuple[Dim, ...], stretch: bool,
         if (mask := _as_shifted(tensor, dims)) is not None:
             return mask
         if len(tensor.unique()) <= 2:
-            raise TargetError(f"grow-resolution: {name} {list(tensor.shape)} is a mask over positions of no kind that "
-                              "is known; what it would be at another size cannot be told")  # fmt: skip
+            raise TargetError(
+                f"grow-resolution: {name} {list(tensor.shape)} is a mask over positions of an unknown kind; its "
+                "values at another size are unknown"
+            )
     moving = [leaf for dim in dims for leaf in leaves(dim) if leaf.old != leaf.new]
     if len(_axes(dims)) > 2 or max((len([x for x in leaves(dim) if x.old != x.new]) for dim in dims), default=0) > 2:
         raise TargetError(f"grow-resolution: {name} {list(tensor.shape)} has values for {len(moving)} runs of "
                           "positions at once; only tables over rows and columns can be resampled")  # fmt: skip
     if not trained:
-        notes.append(f"{name} is no table of sines and cosines; its values are resampled as a learned table's are")
+        notes.append(
+            f"{name} is not a table of sines and cosines; its values are resampled like those of a learned table"
+        )
     return Resample("grid", dims)
 
 
 def _axes(dims: Iterable[Dim]) -> list[Leaf]:
-    """The parts that change, in the stretch of the tensor that has most of them."""
+    """The parts that change, in the range of the tensor that has most of them."""
     found: list[Leaf] = []
     for dim in dims:
         if len(dim) == 1 and isinstance(dim[0], Cat):
@@ -87,7 +91,7 @@ def _axes(dims: Iterable[Dim]) -> list[Leaf]:
 
 
 def _as_waves(tensor: torch.Tensor, dims: tuple[Dim, ...], stretch: bool) -> Resample | None:
-    """The construction of a table of sines and cosines; None if there is none that gives its values."""
+    """The construction of a table of sines and cosines; None if no known construction gives its values."""
     if grows(dims[-1]) or any(old_size(dim) == 1 and grows(dim) for dim in dims):
         return None
     axes, width = _axes(dims), old_size(dims[-1])
@@ -120,7 +124,7 @@ def _first_row(lead: Sequence[Dim]) -> int:
 
 
 def _constructions(rows: torch.Tensor, sizes: Sequence[tuple[int, int]]) -> Iterable[dict[str, Any]]:
-    """The usual ways to fill such a table, with the distance of two positions as its values have it."""
+    """The usual ways to fill such a table, with the distance of two positions in its values."""
     table = rows.reshape([old for old, _ in sizes] + [-1])
     for order in itertools.permutations(range(len(sizes))):
         for cosine_first, interleaved in itertools.product((False, True), repeat=2):
@@ -144,7 +148,7 @@ def _constructions(rows: torch.Tensor, sizes: Sequence[tuple[int, int]]) -> Iter
 
 
 def _distance(angles: torch.Tensor, temperature: float, last: int) -> float:
-    """How far two positions lie apart: the lowest frequency says how many turns the highest has made."""
+    """The distance of two positions, from the lowest frequency, which says how many turns the highest one has made."""
     count = len(angles)
     rough = float(angles[-1]) * temperature ** ((count - 1) / max(count - last, 1))
     turns = round((rough - float(angles[0])) / (2 * math.pi))
@@ -152,7 +156,7 @@ def _distance(angles: torch.Tensor, temperature: float, last: int) -> float:
 
 
 def _plain_number(value: float) -> float:
-    """The simple fraction that a measured distance stands for."""
+    """The simple fraction that a measured distance approximates."""
     for below in range(1, 129):
         if abs(value * below - round(value * below)) < 1e-5 * below and round(value * below):
             return round(value * below) / below
@@ -163,7 +167,7 @@ def _plain_number(value: float) -> float:
 
 
 def _as_shifted(tensor: torch.Tensor, dims: tuple[Dim, ...]) -> Resample | None:
-    """A mask between the windows of a rolled image, if the old one is rebuilt exactly from a shift."""
+    """A mask between the windows of a rolled image, if a shift reproduces the old mask exactly."""
     full = [dim for dim in dims if dim]
     if len(full) != 3 or bare(full[1]) != bare(full[2]) or not _flat(full[0]) or not _flat(full[1]):
         return None
@@ -188,7 +192,7 @@ def _flat(dim: Dim) -> bool:
 
 
 def _two(dim: Dim) -> list[list[tuple[int, int]]]:
-    """A dim as rows times columns: as its parts say, or every way to cut a part that stays."""
+    """A dim as rows times columns: as its parts show, or every way to cut a part that stays."""
     parts = [(part.old, part.new) for part in dim]
     if len(parts) == 2:
         return [parts]
@@ -203,10 +207,10 @@ def _two(dim: Dim) -> list[list[tuple[int, int]]]:
 
 
 def _index(name: str, index: torch.Tensor, dims: tuple[Dim, ...]) -> tuple[Resample, Dim]:
-    """What an index buffer becomes, and the rows of the table that it looks up.
+    """How an index buffer changes, and the rows of the table that it looks up.
 
     Raises:
-        TargetError: neither a count of positions nor differences of two positions.
+        TargetError: the buffer holds neither a count of positions nor differences of two positions.
     """
     flat = index.reshape(-1)
     full = [dim for dim in dims if dim]
@@ -221,8 +225,8 @@ def _index(name: str, index: torch.Tensor, dims: tuple[Dim, ...]) -> tuple[Resam
         if found is not None:
             return Resample("offsets", dims, found[0]), found[1]
     raise TargetError(
-        f"grow-resolution: {name} {list(index.shape)} holds indices that neither count positions nor tell pairs of "
-        "them by their differences; what they would be at another size is not known"
+        f"grow-resolution: {name} {list(index.shape)} holds indices that neither count positions nor "
+        "depend on the difference of two positions; their values at another size are unknown"
     )
 
 
@@ -261,8 +265,10 @@ def _rows(program: Program, table: str, rows: Dim, kind: str, known: Resample | 
     """A table whose rows are looked up: along differences of positions, or along positions."""
     shape = program.tensors[table].shape
     if shape[0] != old_size(rows):
-        raise TargetError(f"grow-resolution: {table} has {shape[0]} rows and {old_size(rows)} are looked up; "
-                          "which of them would be at another size cannot be told")  # fmt: skip
+        raise TargetError(
+            f"grow-resolution: {table} has {shape[0]} rows, and {old_size(rows)} of them are looked up; which ones to "
+            "look up at another size is unknown"
+        )
     made = Resample("relative" if kind == "offsets" else "grid", (rows, *((Leaf(size, size),) for size in shape[1:])))
     if known is not None and known != made:
         raise TargetError(f"grow-resolution: {table} is looked up in two ways that would give it two sizes")

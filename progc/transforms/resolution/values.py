@@ -1,9 +1,7 @@
-"""Values of a walk, and the arguments that a rule gets.
+"""Values of a walk over a graph at two sizes, the arguments that a rule gets, and the facts that a walk starts from.
 
-What is known so far about the parts of an image: which side of a cut stays, and what follows the image.
-
-A walk starts from these facts, and ends with the dims of every value or with a contradiction. The solver
-(progc/transforms/resolution/solve.py) changes the facts and walks again.
+Facts say which side of a cut stays and what follows the image. A walk starts from them and ends with the dims of every
+value or with a contradiction. The solver (progc/transforms/resolution/solve.py) then changes the facts and walks again.
 """
 
 from __future__ import annotations
@@ -26,8 +24,8 @@ Path = tuple["int | str", ...]
 class SizedValue:
     """A tensor: its dims at both sizes, and its layout at the new one.
 
-    `table` names the tensor of the program whose values it holds, moved at most; `counts` says that it numbers the
-    positions of the image; `summed` is over how many positions it is a sum, before and after.
+    `table` names the tensor of the program whose values it holds, at most moved. `counts`: it numbers the positions of
+    the image. `summed`: over how many positions it is a sum, before and after.
     """
 
     dims: tuple[Dim, ...]
@@ -59,8 +57,8 @@ class SizedArgs:
     """Arguments of an operation by schema name.
 
     Args:
-        resolve: makes values, sizes and plain data of an argument of the graph.
-        node: calls the operation.
+        resolve: turns an argument of the graph into values, sizes and plain data.
+        node: the call of the operation.
     """
 
     def __init__(self, resolve: Callable[[Any], Any], node: fx.Node) -> None:
@@ -83,16 +81,16 @@ class SizedArgs:
         return self.values[name]
 
     def get(self, name: str, default: Any = None) -> Any:
-        """The argument, or `default` if the operation has none of that name."""
+        """Returns the argument, or `default` if the operation has none of that name."""
         found = self.values.get(name)
         return default if found is None else found
 
     def first(self) -> SizedValue:
-        """The first tensor."""
+        """The first tensor argument."""
         return next(self.tensors())
 
     def tensors(self) -> Iterator[SizedValue]:
-        """All tensors, lists flattened."""
+        """All tensor arguments, lists flattened."""
         for value in self.values.values():
             for item in value if isinstance(value, (list, tuple)) else (value,):
                 if isinstance(item, SizedValue):
@@ -105,10 +103,10 @@ def number(value: Any) -> int:
 
 
 class SizeClash(Exception):
-    """Two sizes meet that should be one.
+    """Two sizes meet that should be equal.
 
     Attributes:
-        cuts: choices that could be made otherwise.
+        cuts: choices that could be made differently.
         where: the operation, for messages.
     """
 
@@ -118,17 +116,17 @@ class SizeClash(Exception):
 
 
 class Indivisible(Exception):
-    """A size at which windows, patches or strides do not come out whole."""
+    """A size that windows, patches or strides do not divide."""
 
 
 @dataclasses.dataclass
 class SizeFacts:
-    """What one walk takes as given.
+    """The assumptions of one walk.
 
     Attributes:
-        scale: True if windows scale with the image and their number stays, where nothing says otherwise.
+        scale: whether windows scale with the image and their number stays, if nothing else decides.
         turned: cuts whose other side stays.
-        alike: what turned cuts are like, so that those of other blocks are turned at once.
+        alike: the likeness of turned cuts, so that those of other blocks are turned with them.
         settled: cuts that were tried both ways and stay as they are.
         assigned: dims, and parts of dims, of tensors, literals and inputs that follow the image.
     """
@@ -140,13 +138,13 @@ class SizeFacts:
     assigned: dict[tuple[tuple[str, ...], int], dict[tuple[Step, ...], Dim]] = dataclasses.field(default_factory=dict)
 
     def dim(self, owner: tuple[str, ...], dim: int, size: int) -> Dim:
-        """A dim of a tensor, a literal or an input: what was assigned to it, else free to follow."""
+        """Returns the dim of a tensor, a literal or an input: the assigned one, else one that is free to follow."""
         if size == 1:
             return ()
         return _built(self.assigned.get((owner, dim), {}), Origin(owner, dim), size)
 
     def assign(self, origin: Origin, dim: Dim) -> bool:
-        """Makes a part follow the image; False if that was known."""
+        """Makes a part follow the image; returns False if that was known."""
         known = self.assigned.setdefault((origin.owner, origin.dim), {})
         if known.get(origin.path) == dim:
             return False
@@ -183,6 +181,6 @@ def _built(known: Mapping[tuple[Step, ...], Dim], origin: Origin, size: int) -> 
 
 
 def describe(origin: Origin) -> str:
-    """For messages: `tensor pos_embed, dim 1`."""
+    """Returns a description for messages, such as `tensor pos_embed, dim 1`."""
     kind, *rest = origin.owner
     return f"{kind} {rest[-1]}, dim {origin.dim}"

@@ -1,8 +1,8 @@
-"""One walk over a graph at two input sizes side by side.
+"""Walks over a graph at two input sizes side by side.
 
-Every operation is evaluated at the new size on layouts; its rule says how the parts of its operands' dims make up
-those of the result, and which literals go with them. Most operations need no rule: a dim that comes out as it went in
-has the same parts, and one that does not is a new part.
+Every operation is evaluated at the new size on layouts, without values. Its rule says how the parts of the operands'
+dims make up those of the result, and which literals change with them. Most operations need no rule: a dim with the size
+of an operand's dim has the same parts, and any other dim is a new part.
 """
 
 from __future__ import annotations
@@ -50,12 +50,12 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
 
 
 class Walk(Choices):
-    """One graph, walked once.
+    """One walk over one graph.
 
     Attributes:
         inputs: values of the placeholders.
-        retargets: operations that another one replaces, by node.
-        lookups: `(table, index)`: tensors whose rows are looked up by the values of another.
+        retargets: operations that are replaced by another one, by node.
+        lookups: `(table, index)`: tensors whose rows are looked up by the values of another tensor.
     """
 
     def __init__(self, program: Program, mode: Mode, facts: SizeFacts, inputs: Sequence[Any]) -> None:
@@ -71,7 +71,7 @@ class Walk(Choices):
 
         Raises:
             Clash: sizes that contradict each other under the present facts.
-            Indivisible: a cut or a stride that does not come out whole.
+            Indivisible: a size that a cut or a stride does not divide.
         """
         inputs = iter(self.inputs)
         with Evaluator() as self.evaluator:
@@ -91,7 +91,7 @@ class Walk(Choices):
     # -- values -----------------------------------------------------------------------------------------
 
     def resolve(self, raw: Any) -> Any:
-        """Graph argument to values, sizes and plain data."""
+        """Turns a graph argument into values, sizes and plain data."""
         if isinstance(raw, fx.Node):
             return self.values[raw.name]
         if isinstance(raw, (list, tuple)):
@@ -99,12 +99,12 @@ class Walk(Choices):
         return raw
 
     def tensor(self, name: str) -> SizedValue:
-        """A tensor of the program, with the dims that follow the image at their new size."""
+        """Returns a tensor of the program, with the dims that follow the image at their new size."""
         tensor = self.program.tensors[name]
         return self.free(("tensor", name), Layout.of(tensor), name)
 
     def free(self, owner: tuple[str, ...], layout: Layout, table: str | None = None) -> SizedValue:
-        """A value whose sizes may follow the image."""
+        """Returns a value whose sizes may follow the image."""
         dims = tuple(self.facts.dim(owner, index, size) for index, size in enumerate(layout.shape))
         return SizedValue(dims, _at(layout, dims), table)
 
@@ -115,7 +115,7 @@ class Walk(Choices):
         if node.target is operator.getitem:
             return self.values[node.args[0].name][node.args[1]]  # type: ignore[union-attr, index]
         if not isinstance(node.target, torch._ops.OpOverload):
-            raise SizeClash(f"{self.where()} is no operation on tensors", where=self.where())
+            raise SizeClash(f"{self.where()} is not an operation on tensors", where=self.where())
         args = SizedArgs(self.resolve, node)
         name = op_name(node)
         found = RULES.get(name)
@@ -138,10 +138,10 @@ class Walk(Choices):
         return value
 
     def _scalars(self, node: fx.Node, args: SizedArgs) -> None:
-        """Numbers beside a tensor that may be sizes: the count of a mean follows, others are refused.
+        """Handles numbers next to a tensor that may be sizes: the count of a mean follows, others are refused.
 
         Raises:
-            Clash: positions are counted and compared with what may be their number.
+            Clash: positions are counted and compared with a number that may be their count.
         """
         for value in args.tensors():
             for place, number in enumerate(node.args):
@@ -152,9 +152,7 @@ class Walk(Choices):
                     if op_name(node) == "div" and number == old:
                         self.edit((place,), old, new)
                     elif op_name(node) == "mul" and math.isclose(number, 1 / old):
-                        raise SizeClash(
-                            f"a sum is multiplied by {number:g}, which may be one over {old}", where=self.where()
-                        )
+                        raise SizeClash(f"a sum is multiplied by {number:g}, which may be 1/{old}", where=self.where())
                 if value.counts and any(grows(dim) and abs(old_size(dim) - number) <= 1 for dim in value.dims):
                     raise SizeClash(f"positions are counted, and {number:g} may be their number", where=self.where())
 
@@ -171,7 +169,7 @@ class Walk(Choices):
         try:
             return self.evaluator.call(node.target, args, kwargs)
         except Exception as error:  # kernels raise many types
-            if node.target is torch.ops.aten.view.default:  # memory that was in order at the old size
+            if node.target is torch.ops.aten.view.default:  # memory that was contiguous at the old size
                 self.retargets[node.name] = torch.ops.aten.reshape.default
                 try:
                     return self.evaluator.call(torch.ops.aten.reshape.default, args, kwargs)
@@ -203,7 +201,7 @@ class Walk(Choices):
         return cuts_of(dim for value in operands if isinstance(value, SizedValue) for dim in value.dims)
 
     def _fitted(self, meta: Any, result: Any, dims: Any, operands: list[SizedValue]) -> Any:
-        """Values of the results: the dims of the rule where they have the right sizes, else what can be told."""
+        """Values of the results: the dims of the rule if they have the right sizes, else dims that are guessed."""
         if isinstance(meta, tuple):
             many = dims if dims is not None else [None] * len(meta)
             pairs = zip(meta, result, many, strict=True)
@@ -215,7 +213,7 @@ class Walk(Choices):
         if dims is not None:
             dims = tuple(dims)
             if tuple(map(old_size, dims)) != meta.shape or tuple(map(new_size, dims)) != result.shape:
-                found = f"{list(meta.shape)} would become {list(map(new_size, dims))} and is {list(result.shape)}"
+                found = f"{list(meta.shape)} should become {list(map(new_size, dims))}, but is {list(result.shape)}"
                 raise SizeClash(found, self._touching(), self.where())
             return SizedValue(dims, result, table)
         for operand in operands[:1]:
@@ -240,13 +238,13 @@ class Walk(Choices):
     # -- what rules say ---------------------------------------------------------------------------------
 
     def edit(self, path: Path, old: int, new: int) -> None:
-        """The argument at `path` is `new` in place of `old`."""
+        """Replaces the argument at `path`, `old`, by `new`."""
         self._here[path] = new
         if old != new:
             self.edits[self.node.name, path] = (old, new)
 
     def sizes(self, path: Path, given: Sequence[Any], dims: Sequence[Dim]) -> None:
-        """The list of sizes at `path` is that of `dims`."""
+        """Replaces the list of sizes at `path` by that of `dims`."""
         for position, (item, dim) in enumerate(zip(given, dims, strict=True)):
             if isinstance(item, BatchSize):
                 if item.new != new_size(dim):
@@ -257,28 +255,28 @@ class Walk(Choices):
                 self.edit((*path, position), item, new_size(dim))
 
     def literal(self, index: int, size: int) -> Dim:
-        """A size that the present operation makes by itself: dim `index` of its result."""
+        """Returns a size that the present operation creates itself: dim `index` of its result."""
         return self.facts.dim(("literal", self.mode, self.node.name), index, size)
 
     def take(self, operand: fx.Node, dims: Sequence[Dim]) -> None:
-        """For the present operation, `operand` has these dims already (facts that the next walk starts with)."""
+        """Assigns these dims to `operand` for the present operation; the next walk starts with them."""
         value = self.values[operand.name]
         if value.new != tuple(map(new_size, dims)):
             self._patched[operand.name] = _at(value.layout, dims)
 
 
 def broadcast(walk: Walk, values: list[SizedValue]) -> list[Dim]:
-    """Dims of a pointwise operation; operands that are free follow the others."""
+    """Dims of a pointwise operation; free operands follow the others."""
     rank = max((len(value.dims) for value in values), default=0)
     out: list[Dim] = []
     for position in range(-rank, 0):
         own = [(value, value.dims[position]) for value in values if len(value.dims) >= -position]
         wide = [(value, dim) for value, dim in own if old_size(dim) != 1]
-        if not wide:  # one position before may be several after
+        if not wide:  # one position may become several
             out.append(max((dim for _, dim in own), key=new_size))
             continue
         if any(new_size(dim) != 1 for value, dim in own if old_size(dim) == 1):
-            raise SizeClash("one position before would be several", walk._touching(), walk.where())
+            raise SizeClash("one position would become several", walk._touching(), walk.where())
         out.append(walk.meet([dim for _, dim in wide], [value for value, _ in wide]))
     patch(walk, out)
     return out
@@ -294,7 +292,7 @@ def patch(walk: Walk, dims: Sequence[Dim]) -> None:
 
 
 def _at(layout: Layout, dims: Sequence[Dim]) -> Layout:
-    """The layout at the new sizes: as it is if they are the old ones, else contiguous."""
+    """The layout at the new sizes: unchanged if they are the old ones, else contiguous."""
     shape = tuple(map(new_size, dims))
     if shape == layout.shape:
         return layout

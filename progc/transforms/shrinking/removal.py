@@ -1,14 +1,15 @@
-"""Takes the nodes of blocks out of both graphs: the inverse of progc/transforms/depth/insertion.py.
+"""Removes blocks from chains: chooses those that stay, and takes the nodes of the others out of both graphs.
 
-What read the exits of a dropped block reads its entries. In a dense chain, whose blocks append to a concatenation, the
-segment of a dropped block leaves every concatenation; the parameters that read it lose the columns
-(progc/transforms/shrinking/shrink.py), as an axis of size 0.
+The inverse of progc/transforms/depth/insertion.py. Readers of a removed block's exits read its entries instead. In a
+dense chain, whose blocks append to a concatenation, the segment of a removed block leaves every concatenation. The
+parameters that read it lose those columns (progc/transforms/shrinking/shrink.py), as an axis of size 0.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Literal
 
 from torch import fx
 
@@ -21,18 +22,69 @@ from progc.ir.graphs import copy_graph
 from progc.ir.operations import CONCATENATIONS, argument, op_name, shape_of
 from progc.ir.program import MODES, Mode, Program
 from progc.transforms.depth.insertion import Editor
-from progc.transforms.depth.naming import BlockPlace, Naming, in_order, name_places
-from progc.transforms.shrinking.depths import KeptBlocks
+from progc.transforms.depth.naming import BlockPlace, Naming, in_order, interpolated, name_places
+
+Rule = Literal["spread", "first", "last"]
+
+
+@dataclasses.dataclass(frozen=True)
+class KeptBlocks:
+    """A chain that gets shorter: positions in `chain.blocks` of the blocks that stay, ascending."""
+
+    chain: Chain
+    blocks: tuple[int, ...]
+
+    @property
+    def dropped(self) -> tuple[int, ...]:
+        """Positions of the blocks that are removed."""
+        return tuple(i for i in range(len(self.chain.blocks)) if i not in self.blocks)
+
+
+def kept_positions(old: int, new: int, rule: Rule) -> list[int]:
+    """Returns which of `old` layers stay when `new` are left.
+
+    `spread` keeps the first copy of every layer that the index map of growth repeats (progc/transforms/depth/naming.py;
+    AutoProg, Li et al., CVPR 2022). Growing back by `identity` or `interpolate` puts each kept layer where it was.
+    """
+    if rule == "last":
+        return list(range(old - new, old))
+    if rule == "first" or new == 0:
+        return list(range(new))
+    sources = interpolated(new, old)
+    return [sources.index(unit) for unit in range(new)]
+
+
+def kept_blocks(blocks: Sequence[tuple[Chain, int]], rule: Rule) -> tuple[list[KeptBlocks], list[str]]:
+    """Returns which blocks of each chain stay, for the chains that get shorter, and notes.
+
+    Args:
+        blocks: chains with their new number of blocks.
+        rule: which blocks stay.
+    """
+    kept: list[KeptBlocks] = []
+    notes: list[str] = []
+    for chain, number in blocks:
+        if number >= len(chain.blocks):
+            continue
+        if number < (2 if chain.kind == "dense" else 1):
+            notes.append(f"grow-depth will not find {chain.name} again: too few of its blocks stay")
+        own = rule
+        if chain.kind == "dense" and rule == "spread":
+            notes.append(f"{chain.name}: its first {number} blocks stay, because dense chains grow at their end")
+            own = "first"
+        units = kept_positions(len(chain.blocks) // chain.period, number // chain.period, own)
+        kept.append(KeptBlocks(chain, tuple(unit * chain.period + i for unit in units for i in range(chain.period))))
+    return kept, notes
 
 
 @dataclasses.dataclass(frozen=True)
 class Shorter:
-    """A program without the dropped blocks.
+    """A program without the removed blocks.
 
     Attributes:
-        draft: right in graphs, names and ties; tensors are the full ones under their new names.
-        origin: every new name, in the order of the user's class, to the name it had.
-        vanished: axes of the concatenations that the dropped blocks of dense chains made.
+        draft: its graphs, names and ties are final; its tensors are the full ones under their new names.
+        origin: every new name, in the order of the model class, to its old name.
+        vanished: axes of the concatenations that the removed blocks of dense chains made.
     """
 
     draft: Program
@@ -41,10 +93,10 @@ class Shorter:
 
 
 def shortened(program: Program, kept: Sequence[KeptBlocks]) -> Shorter:
-    """The program with only the blocks in `kept` of these chains.
+    """Returns the program with only the blocks in `kept` of these chains.
 
     Raises:
-        TargetError: something outside a dropped block reads what it computes inside.
+        TargetError: something outside a removed block reads a value from inside it.
     """
     if not kept:
         graphs = {mode: copy_graph(program.graphs[mode]) for mode in MODES}
@@ -82,7 +134,7 @@ def _ordered(
 
 
 def _ties(program: Program, gone: Collection[str], origin: dict[str, str]) -> tuple[dict[str, str], dict[str, str]]:
-    """New aliases, and for a canonical name that goes, the old name of the tied tensor that takes its place."""
+    """New aliases, and for a canonical name that is removed, the old name of the tied tensor that replaces it."""
     heirs: dict[str, str] = {}
     new_names = {old: new for new, old in origin.items()}
     tied: dict[str, str] = {}
@@ -96,14 +148,14 @@ def _ties(program: Program, gone: Collection[str], origin: dict[str, str]) -> tu
 
 
 def _drop(editor: Editor, mode: Mode, kept: KeptBlocks) -> None:
-    """Readers of a dropped block's exits read its entries."""
+    """Makes readers of a removed block's exits read its entries."""
     chain, now = kept.chain, editor.now[mode]
     carried = chain.carried[mode]
     current = [now[name] for name in carried[0]]
     for block in range(len(chain.blocks)):
         for place, (before, after) in enumerate(zip(carried[block], carried[block + 1], strict=True)):
             if before == after:
-                continue  # it passes this value through
+                continue  # the block passes this value through
             if block in kept.blocks:
                 current[place] = now[after]
             else:
@@ -112,7 +164,7 @@ def _drop(editor: Editor, mode: Mode, kept: KeptBlocks) -> None:
 
 
 def _drop_dense(editor: Editor, mode: Mode, kept: KeptBlocks) -> set[Atom]:
-    """Segments of dropped blocks leave the concatenations; the axes that they made."""
+    """Removes the segments of removed blocks from the concatenations; returns the axes that they made."""
     chain, now, vanished = kept.chain, editor.now[mode], set()
     table = axes_of(editor.program)
     for block in kept.dropped:
@@ -146,7 +198,7 @@ def _drop_dense(editor: Editor, mode: Mode, kept: KeptBlocks) -> set[Atom]:
 
 
 def _made_by(tensor_dims: Mapping[str, Sequence[Dim]], atom: Atom, chain: Chain, block: int) -> bool:
-    """Whether the axis is a whole tensor dim in this block alone; elsewhere it is a segment of concatenations."""
+    """Whether the axis is a whole tensor dim only in this block; elsewhere it is a segment of concatenations."""
     own = set(chain.blocks[block].tensors)
     found = False
     for name, dims in tensor_dims.items():
@@ -159,14 +211,14 @@ def _made_by(tensor_dims: Mapping[str, Sequence[Dim]], atom: Atom, chain: Chain,
 
 
 def _erase(editor: Editor, mode: Mode, chain: Chain, dropped: Iterable[int]) -> None:
-    """Erases the nodes of dropped blocks, and what nothing reads any more without them."""
+    """Erases the nodes of removed blocks, and nodes that nothing reads without them."""
     graph = editor.graphs[mode]
     read = {node.name for node in editor.originals[mode].values() if node.users}
     inside = {name: block for block in dropped for name in chain.blocks[block].nodes[mode]}
     for node in reversed(list(graph.nodes)):
         if node.users or node.op in ("placeholder", "output"):
             continue
-        # Statistics that a dropped block writes go with it; elsewhere, nodes with an effect stay.
+        # Statistics that a removed block writes are removed with it; elsewhere, nodes with side effects stay.
         orphan = node.name in read and not node.is_impure()
         if node.name in inside or orphan:
             graph.erase_node(node)
@@ -177,6 +229,6 @@ def _erase(editor: Editor, mode: Mode, chain: Chain, dropped: Iterable[int]) -> 
 
 def _read_outside(chain: Chain, block: int, reader: fx.Node) -> TargetError:
     return TargetError(
-        f"shrink: {chain.blocks[block].label} cannot be left out: {reader.name} reads what it computes inside; keep it "
-        f"(rule=first, rule=last) or leave {chain.name} alone (chains=...)"
+        f"shrink: {chain.blocks[block].label} cannot be removed: {reader.name} reads a value from "
+        f"inside it; keep it (rule=first, rule=last) or leave {chain.name} unchanged (chains=...)"
     )

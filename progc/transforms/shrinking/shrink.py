@@ -1,6 +1,6 @@
-"""A sub-network of a program: blocks left out, axes cut down, in one step and with one lift.
+"""Makes a sub-network of a program: removes blocks and narrows axes, in one step and with one lift.
 
-Smaller sizes for axes, and the tensor entries that follow from them.
+The smaller sizes of axes determine the entries of every tensor (`Narrowing`).
 """
 
 from __future__ import annotations
@@ -22,8 +22,7 @@ from progc.ir.program import MODES, Program
 from progc.lift.entry import Scale, TensorLift
 from progc.lift.index_map import How
 from progc.lift.lift import Lift, strides
-from progc.transforms.shrinking.depths import KeptBlocks
-from progc.transforms.shrinking.removal import shortened
+from progc.transforms.shrinking.removal import KeptBlocks, shortened
 from progc.transforms.width.widening import Widening
 
 
@@ -33,9 +32,9 @@ class Smaller:
 
     Attributes:
         program: the sub-network.
-        lift: how its tensors are made of the full program's.
-        axes: names of the axes that got smaller; those of dropped blocks alone are not among them.
-        notes: tensors that could not share storage, and numbers that a class of this size may compute anew.
+        lift: how its tensors are made from those of the full program.
+        axes: names of the axes that got smaller, without those that belong to removed blocks only.
+        notes: tensors that could not share storage, and values that a model class of this size may compute differently.
     """
 
     program: Program
@@ -47,17 +46,18 @@ class Smaller:
 def shrunk(
     program: Program, kept: Sequence[KeptBlocks], sizes: Mapping[str, int], *, units: Units, storage: str, seed: int = 0
 ) -> Smaller:
-    """The sub-network with these blocks and sizes.
+    """Returns the sub-network with these blocks and sizes.
 
     Args:
+        program: the full program.
         kept: chains that get shorter.
         sizes: axis name to new size, for axes that get smaller.
         units: which units of an axis stay.
         storage: `share` or `copy`.
-        seed: of the lift; nothing is drawn.
+        seed: seed of the lift; nothing is drawn.
 
     Raises:
-        TargetError: a block that others read inside, or sizes at which the network does not run.
+        TargetError: a removed block is read from outside, or the network does not run at these sizes.
     """
     from progc.transforms.width.widening import rewrite
 
@@ -84,12 +84,12 @@ def shrunk(
     stays = set(shorter.origin.values())
     narrowed = tuple(name for name in sizes if any(span.tensor in stays for span in axes_of(program)[name].spans))
     last = [name for name in narrowed if sizes[name] == 1]
-    notes = [f"{last[0]} has one unit left, and growth does not find an axis of size 1 again"] if last else []
+    notes = [f"{last[0]} has one unit left; growth cannot find an axis of size 1 again"] if last else []
     return Smaller(small, lift, narrowed, (*notes, *_notes(program, small, lift, storage)))
 
 
 def _rigid(program: Program) -> frozenset[str]:
-    """Tensors that a graph reads through a view of another shape, which units at a distance do not allow."""
+    """Tensors that a graph reads through a view of another shape, which strided units do not allow."""
     rigid: set[str] = set()
     for mode in MODES:
         held: dict[fx.Node, frozenset[str]] = {}
@@ -109,14 +109,15 @@ def _notes(program: Program, small: Program, lift: Lift, storage: str) -> Iterat
     if copied:
         more = f" and {len(copied) - 1} more" if len(copied) > 1 else ""
         yield (
-            f"{copied[0]}{more} cannot share storage, since the units that stay are no view of the full tensor: they "
-            "are copies, which progc.transforms.shrinking.written_back puts back"
+            f"{copied[0]}{more} cannot share storage, because the units that stay are not a view of the "
+            "full tensor. They are copies; progc.transforms.shrinking.written_back writes them back"
         )
     for entry in lift.tensors:
         if any(entry.dims) and not small.specs[entry.name].persistent and entry.name not in small.tied:
             yield (
-                f"{entry.name}, which no checkpoint holds, went from {list(program.tensors[entry.source].shape)} to "
-                f"{list(small.tensors[entry.name].shape)}; a class that computes it from its size may differ"
+                f"{entry.name}, which no checkpoint holds, went from "
+                f"{list(program.tensors[entry.source].shape)} to {list(small.tensors[entry.name].shape)}; a "
+                "model class that computes it from its size may differ"
             )
 
 
@@ -124,11 +125,12 @@ Units = Literal["spread", "leading"]
 
 
 class Narrowing(Widening):
-    """New, smaller sizes for axes: what `Widening` is for growth, so that graphs are rewritten by the same code.
+    """New, smaller sizes for axes. Same interface as `Widening`, so that the same code rewrites the graphs.
 
     Args:
+        table: the axes of the full program.
         sizes: axis name to new size.
-        vanished: axes that go entirely (segments of concatenations).
+        vanished: axes that are removed entirely (segments of concatenations).
         units: which units of an axis stay.
     """
 
@@ -138,11 +140,11 @@ class Narrowing(Widening):
         self.new = {table[name].atom: size for name, size in sizes.items()} | dict.fromkeys(vanished, 0)
 
     def how(self, atom: Atom, old: int, new: int) -> How:
-        """Which units of an axis stay."""
+        """Returns which units of an axis stay."""
         return self.units if new < old else "copy"
 
     def entry(self, program: Program, name: str, source: str, storage: str) -> TensorLift:
-        """How the tensor `name` is made of the full program's `source`."""
+        """Returns how the tensor `name` is made from the full program's `source`."""
         canonical = program.tied.get(source, source)
         dims = self.table.tensor_dims.get(source, ())
         maps = tuple(self.index_map(dim) if self.grows(dim) else None for dim in dims)
@@ -158,9 +160,10 @@ class Narrowing(Widening):
         return TensorLift(name, source, maps, scales=tuple(scales), storage=storage)
 
     def _fan_in(self, name: str, position: int, dim: Dim) -> float:
-        """The root of the fan-in's ratio: var(w) * fan-in stays, and with it the variance of the output.
+        """The square root of the ratio of fan-ins, which preserves var(w) * fan-in and so the variance of the output.
 
-        He et al., ICCV 2015, section 2.2. Dims that only contract count; a tied table that also makes units stays.
+        He et al., ICCV 2015, section 2.2. Only dims that are consumers everywhere count; a tied table that also
+        produces units is not scaled.
         """
         sides = self.table.sides.get((name, position), {})
         consumed = {atom for atom in self.grows(dim) if sides.get(atom) == {"consumer"}}

@@ -1,11 +1,11 @@
-"""Writes a stage identifier into both graphs of a program, changes its stage, and takes it out again.
+"""Writes a stage identifier into both graphs of a program, changes its stage, and removes it.
 
-What is written, for a table of K + 1 rows of which the last one is the null row:
+The graphs get these operations, for a table of K + 1 rows whose last row is the null row:
 
     both    row = embedding(table, stage)       the stage is an input, or new_full(input, [batch], k) for a fixed k
-            value + row                         with the row's dims where the value has samples and channels; a token
-                                                is appended by cat
-    train   masked_fill(stage, rand_like(stage) < p, K) in place of the stage
+            value + row                         the row's dims are placed at the sample and channel dims of the value;
+                                                a token is appended by cat
+    train   masked_fill(stage, rand_like(stage) < p, K) replaces the stage
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _aten = torch.ops.aten
 
 
 def with_sid(program: Program, sid: StageIdentifier, table: nn.Parameter, places: Sequence[SitePlace]) -> Program:
-    """The program with the rows of `table` `[K + 1, width]` added at `places`."""
+    """Returns the program with the rows of `table` `[K + 1, width]` added at `places`."""
     result = program.replace(
         tensors={**program.tensors, sid.table: table},
         specs={**program.specs, sid.table: TensorSpec("parameter")},
@@ -46,7 +46,7 @@ def with_sid(program: Program, sid: StageIdentifier, table: nn.Parameter, places
 
 
 def with_stage(program: Program, sid: StageIdentifier) -> Program:
-    """The program with its stage identifier used as `sid` says: another fixed stage, an input, another dropout."""
+    """Returns the program with its identifier used as `sid` says: another fixed stage, an input, another dropout."""
     assert program.sid is not None and program.sid.table == sid.table
     table = program.tensors[sid.table]
     assert isinstance(table, nn.Parameter)
@@ -55,7 +55,10 @@ def with_stage(program: Program, sid: StageIdentifier) -> Program:
 
 
 def without_sid(program: Program) -> tuple[Program, list[SitePlace]]:
-    """The program without its stage identifier, as if the row were zero, and the values that the row was added to."""
+    """Returns the program without its stage identifier, and the values that the row was added to.
+
+    The function is that of a zero row.
+    """
     sid = program.sid
     assert sid is not None
     result = program.replace(
@@ -85,7 +88,7 @@ def without_sid(program: Program) -> tuple[Program, list[SitePlace]]:
 
 
 def free_name(program: Program, wanted: str = "stage_embedding") -> str:
-    """Name of the table: no tensor and no module of the program is called so."""
+    """Returns a name for the table that no tensor and no module of the program has."""
     taken = {part for name in program.tensors for part in (name.split(".")[0], name)}
     number, name = 1, wanted
     while name in taken:
@@ -95,7 +98,7 @@ def free_name(program: Program, wanted: str = "stage_embedding") -> str:
 
 
 def input_name(program: Program) -> str:
-    """Name of the stage's keyword input, one that the network does not have."""
+    """Returns a name for the stage's keyword input that no input of the network has."""
     placeholders = [node for node in program.graphs["eval"].nodes if node.op == "placeholder"]
     taken = {node.name for mode in MODES for node in program.graphs[mode].nodes} | set(program.example[1])
     taken |= {node.meta.get("argument", ("",))[0] for node in placeholders}
@@ -106,7 +109,7 @@ def input_name(program: Program) -> str:
 
 
 def _join(graph: fx.Graph, value: fx.Node, row: fx.Node, place: SitePlace, laid: dict[Any, fx.Node], form: str) -> None:
-    """Adds the row to the value, or appends it as one more token; whatever read the value reads the result."""
+    """Adds the row to the value, or appends it as a token; all readers of the value read the result."""
     key = (place.batch, place.channel, place.rank)
     if key not in laid:
         laid[key] = _laid(graph, row, place)
@@ -124,7 +127,7 @@ def _join(graph: fx.Graph, value: fx.Node, row: fx.Node, place: SitePlace, laid:
 
 
 def _laid(graph: fx.Graph, row: fx.Node, place: SitePlace) -> fx.Node:
-    """The row `[batch, width]` with its dims where the value's are, and dims of size 1 elsewhere."""
+    """The row `[batch, width]` with its dims at those of the value, and dims of size 1 elsewhere."""
     after = row
     if place.channel < place.batch:
         after = _after(graph, after, _aten.transpose.int, (0, 1))
@@ -147,9 +150,9 @@ def _call(graph: fx.Graph, target: Any, args: tuple[Any, ...], name: str, **kwar
 
 
 def _row(program: Program, graph: fx.Graph, mode: Mode, sid: StageIdentifier, values: set[fx.Node]) -> fx.Node:
-    """The row of each sample, `[batch, width]`; it is made behind the first of `values`.
+    """The row of each sample, `[batch, width]`; it is computed after the first of `values`.
 
-    Not before: axes have the names of what makes them first, and keep those that they had.
+    Not earlier: an axis is named after the first tensor that makes it, and the names must not change.
     """
     calls = [node for node in graph.nodes if node.op in ("call_function", "output")]
     first = next((node.next for node in calls if node in values), calls[0])
@@ -206,7 +209,7 @@ def _sums(row: fx.Node) -> list[tuple[fx.Node, tuple[int, int, int]]]:
 
 
 def _erase_dead(graph: fx.Graph, last: fx.Node) -> None:
-    """Takes out what nothing reads any more: views and sums of the row, and all that made it."""
+    """Removes nodes that nothing reads any more: views and sums of the row, and everything that made it."""
     made = {last}
     for node in graph.nodes:
         if node.op == "call_function" and any(item in made for item in node.all_input_nodes):
@@ -226,7 +229,7 @@ def _erase_dead(graph: fx.Graph, last: fx.Node) -> None:
 
 
 def _with_input(program: Program, sid: StageIdentifier) -> Program:
-    """The program with one more keyword input, int64 `[batch]`, the last one."""
+    """The program with one more keyword input at the end, int64 `[batch]`."""
     assert sid.input is not None
     args, kwargs = program.example
     sampled = _batched(program)

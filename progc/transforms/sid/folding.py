@@ -1,9 +1,9 @@
-"""Which parameters take a constant row over, so that a value comes out larger by it and nothing else changes.
+"""Finds parameters that can absorb a constant row, so that a value becomes larger by the row and nothing else changes.
 
-The search goes backwards from the value through operations that pass a constant on as it is (sums, movements, a
-concatenation if all its parts take the row) to a parameter that is added: a bias of a linear or of a norm, a table of
-positions, the rows of an embedding. A parameter counts only if everything that reads it is on the way to such a
-value: values on the way have one reader, and all readers of the parameter are accounted for, in both graphs.
+The search goes backwards from the value through operations that preserve a constant (sums, reshapes and permutations, a
+concatenation if all its parts take the row) to a parameter that is added: a bias of a linear layer or norm, a position
+table, the rows of an embedding. A parameter is accepted only if every reader of it is on the way to such a value, in
+both graphs; values on the way have a single reader.
 """
 
 from __future__ import annotations
@@ -31,21 +31,26 @@ _CHOICES = 16
 """Combinations of parameters tried at one concatenation."""
 
 Key = frozenset[tuple[str, int]]
-"""Parameters that take the row together, each with the dim that it runs along."""
+"""Parameters that absorb the row together, each with the dim that the row is added along."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Fold:
-    """Where a row goes: parameter name and dim, each once; or the reason why nowhere."""
+    """Where a row is folded.
+
+    Attributes:
+        targets: parameter names with the dim that the row is added along, each once.
+        reason: why no parameter can absorb the row.
+    """
 
     targets: tuple[tuple[str, int], ...] = ()
     reason: str = ""
 
 
 def find_fold(program: Program, places: Sequence[SitePlace]) -> Fold:
-    """The parameters that take over one row for all `places`, all of which get it.
+    """Finds the parameters that absorb one row for all `places`, each of which gets the row.
 
-    The values must be the network's own: graphs without the sum that adds the row.
+    The graphs must be those of the network without the sum that adds the row.
     """
     ways: dict[Mode, list[_Ways]] = {}
     for mode in MODES:
@@ -73,8 +78,8 @@ def find_fold(program: Program, places: Sequence[SitePlace]) -> Fold:
             ):
                 chosen.update(dict.fromkeys(group, key))
         if i not in chosen:
-            names = ", ".join(sorted({name for key in keys for name, _ in key})) or "a parameter of one graph alone"
-            return Fold(reason=f"{names} would take the row over, and is read elsewhere too")
+            names = ", ".join(sorted({name for key in keys for name, _ in key})) or "a parameter of only one graph"
+            return Fold(reason=f"{names} would take the row, and is also read elsewhere")
     return Fold(tuple(sorted({target for key in chosen.values() for target in key})))
 
 
@@ -88,14 +93,14 @@ def _num_readers(graph: fx.Graph) -> dict[str, int]:
 
 
 def _times(user: fx.Node, node: fx.Node) -> int:
-    """How often `user` takes `node` as an argument."""
+    """How often `node` is an argument of `user`."""
     found: list[fx.Node] = []
     fx.node.map_arg((user.args, user.kwargs), lambda item: found.append(item) if item is node else None)
     return len(found)
 
 
 class _Ways:
-    """All sets of parameters that take the row over for one value, each with how often its parameters are read."""
+    """All sets of parameters that absorb the row for one value, each with how often its parameters are read."""
 
     def __init__(self, program: Program, random: frozenset[fx.Node], value: fx.Node, channel: int) -> None:
         self.program, self.random = program, random
@@ -110,7 +115,7 @@ class _Ways:
         self.reasons.append(f"nothing adds a parameter to {describe(value)}")
 
     def _from(self, user: fx.Node, node: Any, channel: int) -> Iterator[list[tuple[str, int]]]:
-        """Ways for an operand of `user`; other readers would get the row as well."""
+        """Ways for an operand of `user`; other readers of the operand would also get the row."""
         if not isinstance(node, fx.Node):
             return
         shape = shape_of(node)
@@ -121,9 +126,9 @@ class _Ways:
             if self.program.specs[name].kind == "parameter":
                 yield [(name, channel)]
             else:
-                self.reasons.append(f"{name} is no parameter")
+                self.reasons.append(f"{name} is not a parameter")
         elif _times(user, node) != 1 or len(node.users) > 1:
-            self.reasons.append(f"the value of {describe(node)} is read elsewhere too")
+            self.reasons.append(f"the value of {describe(node)} is also read elsewhere")
         else:
             yield from self._through(node, channel)
 
@@ -138,7 +143,7 @@ class _Ways:
         elif name in _LINEAR | NORMS:
             bias = argument(node, "bias")
             rank = len(shape_of(node))
-            batched = not name[-2:-1].isdigit() or rank == int(name[-2]) + 2  # convolutions take single images too
+            batched = not name[-2:-1].isdigit() or rank == int(name[-2]) + 2  # convolutions also take single images
             if bias is None:
                 self.reasons.append(f"{describe(node)} has no bias")
             elif channel == rank - 1 if name in ("linear", "layer_norm") else channel == 1 and batched:
@@ -152,17 +157,17 @@ class _Ways:
         else:
             moved = None if node in self.random else _moved(node, name, channel)
             if moved is None:
-                self.reasons.append(f"{describe(node)} does not pass a constant on")
+                self.reasons.append(f"{describe(node)} does not preserve a constant")
             else:
                 yield from self._from(node, node.args[0], moved)
 
     def _through_all(self, node: fx.Node, channel: int) -> Iterator[list[tuple[str, int]]]:
-        """All parts of a concatenation have to take the row."""
+        """Ways for a concatenation, all parts of which must take the row."""
         parts = node.args[0]
         assert isinstance(parts, (list, tuple))
         dim = argument(node, "dim", 0) % len(shape_of(node))
         if dim == channel:
-            self.reasons.append(f"{describe(node)} puts channels side by side")
+            self.reasons.append(f"{describe(node)} concatenates channels")
             return
         ways = [list(itertools.islice(self._from(node, part, channel), _CHOICES)) for part in parts]
         for choice in itertools.product(*ways):
@@ -201,6 +206,6 @@ def _permuted(node: fx.Node, name: str, channel: int, rank: int) -> int | None:
 
 
 def targets_of(fold: Fold, tied: Mapping[str, str]) -> tuple[tuple[str, int], ...]:
-    """The targets under all their names: aliases are lifted like what they are tied to."""
+    """Returns the targets under all their names: aliases are lifted like the tensor they are tied to."""
     dims = dict(fold.targets)
     return (*fold.targets, *((alias, dims[name]) for alias, name in tied.items() if name in dims))

@@ -1,4 +1,4 @@
-"""Places where a row per sample can be added: a value of both graphs with its batch dim and its channel dim."""
+"""Finds places where a row per sample can be added: values of both graphs, with their batch dim and channel dim."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class SitePlace:
 
 
 class Survey:
-    """A program with what the search for sites asks about its values."""
+    """Answers the questions of the site search about the values of a program."""
 
     def __init__(self, program: Program) -> None:
         self.program = program
@@ -44,9 +44,9 @@ class Survey:
 
     @cached_property
     def twins(self) -> dict[str, str]:
-        """Nodes of the eval graph to those of the train graph that do the same; those that have none are missing.
+        """Nodes of the eval graph to the equivalent nodes of the train graph; nodes without one are missing.
 
-        Names do not tell: one more operation in train mode shifts the numbers in them.
+        Names do not decide this: an additional operation in train mode shifts the numbers in them.
         """
         by_key: dict[Mode, dict[tuple[Any, ...], list[str]]] = {}
         for mode in MODES:
@@ -64,7 +64,7 @@ class Survey:
 
     @cached_property
     def depends(self) -> dict[str, frozenset[str]]:
-        """Eval graph: the inputs whose contents a value depends on; asking for a size is no such thing."""
+        """For the eval graph: the inputs whose contents a value depends on; reading a size does not count."""
         found: dict[str, frozenset[str]] = {}
         for node in self.program.graphs["eval"].nodes:
             if node.op == "placeholder":
@@ -77,7 +77,7 @@ class Survey:
 
     @cached_property
     def learned(self) -> frozenset[str]:
-        """Eval graph: the values that parameters take part in."""
+        """For the eval graph: the values that depend on parameters."""
         found: set[str] = set()
         for node in self.program.graphs["eval"].nodes:
             own = node.op == "get_attr" and self.program.specs[str(node.target)].kind == "parameter"
@@ -87,7 +87,7 @@ class Survey:
 
     @cached_property
     def batch(self) -> int | None:
-        """Batch size of the example; None where no input has a dim."""
+        """Batch size of the example; None if no input has a dim."""
         leaves = zip(self.program.flat_example(), self.program.signature.batch_dims, strict=True)
         sizes = [(dynamic, leaf.shape[0]) for leaf, dynamic in leaves if isinstance(leaf, torch.Tensor) and leaf.dim()]
         return max(sizes, key=lambda item: item[0])[1] if sizes else None
@@ -100,7 +100,7 @@ class Survey:
         return {node.name: meta for node, meta in metas.items()}
 
     def batch_dim(self, name: str) -> int | None:
-        """The dim of a value that counts samples, one entry each: it doubles when the batch does."""
+        """The dim of a value that counts samples, one entry each: it doubles when the batch size does."""
         meta = self.nodes["eval"][name].meta.get("tensor")
         if not isinstance(meta, TensorMeta):
             return None
@@ -112,7 +112,10 @@ class Survey:
         return grown[0] if fits else None
 
     def channel_dim(self, name: str, batch: int) -> int | None:
-        """The dim of a value that holds units of an axis; the last of several, of an image without any its channels."""
+        """The dim of a value that holds units of an axis, the last of several.
+
+        For an image without such a dim, its channel dim.
+        """
         value = axes_of(self.program).values.get(("eval", name))
         dims = getattr(value, "dims", ())
         found = [i for i, dim in enumerate(dims) if i != batch and D.channels(D.resolve(dim))]
@@ -135,7 +138,7 @@ class Survey:
         return None if any(self._written_through(place, mode) for mode in MODES) else place
 
     def _written_through(self, place: SitePlace, mode: Mode) -> bool:
-        """True if the value shares memory with one that is read elsewhere, and that memory is written to later."""
+        """Whether the value shares memory with a value that is read elsewhere, and that memory is written later."""
         node = self.nodes[mode][place.nodes[mode]]
         root, shared = node, False
         while (base := first_alias(root, write=False)) is not None:

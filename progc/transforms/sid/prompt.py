@@ -1,10 +1,12 @@
-"""Stage identifiers in the text of a prompt: `<stage-0> a photo of a dog`.
+"""Stage identifiers in the text of a prompt (`<stage-0> a photo of a dog`), and guidance with a stage identifier.
 
-For networks that are conditioned by tokenised text. The tokenizer gets a token per stage and the text encoder's
-table a row for each, as DreamBooth (Ruiz et al., CVPR 2023) gives a subject an identifier among its prompt's words.
-Works with any tokenizer and text encoder that have the methods of the transformers library; imports none.
+`add_stage_tokens` is for networks that are conditioned by tokenised text. The tokenizer gets a token per stage and the
+table of the text encoder a row for each, as DreamBooth (Ruiz et al., CVPR 2023) gives a subject an identifier among the
+words of its prompt. It works with any tokenizer and text encoder that have the methods of the transformers library, and
+imports none.
 
-Classifier-free guidance with a stage identifier: the unconditional half of the batch gets the null row.
+`guided` is classifier-free guidance (Ho and Salimans 2022) in which the unconditional half of the batch gets the null
+row of the stage identifier.
 """
 
 from __future__ import annotations
@@ -21,44 +23,44 @@ from progc.ir.program import StageIdentifier
 
 
 def stage_token(stage: int) -> str:
-    """`<stage-3>`: the word that stands for a stage."""
+    """Returns the word of a stage, such as `<stage-3>`."""
     return f"<stage-{stage}>"
 
 
 def stage_prompt(prompt: str, stage: int) -> str:
-    """The prompt with the stage's word in front."""
+    """Returns the prompt with the stage's word before it."""
     return f"{stage_token(stage)} {prompt}".rstrip()
 
 
 def add_stage_tokens(tokenizer: Any, model: nn.Module, stages: int, *, init: str = "mean") -> list[int]:
-    """Gives tokenizer and text encoder a token per stage; both are changed in place.
+    """Adds a token per stage to tokenizer and text encoder; both are changed in place.
 
     Args:
         tokenizer: has `add_tokens`, `convert_tokens_to_ids` and a length.
         model: an `nn.Embedding` `[tokens, width]`, or a model with `get_input_embeddings` and
             `resize_token_embeddings`.
         stages: number of stages.
-        init: what new rows start with: `mean`: the mean of the table; otherwise a word that the tokenizer knows as one
-            token, whose row is copied (a rare one is the published choice).
+        init: initial value of the new rows: `mean`, the mean of the table; otherwise a word that is a single token of
+            the tokenizer, whose row is copied (the paper uses a rare word).
 
     Returns:
-        The ids of the stages' tokens, in order.
+        The ids of the stage tokens, in order.
 
     Raises:
-        InputError: no stage, a token that is there already, a word that is not one token, or a table that is smaller
+        InputError: no stage, a token that exists already, a word that is not a single token, or a table that is smaller
             than the vocabulary.
     """
     if stages < 1:
-        raise InputError(f"add_stage_tokens: at least one stage, not {stages}")
+        raise InputError(f"add_stage_tokens: stages={stages}: expected at least 1")
     words = [stage_token(stage) for stage in range(stages)]
     known = [word for word in words if word in tokenizer.get_vocab()]
     if known:
-        raise InputError(f"add_stage_tokens: the tokenizer has {known[0]} already; add the tokens once")
+        raise InputError(f"add_stage_tokens: the tokenizer already has {known[0]}; add the tokens only once")
     table = _table(model)
     if len(tokenizer) > table.num_embeddings:
         raise InputError(
-            f"add_stage_tokens: the tokenizer knows {len(tokenizer)} tokens and the table has {table.num_embeddings} "
-            "rows; give the model that belongs to the tokenizer"
+            f"add_stage_tokens: the tokenizer knows {len(tokenizer)} tokens and the table has "
+            f"{table.num_embeddings} rows; pass the model that belongs to the tokenizer"
         )
     row = _start(tokenizer, table, init)
     tokenizer.add_tokens(words)
@@ -74,8 +76,8 @@ def _table(model: nn.Module) -> nn.Embedding:
     table = model if isinstance(model, nn.Embedding) else getattr(model, "get_input_embeddings", lambda: None)()
     if not isinstance(table, nn.Embedding):
         raise InputError(
-            f"add_stage_tokens: {type(model).__name__} is no nn.Embedding and has no get_input_embeddings; give the "
-            "table of tokens itself"
+            f"add_stage_tokens: {type(model).__name__} is not an nn.Embedding and has no "
+            "get_input_embeddings; pass the token embedding itself"
         )
     return table
 
@@ -86,7 +88,7 @@ def _start(tokenizer: Any, table: nn.Embedding, init: str) -> torch.Tensor:
         return weight[: len(tokenizer)].mean(0)
     ids: Sequence[int] = tokenizer(init, add_special_tokens=False)["input_ids"]
     if len(ids) != 1 or ids[0] == getattr(tokenizer, "unk_token_id", None):
-        raise InputError(f"add_stage_tokens: init is `mean` or a word that is one token, and `{init}` is not")
+        raise InputError(f"add_stage_tokens: init={init}: expected `mean` or a word that is a single token")
     return weight[ids[0]].clone()
 
 
@@ -116,34 +118,34 @@ def guided(
     stage: int | None = None,
     channels: int | None = None,
 ) -> Any:
-    """One call over both halves: `u + scale * (c - u)` on every floating output.
+    """Calls the module once for both halves and returns `u + scale * (c - u)` for every floating output.
 
     Args:
-        module: of a program with a stage input; dim 0 of all its inputs and outputs is the batch.
+        module: module of a program with a stage input; dim 0 of all its inputs and outputs is the batch.
         sid: `program.sid`.
         conditional: `(args, kwargs)` of the conditional half, without the stage.
-        unconditional: those of the other half, of the same structure and batch size, with the null label or the empty
-            prompt; it gets the null stage too.
-        scale: 1 gives the conditional output, 0 the unconditional one.
-        stage: of the conditional half; by default the last one.
-        channels: how many of the first entries of dim 1 are guided; the others stay the conditional ones. None: all.
+        unconditional: those of the other half, with the same structure and batch size, and the null label or the empty
+            prompt; it gets the null stage as well.
+        scale: 1 returns the conditional output, 0 the unconditional one.
+        stage: stage of the conditional half; by default the last one.
+        channels: number of leading entries of dim 1 that are guided; the others stay conditional. None: all.
 
     Returns:
         The outputs for one half, in the structure that the module returns.
 
     Raises:
-        InputError: the stage is fixed in the graph, there is no such stage, or the halves do not fit.
+        InputError: the stage is fixed in the graph, the stage does not exist, or the halves do not fit together.
     """
     if sid.input is None:
         raise InputError(f"guided: the stage is fixed to {sid.stage}; make it an input with inject-sid{{stage=input}}")
     stage = sid.stages - 1 if stage is None else stage
     if not 0 <= stage <= sid.null:
-        raise InputError(f"guided: stage is 0 to {sid.null} ({sid.null}: the null row), not {stage}")
+        raise InputError(f"guided: stage={stage}: expected 0 to {sid.null} ({sid.null} is the null row)")
     first, spec = pytree.tree_flatten((tuple(conditional[0]), dict(conditional[1])))
     second, other = pytree.tree_flatten((tuple(unconditional[0]), dict(unconditional[1])))
     tensors = [leaf for leaf in first if isinstance(leaf, torch.Tensor) and leaf.dim()]
     if spec != other or not tensors or [_shape(leaf) for leaf in first] != [_shape(leaf) for leaf in second]:
-        raise InputError("guided: both halves need inputs of one structure and of the same shapes, in the same order")
+        raise InputError("guided: both halves need inputs of the same structure and shapes, in the same order")
     half = tensors[0].shape[0]
     joined = [_joined(a, b) for a, b in zip(first, second, strict=True)]
     args, kwargs = pytree.tree_unflatten(joined, spec)

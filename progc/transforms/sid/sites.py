@@ -1,13 +1,13 @@
-"""Where a stage identifier can enter a network, by analysis.
+"""Finds the sites where a stage identifier can enter a network, by analysis.
 
 - `conditioning`: the vector `[batch, width]` computed from per-sample inputs (time step, label, pooled text) that
   modulates the stream: the last value through which all of it passes. Several values where blocks compute their own.
-- `tokens`, `features`: the residual stream where the first chain of blocks begins, `[batch, tokens, width]` or an
+- `tokens`, `features`: the residual stream at the start of the first chain of blocks, `[batch, tokens, width]` or an
   image.
 - `context`: the tokens that cross-attention reads, `[batch, tokens, width]`.
 
-Among values that would do equally well the first is taken whose row a parameter can take over later (folding.py).
-Any other value is a site by its name in the eval graph, or by the path of the module that returns it.
+Among equally good values, the search takes the first one whose row a parameter can absorb later (folding.py). The user
+can choose any other value as a site, by its name in the eval graph or by the path of the module that returns it.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ class Site:
     """A site of a program.
 
     Attributes:
-        name: one of `KINDS`, or what the user called it.
+        name: one of `KINDS`, or the name that the user gave.
         places: the values that get the row; all have the same width.
-        width: entries of the row.
-        fold: the parameters that can take the row over, or why none can.
+        width: number of entries of the row.
+        fold: the parameters that can absorb the row, or why none can.
     """
 
     name: str
@@ -55,20 +55,22 @@ class Site:
 
 
 def find_sites(program: Program) -> tuple[Site, ...]:
-    """The sites found by analysis, those first that are to be preferred."""
+    """Returns the sites found by analysis, the preferred ones first."""
     survey = Survey(program)
     finders: Sequence[Callable[[Survey], Site | None]] = (_conditioning, _stream, _context)
     return tuple(site for finder in finders if (site := finder(survey)) is not None)
 
 
 def choose_site(program: Program, name: str, form: str = "add") -> Site:
-    """The site called `name`, or for `auto` the first that can be folded back, else the first.
+    """Returns the site called `name`; for `auto`, the first one that can be folded back, else the first one.
 
     Args:
-        form: `add`, or `token`, which needs a sequence of tokens: `auto` is the context then, else the stream.
+        program: the program without an identifier.
+        name: name of a site, a module path, a node name, or `auto`.
+        form: `add`, or `token`, which needs a sequence of tokens: `auto` is then the context, else the stream.
 
     Raises:
-        TargetError: no such site; lists those found.
+        TargetError: no such site; the message lists the sites found.
     """
     found = find_sites(program)
     if form == "token":
@@ -76,8 +78,8 @@ def choose_site(program: Program, name: str, form: str = "add") -> Site:
     if name == "auto":
         if not found:
             raise TargetError(
-                "inject-sid: no site for a stage identifier found; name a value of the network by the path of its "
-                "module (site=path) or its name in `progc inspect --graph`"
+                "inject-sid: found no site for a stage identifier; name a value of the network by the path "
+                "of its module (site=path) or by its name in `progc inspect --graph`"
             )
         return found[0] if form == "token" else next((site for site in found if site.fold.targets), found[0])
     for site in found:
@@ -88,11 +90,11 @@ def choose_site(program: Program, name: str, form: str = "add") -> Site:
         if named is not None and (form == "add" or named.places[0].rank == 3):
             return named
     names = [site.name for site in found]
-    others = f"; sites found: {', '.join(names)}" if names else "; analysis finds none"
+    others = f"; sites found: {', '.join(names)}" if names else "; analysis found no sites"
     hint = did_you_mean(name, [*names, *_modules(program)]) if name not in KINDS else ""
     raise TargetError(
-        f"inject-sid: there is no site `{name}`{hint}{others}; a module's path or a node's name will do as well, if "
-        "its value has a dim of samples and a dim of channels"
+        f"inject-sid: site={name}: the network has no such site{hint}{others}; a module's path or a "
+        "node's name also works if its value has a batch dim and a channel dim"
     )
 
 
@@ -103,7 +105,7 @@ def _site(survey: Survey, name: str, places: Sequence[SitePlace]) -> Site:
 
 
 def _best(survey: Survey, name: str, candidates: Iterable[str]) -> Site | None:
-    """The first candidate that can be folded back, else the first that is a place at all."""
+    """The first candidate that can be folded back, else the first one that is a place."""
     found = [_site(survey, name, [place]) for node in candidates if (place := survey.place(node)) is not None]
     return next((site for site in found if site.fold.targets), found[0] if found else None)
 
@@ -117,7 +119,7 @@ def _conditioning(survey: Survey) -> Site | None:
     if not meetings:
         return None
     groups = _covering(survey, meetings, lambda node: _is_vector(survey, node))
-    # A parameter that two values share takes the row over for both or for none: only together do they fold.
+    # A parameter that two values share absorbs the row for both or for none: they can only be folded together.
     together = [place for group in groups if (place := _first_place(survey, group)) is not None]
     site = _alike(survey, together)
     if site is not None and not site.fold.targets:
@@ -132,7 +134,7 @@ def _first_place(survey: Survey, names: Sequence[str]) -> SitePlace | None:
 
 
 def _alike(survey: Survey, places: Sequence[SitePlace]) -> Site | None:
-    """One row for all places that are as wide as the first."""
+    """One row for all places that are as wide as the first one."""
     nodes = survey.nodes["eval"]
     widths = [shape_of(nodes[place.nodes["eval"]])[place.channel] for place in places]
     same = [place for place, width in zip(places, widths, strict=True) if width == widths[0]]
@@ -140,7 +142,7 @@ def _alike(survey: Survey, places: Sequence[SitePlace]) -> Site | None:
 
 
 def _per_sample(survey: Survey) -> frozenset[str]:
-    """Inputs that hold a number, a label or a vector per sample, beside others that hold more."""
+    """Inputs that hold a number, a label or a vector per sample, if other inputs hold more."""
     shapes = {
         node.name: meta
         for node in survey.nodes["eval"].values()
@@ -155,7 +157,7 @@ def _per_sample(survey: Survey) -> frozenset[str]:
 
 
 def _meetings(survey: Survey, inputs: frozenset[str]) -> Meetings:
-    """Values made of `inputs` alone to the operations in which they meet others."""
+    """Values computed only from `inputs`, to the operations in which they meet other values."""
     found: dict[str, set[tuple[str, str]]] = {}
     for node in survey.nodes["eval"].values():
         if node.op != "call_function" or survey.depends[node.name] <= inputs:
@@ -179,10 +181,10 @@ def _is_vector(survey: Survey, node: fx.Node) -> bool:
 
 
 def _covering(survey: Survey, meetings: Meetings, fits: Callable[[fx.Node], bool]) -> list[list[str]]:
-    """Values through which all goes that meets: per group of meetings the values that reach it, best first.
+    """Values through which everything that meets passes: per group of meetings the values that reach it, best first.
 
-    Best is the last sum or the last value that an activation reads: behind it come the layers that make scales and
-    shifts of it, several widths in one.
+    The best one is the last sum or the last value that an activation reads. The layers after it make scales and shifts
+    of it, several widths in one.
     """
     reach: dict[str, frozenset[tuple[str, str]]] = {}
     order = list(survey.nodes["eval"].values())
@@ -192,7 +194,7 @@ def _covering(survey: Survey, meetings: Meetings, fits: Callable[[fx.Node], bool
         alone = (user for user in node.users if user.name not in met)
         reach[node.name] = own.union(*(reach.get(user.name, frozenset()) for user in alone))
     position = {node.name: index for index, node in enumerate(order)}
-    # Values behind a meeting depend on more than what meets there.
+    # Values after a meeting depend on more than the values that meet there.
     inputs: frozenset[str] = frozenset().union(*(survey.depends[name] for name in meetings))
     able = {
         node.name
@@ -256,7 +258,7 @@ def _stream_name(node: fx.Node) -> str:
 
 
 def _makes_channels(survey: Survey, node: fx.Node) -> bool:
-    """The first layers: an input and a weight matrix make it."""
+    """The first layers: their result is computed from an input and a weight matrix."""
     weights = [item for item in node.all_input_nodes if item.op == "get_attr" and item.name in survey.learned]
     matrices = [item for item in weights if len(item.meta["tensor"].shape) > 1]
     return bool(matrices) and bool(survey.depends[node.name]) and is_float(node)
@@ -266,7 +268,7 @@ def _makes_channels(survey: Survey, node: fx.Node) -> bool:
 
 
 def _context(survey: Survey) -> Site | None:
-    """Tokens that attention reads and that know less than what asks for them."""
+    """Tokens that attention reads and that depend on fewer inputs than its queries."""
     per_sample = _per_sample(survey)
     meetings: dict[str, set[tuple[str, str]]] = {}
     for node in survey.nodes["eval"].values():

@@ -1,4 +1,4 @@
-"""Width: from sizes to a plan for every axis, the edits of graph and literals, and the factors that are owed.
+"""Width: finds a size for every axis, plans the growth, edits graphs and literals, and finds factors for contractions.
 
-May import what `transforms` may.
+Imports only floors below the transforms.
 """

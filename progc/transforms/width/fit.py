@@ -1,9 +1,9 @@
-"""Sizes in proportion to the width that do not come out whole: which axis takes the factor, and what is rounded.
+"""Fits sizes in proportion to the width that are not integers: which axis takes the factor, and what is rounded.
 
-Attention keeps heads * head dim in proportion: the heads grow if their number comes out whole, else the head dim,
-else both. A GroupNorm takes the factor in its number of groups where the channels inside a group would not grow by a
-whole factor (docs/growth.md 1: whole copied groups are exact, parts of groups are not). All other axes are
-independent of one another and are rounded to the nearest whole number.
+Attention keeps heads * head dim in proportion to the width. The heads take the factor if their number is then an
+integer, else the head dim, else both. A GroupNorm takes the factor in its number of groups where the channels inside a
+group would not grow by an integer factor (docs/growth.md 1: copying whole groups is exact, copying parts of groups is
+not). All other axes are independent of one another, and are rounded to the nearest integer.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from progc.analysis.axes.dims import Atom
 def rounded(
     table: AxisTable, wanted: Mapping[str, Fraction], strict: set[str]
 ) -> tuple[dict[str, Fraction], list[str]]:
-    """Sizes rounded half up, except for those in `strict`, and one note about each that was."""
+    """Returns the sizes, rounded half up except for those in `strict`, and one note about each rounded size."""
     new, notes = dict(wanted), []
     for name, value in wanted.items():
         if value.denominator != 1 and name not in strict:
@@ -30,7 +30,7 @@ def rounded(
 
 
 def group_sizes(table: AxisTable, factor: Fraction) -> dict[str, Fraction]:
-    """Groups of GroupNorms grow by the factor, and the channels inside a group stay."""
+    """Returns sizes where the number of groups of every GroupNorm takes the factor and channels per group stay."""
     inside: set[Atom] = set()
     groups: dict[Atom, None] = {}
     nodes = {(event.mode, event.node) for event in table.events if event.kind == "norm groups"}
@@ -49,12 +49,13 @@ def group_sizes(table: AxisTable, factor: Fraction) -> dict[str, Fraction]:
 
 
 def attention_sizes(table: AxisTable, factor: Fraction, heads: Fraction, free: bool) -> dict[str, Fraction]:
-    """Sizes of head and head dim axes.
+    """Returns the sizes of head and head dim axes.
 
     Args:
-        factor: of the width.
-        heads: of the number of heads.
-        free: True if the heads may take another factor than `heads`.
+        table: the axes.
+        factor: factor of the width.
+        heads: factor of the number of heads.
+        free: whether the heads may take another factor than `heads`.
     """
     new: dict[str, Fraction] = {}
     for together in _attentions(table):
@@ -69,7 +70,7 @@ def attention_sizes(table: AxisTable, factor: Fraction, heads: Fraction, free: b
 
 
 def beside_heads(table: AxisTable) -> list[list[Axis]]:
-    """Head and head dim axes that belong together: heads * head dim stays in proportion to the width."""
+    """Returns the groups of head and head dim axes whose product stays in proportion to the width."""
     return [group for group in _attentions(table) if any(axis.meaning == "heads" for axis in group)]
 
 
@@ -80,9 +81,10 @@ def _attentions(table: AxisTable) -> list[list[Axis]]:
 
 
 def _share(of_heads: Sequence[Axis], of_dims: Sequence[Axis], factor: Fraction) -> Fraction:
-    """The factor that the heads take: 1 if the head dims can take all of it, else the smallest that comes out whole.
+    """The factor of the number of heads.
 
-    Where attention shrinks: the smallest that comes out whole, so that the head dims shrink as little as may be.
+    1 if the head dims can take the whole factor, else the smallest factor that gives integers. When attention shrinks
+    it is also the smallest one, so that head dims shrink as little as possible.
     """
     least = of_heads[0]
     limit = least.size * factor
@@ -99,7 +101,7 @@ def _whole(axes: Sequence[Axis], factor: Fraction) -> bool:
 
 
 def _beside(table: AxisTable, axes: Sequence[Axis]) -> list[list[Axis]]:
-    """Axes in groups: those that tensor dims hold together, directly or over others."""
+    """Axes in groups: those that occur together in a tensor dim, directly or through other axes."""
     known = {axis.atom: axis for axis in axes}
     group = {axis.atom: [axis] for axis in axes}
     for dims in table.tensor_dims.values():
@@ -115,7 +117,7 @@ def _beside(table: AxisTable, axes: Sequence[Axis]) -> list[list[Axis]]:
 
 
 def inner_heads(table: AxisTable) -> set[Atom]:
-    """Factors inside a head axis (the group size of grouped queries): the outermost one grows."""
+    """Factors inside a head axis, such as the group size of grouped queries; only the outermost factor grows."""
     inner: set[Atom] = set()
     outer: set[Atom] = set()
     for event in table.events:

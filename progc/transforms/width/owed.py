@@ -1,8 +1,8 @@
-"""Contractions that owe a factor: q times k, and heads tied to an embedding.
+"""Finds factors for contractions that no weight absorbs: q times k, and heads tied to an embedding.
 
-Copies along a contracted axis multiply the sum by their number. Where a parameter is the other operand, its
-columns share (lift.py). Where none is, one of the operands must come out with the shares, so the parameters
-that make it are found by a demand (progc/analysis/demand) and share their rows instead.
+Copies along a contracted axis multiply the sum by their number. Where one operand is a parameter, its columns are
+divided among the copies (lift.py). Where neither is, one of the operands must be scaled instead. The parameters that
+produce it are found by the demand solver (progc/analysis/demand), and their rows are divided.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ _MARK = 0.5
 
 @dataclasses.dataclass(frozen=True)
 class Debt:
-    """One contraction over `dim` that needs its operands scaled.
+    """One contraction over `dim` whose operands need a factor.
 
     Attributes:
         atoms: the growing atoms of `dim`.
-        operands: per graph, names of the values of which one must carry the shares.
+        operands: per graph, names of the values of which one must be scaled.
         nodes: per graph, the contraction.
-        root: the op divides by the square root of the dim's size itself.
-        tensor, dim_of_tensor: the tied tensor that cannot share, if that is the reason.
+        root: whether the op itself divides by the square root of the dim's size.
+        tensor, dim_of_tensor: the tied tensor whose columns cannot be divided, if that is the reason.
     """
 
     atoms: tuple[Atom, ...]
@@ -62,7 +62,7 @@ def settle(
     """Finds parameters for every debt; fills `scales` and `splits` by tensor name.
 
     Returns:
-        Obstacles: the debts that nothing can pay.
+        Obstacles: the debts that no parameter can pay.
     """
     failed: dict[tuple[Atom, ...], list[tuple[Debt, str]]] = {}
     for debt in debts:
@@ -71,14 +71,14 @@ def settle(
             failed.setdefault(debt.atoms, []).append((debt, refused))
     obstacles = []
     for open_ in failed.values():
-        # Steps of one scan read parts of one value: what no step can have alone, all of them can have together.
+        # Steps of one scan read parts of one value: no step can be paid alone, but all of them together can.
         if len(open_) > 1 and _settled(program, widening, [debt for debt, _ in open_], scales, splits) is None:
             continue
         for debt, refused in open_:
             axes = ", ".join(a.name for atom in debt.atoms if (a := widening.table.axis_of(atom)) is not None)
             where = debt.nodes.get("eval") or next(iter(debt.nodes.values()))
             obstacles.append(
-                f"{axes}: copies add up at {where}, and no parameter can take the factor: {refused}"
+                f"{axes}: copies add up at {where}, and no parameter can absorb the factor: {refused}"
                 + _nearest(widening, debt)
             )
     return obstacles
@@ -91,7 +91,7 @@ def _settled(
     scales: dict[str, list[Scale]],
     splits: dict[str, list[Split]],
 ) -> str | None:
-    """Pays some debts by one and the same side of their contractions; the first reason if neither side can."""
+    """Pays some debts by the same side of their contractions; returns the first reason if neither side can pay."""
     reasons = []
     for position in range(min(len(names) for debt in debts for names in debt.operands.values())):
         try:
@@ -104,12 +104,12 @@ def _settled(
 
 
 def _nearest(widening: Widening, debt: Debt) -> str:
-    """Sizes that need no uneven shares, where those are what failed."""
+    """The nearest sizes that need no uneven shares, if those are what failed."""
     atom = next((a for a in debt.atoms if widening.new[a] % a.size), None)
     if atom is None or debt.tensor is not None:
         return ""
     lower = widening.new[atom] // atom.size * atom.size
-    return f"; {atom.size} to {widening.new[atom]} is no whole factor, which {lower} and {lower + atom.size} are"
+    return f"; {atom.size} to {widening.new[atom]} is not an integer factor, {lower} and {lower + atom.size} are"
 
 
 def _pay(
@@ -122,7 +122,7 @@ def _pay(
 ) -> None:
     debt = debts[0]
     if any(other.root != debt.root or widening.size(other.part) != widening.size(debt.part) for other in debts):
-        raise DemandRefused("contractions of one axis owe different factors")
+        raise DemandRefused("contractions over the same axis need different factors")
     operands = [{mode: names[position] for mode, names in other.operands.items()} for other in debts]
     for other, nodes in zip(debts, operands, strict=True):
         _read_once(program, other, nodes)
@@ -139,7 +139,7 @@ def _pay(
     for name, scale in answer:
         where = tuple(value == _MARK for value in scale.values)
         if any(value not in (1.0, _MARK) for value in scale.values):
-            raise DemandRefused(f"{name} would have to share twice")
+            raise DemandRefused(f"{name} would have to divide its weights twice")
         only = None if all(where) else scale.dim
         places = {_shared_dim(program, widening, debt, nodes, name, only) for nodes in operands}
         place = places.pop() if len(places) == 1 and not bent else None
@@ -152,7 +152,7 @@ def _pay(
         elif even:
             factor = extra / ratio
         else:
-            raise DemandRefused(f"{name} can take one factor for all copies, and not all units have as many")
+            raise DemandRefused(f"{name} can absorb only one factor, and its units have different numbers of copies")
         if factor != 1.0:
             factors.append((name, Scale(scale.dim, tuple(factor if on else 1.0 for on in where))))
     for name, made in factors:
@@ -164,9 +164,9 @@ def _pay(
 def _shared_dim(
     program: Program, widening: Widening, debt: Debt, nodes: Mapping[Mode, str], name: str, only: int | None
 ) -> int | None:
-    """The dim of a tensor whose units are those that the debt sums over; None if no dim is that for certain.
+    """The dim of a tensor whose units are those that the debt sums over; None if no dim certainly is.
 
-    Shares along it may differ from copy to copy. A factor for all copies alike is right in any case.
+    Shares along it may differ between copies. A factor that is the same for all copies is right in any case.
     """
     atoms = set(debt.atoms)
     for mode, node in nodes.items():
@@ -184,11 +184,11 @@ def _shared_dim(
 
 
 def _bends(graph: fx.Graph, operand: str, names: set[str]) -> bool:
-    """True if an op such as relu stands between the scaled tensors and the operand.
+    """Whether an op such as relu is between the scaled tensors and the operand.
 
-    It lets a positive factor through, but not shares that differ from one input weight to the next.
+    It preserves a positive factor, but not shares that differ between input weights.
     """
-    below: dict[fx.Node, bool] = {}  # nodes that depend on a scaled tensor, and whether such an op is on the way
+    below: dict[fx.Node, bool] = {}  # nodes that depend on a scaled tensor, and whether such an op is on the path
     for node in graph.nodes:
         above = [below[source] for source in node.all_input_nodes if source in below]
         if above:
@@ -201,7 +201,7 @@ def _bends(graph: fx.Graph, operand: str, names: set[str]) -> bool:
 
 
 def _read_once(program: Program, debt: Debt, nodes: Mapping[Mode, str]) -> None:
-    """The scaled operand may have no reader but the contraction."""
+    """Checks that the scaled operand has no reader except the contraction."""
     for mode, name in nodes.items():
         node = next(n for n in program.graphs[mode].nodes if n.name == name)
         others = [user.name for user in node.users if user.name != debt.nodes[mode]]

@@ -1,9 +1,9 @@
-"""From new axis sizes to a lift, with the reasons why it is exact or is not.
+"""Plans a width growth: from new axis sizes to a lift, with the reasons why it is exact or not.
 
-Every axis gets one kind of growth: `copy` (units repeat, consumers share), `pad` (old units scaled, new ones zero or
-the mean, progc/analysis/padding), `free` (new units, which old consumers ignore) or `random`. Whether the function is
-kept is decided here, by analysis, op by op (docs/growth.md sections 0.1 and 1); running both programs afterwards only
-confirms it.
+Every axis gets one kind of growth. `copy`: units repeat, and consumers divide their weights among the copies. `pad`:
+old units are scaled, new ones are zero or the mean (progc/analysis/padding). `free`: new units that old consumers
+ignore. `random`: new random units. The analysis decides here, op by op, whether the function is preserved
+(docs/growth.md sections 0.1 and 1); running both programs afterwards only confirms it.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from progc.transforms.width.widening import AxisGrowth, Widening, conflicts
 
 @dataclasses.dataclass(frozen=True)
 class WidthPlan:
-    """A width growth that is decided.
+    """A planned width growth.
 
     Attributes:
-        growths: what every growing axis does.
-        lift: the tensors.
-        obstacles: why it is not exact: one sentence each, with axis, operation and reason; empty if exact.
-        notes: what the user should know otherwise.
+        growths: the growth of every growing axis.
+        lift: how the tensors grow.
+        obstacles: why the growth is not exact, one sentence each with axis, operation and reason; empty if it is exact.
+        notes: anything else that the user should know.
     """
 
     growths: tuple[AxisGrowth, ...]
@@ -42,21 +42,22 @@ class WidthPlan:
 
     @property
     def lossless(self) -> bool:
-        """True if analysis proves that the function is kept."""
+        """Whether the analysis proves that the function is preserved."""
         return not self.obstacles
 
 
 def plan_widths(
     program: Program, sizes: Mapping[str, int], *, init: str = "copy", seed: int = 0, noise: float = NOISE
 ) -> WidthPlan:
-    """Decides how `program` gets axes of the given sizes.
+    """Plans how `program` gets axes of the given sizes.
 
     Args:
+        program: the program to widen.
         sizes: axis name to new size.
         init: `copy`, `zero` or `random`.
 
     Raises:
-        TargetError: a size below the present one, or an axis that may not grow.
+        TargetError: a size below the present one, or an axis that cannot grow.
     """
     widening = Widening(axes_of(program), sizes, init)
     obstacles = list(dict.fromkeys(_obstacles(widening)))
@@ -76,7 +77,7 @@ def plan_widths(
         if entry is not None:
             entries.append(entry)
     lift = Lift(tuple(entries), seed=seed, noise=noise)
-    notes = tuple(f"{g.axis}: {g.kind}, since {g.why}" for g in widening.growths if g.why)
+    notes = tuple(f"{g.axis}: {g.kind}, because {g.why}" for g in widening.growths if g.why)
     return WidthPlan(tuple(widening.growths), lift, tuple(obstacles), notes)
 
 
@@ -117,7 +118,7 @@ def _tensor_lift(
 
 
 def _obstacles(widening: Widening) -> list[str]:
-    """Ops for which this growth is not exact."""
+    """Operations for which this growth is not exact."""
     found = []
     for event in widening.table.events:
         growing = _unpadded(widening, event.dim)
@@ -131,7 +132,7 @@ def _obstacles(widening: Widening) -> list[str]:
 
 
 def _repeated(widening: Widening) -> list[str]:
-    """Contractions over more copies than the tensor can share among: it is repeated along what grows."""
+    """Contractions over more copies than the tensor can serve, because it is itself repeated along a growing dim."""
     found = []
     for use in widening.table.uses:
         growing = _unpadded(widening, use.part) if use.role == "consume" else []
@@ -145,7 +146,7 @@ def _repeated(widening: Widening) -> list[str]:
 
 
 def _unpadded(widening: Widening, dim: Dim) -> list[Atom]:
-    """The growing atoms of a dim that are not padded: padding is proved by itself."""
+    """The growing atoms of a dim that are not padded; padding is proved separately."""
     return [atom for atom in widening.grows(dim) if atom not in widening.paddings]
 
 
@@ -157,27 +158,31 @@ def _obstacle(widening: Widening, event: Event, growing: list[Atom]) -> str:
     if event.kind == "copies":
         return ""
     if event.kind == "groups":
-        # The number of groups stays, so copies must stand beside their source all along the dim, seams included.
+        # The number of groups stays, so every copy must be next to its source along the whole dim.
         new, old = widening.size(event.dim), D.size_of(event.dim)
         beside = torch.arange(new) * old // new
         if new % old or not torch.equal(widening.index_map(event.dim).index(), beside):
-            return f"{axes}: {event.op} at {event.node} groups channels across a seam; all parts need one whole factor"
+            return (
+                f"{axes}: {event.op} at {event.node} groups channels across two parts of a concatenation; all "
+                "parts need the same integer factor"
+            )
         return ""
     if event.kind == "normalise" and not widening.index_map(event.dim, set(growing)).uniform:
         atom = next((a for a in growing if widening.new[a] % a.size), None)
         if atom is None:
             return f"{axes}: {event.op} at {event.node} runs over parts of one dim that grow by different factors"
         lower = widening.new[atom] // atom.size * atom.size
-        why = f"; padding is not exact, since {widening.unpadded[atom]}" if atom in widening.unpadded else ""
+        why = f"; padding is not exact, because {widening.unpadded[atom]}" if atom in widening.unpadded else ""
         return (
-            f"{axes}: {atom.size} to {widening.new[atom]} is no whole factor, and {event.op} at {event.node} takes "
-            f"statistics over it{why}; the nearest exact sizes are {lower} and {lower + atom.size}"
+            f"{axes}: {atom.size} to {widening.new[atom]} is not an integer factor, and {event.op} at "
+            f"{event.node} takes statistics over it{why}; the nearest exact sizes are {lower} and "
+            f"{lower + atom.size}"
         )
     return ""
 
 
 def _debts(widening: Widening) -> list[Debt]:
-    """Contractions that no parameter can absorb: of two activations, or with a tied tensor."""
+    """Contractions that no parameter absorbs: those of two activations, or with a tied tensor."""
     table = widening.table
     tied = conflicts(table)
     debts: dict[tuple[str, int, tuple[Atom, ...]], Debt] = {}

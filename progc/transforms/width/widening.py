@@ -1,6 +1,6 @@
-"""New sizes for axes: what kind of growth each axis gets, and the index maps that follow.
+"""Widens a program: which kind of growth each axis gets, the index maps that follow, and the rewritten program.
 
-Widening a program: tensors through the lift, graphs through their literals, in one step.
+Tensors change through the lift, and graphs through their literals, in one step.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ INITS = ("copy", "zero", "random")
 
 @dataclasses.dataclass(frozen=True)
 class AxisGrowth:
-    """Growth of one axis: `kind` is copy, pad, free or random; `why` says why that kind."""
+    """Growth of one axis: `kind` is copy, pad, free or random; `why` gives the reason for that kind."""
 
     axis: str
     old: int
@@ -69,7 +69,7 @@ class Widening:
                 except PaddingRefused as refused:
                     self.unpadded[axis.atom] = str(refused)
                 else:
-                    return "pad", f"{self.new[axis.atom]} units are no whole multiple, and {normalising.op} " + (
+                    return "pad", f"{self.new[axis.atom]} units are not an integer multiple, and {normalising.op} " + (
                         "takes statistics over them: new units hold the mean of the old ones"
                         if self.paddings[axis.atom].means
                         else "takes statistics over them: new units hold zero"
@@ -83,10 +83,10 @@ class Widening:
         return "free", ""
 
     def padded(self, name: str, dims: tuple[Dim, ...]) -> tuple[list[Scale], list[Fill]]:
-        """Factors and fills of a tensor along the axes that are padded.
+        """Returns the factors and fills of a tensor along the padded axes.
 
         Args:
-            name: its canonical name.
+            name: canonical name of the tensor.
         """
         scales, fills = [], []
         for position, dim in enumerate(dims):
@@ -112,7 +112,7 @@ class Widening:
         return D.resized(dim, self.new)
 
     def index_map(self, dim: Dim, only: set[Atom] | None = None) -> IndexMap:
-        """The dim's index map; with `only`, of those atoms alone (the others at their new size throughout)."""
+        """Returns the dim's index map; with `only`, of those atoms only (the others have their new size throughout)."""
         parts = []
         for atom in D.resolve(dim):
             if atom.segments is not None:
@@ -124,7 +124,7 @@ class Widening:
         return IndexMap.product(tuple(parts)) if parts else IndexMap.leaf(1, 1)
 
     def how(self, atom: Atom, old: int, new: int) -> How:
-        """Where the units of an axis come from."""
+        """Returns how the new units of an axis are made from old ones."""
         return "copy" if self.kind.get(atom, "copy") == "copy" else "free"
 
 
@@ -152,7 +152,7 @@ def _check_growable(axis: Axis, size: int) -> None:
 
 
 def conflicts(table: AxisTable) -> dict[Atom, set[str]]:
-    """Axes along which one tensor dim is both producer and consumer (tied embedding and head), with the tensors."""
+    """Returns the axes along which one tensor dim is both producer and consumer (tied embedding and head)."""
     found: dict[Atom, set[str]] = {}
     for (tensor, _), by_atom in table.sides.items():
         for atom, sides in by_atom.items():
@@ -162,13 +162,13 @@ def conflicts(table: AxisTable) -> dict[Atom, set[str]]:
 
 
 def rewrite(program: Program, widening: Widening, tensors: dict[str, Any]) -> Program:
-    """The program with new tensors and the sizes in its graphs brought into line."""
+    """Returns the program with new tensors, and with the sizes in its graphs adapted to them."""
     graphs = {}
     for mode in MODES:
         graph = copy_graph(program.graphs[mode])
         nodes = {node.name: node for node in graph.nodes}
         for literal in widening.table.literals:
-            there = literal.mode == mode and literal.node in nodes  # not in a block that `shrink` left out
+            there = literal.mode == mode and literal.node in nodes  # not in a block that `shrink` removed
             if there and any(widening.grows(part) for part in literal.parts):
                 new = sum(widening.size(part) for part in literal.parts)
                 old = sum(D.size_of(part) for part in literal.parts)

@@ -268,5 +268,5 @@ def test_refusals_name_the_operation(name: str) -> None:
     axis = next(a for a in axes if a.meaning == "head dim") if "queries" in name else axes[0]
     size = axis.size + 1
     found = attempt(program, {axis.name: size})
-    assert f"{axis.size} to {size} is no whole factor" in found and "the nearest exact sizes are" in found, found
+    assert f"{axis.size} to {size} is not an integer factor" in found and "the nearest exact sizes are" in found, found
     assert re.search(f"padding is not exact, since .*({reason})", found), found

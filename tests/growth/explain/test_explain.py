@@ -119,7 +119,7 @@ def test_factors_are_what_the_lift_multiplies_by(name: str) -> None:
 def test_a_tied_table_names_the_tensor_that_pays() -> None:
     item = doubled(captured("transformers:gpt2")[1])["transformer.wte"]
     how = {(side.tensor, side.dim): side.how for side in item.consumers}
-    assert how["transformer.wte.weight", 1] == "cannot share: it also makes the axis"
+    assert how["transformer.wte.weight", 1] == "cannot divide its weights: it also makes the axis"
     assert {factor.tensor for factor in item.factors} == {"transformer.ln_f.weight", "transformer.ln_f.bias"}
     assert all("transformer.wte.weight makes the axis and sums over it" in factor.because for factor in item.factors)
 
@@ -140,7 +140,7 @@ def test_kinds_of_new_units() -> None:
     for init in ("copy", "zero", "random"):
         (item,) = (i for i in planned(program, {hidden: 30}, init).values() if i.axis == hidden)
         texts[init] = explanation_text([item])
-    assert "copy: 10 of 20 units stand twice, the others once" in texts["copy"]
+    assert "copy: 10 of 20 units occur twice, the others once" in texts["copy"]
     assert "free: new units are new functions of the input" in texts["zero"]
     assert "weights of new units are zero: it ignores them" in texts["zero"]
     assert "new entries are drawn at random" in texts["zero"]
@@ -272,7 +272,7 @@ def test_grow_explains_before_the_summary(run: Command, net: Path) -> None:
     plan, *chains, summary = outcome.out.split("\n\n")
     assert plan.startswith("growth plan") and summary.startswith("parameters")
     assert sorted(chain.split(":")[0] for chain in chains) == [f"blocks.{i}.fc1" for i in range(4)]  # new blocks too
-    assert all(chain.endswith("  exact: every sum over it is what it was") for chain in chains)
+    assert all(chain.endswith("  exact: no sum over it changes") for chain in chains)
 
 
 def test_all_is_every_axis_that_grows(run: Command, net: Path) -> None:
@@ -280,7 +280,7 @@ def test_all_is_every_axis_that_grows(run: Command, net: Path) -> None:
     assert "blocks.0.fc1: 16 -> 20" in outcome.out and "embed:" not in outcome.out
     assert "no axis grows" in run("grow", f"{net}:Net", "--to", "depth*2", "--explain", "all").out
     everything = run("inspect", f"{net}:Net", "--explain", "all").out
-    assert "head: 3 (hidden width)\n  pinned: it may not grow\n  pinned: it is an output of the network" in everything
+    assert "head: 3 (hidden width)\n  pinned: it cannot grow\n  pinned: it is an output of the network" in everything
     assert "embed: 8 (residual width)\n  stays: it may grow" in everything
 
 
@@ -295,7 +295,7 @@ def test_a_refusal_is_explained_and_its_error_is_the_last_line(run: Command, net
     assert outcome.code == plain.code == 1 and outcome.err == plain.err and plain.out == ""
     assert not (tmp_path / "out").exists()
     last = outcome.out.splitlines()[-1]
-    assert last.startswith("  not exact: embed: 8 to 12 is no whole factor") and " in norm" in last
+    assert last.startswith("  not exact: embed: 8 to 12 is not an integer factor") and " in norm" in last
     data = json.loads(run("grow", f"{net}:PostNorm", "--to", "embed=12", "--explain", "all", "--json").out)
     assert data["axes"][0]["obstacle"] == last.removeprefix("  not exact: ").partition(" (aten.layer_norm at")[0]
 

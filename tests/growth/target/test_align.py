@@ -189,7 +189,9 @@ def test_a_width_that_cannot_be_exact_is_refused_before_anything_is_compared() -
     """`table`, one number a token for all units, takes no factor, so that nothing can be padded."""
     _, program = captured(Shape())
     _, target = captured(Shape(dim=12, heads=3, hidden=(18, 18)))
-    with pytest.raises(NotLosslessError, match="8 to 12 is no whole factor, and aten.layer_norm .* table is the same"):
+    with pytest.raises(
+        NotLosslessError, match="8 to 12 is not an integer factor, and aten.layer_norm .* table is the same"
+    ):
         progc.grow(program, target)
     growth = grow_with_report(program, target, lossy=True)
     assert growth.report["lossless"] is False and growth.report["max_rel_diff"] > 0
@@ -222,7 +224,7 @@ def test_a_tensor_that_nothing_reads_has_no_known_growth() -> None:
             return self.down(torch.tanh(self.up(x)))
 
     example = (torch.randn(2, 4),)
-    message = r"spare\.weight \[3, 5\] -> \[3, 10\] \(no operation reads it, so how it grows is not known\)"
+    message = r"spare\.weight \[3, 5\] -> \[3, 10\] \(no operation reads it, so how it grows is unknown\)"
     with pytest.raises(TargetError, match=message):
         progc.grow(progc.capture(Spare(5), example), progc.capture(Spare(10), example))
 
@@ -353,7 +355,9 @@ class Residual(nn.Module):
 
 def test_two_chains_in_one_container_are_refused_where_their_blocks_have_other_numbers() -> None:
     small = progc.capture(Staged(1), (torch.randn(2, 4),))
-    with pytest.raises(TargetError, match="in one container, which has 7 blocks here and 8 in .*Staged: its numbers"):
+    with pytest.raises(
+        TargetError, match="in one container, which has 7 blocks in the source and 8 in .*Staged: its numbers"
+    ):
         grow_with_report(small, progc.capture(Staged(2), (torch.randn(2, 4),)))
     deeper = progc.apply(small, "grow-depth{to=features[0-1]:8},grow-depth{to=features[4-5]:9}")
     assert [chain.name for chain in deeper.chains] == ["features[0-2]", "features[4-6]", "features[8]"]

@@ -83,7 +83,7 @@ def test_a_factor_of_the_width_is_met_by_parameters(scale: str, embed: str) -> N
     reference, target = captured(Habit(dim=24, heads=2, scale=scale, embed=embed))
     growth = grow_with_report(program, target)
     assert growth.report["lossless"] is True and growth.report["max_rel_diff"] < 1e-6
-    assert any("in the target; parameters before it take the factor" in note for note in growth.plan.notes)
+    assert any("in the target; parameters before it absorb the factor" in note for note in growth.plan.notes)
     assert_loads(reference, growth.program.state_dict(), module, *program.example, tolerance=1e-6)
     grown = growth.plan.apply(program.tensors)
     assert all(torch.equal(grown[name], tensor) for name, tensor in growth.program.state_dict().items())
@@ -104,7 +104,9 @@ def test_einsum_attention_with_wider_heads() -> None:
 
 
 def test_a_factor_that_no_parameter_can_take_is_named_with_both_numbers() -> None:
-    message = r"aten\.mul\.Tensor has 2 where the target has 4, and no parameter can take the factor 0\.5: .*x is an in"
+    message = (
+        r"aten\.mul\.Tensor has 2 where the target has 4, and no parameter can absorb the factor 0\.5: .*x is an in"
+    )
     with pytest.raises(TargetError, match=message):
         progc.grow(captured(Habit(inputs=2.0))[1], captured(Habit(dim=16, heads=4, inputs=4.0))[1])
 

@@ -47,7 +47,7 @@ def test_an_untied_target_is_reached(dim: int, depth: int) -> None:
     reference, target = captured(dim, False, depth)
     growth = grow_with_report(program, target)
     assert growth.report["lossless"] is True
-    assert any("head.weight is a copy of table.weight" in note for note in growth.plan.notes) is True
+    assert any("head.weight becomes a copy of table.weight" in note for note in growth.plan.notes) is True
     assert not growth.program.tied
     assert_loads(reference, growth.program.state_dict(), module, EXAMPLE, {})
     grown = growth.plan.apply(program.tensors)

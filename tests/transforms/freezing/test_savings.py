@@ -53,7 +53,7 @@ def test_the_report_is_data_and_words() -> None:
         assert said.counts[what] == getattr(now, field)
         assert said.counts[f"{what} with all trainable"] == getattr(full, field)
     assert said.counts["Adam bytes"] == 8 * sum(tensor.numel() for tensor in trainable(frozen).values())
-    assert any(note.startswith("a step, against all trainable: backward ") for note in said.notes)
+    assert any(note.startswith("per step, compared with everything trainable: backward ") for note in said.notes)
     assert not any("warning" in note for note in said.notes)
 
 
@@ -94,4 +94,4 @@ def test_what_cannot_be_counted_is_said() -> None:
     from progc.transforms.freezing.report import report
 
     said = report(broken, Blocks(program), measure=True)
-    assert not said.counts and "savings are not counted: " in said.notes[0]
+    assert not said.counts and "savings were not counted: " in said.notes[0]

@@ -76,9 +76,9 @@ def test_a_weight_over_all_positions_is_refused() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("to=big", "to is a size such as"),
-        ("to=0", "to is a size such as"),
-        ("to=24 input=y", "no input is called `y`"),
+        ("to=big", "to=big: expected a size such as"),
+        ("to=0", "to=0: expected a size such as"),
+        ("to=24 input=y", "input=y: the network has no such input"),
         ("windows=keep", "to is needed"),
     ],
 )

@@ -13,7 +13,8 @@ from progc.errors import PassOptionError
 from progc.lift.index_map import IndexMap
 from progc.lift.lift import strides
 from progc.transforms.depth.naming import arranged, interpolated
-from progc.transforms.shrinking.depths import kept_positions, parse_depth
+from progc.transforms.depth.targets import parse_depth
+from progc.transforms.shrinking.removal import kept_positions
 from tests.strategies import index_maps
 
 
@@ -53,8 +54,8 @@ def test_growing_back_puts_every_kept_layer_where_it_was() -> None:
 
 @pytest.mark.parametrize("text", ["0", "2.0x", "", "*2", "1.5", "blocks:", "-1", "*0"])
 def test_what_is_no_depth(text: str) -> None:
-    with pytest.raises(PassOptionError, match="is no depth; write a number of blocks"):
-        parse_depth(text)
+    with pytest.raises(PassOptionError, match="expected a number of blocks"):
+        parse_depth(text, shrink=True)
 
 
 # --- units of axes --------------------------------------------------------------------------------------------------

@@ -119,13 +119,13 @@ def test_a_row_is_folded(kind: str, targets: set[str]) -> None:
     ("kind", "reason"),
     [
         ("fixed", "has no bias"),
-        ("root", "does not pass a constant on"),
-        ("scaled", "does not pass a constant on"),
+        ("root", "does not preserve a constant"),
+        ("scaled", "does not preserve a constant"),
         ("half_cat", "has no bias"),
-        ("side_by_side", "puts channels side by side"),
-        ("alpha", "does not pass a constant on"),
-        ("read_again", "does not pass a constant on"),
-        ("twice", "table would take the row over, and is read elsewhere too"),
+        ("side_by_side", "concatenates channels"),
+        ("alpha", "does not preserve a constant"),
+        ("read_again", "does not preserve a constant"),
+        ("twice", "table would take the row, and is also read elsewhere"),
         ("itself", "read elsewhere too"),
     ],
 )
@@ -146,5 +146,5 @@ def test_a_layer_that_is_used_twice_keeps_its_bias() -> None:
 def test_a_constant_does_not_pass_dropout_in_training() -> None:
     """In eval mode it would; the site found by analysis lies before it."""
     program = progc.capture(zoo.perturb(nets.Dropped()), (torch.randn(2, 5, 6),))
-    assert "does not pass a constant on" in choose_site(program, "dropout").fold.reason
+    assert "does not preserve a constant" in choose_site(program, "dropout").fold.reason
     assert choose_site(program, "auto").fold.targets

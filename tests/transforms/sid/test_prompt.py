@@ -78,7 +78,7 @@ def test_a_table_with_room_keeps_its_size(tokenizer: Any) -> None:
 
 def test_what_is_refused(tokenizer: Any) -> None:
     table = nn.Embedding(len(WORDS), 4)
-    with pytest.raises(InputError, match="at least one stage, not 0"):
+    with pytest.raises(InputError, match="stages=0: expected at least 1"):
         add_stage_tokens(tokenizer, table, 0)
     with pytest.raises(InputError, match="`photo dog` is not"):
         add_stage_tokens(tokenizer, table, 2, init="photo dog")
@@ -86,9 +86,9 @@ def test_what_is_refused(tokenizer: Any) -> None:
         add_stage_tokens(tokenizer, table, 2, init="zebra")
     with pytest.raises(InputError, match="knows 10 tokens and the table has 5 rows"):
         add_stage_tokens(tokenizer, nn.Embedding(5, 4), 2)
-    with pytest.raises(InputError, match="Linear is no nn.Embedding"):
+    with pytest.raises(InputError, match="Linear is not an nn.Embedding"):
         add_stage_tokens(tokenizer, nn.Linear(2, 2), 2)
     assert len(tokenizer) == len(WORDS)  # nothing was added on the way
     add_stage_tokens(tokenizer, table, 1)
-    with pytest.raises(InputError, match="has <stage-0> already; add the tokens once"):
+    with pytest.raises(InputError, match="has <stage-0>; add the tokens only once"):
         add_stage_tokens(tokenizer, table, 1)

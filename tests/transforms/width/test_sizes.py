@@ -72,8 +72,8 @@ def test_width_is_that_of_the_whole_dim_where_a_norm_cuts_it(normed: progc.Progr
 
 
 def test_a_width_that_a_norm_forbids_names_the_nearest(normed: progc.Program) -> None:
-    assert refusal(normed, "width=13").endswith("made of whole parts; nearest widths: 12, 14")
-    assert "smaller than the source's 8" in refusal(normed, "width=7")
+    assert refusal(normed, "width=13").endswith("a product of whole parts; nearest widths: 12, 14")
+    assert "the residual width is 8, and 7 is smaller" in refusal(normed, "width=7")
 
 
 @pytest.mark.parametrize("sizes", ["width=12", "width*1.5"])
@@ -98,7 +98,7 @@ def test_what_does_not_come_out_whole_is_rounded_and_said() -> None:
 
 @pytest.mark.parametrize("sizes", ["width=17", "width*1.4"])
 def test_a_width_between_heads_names_the_nearest(transformer: progc.Program, sizes: str) -> None:
-    assert "sizes are whole numbers; nearest widths: 1" in refusal(transformer, sizes)
+    assert "sizes are integers of at least 1; nearest widths: 1" in refusal(transformer, sizes)
 
 
 def test_head_dims_grow_where_the_number_of_heads_would_not_be_whole(transformer: progc.Program) -> None:
@@ -110,7 +110,7 @@ def test_head_dims_grow_where_the_number_of_heads_would_not_be_whole(transformer
 
 def test_heads_that_do_not_divide_the_width_name_the_nearest(transformer: progc.Program) -> None:
     assert refusal(transformer, "width=24,heads=5").endswith("nearest widths: 20, 25; nearest heads: 4, 6")
-    assert "smaller than the source's 3" in refusal(transformer, "heads=2")
+    assert "the number of heads is 3, and 2 is smaller" in refusal(transformer, "heads=2")
 
 
 def test_heads_and_width_decide_the_head_dim(transformer: progc.Program) -> None:

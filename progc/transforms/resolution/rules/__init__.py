@@ -1,4 +1,7 @@
-"""Rules of operations that the walk cannot follow by sizes alone, by family."""
+"""Rules of operations that the walk cannot follow by sizes alone, one file per family.
+
+Importing the package registers the rules.
+"""
 
 from progc.transforms.resolution.rules import movement, parts, spatial
 

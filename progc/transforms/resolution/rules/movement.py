@@ -1,10 +1,7 @@
-"""Operations that order dims anew, and reductions.
+"""Rules of operations that move values: permutations, reductions, factories, lookups and views.
 
-Operations that make a tensor from sizes: the sizes are literals that may follow the image.
-
-Rows of a table, looked up by the values of another tensor.
-
-Operations with a list of sizes: views, expand, repeat.
+Factories make a tensor from sizes; these sizes are literals that may follow the image. Lookups pick rows of a table by
+the values of another tensor. Views, expand and repeat have a list of sizes.
 """
 
 from __future__ import annotations
@@ -45,7 +42,7 @@ def transposed(walk: Walk, node: fx.Node, args: SizedArgs) -> Any:
 
 @rule("movedim", "moveaxis")
 def movedim(walk: Walk, node: fx.Node, args: SizedArgs) -> Any:
-    """Dims moved to other places."""
+    """Dims moved to other positions."""
     dims, rank = args.first().dims, len(args.first().dims)
     source, target = ([item] if isinstance(item, int) else item for item in (args["source"], args["destination"]))
     places = {t % rank: dims[s % rank] for s, t in zip(source, target, strict=True)}
@@ -55,7 +52,7 @@ def movedim(walk: Walk, node: fx.Node, args: SizedArgs) -> Any:
 
 @rule("unsqueeze")
 def unsqueeze(walk: Walk, node: fx.Node, args: SizedArgs) -> Any:
-    """A dim of one unit."""
+    """A new dim of size 1."""
     dims: list[Dim] = list(args.first().dims)
     dims.insert(args["dim"] % (len(dims) + 1), ())
     return dims
@@ -63,7 +60,7 @@ def unsqueeze(walk: Walk, node: fx.Node, args: SizedArgs) -> Any:
 
 @rule("squeeze")
 def squeeze(walk: Walk, node: fx.Node, args: SizedArgs) -> Any:
-    """Dims of one unit left out; those that would have several then are left to the operation to refuse."""
+    """Dims of size 1 removed. If such a dim would become larger, the operation itself refuses."""
     dims = args.first().dims
     chosen = args.get("dim", range(len(dims)))
     places = {index % len(dims) for index in ([chosen] if isinstance(chosen, int) else chosen)}
@@ -73,7 +70,7 @@ def squeeze(walk: Walk, node: fx.Node, args: SizedArgs) -> Any:
 @rule("mean", "sum", "amax", "amin", "var", "std", "logsumexp", "argmax", "argmin", "prod", "any", "all", "norm",
       "linalg_vector_norm", "count_nonzero")  # fmt: skip
 def reduce(walk: Walk, node: fx.Node, args: SizedArgs) -> Any:
-    """Dims summed over go; the others stay in order."""
+    """Reduced dims are removed; the others stay in order."""
     dims = args.first().dims
     chosen = args.get("dim")
     if chosen is None or chosen == []:
@@ -97,7 +94,7 @@ def create(walk: Walk, node: fx.Node, args: SizedArgs) -> Any:
 
 @rule("arange")
 def arange(walk: Walk, node: fx.Node, args: SizedArgs) -> Any:
-    """Counts positions; only a count in steps of one may follow the image."""
+    """Counts positions; only a count in steps of one can follow the image."""
     start, step = args.get("start", 0), args.get("step", 1)
     if step != 1 or not isinstance(start, int) or not isinstance(args["end"], int):
         return None
@@ -108,7 +105,7 @@ def arange(walk: Walk, node: fx.Node, args: SizedArgs) -> Any:
 
 @rule("linspace")
 def linspace(walk: Walk, node: fx.Node, args: SizedArgs) -> Any:
-    """As many positions as asked for between two fixed ends."""
+    """A number of positions between two fixed ends."""
     dim = walk.literal(0, args["steps"])
     walk.edit(args.paths["steps"], args["steps"], new_size(dim))
     return [dim]
@@ -126,7 +123,7 @@ def eye(walk: Walk, node: fx.Node, args: SizedArgs) -> Any:
 
 @rule("index", "_unsafe_index")
 def index(walk: Walk, node: fx.Node, args: SizedArgs) -> Any:
-    """`table[i]`: the dims of the index in place of the one that it picks from."""
+    """`table[i]`: the dims of the index replace the dim that it picks from."""
     value: SizedValue = args["self"]
     places = [place for place, item in enumerate(args["indices"]) if isinstance(item, SizedValue)]
     if len(places) != 1:
@@ -160,7 +157,7 @@ def _looked_up(walk: Walk, table: SizedValue, picker: SizedValue) -> None:
 
 @rule("view", "reshape", "_unsafe_view", "view_copy")
 def view(walk: Walk, node: fx.Node, args: SizedArgs) -> Any:
-    """Parts in memory order, dealt out to the new sizes."""
+    """Parts in memory order, distributed to the new sizes."""
     value: SizedValue = args.first()
     name = "shape" if "shape" in args.values else "size"
     given = args[name]
@@ -206,7 +203,7 @@ def _whole(given: Sequence[Any], shape: Sequence[int]) -> list[int]:
 
 @rule("expand", "broadcast_to", "expand_copy")
 def expand(walk: Walk, node: fx.Node, args: SizedArgs) -> Any:
-    """A dim of one unit repeated; how often is a literal of its own."""
+    """A dim of size 1 repeated; the number of repeats is a separate literal."""
     value, given = args.first(), args["size"]
     added = len(given) - len(value.dims)
     dims: list[Dim] = []

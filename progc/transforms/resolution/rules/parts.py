@@ -1,4 +1,4 @@
-"""Operations that put values together and take parts of them."""
+"""Rules of operations that combine values and select parts of them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from progc.transforms.resolution.walk import Walk, rule
 
 @rule(*CONCATENATIONS, "hstack", "vstack")
 def cat(walk: Walk, node: fx.Node, args: SizedArgs) -> Any:
-    """One dim put together, the others shared."""
+    """One dim concatenated, the others shared."""
     values = [value for value in args.tensors() if value.old != (0,)]
     rank = len(values[0].dims)
     dim = args.get("dim", 0) % rank
@@ -35,7 +35,7 @@ def cat(walk: Walk, node: fx.Node, args: SizedArgs) -> Any:
 
 @rule("stack")
 def stack(walk: Walk, node: fx.Node, args: SizedArgs) -> Any:
-    """A new dim of as many units as there are operands."""
+    """A new dim with one entry per operand."""
     values = list(args.tensors())
     shared = [walk.meet([value.dims[i] for value in values], values) for i in range(len(values[0].dims))]
     for operand in walk.node.all_input_nodes:
@@ -46,7 +46,7 @@ def stack(walk: Walk, node: fx.Node, args: SizedArgs) -> Any:
 
 @rule("slice", "slice_copy", "narrow")
 def slice_(walk: Walk, node: fx.Node, args: SizedArgs) -> Any:
-    """A stretch of a dim: whole parts of a concatenation, or counted from one end."""
+    """A range of a dim: whole parts of a concatenation, or a range counted from one end."""
     value = args.first()
     dim = args["dim"] % len(value.dims)
     own = value.dims[dim]
@@ -56,18 +56,18 @@ def slice_(walk: Walk, node: fx.Node, args: SizedArgs) -> Any:
     step = int(args.get("step", 1))
     low, high = _bounded(start, size), _bounded(stop, size)
     if high <= low:
-        raise SizeClash("an empty part is taken", where=walk.where())
+        raise SizeClash("an empty part is selected", where=walk.where())
     if step != 1:
         if low == 0 and high == size:  # every second position: a stride
             if grows(own) and new_size(own) % step and not size % step:
-                raise Indivisible(f"{new_size(own)} positions are no multiple of the step {step}")
+                raise Indivisible(f"{new_size(own)} positions are not a multiple of the step {step}")
             old, new = math.ceil(size / step), math.ceil(new_size(own) / step)
             return [*value.dims[:dim], sized(old, new, cuts_of([own])), *value.dims[dim + 1 :]]
         if not grows(own):
             return [*value.dims[:dim], fixed(len(range(low, high, step))), *value.dims[dim + 1 :]]
-        # A phase of a stride: `x[1::2]`. It has as many positions as the others where the step divides.
+        # A phase of a stride: `x[1::2]`. It has as many positions as the other phases if the step divides the size.
         if stop < size or low >= step or size % step or new_size(own) % step:
-            raise Indivisible(f"{new_size(own)} positions are no multiple of the step {step}")
+            raise Indivisible(f"{new_size(own)} positions are not a multiple of the step {step}")
         return [*value.dims[:dim], sized(size // step, new_size(own) // step, cuts_of([own])), *value.dims[dim + 1 :]]
     found = stretch(own, low, high)
     if found is not None:
@@ -98,7 +98,7 @@ def _bounds(walk: Walk, args: SizedArgs, narrow: bool, old: tuple[int, int, int]
 
 
 def _counted(walk: Walk, own: Dim, start: tuple[int, int], stop: tuple[int, int]) -> Dim:
-    """A stretch inside positions of the image: a few from one end, or all but a few."""
+    """A range inside positions of the image: a few from one end, or all but a few."""
     size, new = old_size(own), new_size(own)
     if stop[1] == size or stop[0] < 0:
         first = start[1] if start[0] >= 0 else start[1] - size + new
@@ -106,13 +106,21 @@ def _counted(walk: Walk, own: Dim, start: tuple[int, int], stop: tuple[int, int]
     elif start[1] == 0 and stop[0] >= 0:
         first, last = 0, stop[1]
     else:
-        raise SizeClash(f"positions {start[1]} to {stop[1]} of {size} are taken; which they would be is not known",
-                    cuts_of([own]), walk.where())  # fmt: skip
+        raise SizeClash(
+            f"positions {start[1]} to {stop[1]} of {size} are selected; which ones to select at the new size is "
+            "unknown",
+            cuts_of([own]),
+            walk.where(),
+        )
     cut_at = [place for place in (start[1], size - stop[1]) if place and start[0] >= 0]
     kept = stop[1] if start[1] == 0 and 0 < stop[0] < size else max(cut_at, default=0)
     if kept * 4 > size:  # neither a border nor all but a border: perhaps half the image
-        raise SizeClash(f"positions {start[1]} to {stop[1]} of {size} are taken; which they would be is not known",
-                    cuts_of([own]), walk.where())  # fmt: skip
+        raise SizeClash(
+            f"positions {start[1]} to {stop[1]} of {size} are selected; which ones to select at the new size is "
+            "unknown",
+            cuts_of([own]),
+            walk.where(),
+        )
     if last <= first:
         raise Indivisible(f"{new} positions are too few")
     return sized(stop[1] - start[1], last - first, cuts_of([own]))
@@ -129,17 +137,20 @@ def select(walk: Walk, node: fx.Node, args: SizedArgs) -> Any:
         if found is not None and new_size(found[0]) == 1:
             walk.edit(args.paths["index"], index, found[1] if index >= 0 else found[1] - new_size(own))
         elif index not in (0, -1):
-            raise SizeClash(f"position {index} of {old_size(own)} is taken; which it would be is not known",
-                        cuts_of([own]), walk.where())  # fmt: skip
+            raise SizeClash(
+                f"position {index} of {old_size(own)} is selected; which one to select at the new size is unknown",
+                cuts_of([own]),
+                walk.where(),
+            )
     return [*value.dims[:dim], *value.dims[dim + 1 :]]
 
 
 @rule("unbind")
 def unbind(walk: Walk, node: fx.Node, args: SizedArgs) -> Any:
-    """Every position of a dim by itself."""
+    """Every position of a dim separately."""
     value, dim = args.first(), args.get("dim", 0) % len(args.first().dims)
     if grows(value.dims[dim]):
-        raise SizeClash("every position is taken by itself", cuts_of([value.dims[dim]]), walk.where())
+        raise SizeClash("every position is selected separately", cuts_of([value.dims[dim]]), walk.where())
     return [[*value.dims[:dim], *value.dims[dim + 1 :]] for _ in range(old_size(value.dims[dim]))]
 
 
@@ -186,8 +197,8 @@ def _pieces(walk: Walk, own: Dim, old: list[int]) -> list[Dim]:
         return found
     if len(set(old)) > 1:
         raise SizeClash(
-            f"{old_size(own)} is split into {old}; what these would be is not known", cuts_of([own]), walk.where()
+            f"{old_size(own)} is split into {old}; the parts at the new size are unknown", cuts_of([own]), walk.where()
         )
     if new_size(own) % len(old):
-        raise Indivisible(f"{new_size(own)} positions are no multiple of {len(old)} parts")
+        raise Indivisible(f"{new_size(own)} positions are not a multiple of {len(old)} parts")
     return [sized(size, new_size(own) // len(old), cuts_of([own])) for size in old]

@@ -1,6 +1,7 @@
-"""Operations over the image's own dims: strides that divide, patches taken out and put back, given output sizes.
+"""Rules of operations over the image dims and of products.
 
-Operations that multiply and sum: with weights, which cannot follow the image, or two values with one another.
+Image dims: strides that divide, patches extracted and put back, given output sizes. Products multiply and sum: with
+weights, which cannot follow the image, or two values with one another.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from progc.transforms.resolution.walk import Walk, rule
 
 @rule("conv1d", "conv2d", "conv3d", "convolution")
 def convolution(walk: Walk, node: fx.Node, args: SizedArgs) -> Any:
-    """Patches that do not overlap have to cover the image, where they did before."""
+    """Patches that do not overlap must cover the image, if they did before."""
     value, weight = args["input"], args["weight"]
     rank = len(weight.dims) - 2
     walk.weighed(value.dims[-rank - 1])
@@ -28,13 +29,13 @@ def convolution(walk: Walk, node: fx.Node, args: SizedArgs) -> Any:
         step, pad = (item[place] if len(item) == rank else item[0] for item in (stride, padding))
         dim, kernel = value.dims[place], old_size(weight.dims[place])
         if grows(dim) and step == kernel > 1 and not pad and old_size(dim) % step == 0 and new_size(dim) % step:
-            raise Indivisible(f"{new_size(dim)} positions are no multiple of patches of {step}")
+            raise Indivisible(f"{new_size(dim)} positions are not a multiple of the patch size {step}")
     return None
 
 
 @rule("roll")
 def roll(walk: Walk, node: fx.Node, args: SizedArgs) -> Any:
-    """A roll over windows that scale goes as far into them as before; one before the cut is told at the cut."""
+    """A roll over windows that scale goes as far into them as before. A roll before the cut is handled at the cut."""
     value = args.first()
     for place, dim in enumerate(args["dims"]):
         part = value.dims[dim][-1:] if len(value.dims[dim]) > 1 else ()
@@ -67,7 +68,7 @@ def _blocks(size: int, args: SizedArgs, place: int) -> int:
 
 @rule("col2im")
 def col2im(walk: Walk, node: fx.Node, args: SizedArgs) -> Any:
-    """Patches put back: the output size is a literal."""
+    """Patches put back; the output size is a literal."""
     value: SizedValue = args.first()
     given, counts = args["output_size"], value.dims[-1]
     outs: list[Dim] = []
@@ -75,12 +76,12 @@ def col2im(walk: Walk, node: fx.Node, args: SizedArgs) -> Any:
     if len(counts) == 2 and [part.old for part in counts] == blocks:
         for place, part in enumerate(counts):
             stride = args["stride"][place]
-            left = given[place] - stride * part.old  # what borders and rounding take or leave
+            left = given[place] - stride * part.old  # what borders and rounding add or remove
             known = walk.literal(place, given[place])
             new = new_size(known) if grows(known) else stride * part.new + left
             outs.append(sized(given[place], new, part.cuts if hasattr(part, "cuts") else frozenset()))
     elif grows(counts):
-        raise SizeClash("rows and columns of patches cannot be told apart", cuts_of([counts]), walk.where())
+        raise SizeClash("rows and columns of patches cannot be distinguished", cuts_of([counts]), walk.where())
     else:
         outs = [fixed(size) for size in given]
     for place, dim in enumerate(outs):
@@ -92,7 +93,7 @@ def col2im(walk: Walk, node: fx.Node, args: SizedArgs) -> Any:
       "upsample_bilinear2d", "upsample_bicubic2d", "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa",
       "upsample_linear1d", "upsample_trilinear3d")  # fmt: skip
 def upsample(walk: Walk, node: fx.Node, args: SizedArgs) -> Any:
-    """A given output size follows what it is made from, or what it meets."""
+    """A given output size follows the value that it is made from, or the value that it meets."""
     value, given = args.first(), args.get("output_size")
     if given is None:
         return None
@@ -103,9 +104,7 @@ def upsample(walk: Walk, node: fx.Node, args: SizedArgs) -> Any:
         known = walk.literal(place, size)
         if grows(own) and not grows(known):
             if new_size(own) * size % old_size(own):
-                raise Indivisible(
-                    f"{old_size(own)} positions become {size}, which {new_size(own)} cannot in proportion"
-                )
+                raise Indivisible(f"{old_size(own)} positions become {size}, and {new_size(own)} cannot in proportion")
             known = sized(size, new_size(own) * size // old_size(own), cuts_of([own]))
         dims.append(known)
         walk.edit((*args.paths["output_size"], place), size, new_size(known))
