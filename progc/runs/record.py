@@ -43,7 +43,7 @@ def check(run: Path, config: Config) -> bool:
     if all(path.name == LOCK for path in run.iterdir()):
         return False
     if not (run / CONFIG).is_file():
-        raise InputError(f"folder {run} is not empty and is not a run (it has no {CONFIG}); choose another --out")
+        raise InputError(f"folder {run} is not empty and has no {CONFIG}, so it is not a run; choose another --out")
     found = difference(read_object(run / CONFIG), config)
     if found is not None:
         raise InputError(f"{run} holds another run: {found}; choose another --out, or use the same value to resume")

@@ -152,7 +152,10 @@ def test_the_same_command_goes_on_with_the_schedule_that_is_there(
 def test_another_run_in_the_folder_is_refused(run: Command, net: Path, trainer: Made) -> None:
     assert start(run, net).code == 0
     for more, message in (
-        (("--set", "train.lr=0.5"), r"run holds another run: `train.lr` was 0.001 and is 0.5 now; give --out"),
+        (
+            ("--set", "train.lr=0.5"),
+            r"run holds another run: `train.lr` was 0.001 and is 0.5 now; choose another --out",
+        ),
         (("--stages", "1"), r"`plan.stages` was 2 and is 1 now"),
         (("--set", "train.lr_schedule=linear"), r"`train.lr_schedule` was 'cosine' and is 'linear' now"),
     ):
@@ -194,7 +197,10 @@ def test_a_finished_plan_says_length_and_target(run: Command, net: Path, trainer
         (["--out", "run"], "the length of the run is unknown; give epochs or steps"),
         (["--out", "run", "--epochs", "1"], "1 epochs are too few|too few for 4 stages"),
         (["--out", "run", "--epochs", "4", "--steps", "4"], "`epochs` and `steps` are both given"),
-        (["--out", "run", "--epochs", "4", "--set", "train.lr=x"], "--set train.lr=x: `train.lr` is a number, not 'x'"),
+        (
+            ["--out", "run", "--epochs", "4", "--set", "train.lr=x"],
+            "--set train.lr=x: `train.lr`: expected a number, got 'x'",
+        ),
         (["--out", "run", "--epochs", "4", "--set", "optimizer.name=adamx"], "unknown optimizer `adamx`; did you"),
         (
             ["--out", "run", "--epochs", "4", "--set", "plan.stages=0"],
