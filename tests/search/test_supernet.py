@@ -13,9 +13,9 @@ import progc
 from progc.data.task import Task
 from progc.errors import InputError
 from progc.ir.program import Program
+from progc.ir.random_state import seeded
 from progc.lift.averages import Averages
 from progc.schedule.point import Point
-from progc.ir.random_state import seeded
 from progc.search.elastic import losses, train_step
 from progc.search.one_shot import copied
 from progc.search.supernet import SubNetwork, Supernet, kept_blocks, nested
