@@ -47,6 +47,7 @@ _Range = tuple[int, "int | None"]
 
 # Batch sizes that are tested against the conditions of torch.export for its graph.
 _TRIED_BATCHES = 512
+_CONTAINERS = (dict, collections.OrderedDict, list, set)
 _NOISY_LOGGERS = ("torch.export", "torch.export._trace", "torch.fx.experimental.symbolic_shapes")
 
 
@@ -293,9 +294,6 @@ def _class_name(kind: type) -> str:
     """The qualified class name; without its module if that has a private name (a user's file, loaded by path)."""
     hidden = kind.__module__.startswith("_") or kind.__module__ == "builtins"
     return kind.__qualname__ if hidden else f"{kind.__module__}.{kind.__qualname__}"
-
-
-_CONTAINERS = (dict, collections.OrderedDict, list, set)
 
 
 @contextlib.contextmanager

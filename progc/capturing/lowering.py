@@ -23,6 +23,7 @@ _SET_GRAD = "wrap_with_set_grad_enabled"
 _AUTOCAST = "wrap_with_autocast"
 # Checks of dtype and device at capture: the program may run in another dtype or on another device.
 _DROPPED = {aten._assert_tensor_metadata.default}
+_ESTIMATES = {getattr(torch.ops.aten, name) for name in ("var", "std", "var_mean", "std_mean")}
 _READS_NUMBER = {aten.item.default, aten._local_scalar_dense.default}
 
 
@@ -161,9 +162,6 @@ class Lowering:
         nodes = [node, *(inner for region in regions for inner in region.graph.nodes)]
         places = (place_of_trace(inner.meta.get("stack_trace")) for inner in nodes)
         raise refusal(self._model, next((place for place in places if place), None), what, instead)
-
-
-_ESTIMATES = {getattr(torch.ops.aten, name) for name in ("var", "std", "var_mean", "std_mean")}
 
 
 def _count_correction(node: fx.Node) -> None:

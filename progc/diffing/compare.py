@@ -24,6 +24,11 @@ from progc.ir.printer import print_graph
 from progc.ir.program import MODES, Program
 
 Kind = TypeVar("Kind", bound=Hashable)
+Fields = tuple[frozenset[int], ...]
+
+_CHUNK = 1 << 22  # elements that are compared in float64 at a time, without a second copy of a large tensor
+# A number with a leading zero stays text, since `{1-2}` could not express it.
+_NUMBER = re.compile(r"(?<![0-9])(0|[1-9][0-9]*)(?![0-9])")
 
 
 def diff(
@@ -174,9 +179,6 @@ def _graphs(before: DiffSide, after: DiffSide) -> str:
     return "\n".join(found)
 
 
-_CHUNK = 1 << 22  # elements that are compared in float64 at a time, without a second copy of a large tensor
-
-
 def distance(first: torch.Tensor, second: torch.Tensor) -> float | None:
     """Returns the largest absolute difference of two tensors of the same shape and dtype.
 
@@ -201,13 +203,6 @@ def _largest(a: torch.Tensor, b: torch.Tensor) -> float:
     gap[(x == y) | (x.isnan() & y.isnan())] = 0.0
     largest = float(gap.nan_to_num(nan=math.inf, posinf=math.inf).max())
     return largest
-
-
-# A number with a leading zero stays text, since `{1-2}` could not express it.
-_NUMBER = re.compile(r"(?<![0-9])(0|[1-9][0-9]*)(?![0-9])")
-
-
-Fields = tuple[frozenset[int], ...]
 
 
 def grouped(names: Iterable[str]) -> list[tuple[str, tuple[str, ...]]]:

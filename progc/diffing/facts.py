@@ -23,6 +23,8 @@ from progc.ir.printer import print_graph
 from progc.ir.program import MODES, Program, TensorMeta
 from progc.ir.tensor_file import open_tensors
 
+_WEIGHTS = "model.safetensors"
+
 
 @dataclasses.dataclass(frozen=True)
 class Port:
@@ -144,9 +146,6 @@ def _port_of(name: str, node: Any) -> Port:
 def _port(data: Mapping[str, Any]) -> Port:
     shape = data["shape"]
     return Port(str(data["name"]), data["dtype"], None if shape is None else tuple(int(size) for size in shape))
-
-
-_WEIGHTS = "model.safetensors"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

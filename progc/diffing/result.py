@@ -10,6 +10,8 @@ from progc.diffing.facts import Facts, Port
 
 OTHER_SHAPES = ("added", "removed", "reshaped")
 
+Rows = Sequence[tuple[str, ...]]
+
 
 @dataclasses.dataclass(frozen=True)
 class ChangeForm:
@@ -162,9 +164,6 @@ def _listed(changes: tuple[SizeChange, ...] | None) -> list[dict[str, Any]] | No
 
 def _list(items: tuple[str, ...] | None) -> list[str] | None:
     return None if items is None else list(items)
-
-
-Rows = Sequence[tuple[str, ...]]
 
 
 def text_of(diff: ProgramDiff) -> str:

@@ -29,6 +29,14 @@ _WIDER = {
     torch.complex32: torch.complex128,
     torch.complex64: torch.complex128,
 }
+# Arguments that make a random operation deterministic.
+_CERTAIN: Mapping[str, Callable[[Any], bool]] = {
+    "train": lambda value: value is False,
+    "training": lambda value: value is False,
+    "p": lambda value: value in (0.0, 1.0),
+    "dropout": lambda value: value == 0.0,
+    "dropout_p": lambda value: value == 0.0,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -226,15 +234,6 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
 def stochastic(graph: fx.Graph) -> list[fx.Node]:
     """Returns the nodes that draw random numbers; dropout of probability 0, or outside training, does not."""
     return [node for node in graph.nodes if node.op == "call_function" and _draws(node)]
-
-
-_CERTAIN: Mapping[str, Callable[[Any], bool]] = {
-    "train": lambda value: value is False,
-    "training": lambda value: value is False,
-    "p": lambda value: value in (0.0, 1.0),
-    "dropout": lambda value: value == 0.0,
-    "dropout_p": lambda value: value == 0.0,
-}
 
 
 def _draws(node: fx.Node) -> bool:

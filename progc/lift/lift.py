@@ -185,6 +185,81 @@ def keep_type(source: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
     return value
 
 
+def _entry_to_json(entry: TensorLift) -> dict[str, Any]:
+    data: dict[str, Any] = {"name": entry.name}
+    if entry.source != entry.name:
+        data["source"] = entry.source
+    if any(entry.dims):
+        data["dims"] = [None if index_map is None else index_map.to_json() for index_map in entry.dims]
+    if entry.splits:
+        data["splits"] = [
+            {"dim": split.dim}
+            | ({"where": to_runs(split.where)} if split.where is not None else {})
+            | ({"over": split.over.to_json()} if split.over is not None else {})
+            for split in entry.splits
+        ]
+    if entry.scales:
+        data["scales"] = [{"dim": scale.dim, "values": to_runs(scale.values)} for scale in entry.scales]
+    if entry.fills:
+        data["fills"] = [fill.to_json() for fill in entry.fills]
+    defaults = {"fresh": False, "init": "copy", "fill": None, "average": False, "storage": ""}
+    for key, default in defaults.items():
+        if getattr(entry, key) != default:
+            data[key] = getattr(entry, key)
+    if entry.eye is not None:
+        data["eye"] = dataclasses.asdict(entry.eye) | {"taps": list(entry.eye.taps)}
+    if entry.adds:
+        data["adds"] = [dataclasses.asdict(add) for add in entry.adds]
+    if entry.resample is not None:
+        data["resample"] = entry.resample.to_json()
+    return data
+
+
+def _entry_from_json(data: Mapping[str, Any]) -> TensorLift:
+    dims = tuple(None if item is None else IndexMap.from_json(item) for item in data.get("dims", ()))
+    splits = tuple(
+        Split(
+            item["dim"],
+            tuple(bool(v) for v in from_runs(item["where"])) if "where" in item else None,
+            IndexMap.from_json(item["over"]) if "over" in item else None,
+        )
+        for item in data.get("splits", ())
+    )
+    scales = tuple(Scale(item["dim"], tuple(from_runs(item["values"]))) for item in data.get("scales", ()))
+    return TensorLift(
+        name=data["name"],
+        source=data.get("source", data["name"]),
+        dims=dims,
+        splits=splits,
+        scales=scales,
+        fresh=data.get("fresh", False),
+        init=data.get("init", "copy"),
+        fill=data.get("fill"),
+        eye=Eye(**{**data["eye"], "taps": tuple(data["eye"]["taps"])}) if "eye" in data else None,
+        fills=tuple(Fill.from_json(item) for item in data.get("fills", ())),
+        adds=tuple(Add(**item) for item in data.get("adds", ())),
+        average=data.get("average", False),
+        resample=Resample.from_json(data["resample"]) if "resample" in data else None,
+        storage=data.get("storage", ""),
+    )
+
+
+def to_runs(values: tuple[Any, ...]) -> list[list[Any]]:
+    """Returns run lengths, `[[value, length], ...]`: vectors of scales are long and repetitive."""
+    runs: list[list[Any]] = []
+    for value in values:
+        if runs and runs[-1][0] == value:
+            runs[-1][1] += 1
+        else:
+            runs.append([value, 1])
+    return runs
+
+
+def from_runs(runs: list[list[Any]]) -> list[Any]:
+    """Reads what `to_runs` wrote."""
+    return [value for value, length in runs for _ in range(length)]
+
+
 def composed(first: Lift, second: Lift) -> Lift:
     """Returns the lift that does `first` and then `second`.
 
@@ -276,78 +351,3 @@ def strides(dims: tuple[IndexMap | None, ...]) -> tuple[slice | None, ...] | Non
             return None
         found.append(slice(int(index[0]), int(index[-1]) + 1, step))
     return tuple(found)
-
-
-def _entry_to_json(entry: TensorLift) -> dict[str, Any]:
-    data: dict[str, Any] = {"name": entry.name}
-    if entry.source != entry.name:
-        data["source"] = entry.source
-    if any(entry.dims):
-        data["dims"] = [None if index_map is None else index_map.to_json() for index_map in entry.dims]
-    if entry.splits:
-        data["splits"] = [
-            {"dim": split.dim}
-            | ({"where": to_runs(split.where)} if split.where is not None else {})
-            | ({"over": split.over.to_json()} if split.over is not None else {})
-            for split in entry.splits
-        ]
-    if entry.scales:
-        data["scales"] = [{"dim": scale.dim, "values": to_runs(scale.values)} for scale in entry.scales]
-    if entry.fills:
-        data["fills"] = [fill.to_json() for fill in entry.fills]
-    defaults = {"fresh": False, "init": "copy", "fill": None, "average": False, "storage": ""}
-    for key, default in defaults.items():
-        if getattr(entry, key) != default:
-            data[key] = getattr(entry, key)
-    if entry.eye is not None:
-        data["eye"] = dataclasses.asdict(entry.eye) | {"taps": list(entry.eye.taps)}
-    if entry.adds:
-        data["adds"] = [dataclasses.asdict(add) for add in entry.adds]
-    if entry.resample is not None:
-        data["resample"] = entry.resample.to_json()
-    return data
-
-
-def _entry_from_json(data: Mapping[str, Any]) -> TensorLift:
-    dims = tuple(None if item is None else IndexMap.from_json(item) for item in data.get("dims", ()))
-    splits = tuple(
-        Split(
-            item["dim"],
-            tuple(bool(v) for v in from_runs(item["where"])) if "where" in item else None,
-            IndexMap.from_json(item["over"]) if "over" in item else None,
-        )
-        for item in data.get("splits", ())
-    )
-    scales = tuple(Scale(item["dim"], tuple(from_runs(item["values"]))) for item in data.get("scales", ()))
-    return TensorLift(
-        name=data["name"],
-        source=data.get("source", data["name"]),
-        dims=dims,
-        splits=splits,
-        scales=scales,
-        fresh=data.get("fresh", False),
-        init=data.get("init", "copy"),
-        fill=data.get("fill"),
-        eye=Eye(**{**data["eye"], "taps": tuple(data["eye"]["taps"])}) if "eye" in data else None,
-        fills=tuple(Fill.from_json(item) for item in data.get("fills", ())),
-        adds=tuple(Add(**item) for item in data.get("adds", ())),
-        average=data.get("average", False),
-        resample=Resample.from_json(data["resample"]) if "resample" in data else None,
-        storage=data.get("storage", ""),
-    )
-
-
-def to_runs(values: tuple[Any, ...]) -> list[list[Any]]:
-    """Returns run lengths, `[[value, length], ...]`: vectors of scales are long and repetitive."""
-    runs: list[list[Any]] = []
-    for value in values:
-        if runs and runs[-1][0] == value:
-            runs[-1][1] += 1
-        else:
-            runs.append([value, 1])
-    return runs
-
-
-def from_runs(runs: list[list[Any]]) -> list[Any]:
-    """Reads what `to_runs` wrote."""
-    return [value for value, length in runs for _ in range(length)]

@@ -25,6 +25,15 @@ from progc.lift.index_map import IndexMap
 from progc.lift.lift import Lift, keep_type
 from progc.lift.shares import along, group_sum
 
+TOLERANCE = 1e-9
+"""Largest relative difference in float64 that counts as lossless."""
+
+ROUNDED = 1e-6
+"""The tolerance where a factor such as 1/sqrt(2), or the sum with a row, was rounded to the parameters' dtype."""
+
+_STIR = 0.02
+"""Standard deviation of the noise that is added to weights which would hide errors."""
+
 # `fills` concern new units only, which are dropped.
 _FIELDS = frozenset({"name", "source", "dims", "splits", "scales", "fresh", "init", "fill", "eye", "fills", "average"})
 _KINDS = frozenset({"copy", "free"})
@@ -255,18 +264,6 @@ def _put(entry: TensorLift, small: torch.Tensor, full: torch.Tensor) -> torch.Te
     if torch.equal(changed, full.detach()):
         return full  # a view, or nothing was trained
     return nn.Parameter(changed, requires_grad=full.requires_grad) if isinstance(full, nn.Parameter) else changed
-
-
-TOLERANCE = 1e-9
-"""Largest relative difference in float64 that counts as lossless."""
-
-
-ROUNDED = 1e-6
-"""The tolerance where a factor such as 1/sqrt(2), or the sum with a row, was rounded to the parameters' dtype."""
-
-
-_STIR = 0.02
-"""Standard deviation of the noise that is added to weights which would hide errors."""
 
 
 def measure(before: Program, after: Program, lifts: Sequence[Lift], *, seed: int) -> Difference:

@@ -21,6 +21,9 @@ from progc.ir.program import Program
 from progc.ir.tensor_file import write_tensors
 from progc.lift.optimizers.holdings import Holdings, commit, holdings, settled
 
+_TENSORS, _REST = "optimizer.safetensors", "optimizer.json"
+_FORMAT = 1
+
 
 def optimizer_state(optimizer: Optimizer, program: Program) -> dict[str, Any]:
     """Returns the groups and the state of an optimizer of `program`, by parameter name; tensors are not copied.
@@ -89,12 +92,6 @@ def load_optimizer_state(optimizer: Optimizer, program: Program, saved: Mapping[
 
 def _copied(value: Any, device: torch.device | None) -> Any:
     return value.detach().to(device or value.device, copy=True) if isinstance(value, torch.Tensor) else value
-
-
-_TENSORS, _REST = "optimizer.safetensors", "optimizer.json"
-
-
-_FORMAT = 1
 
 
 def save_optimizer(folder: Path | str, optimizer: Optimizer, program: Program) -> None:
