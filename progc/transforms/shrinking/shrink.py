@@ -24,7 +24,9 @@ from progc.lift.index_map import How
 from progc.lift.lift import Lift
 from progc.lift.selection import strides
 from progc.transforms.shrinking.removal import KeptBlocks, shortened
-from progc.transforms.width.widening import Widening
+from progc.transforms.width.widening import Widening, rewrite
+
+Units = Literal["spread", "leading"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,8 +62,6 @@ def shrunk(
     Raises:
         TargetError: a removed block is read from outside, or the network does not run at these sizes.
     """
-    from progc.transforms.width.widening import rewrite
-
     shorter = shortened(program, kept)
     narrowing = Narrowing(axes_of(program), sizes, shorter.vanished, units)
     entries = []
@@ -120,9 +120,6 @@ def _notes(program: Program, small: Program, lift: Lift, storage: str) -> Iterat
                 f"{list(program.tensors[entry.source].shape)} to {list(small.tensors[entry.name].shape)}; a "
                 "model class that computes it from its size may differ"
             )
-
-
-Units = Literal["spread", "leading"]
 
 
 class Narrowing(Widening):
