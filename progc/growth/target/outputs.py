@@ -23,7 +23,7 @@ from progc.ir.program import MODES, Program, TensorMeta
 from progc.lift.entry import Split, TensorLift
 from progc.lift.lift import Lift
 from progc.pipeline.base import PassResult
-from progc.transforms.width.widening import AxisGrowth, Widening
+from progc.transforms.width.widening import AxisGrowth, Widening, rewrite
 
 
 class _Appended(Widening):
@@ -49,8 +49,6 @@ def append_outputs(program: Program, sizes: Mapping[str, int], *, zero: bool = F
     Raises:
         NotLosslessError: an operation mixes the outputs (a softmax), so that the old ones would change.
     """
-    from progc.transforms.width.widening import rewrite
-
     if not sizes:
         return PassResult(program, False, lossless=True)
     table = axes_of(program)

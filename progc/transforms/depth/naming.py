@@ -18,6 +18,44 @@ from progc.analysis.chains import Chain
 from progc.ir.program import Program
 
 
+Arrangement = Literal["identity", "interpolate", "stack", "random"]
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockPlace:
+    """One place of the grown chain: the index of the old block it is made from, and whether it is a copy."""
+
+    source: int
+    copy: bool
+
+
+def interpolated(old: int, new: int) -> list[int]:
+    """Source of each new place, in order: old layers 0 .. old - rest - 1 occur q times, the others q + 1 times."""
+    times, rest = divmod(new, old)
+    return [i for i in range(old) for _ in range(times + (i >= old - rest))]
+
+
+def arranged(old: int, new: int, period: int, init: Arrangement) -> list[BlockPlace]:
+    """Returns the places of a chain that grows from `old` to `new` blocks, both multiples of the period, old <= new.
+
+    Blocks of one period stay together and in order for every init.
+    """
+    assert 0 < old <= new and old % period == new % period == 0
+    units, target = old // period, new // period
+    if init == "stack":
+        sources = [i % units for i in range(target)]
+    elif init == "random":
+        sources = [min(i, units - 1) for i in range(target)]
+    else:
+        sources = interpolated(units, target)
+    seen: set[int] = set()
+    places = []
+    for unit in sources:
+        places += [BlockPlace(unit * period + i, unit in seen) for i in range(period)]
+        seen.add(unit)
+    return places
+
+
 @dataclasses.dataclass(frozen=True)
 class Naming:
     """All names that the growth of one chain changes.
@@ -145,41 +183,3 @@ def in_order(names: Sequence[str], origin: Mapping[str, str], order: Mapping[str
     """
     position = {name: index for index, name in enumerate(names)}
     return sorted(origin, key=lambda name: order.get(name, (position[origin[name]], 0, 0)))
-
-
-Arrangement = Literal["identity", "interpolate", "stack", "random"]
-
-
-@dataclasses.dataclass(frozen=True)
-class BlockPlace:
-    """One place of the grown chain: the index of the old block it is made from, and whether it is a copy."""
-
-    source: int
-    copy: bool
-
-
-def interpolated(old: int, new: int) -> list[int]:
-    """Source of each new place, in order: old layers 0 .. old - rest - 1 occur q times, the others q + 1 times."""
-    times, rest = divmod(new, old)
-    return [i for i in range(old) for _ in range(times + (i >= old - rest))]
-
-
-def arranged(old: int, new: int, period: int, init: Arrangement) -> list[BlockPlace]:
-    """Returns the places of a chain that grows from `old` to `new` blocks, both multiples of the period, old <= new.
-
-    Blocks of one period stay together and in order for every init.
-    """
-    assert 0 < old <= new and old % period == new % period == 0
-    units, target = old // period, new // period
-    if init == "stack":
-        sources = [i % units for i in range(target)]
-    elif init == "random":
-        sources = [min(i, units - 1) for i in range(target)]
-    else:
-        sources = interpolated(units, target)
-    seen: set[int] = set()
-    places = []
-    for unit in sources:
-        places += [BlockPlace(unit * period + i, unit in seen) for i in range(period)]
-        seen.add(unit)
-    return places

@@ -23,7 +23,9 @@ from progc.lift.entry import Scale, TensorLift
 from progc.lift.index_map import How
 from progc.lift.lift import Lift, strides
 from progc.transforms.shrinking.removal import KeptBlocks, shortened
-from progc.transforms.width.widening import Widening
+from progc.transforms.width.widening import Widening, rewrite
+
+Units = Literal["spread", "leading"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,8 +61,6 @@ def shrunk(
     Raises:
         TargetError: a removed block is read from outside, or the network does not run at these sizes.
     """
-    from progc.transforms.width.widening import rewrite
-
     shorter = shortened(program, kept)
     narrowing = Narrowing(axes_of(program), sizes, shorter.vanished, units)
     entries = []
@@ -119,9 +119,6 @@ def _notes(program: Program, small: Program, lift: Lift, storage: str) -> Iterat
                 f"{list(program.tensors[entry.source].shape)} to {list(small.tensors[entry.name].shape)}; a "
                 "model class that computes it from its size may differ"
             )
-
-
-Units = Literal["spread", "leading"]
 
 
 class Narrowing(Widening):
