@@ -24,9 +24,16 @@ def state(program: Program) -> dict[str, tuple[torch.Tensor, int, bool, bool]]:
     }
 
 
-@pytest.mark.parametrize("mode", ["default", "reference"])
-@pytest.mark.parametrize("name", PROXIES)
-@pytest.mark.parametrize("model", MODELS)
+# Every proxy on every network, and in both modes on the first one, for each commit.
+CASES = [
+    pytest.param(model, name, mode, marks=[pytest.mark.slow] if mode == "reference" and model != MODELS[0] else [])
+    for model in MODELS
+    for name in PROXIES
+    for mode in ("default", "reference")
+]
+
+
+@pytest.mark.parametrize(("model", "name", "mode"), CASES)
 def test_nothing_is_changed_and_scores_repeat(model: str, name: str, mode: str) -> None:
     _, program, batch = networks.case(model, samples=16)
     halves = [networks.pytree.tree_map(lambda leaf, at=at: leaf[at : at + 8], batch) for at in (0, 8)]
