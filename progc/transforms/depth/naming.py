@@ -17,7 +17,6 @@ from typing import Any, Literal
 from progc.analysis.chains import Chain
 from progc.ir.program import Program
 
-
 Arrangement = Literal["identity", "interpolate", "stack", "random"]
 
 
