@@ -1,4 +1,4 @@
-"""What the commands share: from a source to a program, with its phases on the terminal."""
+"""What several commands need: from a source to a program, versions, parameter counts as text."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 
 
 def captured(terminal: Terminal, source: Source, weights: Path | None, seed: int) -> Program:
-    """Builds, loads and captures a source; says on stderr where its weights come from.
+    """Builds, loads and captures a source, and reports on stderr where its weights come from.
 
     Raises:
-        InputError: it cannot be built, the weights do not fit, or example inputs are missing.
-        CaptureError: it cannot be captured.
+        InputError: the model cannot be built, the weights do not fit, or example inputs are missing.
+        CaptureError: torch.export cannot capture the model.
     """
     with terminal.phase("build"):
         model = source.build(seed)
@@ -27,7 +27,7 @@ def captured(terminal: Terminal, source: Source, weights: Path | None, seed: int
 
             load_weights(model, weights)
     if weights is None:
-        origin = source.trained or f"none given (--weights): as {type(model).__name__} initialises them, seed {seed}"
+        origin = source.trained or f"initialised by {type(model).__name__} with seed {seed} (no --weights)"
         terminal.note(f"weights of {source.text}: {origin}")
     with terminal.phase("capture"):
         from progc.capturing.capture import capture
@@ -36,7 +36,7 @@ def captured(terminal: Terminal, source: Source, weights: Path | None, seed: int
 
 
 def versions() -> dict[str, Any]:
-    """What a report states about the software that made it."""
+    """Returns the versions that a report states."""
     import torch
 
     from progc.version import __version__
@@ -45,5 +45,5 @@ def versions() -> dict[str, Any]:
 
 
 def millions(count: int) -> str:
-    """A parameter count for people: `85,798,656 (85.8 M)`."""
+    """Returns a parameter count as text: `85,798,656 (85.8 M)`."""
     return f"{count:,}" + (f" ({count / 1e6:.1f} M)" if count >= 100_000 else "")

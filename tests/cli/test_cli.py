@@ -110,7 +110,7 @@ def test_grow_for_people(run: Command, net: Path) -> None:
     assert "hello from the file" not in outcome.out
     lines = outcome.err.splitlines()
     assert any(line.startswith("progc: capture: ") for line in lines)
-    assert "progc: weights of" in outcome.err and "as Net initialises them, seed 0" in outcome.err
+    assert "progc: weights of" in outcome.err and "initialised by Net with seed 0 (no --weights)" in outcome.err
 
 
 def test_inits_are_passed_on_and_lossy_ones_say_so(run: Command, net: Path) -> None:
