@@ -5,8 +5,7 @@
     progc grow examples/digits_vit.py --to vit_b --weights weights.safetensors --out grown
     progc plan examples/digits_vit.py --strategy zero-shot --out plan.json   which stages to train it in
 
-progc needs `build()` and `example_inputs()` in a file. To search, measure or train, it also needs `datasets()` and
-`loss()`.
+progc needs `build()` and `example_inputs()` in a file, and to search, measure or train also `datasets()` and `loss()`.
 """
 
 from __future__ import annotations
