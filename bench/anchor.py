@@ -1,13 +1,14 @@
 """Structural analysis side by side with Torch-Pruning (Fang et al., CVPR 2023), on the same models in one run.
 
     pip install -e '.[bench]'
-    python bench/anchor.py [MODEL ...]   # those models that have no row yet; --again measures them anew
+    python bench/anchor.py [MODEL ...]   # models without a row so far; --again measures them again
     python bench/anchor.py --list
     python bench/anchor.py --report      # docs/anchor.md from the results, nothing is run
 
-Both tools find which dims of which parameters belong together; Torch-Pruning to remove them, progc to add to them. Per
-model, in a process of its own with one thread and a time limit, for each tool: whether the structure is found, the
-share of the parameters that it reaches, CPU seconds, and whether the tool's own change by a factor of two then holds.
+Both tools find which dims of which parameters belong together: Torch-Pruning to remove units, progc to add them. Each
+model is measured in a separate process with one thread and a time limit. For each tool the script records whether the
+structure is found, the share of the parameters that it reaches, CPU seconds, and whether a change by a factor of two
+then works.
 """
 
 from __future__ import annotations
@@ -181,7 +182,7 @@ def _is_last(node: Any, kinds: tuple[type, ...]) -> bool:
 
 
 class Late(BaseException):
-    """No `Exception`: a tool that catches those, or the loop over its layers, must not go on."""
+    """No `Exception`: so that neither a tool that catches those nor the loop over its layers continues."""
 
 
 def both(name: str, limit: float) -> dict[str, Any]:
@@ -203,7 +204,7 @@ def both(name: str, limit: float) -> dict[str, Any]:
 
 
 def run(name: str, limit: float) -> dict[str, Any]:
-    """`both(name)` in a process of its own."""
+    """`both(name)` in a separate process."""
     row, failed = child(__file__, ["--one", "--limit", str(limit), name], 40 * limit)
     return row or {"model": name, **{tool: {"ok": False, "failure": failed} for tool in TOOLS}}
 
@@ -213,7 +214,7 @@ def main() -> None:
     parser.add_argument("models", nargs="*", help="names from --list; all of them if left out")
     parser.add_argument("--list", action="store_true", help="print the names and stop")
     parser.add_argument("--report", action="store_true", help="only write docs/anchor.md")
-    parser.add_argument("--again", action="store_true", help="measure models anew that have a row")
+    parser.add_argument("--again", action="store_true", help="measure models again that have a row")
     parser.add_argument("--limit", type=float, default=60, help="CPU seconds that a tool may take for a model")
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()

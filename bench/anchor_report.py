@@ -9,10 +9,11 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 _TEXT = """# Side by side with Torch-Pruning
 
-The nearest relative of progc's analysis is the dependency graph of
-[Torch-Pruning](https://github.com/VainF/Torch-Pruning) (Fang et al., CVPR 2023): both find which dims of which
-parameters belong together, it to remove channels, progc to add them. Written by `bench/anchor.py --report` from
-`bench/results/anchor.json`: {count} untrained models, both tools on the same model in one run, one thread, CPU seconds.
+The closest relative of progc's analysis is the dependency graph of
+[Torch-Pruning](https://github.com/VainF/Torch-Pruning) (Fang et al., CVPR 2023). Both find which dims of which
+parameters belong together: Torch-Pruning to remove channels, progc to add them. This page is
+written by `bench/anchor.py --report` from `bench/results/anchor.json`: {count} untrained models, both tools on the same
+model in one run, one thread, CPU seconds.
 
 | | progc | Torch-Pruning {version} |
 | --- | --- | --- |
@@ -20,14 +21,14 @@ parameters belong together, it to remove channels, progc to add them. Written by
 
 - *structure found*: progc captures and analyses the model; Torch-Pruning traces it (`build_dependency`) and gives a
   pruning group for every convolution and linear layer.
-- *parameters reached*: progc: on an axis that can grow. Torch-Pruning: in a group that can be got.
-- *factor of two holds*: progc: growth to twice the width is lossless by analysis and in float64. Torch-Pruning: its
-  pruner at ratio 0.5, all options at their defaults, layers that make the network's outputs left out; the pruned
-  network still runs and gives outputs of the same shape. Its users can help it with options that this run does not
-  give, such as the number of heads of each attention. A network that runs is a weaker demand than one that computes the
-  same.
+- *parameters reached*: in progc, parameters on an axis that can grow; in Torch-Pruning, parameters in a pruning group.
+- *factor of two holds*: in progc, growth to twice the width is lossless by analysis and in float64. In Torch-Pruning,
+  its pruner runs at ratio 0.5 with default options and without the layers that make the network's outputs, and the
+  pruned network still runs and returns outputs of the same shape. Users can give it options that this run does not
+  give, such as the number of heads of each attention. That a network runs is a weaker requirement than that it computes
+  the same function.
 - *seconds*: progc traces twice (train and eval) with torch.export, which carries symbolic batch sizes; Torch-Pruning
-  follows autograd through one forward. Groups are listed apart.
+  follows autograd through one forward. Groups are listed separately.
 
 ## What only one of them handles
 
@@ -72,7 +73,7 @@ def write_report(rows: list[dict[str, Any]]) -> None:
         version=version,
         summary="\n".join(f"| {' | '.join(cells)} |" for cells in summary),
         only="\n".join(_only(rows)),
-        table="Left four columns: progc; right four: Torch-Pruning.\n\n" + "\n".join(table),
+        table="The left four columns are progc, the right four Torch-Pruning.\n\n" + "\n".join(table),
         reasons="\n".join(_reasons(rows)) or "None.",
     )
     (ROOT / "docs/anchor.md").write_text(text, encoding="utf-8")

@@ -3,9 +3,9 @@
     python bench/checkpoint_faults.py [--damages 1000] [--kills 200] [--races 50] [--seed 0]
 
 About ten minutes on two cores. Damage: single bits, truncations, appended bytes, zeroed blocks, missing files, files
-swapped between and within checkpoints, links, further files, old folders under newer names; each time the checkpoint
-before must be used, with a message that names the file. Kills: SIGKILL of a process that does nothing but save, at
-random moments. Races: two processes save one step with different contents. Writes bench/results/checkpoint_faults.json.
+swapped between and within checkpoints, links, extra files, old folders under newer names. Each time the previous
+checkpoint must be used, and a message must name the file. Kills: SIGKILL at random moments of a process that only
+saves. Races: two processes save one step with different contents. Writes bench/results/checkpoint_faults.json.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""What checkpoints cost: seconds for which training stands still, at once and in the background; reading back.
+"""What checkpoints cost: seconds for which training waits, saving at once and in the background; seconds to read back.
 
     python bench/checkpoints.py [--parameters 22000000] [--saves 7]
 
-The state is a stack of linear layers with AdamW and one averaged copy: four numbers of 32 bits for each parameter.
-Hashing and copying are measured beside it, on the same bytes. Writes bench/results/checkpoints.json.
+The state is a stack of linear layers with AdamW and one averaged copy: four 32-bit numbers for each parameter.
+Hashing and copying the same bytes are measured for comparison. Writes bench/results/checkpoints.json.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What every measurement writes besides its numbers: the machine, the versions, the date; files are written whole."""
+"""What every measurement writes besides its numbers: machine, versions and date. Files are written atomically."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
 """Time and memory of capture, analysis and growth against size, from 5 million to a billion parameters.
 
-    python bench/cost.py [MODEL ...]     # those models; results are merged into bench/results/cost.json
+    python bench/cost.py [MODEL ...]     # these models; results are merged into bench/results/cost.json
     python bench/cost.py --list
     python bench/cost.py --report        # docs/cost.md and docs/cost.svg from the results, nothing is run
 
-Every model runs in a process of its own with one thread: built untrained at 224 pixels, captured with its weights,
+Every model runs in a separate process with one thread: built untrained at 224 pixels, captured with its weights,
 analysed, grown into a safetensors file and checked in float64. Seconds are CPU seconds. Memory is the peak resident
 size above that of the process after its imports, over the bytes of the grown weights.
 """
@@ -130,7 +130,7 @@ def _peak() -> int:
 
 
 def run(name: str, limit: float) -> dict[str, Any]:
-    """`measure(name)` in a process of its own."""
+    """`measure(name)` in a separate process."""
     row, failed = child(__file__, ["--one", name], limit)
     return row or {"model": name, "error": failed}
 

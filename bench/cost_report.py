@@ -18,9 +18,9 @@ _PANELS = (
 _TEXT = """# What it costs
 
 Time and memory against size, {count} networks from {least} to {most} parameters. Written by `bench/cost.py --report`
-from `bench/results/cost.json`; untrained timm models at 224 pixels, one thread, CPU seconds on a machine that had other
-work. Growth is the one in the table; networks are captured with their weights, grown into a safetensors file and
-checked in float64 at batch 1.
+from `bench/results/cost.json`; untrained timm models at 224 pixels, one thread, CPU seconds on a machine with other
+work. The table names the growth of each network. Networks are captured with their weights, grown into a safetensors
+file and checked in float64 at batch 1.
 
 ![seconds against size](cost.svg)
 
@@ -28,10 +28,10 @@ checked in float64 at batch 1.
 
 {table}
 
-`plan` is depth and width growth of graphs and shapes with all verification; `write` makes every grown tensor and writes
-it; `check` runs source and grown network in float64.
+`plan` grows graphs and shapes in depth and width, with all verification. `write` makes every grown tensor and writes
+it. `check` runs the source and the grown network in float64.
 
-How each part grows, as the exponent k of seconds ~ size^k (1 is linear):
+Scaling of each part, as the exponent k of seconds ~ size^k (1 is linear):
 
 {fits}
 
@@ -40,8 +40,8 @@ Analysis depends on the graph, not on the parameters: deeper networks have more 
 ## Memory
 
 Peak resident memory above that of the process after its imports, over the bytes of the grown weights. The grown network
-never exists in memory: parameters of the grown program are deferred (`progc/ir/deferred.py`), each is made when the
-file is written (`progc/ir/tensor_file.py`) and read back when the check reaches it. What stays is the source, the
+never exists in memory: parameters of the grown program are deferred (`progc/ir/deferred.py`). Each one is made when
+the file is written (`progc/ir/tensor_file.py`) and read back when the check reaches it. What stays is the source, the
 tensors at work, and a constant part (tracing, activations) that small networks show.
 
 {memory}

@@ -1,12 +1,12 @@
 """How far "any network" goes: every family of timm, torchvision, diffusers and transformers, captured and grown.
 
-    python bench/coverage.py                     # everything; under an hour on 2 cores; resumes where it was stopped
+    python bench/coverage.py                     # everything; under an hour on 2 cores; resumes if it was stopped
     python bench/coverage.py 'timm:conv*' ...    # some models, by glob
     python bench/coverage.py --list
 
 For each model: capture, then growth to `width*2`, `width*1.5`, `depth*2` and both, every one checked in float64 in eval
 mode and, where the train graph draws no random numbers, in train mode too. Weights are moved away from their initial
-values first, since zeros and ones hide errors. Every model has a process of its own with a time and a memory limit.
+values first, since zeros and ones hide errors. Every model runs in a separate process with limits on time and memory.
 Writes bench/results/coverage.json and docs/coverage.md.
 """
 
@@ -106,7 +106,7 @@ def _growth(program: Any, target: str, most: int) -> dict[str, Any]:
             growth = grow_with_report(program, parse_sizes(target))
     except (TargetError, NotLosslessError) as error:
         return {**entry, "outcome": "refused", "reason": str(error)}
-    except Exception as error:  # anything else is a defect of progc, and the sweep goes on
+    except Exception as error:  # anything else is a bug in progc, and the sweep continues
         return {**entry, "outcome": "defect", "reason": f"{type(error).__name__}: {' '.join(str(error).split())}"}
     seconds["check"] = growth.report["seconds"].get("check", 0.0)
     seconds["grow"] = round(seconds["grow"] - seconds["check"], 2)
@@ -205,7 +205,7 @@ def _child(key: str, memory: int, pipe: Connection) -> None:
 
 
 def sweep(keys: list[str], jobs: int, limit: float, memory: int) -> None:
-    """Measures each model in a process of its own, `jobs` at a time; appends rows to the file of rows."""
+    """Measures each model in a separate process, `jobs` at a time; appends rows to the file of rows."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch", "timm", "torchvision", "progc", "tests.zoo"])
     waiting, running = list(keys), {}

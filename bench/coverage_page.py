@@ -59,8 +59,8 @@ def _page(rows: list[Row]) -> list[str]:
     lines = [
         "# Coverage",
         "",
-        "What progc makes of every model family of timm, torchvision, diffusers and transformers. Written by",
-        "`python bench/coverage.py`; all figures are in `bench/results/coverage.json`.",
+        "How far progc can capture and grow every model family of timm, torchvision, diffusers and transformers.",
+        "Written by `python bench/coverage.py`; all figures are in `bench/results/coverage.json`.",
         "",
         f"{where['date'][:10]}, {where['usable_cores']} cores, Python {where['python']}, {versions}.",
         "",
@@ -103,12 +103,12 @@ def _worst(rows: list[Row]) -> list[str]:
 
 def _reading() -> list[str]:
     return [
-        "How to read the tables: *share* is the part of the parameters that lie on at least one axis that can grow;",
+        "How to read the tables: *share* is the share of the parameters that lie on at least one axis that can grow;",
         "*seconds* are capture, analysis (axes and chains), growth and float64 check of `width*2`, on one core. A",
-        "growth shows the factor of parameters and the largest relative difference in eval mode, a second one in train",
-        "mode; a dash means that it was refused, for the reason listed at the end; *proved*: exact by analysis, not",
-        "measured because of its size. Factors such as 1/sqrt(2) are rounded in the weights' own precision:",
-        "differences around 1e-7 come from there, 1e-15 is float64's own rounding.",
+        "growth cell shows the factor of parameters and the largest relative difference in eval mode, then in train",
+        "mode. A dash means that the growth was refused, for the reason listed at the end. *proved* means exact by",
+        "analysis, not measured because of the size. Factors such as 1/sqrt(2) are rounded to the weights' dtype:",
+        "differences around 1e-7 come from this, and differences around 1e-15 from the rounding of float64.",
     ]
 
 

@@ -4,7 +4,7 @@
 
 A vision transformer of 12 blocks (64 x 64 images, patches of 8, batch 8) trains with everything trainable and with
 parts of it frozen: forwards, backwards, AdamW on what trains, eager mode, in turns and in one process. Every step of a
-variant stands beside an unfrozen one; a figure is the median of the ratios of such pairs, with quartiles.
+variant is paired with an unfrozen step; a figure is the median of the ratios of these pairs, with quartiles.
 Activations are the storages that autograd saves in a real step, without parameters. Writes bench/results/freeze.json.
 """
 

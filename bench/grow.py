@@ -1,10 +1,10 @@
-"""Seconds and peak memory of `progc grow`, as users run it: a process of its own, from nothing to written files.
+"""Seconds and peak memory of `progc grow`, as users run it: a separate process, from start to written files.
 
     python bench/grow.py                  # ViT-Ti to ViT-B; about a minute
     python bench/grow.py SOURCE TARGET    # any other pair
 
-Memory above that of a process which only imports torch is given relative to the bytes of the grown weights. A thread
-per core; the median of several runs. Writes bench/results/grow.json.
+Memory above that of a process which only imports torch is given relative to the bytes of the grown weights. Each
+figure is the median of several runs with a thread per core. Writes bench/results/grow.json.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Every command that reads, pointed at files made to do harm: how many were refused in one line, with nothing run.
+"""Runs every command that reads files on harmful ones, and counts those refused in one line without running code.
 
     python bench/hostile.py [--out FILE]
 
-Cases: tests/hostile_files.py. The result, bench/results/hostile.json, says how many there were, and what went wrong.
+The cases are in tests/hostile_files.py. Writes bench/results/hostile.json: the number of cases and what went wrong.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""Training under kills: does a run that is killed again and again end as one that was not, bit for bit?
+"""Training under kills: does a run that is killed repeatedly end like an uninterrupted one, bit for bit?
 
     python bench/kill.py [--kills 200] [--seed 0]
 
 About ten minutes on two cores. A transformer with dropout, stochastic depth and an averaged copy trains in four stages
-with growth in depth and width, freezing and unfreezing. A third of the kills comes at random moments, a third at a call
-of fsync (inside a save), a third inside boundaries. Each run goes on after every kill by the same call until
-it is finished; weights, averages, optimizer state, random number generators and metrics are then compared with those of
+with growth in depth and width, freezing and unfreezing. A third of the kills happens at random moments, a third at a
+call of fsync (inside a save), a third inside boundaries. After every kill the run is resumed by the same call until it
+is finished. Weights, averages, optimizer state, random number generators and metrics are then compared with those of
 an uninterrupted run. Writes bench/results/kill.json.
 """
 

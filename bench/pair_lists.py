@@ -1,6 +1,6 @@
-"""Families of published sizes for bench/pairs.py: which models belong together, and pairs that are always tried.
+"""Families of published sizes for bench/pairs.py: which models belong together, and which pairs are always tried.
 
-A key is `library:name`, with options of the library's constructor behind a question mark:
+A key is `library:name`, followed by a question mark and options of the library's constructor:
 `timm:resnet18?num_classes=10`.
 """
 

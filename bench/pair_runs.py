@@ -2,7 +2,7 @@
 
 A process runs the pairs of one family, so that every model is captured once. Small models have real weights with
 noise; large ones are skeletons, and their growth is decided by analysis and by comparing the grown graph with the
-target's own, for which no weight is needed.
+target's own, which needs no weights.
 """
 
 from __future__ import annotations
@@ -238,7 +238,7 @@ def _lossy(program: Program, aim: Program) -> float | None:
 
 
 def _stay(grown: Program) -> Program:
-    """No weight is made: parameters keep their shapes, and their values are never asked for."""
+    """No weight is made: parameters keep their shapes, and their values are never computed."""
     return grown
 
 

@@ -9,19 +9,19 @@ from typing import Any
 
 _INTRO = """# Growth from model to model
 
-What `progc grow SOURCE --to TARGET` does for pairs of published sizes, {models} models in {families} families. This
+Results of `progc grow SOURCE --to TARGET` for pairs of published sizes: {models} models in {families} families. This
 page is written by `python bench/pairs.py`; do not edit it. Versions: {versions}.
 
-"Lossless" means that analysis proves it, and that the grown graph is the target's own, operation by operation,
-constants and buffers included. "Measured" pairs were also run: sources with noise on every weight, the grown weights
-loaded strictly into the class that the library builds, both classes in float64 and eval mode; the number is the largest
-relative difference of their outputs. Larger models were not run, only analysed.
+"Lossless" means that analysis proves it, and that the grown graph equals the graph of the target, operation by
+operation, constants and buffers included. "Measured" pairs were also run: the source has noise on every weight, the
+grown weights are loaded strictly into the class that the library builds, and both run in float64 and eval mode; the
+number is the largest relative difference of their outputs. Larger models were not run, only analysed.
 """
 
 OUTCOMES = (
     "lossless, loads strictly",
     "lossless on the old classes",
-    "lossless after options are set alike",
+    "lossless after options are matched",
     "refused",
     "failed",
 )
@@ -53,7 +53,7 @@ def outcome(row: dict[str, Any]) -> str:
     if row["outcome"] != "lossless":
         return str(row["outcome"])
     if row.get("alike"):
-        return "lossless after options are set alike"
+        return "lossless after options are matched"
     return "lossless on the old classes" if row.get("compared") == "old classes" else "lossless, loads strictly"
 
 

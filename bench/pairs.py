@@ -2,14 +2,14 @@
 
     python bench/pairs.py                      # all pairs, two processes; writes docs/pairs.md
     python bench/pairs.py --only 'timm:swin*'  # pairs whose source, target or family matches
-    python bench/pairs.py --list               # the pairs, and nothing else
+    python bench/pairs.py --list               # the pairs, without running them
     python bench/pairs.py --table              # only writes docs/pairs.md from what is recorded
-    python bench/pairs.py --also DIGEST        # rows of that code count too, where there is no newer one
+    python bench/pairs.py --also DIGEST        # also use rows of that code, if there is no newer one
 
-Families are in bench/pair_lists.py; pairs are neighbours of a series, pairs of which the second holds every tensor of
-the first and none smaller, one long jump per family, and a few named ones. Each family runs in a process of its own
-with limits on time and memory. Results are kept pair by pair in bench/results/pairs.jsonl, each with a digest of the
-code it was made with; a run that is repeated with the same code and libraries goes on where the last one ended. Writes
+Families are in bench/pair_lists.py. Pairs are neighbours of a series, pairs in which the second model has every tensor
+of the first at the same size or larger, one long jump per family, and a few named ones. Each family runs in a separate
+process with limits on time and memory. Results are kept pair by pair in bench/results/pairs.jsonl, each with a digest
+of the code that made it; a run that is repeated with the same code and libraries resumes. Writes
 bench/results/pairs.json and docs/pairs.md.
 """
 

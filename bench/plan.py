@@ -4,9 +4,9 @@
 
 `bounds`: for published models the speed-up of manual schedules of four equal stages over training the full network
 throughout: by FLOPs that are counted on the graph, by the roofline, and by a cost that is linear in tokens and blocks,
-which is how the bounds of the published schedules are computed. Each model is captured in a process of its own, without
-memory for its weights; the memory that its planning took, above that of the same work on a tiny network, stands beside
-the bytes of its weights.
+which is how the bounds of the published schedules are computed. Each model is captured in a separate process, without
+memory for its weights. The memory of its planning, above that of the same work on a tiny network, is reported with the
+bytes of its weights.
 
 `times`: 20 stage candidates each of a vision transformer and of a diffusion transformer, of different depth, resolution
 and trainable set. Steps (forward, loss, backward, AdamW) are measured in turns, in CPU seconds on one thread, which
@@ -153,7 +153,7 @@ def spearman(a: list[float], b: list[float]) -> float:
 
 
 def main() -> None:
-    """Measures, prints, writes; a part that is not asked for keeps its earlier results."""
+    """Measures, prints, writes; a part that is not run keeps its earlier results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", nargs="?", choices=("bounds", "times", "all"), default="all")
     parser.add_argument("--rounds", type=int, default=7, help="measured steps of each candidate")

@@ -1,13 +1,13 @@
-"""Does "lossless" hold? Random networks, random growth plans, and what the float64 check says of each.
+"""Does "lossless" hold? Random networks, random growth plans, and the float64 check of each.
 
     python bench/properties.py                # 1,000 cases: 250 networks with 4 plans each; about half an hour
     python bench/properties.py --cases 100    # fewer
-    python bench/properties.py --only 17      # one network again, with everything that is wrong with it
+    python bench/properties.py --only 17      # one network again, with all its faults
 
 A case is a network (`tests/properties/networks.py`) and a plan (`tests/properties/plans.py`), both drawn from the
 seed. It is either refused in one line, or exact: eval and train outputs, written buffers, gradients of the inputs,
-ties, and the old weights given back by `progc.lift.revert`; or it was asked to be lossy and runs. A run that was
-interrupted goes on where it stopped. Writes bench/results/properties.json.
+ties, and the old weights given back by `progc.lift.revert`; or it was requested as lossy and runs. An
+interrupted run resumes. Writes bench/results/properties.json.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Cost of scoring the candidates of a zero-shot search, beside the same search done as the published code does it.
+"""Cost of scoring the candidates of a zero-shot search, compared with the same search done as in the published code.
 
     python bench/proxies.py                       latents of 8x8 and 16x16, levels 1 and 2: the candidates of the
                                                   first stage as published; results in bench/results/proxies.json
@@ -6,8 +6,8 @@
     python bench/proxies.py --sizes 32 --levels 1
 
 Candidates are sizes of the latents and levels of interleaved unfreezing (of 4), of a diffusion transformer with 12
-blocks of width 384 for latents of 32x32. Results of other candidates are kept in the file. Each side runs in a process
-of its own, one after the other. CPU seconds and peak memory are those of the search alone, from the built model on; for
+blocks of width 384 for latents of 32x32. Results of other candidates are kept in the file. Each side runs in a separate
+process, one after the other. CPU seconds and peak memory are those of the search alone, from the built model on; for
 ours, making the programs of the candidates counts too.
 """
 

@@ -1,13 +1,14 @@
-"""Step time of compiled stage modules over torch.compile of the user's own module, and what compiling them takes.
+"""Step time of compiled stage modules over torch.compile of the original module, and the time that compiling takes.
 
     python bench/step_time.py [MODEL ...] [--rounds 40] [--device cuda] [--amp bf16] [--large]    some minutes a model
 
 A vision transformer, a ConvNeXt and a DiT train one step after another in three forms, in turns and in one process:
-`torch.compile(module)` as a user has it, the stage module as one graph, and the stage module with one compiled function
-per kind of block. A step is forward, backward, AdamW. A figure is the median of the ratios of neighbours in time, with
-quartiles. Compile seconds are those of the first step, in an empty cache, without worker processes (CPU seconds of this
-process). Then a ViT of 6 and of 24 blocks: compile CPU seconds of each form at both depths, each in a process of its
-own. `--large` takes ViT-B, DeiT-S and DiT-XL/2 at their usual sizes (a GPU). Writes bench/results/step_time.json.
+`torch.compile(module)` of the original module, the stage module as one graph, and the stage module with one compiled
+function per kind of block. A step is forward, backward, AdamW. A figure is the median of the ratios of neighbours in
+time, with quartiles. Compile seconds are those of the first step, in an empty cache, without worker processes (CPU
+seconds of this process). Then a ViT of 6 and of 24 blocks: compile CPU seconds of each form at both depths, each in a
+separate process. `--large` takes ViT-B, DeiT-S and DiT-XL/2 at their usual sizes (a GPU). Writes
+bench/results/step_time.json.
 """
 
 from __future__ import annotations
@@ -97,7 +98,7 @@ WAYS = ("torch.compile", "whole", "regions")
 
 
 class Form:
-    """One way to compile one module, with an optimizer of its own."""
+    """One way to compile one module, with its own optimizer."""
 
     def __init__(self, way: str, module: nn.Module, args: tuple[Any, ...], device: str, amp: str) -> None:
         if way == "torch.compile":
@@ -135,7 +136,7 @@ class Form:
 
 
 def measured(name: str, build: Callable[[], Built], rounds: int, device: str, amp: str) -> dict[str, Any]:
-    """Seconds of every form, and ratios to torch.compile of pairs that stand beside each other in time."""
+    """Seconds of every form, and ratios to torch.compile of pairs of neighbours in time."""
     torch.manual_seed(0)
     model, args = build()
     forms = {}
@@ -170,7 +171,7 @@ def measured(name: str, build: Callable[[], Built], rounds: int, device: str, am
 
 
 def by_depth() -> dict[str, Any]:
-    """CPU seconds of compiling at two depths, each in a process of its own with an empty cache."""
+    """CPU seconds of compiling at two depths, each in a separate process with an empty cache."""
     found: dict[str, dict[str, Any]] = {}
     for way in WAYS:
         seconds = {}

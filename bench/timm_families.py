@@ -1,4 +1,4 @@
-"""The smallest variant of each family module of timm. `python bench/models.py` finds them anew."""
+"""The smallest variant of each family module of timm. `python bench/models.py` finds them again."""
 
 SMALLEST: dict[str, str] = {
     "beit": "beit_base_patch16_224",

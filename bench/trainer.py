@@ -2,14 +2,13 @@
 
     python bench/trainer.py [--steps 120] [--stops 5]        about ten minutes on two cores
 
-Overhead: after every step of `progc.Trainer` a bare loop does one of its own (a copy of the same module, a DataLoader
-over the same samples, AdamW, clipping, `loss.item()`), in the same process; a figure is the median of the ratios of
-such pairs, with quartiles, for eager and for compiled regions.
-Boundary: a vision transformer grows from 3 to 6 blocks while the next stage is compiled ahead. Lost is the time from
-the last step of one stage to the first step of the next, less an ordinary step; beside it the same for the first step
-of a run that begins with 6 blocks and an empty cache. Each in a process of its own.
-SIGTERM: `progc train` is sent the signal in the middle of training; seconds until it has saved and is gone. Writes
-bench/results/trainer.json.
+Overhead: after every step of `progc.Trainer` a bare loop does one step (a copy of the same module, a DataLoader over
+the same samples, AdamW, clipping, `loss.item()`), in the same process; a figure is the median of the ratios of such
+pairs, with quartiles, for eager and for compiled regions. Boundary: a vision transformer grows from 3 to 6 blocks
+while the next stage is compiled ahead. Lost is the time from the last step of one stage to the first step of the next,
+less an ordinary step; for comparison, the same for the first step of a run that begins with 6 blocks and an empty
+cache. Each runs in a separate process. SIGTERM: `progc train` is sent the signal in the middle of training; the figure
+is the seconds until it has saved and exited. Writes bench/results/trainer.json.
 """
 
 from __future__ import annotations
@@ -64,17 +63,17 @@ def samples() -> TensorDataset:
 
 
 class Clock(Progress):
-    """Shows nothing; knows when each step was done, and does something of its own behind it."""
+    """Shows nothing; records when each step was done, and calls a function after it."""
 
-    def __init__(self, behind: Any = None) -> None:
+    def __init__(self, after: Any = None) -> None:
         super().__init__(shows=False)
-        self.behind, self.spans, self.left = behind, [], time.perf_counter()
+        self.after, self.spans, self.left = after, [], time.perf_counter()
 
     def step(self, step: int, loss: float) -> None:
         """Since the last one was left."""
         self.spans.append(time.perf_counter() - self.left)
-        if self.behind is not None:
-            self.behind()
+        if self.after is not None:
+            self.after()
         self.left = time.perf_counter()
 
 
@@ -95,7 +94,7 @@ def trained(folder: Path, depths: list[int], steps: int, clock: Clock, **more: A
 
 
 def overhead(compile_as: str, steps: int, folder: Path) -> dict[str, Any]:
-    """Ratios of a step of the trainer to the bare one that stands beside it."""
+    """Ratios of a step of the trainer to the bare step measured with it."""
     program = progc.capture(copy.deepcopy(model(6)), (torch.zeros(BATCH, 3, 64, 64),))
     module = emit(program, "eager" if compile_as == "eager" else "regions", modes=("train",)).train()
     optimizer = torch.optim.AdamW(module.parameters(), lr=1e-3)
@@ -144,7 +143,7 @@ def lost(depths: list[int], steps: int, folder: Path) -> dict[str, Any]:
 
 
 def boundary(steps: int) -> dict[str, Any]:
-    """The warm boundary beside the cold compile."""
+    """The warm boundary and the cold compile."""
     found = {}
     for name, depths in (("warm boundary", "3,6"), ("cold compile", "6")):
         row, failed = child(__file__, ["--lost", depths, str(steps)], 900)

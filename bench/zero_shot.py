@@ -1,11 +1,11 @@
-"""Schedules of fine-tuning by the published vote and by ours, on scikit-learn's digits.
+"""Fine-tuning schedules found by the published vote and by ours, on scikit-learn's digits.
 
     python bench/zero_shot.py [--seeds 3] [--steps 120] [--threads 1]        some minutes
 
 A transformer of 8 blocks learns upright digits, then is fine-tuned on digits that lie on their side, inverted, in four
-equal stages. At the start of each stage the search decides which blocks train, with the weights of that moment;
-fixed schedules stand beside it. A figure is the mean over seeds: accuracy on held-out digits, and the predicted time
-of all steps as a share of that of training everything throughout. Writes bench/results/zero_shot.json.
+equal stages. At the start of each stage the search decides which blocks train, with the weights of that moment. Fixed
+schedules are compared with it. A figure is the mean over seeds: accuracy on held-out digits, and the predicted time of
+all steps as a share of that of training everything throughout. Writes bench/results/zero_shot.json.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def tuned(name: str, seed: int, steps: int, start: Program, data: tuple[Tensor, 
 
 
 def own(program: Program) -> Program:
-    """The program over memory of its own."""
+    """The program over its own copy of the tensors."""
     return program.replace(
         tensors={
             name: torch.nn.Parameter(tensor.detach().clone())

@@ -1,14 +1,14 @@
-"""What `make demo` runs: train a small ViT on real digits, grow it to the size of a ViT-B, compare every answer.
+"""Trains a small ViT on real digits, grows it to the size of a ViT-B, and compares every prediction.
 
-The comparison trusts nothing of progc: it loads the written file into the user's own class, at the grown size,
-with `strict=True`, and asks both networks about every held-out image. One different answer is exit code 1.
+The comparison does not rely on progc: it loads the written file into the plain class at the grown size with
+`strict=True`, and compares the predictions of both networks on every held-out image. The exit code is 1 if one differs.
 """
 
 from __future__ import annotations
 
 import os
 
-# Threads that sleep while they wait: on a busy machine, spinning ones slow small layers down many times over.
+# Threads sleep while they wait: on a busy machine, spinning threads slow small layers down many times.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import argparse
@@ -33,13 +33,13 @@ GROWN_SIZE = {"depth": 12, "width": 768, "heads": 12}
 
 
 def typed(path: Path) -> str:
-    """The path as one would type it here: relative where it lies below."""
+    """Returns the path as a user would type it: relative if it lies below the current folder."""
     path = path.resolve()
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 def grow(weights: Path, out: Path, console: Console) -> None:
-    """Runs the command a user would type. Its progress goes straight to the terminal, its result through `console`."""
+    """Runs `progc grow` as a user would, with its progress on the terminal and its result on `console`."""
     options = ["grow", typed(HERE / "digits_vit.py"), "--to", "vit_b", "--weights", typed(weights)]
     options += ["--out", typed(out)]
     console.print(f"\n[bold]$ progc {' '.join(options)}[/bold]", highlight=False, soft_wrap=True)
@@ -87,7 +87,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=HERE.parent / ".demo", help="folder of the demo (default .demo)")
     parser.add_argument("--seconds", type=float, default=60, help="how long to train (default 60)")
-    parser.add_argument("--picture", type=Path, help="also write what is shown as an SVG")
+    parser.add_argument("--picture", type=Path, help="also write the output as an SVG")
     options = parser.parse_args()
     console = Console(record=options.picture is not None, width=112 if options.picture else None)
 
@@ -103,7 +103,7 @@ def main() -> int:
     save_file(small.state_dict(), weights)
 
     console.print("\n[bold]2. Grow it to the size of a ViT-B[/bold]")
-    shutil.rmtree(folder, ignore_errors=True)  # of an earlier demo: progc never writes into a folder with files
+    shutil.rmtree(folder, ignore_errors=True)  # left by an earlier demo: progc never writes into a folder with files
     grow(weights, folder, console)
 
     console.print("\n[bold]3. Load the result into the same class, compare every held-out image[/bold]")
@@ -121,7 +121,7 @@ def main() -> int:
     console.print(f"largest difference of any logit: {(before - after).abs().max():.1e} (float32)")
     console.print(f"progc's own check: {report['max_rel_diff']:.1e} relative (float64), lossless: {report['lossless']}")
     if options.picture:
-        console.save_svg(str(options.picture), title="make demo")
+        console.save_svg(str(options.picture), title="digits_demo.py")
     return 0 if same == len(test_labels) else 1
 
 

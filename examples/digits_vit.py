@@ -1,11 +1,11 @@
-"""A vision transformer for 8x8 handwritten digits, in plain PyTorch. Copy this file and make it yours.
+"""A vision transformer for 8x8 handwritten digits, in plain PyTorch. Copy this file and adapt it.
 
     python examples/digits_vit.py --out weights.safetensors --seconds 60     train it (about a minute)
     progc inspect examples/digits_vit.py --axes --chains                     what can grow in it
     progc grow examples/digits_vit.py --to vit_b --weights weights.safetensors --out grown
     progc plan examples/digits_vit.py --strategy zero-shot --out plan.json   which stages to train it in
 
-progc needs `build()` and `example_inputs()` of a file, and to search or to measure `datasets()` and `loss()` as well.
+progc needs `build()` and `example_inputs()` in a file, and to search, measure or train also `datasets()` and `loss()`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """What `make demo` runs: one network trained twice with `progc train`, at full size throughout and progressively.
 
-Both runs take the same number of epochs over scikit-learn's handwritten digits, with the same settings. The second one
-begins with a quarter of the blocks and grows at three boundaries, each of which is checked in float64.
+Both runs take the same number of epochs over scikit-learn's handwritten digits, with the same settings. The second
+begins with a quarter of the blocks and grows at three boundaries. The demo then prints what was trained, what grew,
+what it cost and what came out. Exit code 1 if a boundary changed the function of the network.
 """
 
 from __future__ import annotations
@@ -26,18 +27,17 @@ CONFIG = HERE / "digits.toml"
 
 
 def typed(path: Path) -> str:
-    """The path as one would type it here: relative where it lies below."""
+    """Returns the path as a user would type it: relative if it lies below the current folder."""
     path = path.resolve()
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 def train(stages: int, out: Path, more: list[str], console: Console) -> dict[str, Any]:
-    """Runs the command a user would type; its progress goes straight to the terminal."""
+    """Runs `progc train` as a user would, with its progress on the terminal, and returns its report."""
     options = ["train", typed(CONFIG), "--stages", str(stages), "--out", typed(out), *more]
-    console.print(f"\n[bold]$ progc {' '.join(options)}[/bold]", highlight=False, soft_wrap=True)
+    console.print(f"[bold]$ progc {' '.join(options)}[/bold]", highlight=False, soft_wrap=True)
     program = Path(sys.executable).with_name("progc")
-    command = [str(program), *options, "--json"]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, encoding="utf-8")
+    done = subprocess.run([str(program), *options, "--json"], stdout=subprocess.PIPE, text=True, encoding="utf-8")
     if done.returncode:
         sys.exit(done.returncode)
     report: dict[str, Any] = json.loads(done.stdout)
@@ -45,58 +45,111 @@ def train(stages: int, out: Path, more: list[str], console: Console) -> dict[str
 
 
 def boundaries(run: Path) -> list[dict[str, Any]]:
-    """What the run wrote about its boundaries."""
+    """Returns the records of a run's boundaries, in order."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     return [line for line in lines if line["kind"] == "boundary"]
 
 
 def accuracy(run: Path) -> float:
-    """Part of the held-out digits that the written weights, in the user's own class, get right."""
+    """Loads the written weights into the plain class and returns the accuracy on held-out digits, in [0, 1]."""
     model = build()
     model.load_state_dict(load_file(run / "model.safetensors"), strict=True)
     _, _, images, labels = load_digits()
     return float((predict(model, images).argmax(1) == labels).double().mean())
 
 
+def columns(*names: str) -> Table:
+    """Returns an empty table; its first column is aligned to the left."""
+    table = Table(box=box.SIMPLE_HEAD)
+    for place, name in enumerate(names):
+        table.add_column(name, justify="right" if place else "left")
+    return table
+
+
+def growth(run: Path, steps: int) -> Table:
+    """Returns one row per stage: its size, when it ran, and what growth changed when it began."""
+    stages = json.loads((run / "plan.json").read_text(encoding="utf-8"))["stages"]
+    crossed = {line["stage"]: line for line in boundaries(run)}
+    begins = [crossed[stage["index"]]["step"] if stage["index"] else 0 for stage in stages]
+    table = columns("stage", "steps", "blocks", "parameters", "loss before growth", "loss after", "outputs differ by")
+    for stage, begin, end in zip(stages, begins, [*begins[1:], steps], strict=True):
+        depth = sum(stage["point"]["depths"].values())
+        row = [str(stage["index"] + 1), f"{begin} to {end}", str(depth), f"{stage['cost']['parameters']:,}"]
+        line = crossed.get(stage["index"])
+        if line is not None:
+            row += [f"{line['loss_before']:.4f}", f"{line['loss_after']:.4f}", f"{line['max_rel_diff']:.1e}"]
+        table.add_row(*row)
+    return table
+
+
+def story(reports: dict[str, dict[str, Any]], right: dict[str, float], console: Console) -> bool:
+    """Prints what was trained, what grew, what it cost and what came out. Returns whether all growth was lossless."""
+    full, progressive = reports["full size"], reports["progressive"]
+    run = Path(progressive["run"])
+    stages = json.loads((run / "plan.json").read_text(encoding="utf-8"))["stages"]
+    first, last = (sum(stage["point"]["depths"].values()) for stage in (stages[0], stages[-1]))
+
+    console.print("\n[bold]What was trained[/bold]")
+    console.print(
+        f"A vision transformer with {last} blocks and {stages[-1]['cost']['parameters']:,} parameters, on 1,437 images "
+        f"of handwritten digits.\nBoth runs had the same settings; they took {full['step']} and {progressive['step']} "
+        "steps.",
+        highlight=False,
+    )
+
+    console.print("\n[bold]What grew[/bold]")
+    console.print(
+        f"The progressive run began with {first} of {last} blocks; progc inserted the others at {len(stages) - 1} "
+        "boundaries:",
+        highlight=False,
+    )
+    console.print(growth(run, progressive["step"]), highlight=False)
+    crossed = boundaries(run)
+    lossless = all(line["lossless"] for line in crossed)
+    verdict = (
+        "No growth changed what the network computes: outputs differ by float64 rounding only."
+        if lossless
+        else "A growth changed what the network computes."
+    )
+    console.print(verdict, highlight=False)
+
+    console.print("\n[bold]What it cost, and what came out[/bold]")
+    table = columns("run", "seconds of training", "held-out digits right")
+    for name, report in reports.items():
+        table.add_row(name, f"{report['train_seconds']:.1f}", f"{right[name]:.2%}")
+    console.print(table, highlight=False)
+    faster = full["train_seconds"] / progressive["train_seconds"]
+    console.print(f"speed-up: {faster:.2f}x, growth included", style="bold")
+    console.print(
+        f"The trained weights are in {typed(run / 'model.safetensors')}. They were loaded into the plain PyTorch class "
+        "for this count.",
+        markup=False, highlight=False, soft_wrap=True,
+    )  # fmt: skip
+    return lossless
+
+
 def main() -> int:
-    """Trains both and compares them. Exit code 1 where a boundary changed the function."""
+    """Trains both and compares them. Returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=HERE.parent / ".demo", help="folder of the demo (default .demo)")
-    parser.add_argument("--epochs", type=int, help="of each run (default: as the config has it)")
-    parser.add_argument("--picture", type=Path, help="also write what is shown as an SVG")
+    parser.add_argument("--epochs", type=int, help="epochs of each run (default: those of the config)")
+    parser.add_argument("--picture", type=Path, help="also write the output as an SVG")
     options = parser.parse_args()
     console = Console(record=options.picture is not None, width=112 if options.picture else None)
     more = [] if options.epochs is None else ["--epochs", str(options.epochs)]
 
+    titles = {"full size": "at full size throughout", "progressive": "progressively, in four stages"}
     runs = {"full size": (1, options.out / "full"), "progressive": (4, options.out / "progressive")}
-    seconds, right = {}, {}
+    reports, right = {}, {}
     for number, (name, (stages, run)) in enumerate(runs.items(), 1):
-        shutil.rmtree(run, ignore_errors=True)  # of an earlier demo: progc goes on with a run that is there
-        console.print(f"\n[bold]{number}. Train the network {'at' if stages == 1 else 'in stages:'} {name}[/bold]")
-        seconds[name] = train(stages, run, more, console)["train_seconds"]
+        shutil.rmtree(run, ignore_errors=True)  # left by an earlier demo: progc would resume it
+        console.print(f"\n[bold]{number}. Train the network {titles[name]}[/bold]")
+        reports[name] = train(stages, run, more, console)
         right[name] = accuracy(run)
-
-    console.print("\n[bold]3. Side by side[/bold]")
-    table = Table(box=box.SIMPLE_HEAD)
-    for column in ("", "seconds of training", "held-out digits right"):
-        table.add_column(column, justify="left" if not column else "right")
-    for name in runs:
-        table.add_row(name, f"{seconds[name]:.1f}", f"{right[name]:.2%}")
-    console.print(table)
-    console.print(
-        f"speed-up: {seconds['full size'] / seconds['progressive']:.2f}x, same epochs, same settings", style="bold"
-    )
-
-    crossed = boundaries(options.out / "progressive")
-    for line in crossed:
-        console.print(
-            f"stage {line['stage'] + 1} began at step {line['step']}: loss {line['loss_before']:.4f} before, "
-            f"{line['loss_after']:.4f} after; outputs differ by {line['max_rel_diff']:.1e} (float64)",
-            highlight=False,
-        )
+    lossless = story(reports, right, console)
     if options.picture:
         console.save_svg(str(options.picture), title="make demo")
-    return 0 if all(line["lossless"] for line in crossed) else 1
+    return 0 if lossless else 1
 
 
 if __name__ == "__main__":

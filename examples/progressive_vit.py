@@ -1,10 +1,10 @@
-"""The network of `make demo`: twelve blocks, and digits that are moved about while it trains.
+"""The network of `make demo`: a ViT of twelve blocks, trained on randomly shifted digits.
 
     progc train examples/digits.toml --out runs/digits          progressively
     progc train examples/digits.toml --stages 1 --out runs/full at full size throughout
 
-progc needs `build()`, `example_inputs()` and `datasets()` of a file; `loss(outputs, batch)` where it is not the cross
-entropy of (inputs, labels).
+progc needs `build()`, `example_inputs()` and `datasets()` in a file, and `loss(outputs, batch)` if the loss is not the
+cross entropy of (inputs, labels).
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@
     accelerate launch --multi_gpu --num_processes 2 examples/stages_accelerate.py
     torchrun --nproc-per-node 2 examples/stages_accelerate.py       also without a GPU, where accelerate starts only one
 
-Each stage has a module of its own, so accelerate prepares everything anew where a stage begins and lets go of it where
+Each stage has its own module, so accelerate prepares everything again where a stage begins and releases it where
 the stage ends; the optimizer and the averaged copy are the same ones throughout. Every process grows the network
 itself, from the same weights and the same seed: the hash at the end shows that all of them hold the same network.
 """

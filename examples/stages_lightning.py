@@ -3,8 +3,8 @@
     pip install 'progc[lightning,demo]'
     python examples/stages_lightning.py
 
-A stage brings its own module, so each gets a LightningModule of its own; the optimizer and the averaged copy are the
-same ones throughout. The Trainer stays too: `fit` wraps the module anew and goes on at the epoch and the global step
+Each stage has its own module, so each gets its own LightningModule; the optimizer and the averaged copy are the same
+ones throughout. The Trainer stays too: `fit` wraps the module again and continues at the epoch and the global step
 that it had reached.
 """
 

@@ -1,9 +1,10 @@
-"""Trains the digits network in three stages with a plain loop: small at first, the whole network in the end.
+"""Trains the digits network in three stages with a plain loop, from a small network to the full one.
 
     python examples/stages_loop.py --steps 300        about half a minute
 
-`progc.stages` yields one stage after another; what is between two of them (growth, the optimizer, averages, drop rates)
-happens where the loop asks for the next one. A stage ends early once its loss stands still, and late while it falls.
+`progc.stages` yields one stage after another; what happens between two of them (growth, the optimizer, averages, drop
+rates) happens when the loop takes the next one. A stage ends early if its loss stops falling, and late while it still
+falls.
 """
 
 from __future__ import annotations

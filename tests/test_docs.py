@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import inspect
 import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -164,15 +166,43 @@ def test_every_module_that_a_document_names_exists() -> None:
             assert (ROOT / name).exists(), f"{path.relative_to(ROOT)} names {name}, which does not exist"
 
 
-def test_the_map_of_modules_is_complete() -> None:
-    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
-    named = set(MODULE.findall(text))
-    # These folders stand for their files; of the others each file is named.
-    whole = ("progc/analysis/axes/rules/", "progc/transforms/resolution/rules/", "progc/cli/", "passes/", "models/")
-    for path in SOURCES:
-        name = path.relative_to(ROOT).as_posix()
-        if path.name not in ("__init__.py", "__main__.py"):
-            assert name in named or name.startswith(whole), f"docs/architecture.md does not say what {name} is for"
+# --- the picture of the packages ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def architecture() -> ModuleType:
+    """docs/architecture.py as a module."""
+    spec = importlib.util.spec_from_file_location("architecture", ROOT / "docs" / "architecture.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_picture_of_the_packages_is_current(architecture: ModuleType) -> None:
+    drawn = (ROOT / "docs" / "architecture.svg").read_text(encoding="utf-8")
+    assert drawn == architecture.picture(), "run `python docs/architecture.py` and look at docs/architecture.svg"
+
+
+def test_the_picture_follows_the_imports(architecture: ModuleType, tmp_path: Path) -> None:
+    """The check above can fail: one import more, and the picture is another one."""
+    for name, source in {"top": "import progc.low", "middle": "", "low": "", "base": "", "ground": ""}.items():
+        (tmp_path / "progc" / name).mkdir(parents=True)
+        (tmp_path / "progc" / name / "__init__.py").write_text(source, encoding="utf-8")
+    (tmp_path / "docs").mkdir()
+    layers = 'layers = [\n    "top",\n    "middle | low",\n    "base",\n    "ground",\n]\n'
+    (tmp_path / "pyproject.toml").write_text(layers, encoding="utf-8")
+    floors = "| 3 | `top`: a |\n| 2 | `middle`: b; `low`: c |\n| 1 | `base`: d |\n| 0 | `ground`: e |\n"
+    (tmp_path / "docs" / "architecture.md").write_text(floors, encoding="utf-8")
+    before = architecture.picture(tmp_path)
+    assert before.count('class="arrow"') == 1
+    inside = "def late():\n    from progc.middle import something\n"
+    (tmp_path / "progc" / "top" / "file.py").write_text(inside, encoding="utf-8")
+    after = architecture.picture(tmp_path)
+    assert after != before and after.count('class="arrow"') == 2
+    assert architecture.counts(tmp_path).startswith("5 packages on 4 floors, 2 arrows, 0 of them not down; 6 files")
+    (tmp_path / "progc" / "low" / "file.py").write_text("import progc.top", encoding="utf-8")
+    assert "3 arrows, 1 of them not down" in architecture.counts(tmp_path)
 
 
 # --- README and CONTRIBUTING ----------------------------------------------------------------------------------------

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import io
 import itertools
+import json
 import re
 import subprocess
 import sys
@@ -172,6 +174,39 @@ def test_the_demo_notices_a_network_that_answers_differently(
     monkeypatch.setattr(demo, "GROWN_SIZE", {"depth": 4, "width": 192, "heads": 3})
     monkeypatch.setattr(sys, "argv", ["digits_demo.py", "--seconds", "1", "--out", str(tmp_path)])
     assert demo.main() == exit_code
+
+
+@pytest.mark.parametrize("lossless", [True, False])
+def test_the_progressive_demo_tells_what_the_runs_wrote(
+    digits: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, lossless: bool
+) -> None:
+    """Sizes, steps, losses and differences are those of the run's files; a growth that is not lossless is reported."""
+    for name in ("progressive_vit", "progressive_demo"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    demo = importlib.import_module("progressive_demo")
+    stages = [
+        {"index": index, "point": {"depths": {"blocks": depth}}, "cost": {"parameters": 1000 * depth}}
+        for index, depth in enumerate((3, 12))
+    ]
+    (tmp_path / "plan.json").write_text(json.dumps({"stages": stages}), encoding="utf-8")
+    boundary = {"kind": "boundary", "stage": 1, "step": 40, "loss_before": 1.25, "loss_after": 1.5}
+    boundary |= {"max_rel_diff": 2e-15, "lossless": lossless}
+    lines = [json.dumps(line) + "\n" for line in ({"kind": "step", "step": 1}, boundary)]
+    (tmp_path / "metrics.jsonl").write_text("".join(lines), encoding="utf-8")
+    reports = {
+        "full size": {"run": "full", "step": 90, "train_seconds": 30.0},
+        "progressive": {"run": str(tmp_path), "step": 88, "train_seconds": 20.0},
+    }
+    console = demo.Console(record=True, width=120, file=io.StringIO())
+    right = {"full size": 0.975, "progressive": 0.98}
+    assert demo.story(reports, right, console) is lossless
+    text = console.export_text()
+    assert "12,000 parameters" in text and "90 and 88 steps" in text
+    assert re.search(r"1 +0 to 40 +3 +3,000 *\n", text)
+    assert re.search(r"2 +40 to 88 +12 +12,000 +1.2500 +1.5000 +2.0e-15", text)
+    assert re.search(r"full size +30.0 +97.50%", text) and re.search(r"progressive +20.0 +98.00%", text)
+    assert "speed-up: 1.50x" in text
+    assert ("No growth changed" in text) is lossless
 
 
 @pytest.mark.slow  # trains, and grows to the size of a ViT-B

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import io
 import os
 import re
@@ -23,12 +24,18 @@ SOURCES = sorted(path for top in ("progc", "passes", "models") for path in (ROOT
 PYTHON = sorted([*SOURCES, *(path for top in ("examples", "tests", "bench") for path in (ROOT / top).rglob("*.py"))])
 FAMILIES = ("vit", "deit", "dit", "volo", "swin", "resnet", "convnext", "unet", "bert", "llama", "gpt")
 FAMILY = re.compile(rf"(?<![a-z])({'|'.join(FAMILIES)})(?![a-z])", re.IGNORECASE)
-MAX_LINES = 400
+MAX_LINES = 500
 
 
 def name_of(path: Path) -> str:
     """The path from the root of the repository, for messages."""
     return path.relative_to(ROOT).as_posix()
+
+
+@functools.cache
+def tree_of(path: Path) -> ast.Module:
+    """The syntax tree of a file; several checks read it."""
+    return ast.parse(path.read_text(encoding="utf-8"))
 
 
 def run_python(code: str, *args: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
@@ -127,7 +134,7 @@ def test_every_import_is_a_declared_dependency() -> None:
     declared |= {"yaml"} if "pyyaml" in declared else set()  # the one whose module has another name
     allowed = declared | {"torchvision", "transformers", "progc", "__future__"} | set(sys.stdlib_module_names)
     for path in SOURCES:
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in ast.walk(tree_of(path)):
             modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             modules += [node.module or ""] if isinstance(node, ast.ImportFrom) and node.level == 0 else []
             foreign = {module.split(".")[0] for module in modules} - allowed
@@ -170,9 +177,114 @@ def test_the_family_check_lets_other_words_pass(line: str) -> None:
 def test_files_are_short_and_modules_have_docstrings() -> None:
     for path in PYTHON:
         source = path.read_text(encoding="utf-8")
-        assert source.count("\n") <= MAX_LINES, f"{name_of(path)} has more than {MAX_LINES} lines: one idea a file"
+        assert source.count("\n") <= MAX_LINES, f"{name_of(path)} has more than {MAX_LINES} lines"
         if source.strip() or path in SOURCES:
-            assert ast.get_docstring(ast.parse(source)), f"{name_of(path)} has no docstring: what is it for?"
+            assert ast.get_docstring(tree_of(path)), f"{name_of(path)} has no docstring: what is it for?"
+
+
+def test_top_of_the_package_holds_no_loose_modules() -> None:
+    loose = {path.stem for path in (ROOT / "progc").glob("*.py")}
+    assert loose == {"__init__", "__main__", "errors", "version"}, "a module belongs in a package: docs/architecture.md"
+
+
+def public_classes(sources: dict[str, ast.Module]) -> dict[str, list[str]]:
+    """Public classes at the top of files, with the files that define them."""
+    found: dict[str, list[str]] = {}
+    for name, tree in sources.items():
+        for node in tree.body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                found.setdefault(node.name, []).append(name)
+    return found
+
+
+def repeated(classes: dict[str, list[str]]) -> dict[str, list[str]]:
+    """Names that several files give to a class."""
+    return {name: files for name, files in classes.items() if len(files) > 1}
+
+
+def test_a_class_name_says_which_class() -> None:
+    classes = public_classes({name_of(path): tree_of(path) for path in SOURCES})
+    assert len(classes) > 200 and not repeated(classes)
+
+
+def test_the_check_of_class_names_can_fail() -> None:
+    a, b = ast.parse("class Place: ...\nclass _Search: ..."), ast.parse("class _Search: ...\nclass Place: ...")
+    assert repeated(public_classes({"a.py": a, "b.py": b})) == {"Place": ["a.py", "b.py"]}
+
+
+# --- walls ----------------------------------------------------------------------------------------------------------
+
+
+def private_imports(tree: ast.Module) -> list[str]:
+    """Private names (`_x`) and private modules that a file imports; `__version__` and the like are public."""
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            module = getattr(node, "module", None) or ""
+            for alias in node.names:
+                path = f"{module}.{alias.name}".lstrip(".")
+                parts = path.split(".")
+                if parts[0] == "progc" and any(re.match(r"_(?!_)", part) for part in parts):
+                    found.append(path)
+    return found
+
+
+def test_no_private_name_is_imported_from_another_file() -> None:
+    for path in SOURCES:
+        found = private_imports(tree_of(path))
+        assert not found, f"{name_of(path)} imports {found}: make it public, or move it"
+
+
+def test_the_check_of_private_names_can_fail() -> None:
+    planted = "def f():\n    from progc.ir.graphs import _walk, walk\nimport progc.ir._hidden\nfrom os import _exit\n"
+    assert sorted(private_imports(ast.parse(planted))) == ["progc.ir._hidden", "progc.ir.graphs._walk"]
+    assert not private_imports(ast.parse("from progc.version import __version__"))
+
+
+def linted(root: Path) -> subprocess.CompletedProcess[str]:
+    """`lint-imports` with the contracts of pyproject.toml over the tree in `root`, as `make lint` runs it."""
+    command = [
+        str(Path(sys.executable).with_name("lint-imports")),
+        str(ROOT / "pyproject.toml"),
+        "--no-logo",
+        "--no-cache",
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    return subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=120)
+
+
+@pytest.fixture
+def small_tree(tmp_path: Path) -> Path:
+    """Every package of the contracts, with two empty files each."""
+    listed = re.search(r"^layers = \[(.*?)^\]", (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.M | re.S)
+    assert listed is not None
+    for name in ["", *re.findall(r"\w+", listed[1])]:
+        folder = tmp_path / "progc" / name
+        folder.mkdir()
+        for file in ("__init__.py", "one.py", "two.py") if name else ("__init__.py", "__main__.py"):
+            (folder / file).touch()
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("file", "line", "broken"),
+    [
+        ("cli/one.py", "import progc.ir.two", None),
+        ("ir/one.py", "import progc.passes.two", "floors"),
+        ("schedule/one.py", "def late():\n    from progc.search import two", "floors"),
+        ("passes/one.py", "import progc.data.two", "floors"),  # neighbours on one floor
+        ("train/two.py", "from progc.train import one", "no circles of files"),
+        ("growth/one.py", "import progc.train.two", "the compiler knows no trainer"),
+    ],
+)
+def test_contracts_of_imports(small_tree: Path, file: str, line: str, broken: str | None) -> None:
+    (small_tree / "progc" / "train" / "one.py").write_text(
+        "def late():\n    import progc.train.two\n", encoding="utf-8"
+    )
+    (small_tree / "progc" / file).write_text(line + "\n", encoding="utf-8")
+    done = linted(small_tree)
+    assert done.returncode == (broken is not None), done.stdout + done.stderr
+    assert broken is None or re.search(rf"^{broken}.* BROKEN$", done.stdout, re.MULTILINE), done.stdout
 
 
 def test_every_source_folder_is_a_package() -> None:

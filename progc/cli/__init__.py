@@ -1,7 +1,8 @@
 """The command line. `main` turns every outcome into an exit code and at most one message on stderr.
 
-Exit codes: 0 done, 1 a check failed or the program has a fault, 2 wrong use or bad input, 130 interrupted, and of a
-run in training 128 + the number of the signal that ended it, after it saved (143 SIGTERM, 130 SIGINT).
+Exit codes: 0 success; 1 a check failed, or progc has a bug; 2 wrong use or bad input; 130 interrupted. `progc train`
+exits with 128 + the number of the signal that stopped it, after it saved (143 SIGTERM, 130 SIGINT). May import all
+other packages; a command imports what it needs when it runs.
 """
 
 from __future__ import annotations
@@ -14,26 +15,26 @@ import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 
-from progc.cli.terminal import visible
 from progc.errors import PipelineSyntaxError, ProgcError
+from progc.files.text import visible
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code.
 
     Args:
-        argv: arguments without the program's name; those of the process if None.
+        argv: the arguments, without the program's name. None uses those of the process.
     """
-    # Read when torch is imported. Threads that spin while they wait make a busy machine many times slower.
+    # torch reads this when it is imported. Threads that spin while they wait slow a busy machine down many times.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     arguments = list(sys.argv[1:] if argv is None else argv)
-    debug = "--debug" in arguments  # accepted anywhere: people add it at the end
+    debug = "--debug" in arguments  # accepted anywhere, since people add it at the end
     arguments = [argument for argument in arguments if argument != "--debug"]
     try:
         with _quiet(debug):
             return _run(arguments)
     except BrokenPipeError:
-        # The reader of our output has gone (`progc inspect ... | head`): nothing to say, and nobody to say it to.
+        # The reader of our output is gone (`progc inspect ... | head`): nobody could read a message.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
@@ -45,8 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
             print(pointer(error), file=sys.stderr)
         return code
-    except Exception as error:  # a fault of ours: the user still gets one line
-        text = f"internal error: {type(error).__name__}: {error}; run again with --debug and report what it prints"
+    except Exception as error:  # a bug in progc: the user still gets one line
+        text = f"internal error: {type(error).__name__}: {error}; run again with --debug and report the traceback"
         return _fail(text, 1, debug)
 
 
@@ -62,7 +63,7 @@ def _run(arguments: list[str]) -> int:
     except typer.Abort as error:
         raise KeyboardInterrupt from error
     except Exception as error:
-        # Wrong use, as typer (with its own or the installed click) reports it.
+        # Wrong use, reported by typer (with its bundled or the installed click).
         if hasattr(error, "format_message") and not isinstance(error, ProgcError):
             context = getattr(error, "ctx", None)
             command = context.command_path if context is not None else "progc"
@@ -81,7 +82,7 @@ def _fail(message: str, code: int, debug: bool) -> int:
 
 @contextlib.contextmanager
 def _quiet(debug: bool) -> Iterator[None]:
-    """Keeps warnings and log lines of libraries off stderr: what matters comes as an exception or a note."""
+    """Keeps warnings and log lines of libraries off stderr; what users need comes as an exception or a note."""
     if debug:
         yield
         return

@@ -1,4 +1,4 @@
-"""Commands and their options. What a command does is in the module of its name, imported when it runs."""
+"""Commands and their options. The module of the same name runs a command, and is imported only then."""
 
 from __future__ import annotations
 
@@ -28,19 +28,20 @@ SourceArgument = Annotated[
     ),
 ]
 WeightsOption = Annotated[
-    Path | None, typer.Option("--weights", metavar="FILE", help="Weights: .safetensors, or .pt with tensors only.")
+    Path | None,
+    typer.Option("--weights", metavar="FILE", help="Weights to load: .safetensors, or .pt with tensors only."),
 ]
 EmaOption = Annotated[
     Path | None,
-    typer.Option("--ema", metavar="FILE", help="An averaged copy of the weights; goes along, and feeds mogrow."),
+    typer.Option("--ema", metavar="FILE", help="Averaged weights (EMA), grown like the weights; mogrow needs them."),
 ]
 OutOption = Annotated[
-    Path | None, typer.Option("--out", metavar="DIR", help="Folder to write; it must not exist or be empty.")
+    Path | None, typer.Option("--out", metavar="DIR", help="Output folder; it must be empty or not exist.")
 ]
 SeedOption = Annotated[
-    int, typer.Option("--seed", help="For initial weights and for noise in grown ones.", min=0, max=2**32 - 1)
+    int, typer.Option("--seed", help="Seed of initial weights and of noise in grown weights.", min=0, max=2**32 - 1)
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, and nothing else there.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, and nothing else.")]
 
 
 def _version(wanted: bool) -> None:
@@ -58,7 +59,7 @@ def _options(
     ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and library warnings.")] = False,
 ) -> None:
-    """Global options; `main` itself looks for --debug."""
+    """Global options; `main` itself reads --debug."""
 
 
 @app.command()
@@ -79,21 +80,24 @@ def grow(
         typer.Option(
             "--init",
             metavar="TEXT",
-            help="width=copy|zero|random,depth=identity|interpolate|stack|mogrow|random. Default: copy and identity.",
+            help="How new weights are made, such as width=zero,depth=stack. Width: copy (default), zero or random. "
+            "Depth: identity (default), interpolate, stack, mogrow or random.",
         ),
     ] = None,
     lossy: Annotated[
-        bool, typer.Option("--lossy", help="Accept the closest growth where an exact one is impossible.")
+        bool, typer.Option("--lossy", help="Accept an approximate growth where an exact one is impossible.")
     ] = False,
     explain: Annotated[
         str | None,
-        typer.Option("--explain", metavar="AXIS", help="Say why: an axis, a pattern, or `all` for all that grow."),
+        typer.Option(
+            "--explain", metavar="AXIS", help="Explain why an axis grows or does not: its name, a pattern, or `all`."
+        ),
     ] = None,
     out: OutOption = None,
     seed: SeedOption = 0,
     as_json: JsonOption = False,
 ) -> None:
-    """Grow SOURCE to the size of TARGET and check that it computes the same."""
+    """Grow SOURCE to the size of TARGET and check that it computes the same function."""
     from progc.cli.grow import run_grow
 
     run_grow(
@@ -107,34 +111,44 @@ def plan(
     source: SourceArgument,
     to: Annotated[
         str | None,
-        typer.Option("--to", metavar="TARGET", help="The full network, as for grow. Default: SOURCE itself."),
+        typer.Option(
+            "--to",
+            metavar="TARGET",
+            help="The full network: sizes, a preset or a model, as for grow. Default: SOURCE itself.",
+        ),
     ] = None,
     strategy: Annotated[
-        str, typer.Option("--strategy", metavar="NAME", help="linear, one-shot or zero-shot.")
+        str, typer.Option("--strategy", metavar="NAME", help="How stages are chosen: linear, one-shot or zero-shot.")
     ] = "linear",
     stages: Annotated[
         int,
-        typer.Option("--stages", metavar="K", help="How many; the last one is the full network.", min=1, max=100),
+        typer.Option(
+            "--stages", metavar="K", help="Number of stages; the last one is the full network.", min=1, max=100
+        ),
     ] = 4,
     mode: Annotated[
-        str, typer.Option("--mode", metavar="NAME", help="default, or reference: the published procedure.")
+        str, typer.Option("--mode", metavar="NAME", help="default, or reference for the published procedure.")
     ] = "default",
     depths: Annotated[
-        str | None, typer.Option("--depths", metavar="TEXT", help="Levels of depth, such as 0.5:1:4, 6,8,12 or none.")
+        str | None, typer.Option("--depths", metavar="TEXT", help="Depth levels, such as 0.5:1:4, 6,8,12 or none.")
     ] = None,
     widths: Annotated[
-        str | None, typer.Option("--widths", metavar="TEXT", help="Levels of width, such as 0.5:1:2. Default: none.")
+        str | None, typer.Option("--widths", metavar="TEXT", help="Width levels, such as 0.5:1:2. Default: none.")
     ] = None,
     resolutions: Annotated[
-        str | None, typer.Option("--resolutions", metavar="TEXT", help="Image sizes, such as 128,160,192,224 or none.")
+        str | None,
+        typer.Option("--resolutions", metavar="TEXT", help="Image sizes in pixels, such as 128,160,192,224 or none."),
     ] = None,
     unfreeze: Annotated[
-        str | None, typer.Option("--unfreeze", metavar="TEXT", help="interleave:4, prefix:4, suffix:4, or none.")
+        str | None,
+        typer.Option(
+            "--unfreeze", metavar="TEXT", help="Which blocks train: interleave:4, prefix:4, suffix:4 or none."
+        ),
     ] = None,
-    epochs: Annotated[int | None, typer.Option("--epochs", metavar="N", help="Length of the run.")] = None,
-    steps: Annotated[int | None, typer.Option("--steps", metavar="N", help="Length of the run, in steps.")] = None,
+    epochs: Annotated[int | None, typer.Option("--epochs", metavar="N", help="Length of the run in epochs.")] = None,
+    steps: Annotated[int | None, typer.Option("--steps", metavar="N", help="Length of the run in steps.")] = None,
     batch: Annotated[
-        int | None, typer.Option("--batch", metavar="N", help="Samples per step, for searches and costs.", min=1)
+        int | None, typer.Option("--batch", metavar="N", help="Batch size, for searches and costs.", min=1)
     ] = None,
     data: Annotated[
         str | None,
@@ -148,27 +162,28 @@ def plan(
     weights: WeightsOption = None,
     seed: SeedOption = 0,
     measure: Annotated[
-        bool, typer.Option("--measure", help="Also time the steps of each stage; needs samples.")
+        bool, typer.Option("--measure", help="Also time training steps of each stage; needs samples.")
     ] = False,
     settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting of the strategy; may be repeated.")
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Set an option of the strategy; may be repeated."),
     ] = None,
-    sid: Annotated[bool, typer.Option("--sid", help="Number the stages for a stage identifier.")] = False,
+    sid: Annotated[bool, typer.Option("--sid", help="Give each stage a stage identifier (SID).")] = False,
     regularise: Annotated[
         str | None,
         typer.Option(
             "--regularise",
             metavar="TEXT",
-            help="Of the last stage, smaller before: drop_path=.1,rand_augment=9,random_erasing=.25,mixup=.2, or none. "
-            "Default: the drop rates that the network has.",
+            help="Regularisation of the last stage, weaker in earlier ones: drop_path=.1,rand_augment=9,"
+            "random_erasing=.25,mixup=.2, or none. Default: the drop rates of the network.",
         ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="FILE", help="JSON file to write; an older one is replaced.")
+        Path | None, typer.Option("--out", metavar="FILE", help="JSON file to write; an existing file is replaced.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Plan the stages of a training run of SOURCE, and what each costs."""
+    """Plan the stages of a training run of SOURCE, and count what each costs."""
     from progc.cli.plan import run_plan
     from progc.runs.config_file import key_values, literal
     from progc.search.options import PlanOptions, run_length
@@ -192,17 +207,21 @@ def inspect(
             show_default=False,
         ),
     ],
-    axes: Annotated[bool, typer.Option("--axes", help="What can be widened, and why the rest cannot.")] = False,
-    chains: Annotated[bool, typer.Option("--chains", help="What can be deepened.")] = False,
-    graph: Annotated[bool, typer.Option("--graph", help="The captured graph, eval mode.")] = False,
+    axes: Annotated[
+        bool, typer.Option("--axes", help="List the axes: which can be widened, and why others cannot.")
+    ] = False,
+    chains: Annotated[bool, typer.Option("--chains", help="List the chains of blocks, which can be deepened.")] = False,
+    graph: Annotated[bool, typer.Option("--graph", help="Print the captured eval graph.")] = False,
     explain: Annotated[
         str | None,
-        typer.Option("--explain", metavar="AXIS", help="Why it may or may not grow: an axis, a pattern, or `all`."),
+        typer.Option(
+            "--explain", metavar="AXIS", help="Explain why an axis may or may not grow: its name, a pattern, or `all`."
+        ),
     ] = None,
-    stage: Annotated[int | None, typer.Option("--stage", metavar="K", help="One stage of a plan, in full.")] = None,
+    stage: Annotated[int | None, typer.Option("--stage", metavar="K", help="Show one stage of a plan in full.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show what progc sees in a model. Folders and plans are read as JSON and headers; no code of yours runs."""
+    """Show what progc finds in a model, an output folder or a plan. Folders and plans are read without running code."""
     from progc.cli.inspect import run_inspect
 
     run_inspect(source, axes=axes, chains=chains, graph=graph, explain=explain, stage=stage, as_json=as_json)
@@ -213,7 +232,9 @@ def apply(
     source: SourceArgument,
     pipeline: Annotated[
         str,
-        typer.Option("--pipeline", metavar="TEXT", help="Such as 'grow-depth{to=12},grow-width{width=*2}'."),
+        typer.Option(
+            "--pipeline", metavar="TEXT", help="Passes to run, such as 'grow-depth{to=12},grow-width{width=*2}'."
+        ),
     ],
     weights: WeightsOption = None,
     ema: EmaOption = None,
@@ -221,7 +242,7 @@ def apply(
     seed: SeedOption = 0,
     as_json: JsonOption = False,
 ) -> None:
-    """Run passes on SOURCE, one after another, verified after each."""
+    """Run passes on SOURCE one after another, and verify the program after each."""
     from progc.cli.apply import run_apply
 
     run_apply(source, pipeline, weights=weights, ema=ema, out=out, seed=seed, as_json=as_json)
@@ -229,9 +250,11 @@ def apply(
 
 @app.command()
 def passes(
-    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="One pass, in full.", show_default=False)] = None,
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="A pass to describe in full.", show_default=False)
+    ] = None,
 ) -> None:
-    """List the passes, or describe one with its options."""
+    """List the passes, or describe one and its options."""
     from progc.cli.passes import run_passes
 
     run_passes(name)
@@ -241,19 +264,20 @@ def passes(
 def diff(
     a: Annotated[str, typer.Argument(metavar="A", help="A model, or a folder written by --out.", show_default=False)],
     b: Annotated[
-        str | None, typer.Argument(metavar="[B]", help="Another one. Default: A, with --pipeline.", show_default=False)
+        str | None,
+        typer.Argument(metavar="[B]", help="Another model or folder. Default: A after --pipeline.", show_default=False),
     ] = None,
     pipeline: Annotated[
-        str | None, typer.Option("--pipeline", metavar="TEXT", help="Passes to run on B first; B is then a model.")
+        str | None, typer.Option("--pipeline", metavar="TEXT", help="Passes to run on B first; B must be a model.")
     ] = None,
     weights: Annotated[
-        Path | None, typer.Option("--weights", metavar="FILE", help="Weights of A: .safetensors, or .pt.")
+        Path | None, typer.Option("--weights", metavar="FILE", help="Weights to load into A: .safetensors, or .pt.")
     ] = None,
-    graph: Annotated[bool, typer.Option("--graph", help="Also compare the printed graphs, line by line.")] = False,
+    graph: Annotated[bool, typer.Option("--graph", help="Also compare the printed graphs line by line.")] = False,
     seed: SeedOption = 0,
     as_json: JsonOption = False,
 ) -> None:
-    """Tell what changed from A to B. Of folders JSON and tensors are read; no code of yours runs."""
+    """Show what changed from A to B. Folders are read without running code."""
     from progc.cli.diff import run_diff
 
     run_diff(a, b, pipeline=pipeline, weights=weights, graph=graph, seed=seed, as_json=as_json)
@@ -264,53 +288,65 @@ def train(
     given: Annotated[
         str,
         typer.Argument(
-            metavar="CONFIG|SOURCE", help="A .toml, .yaml or .json file, or a model to train.", show_default=False
+            metavar="CONFIG|SOURCE", help="A config file (.toml, .yaml, .json), or a model.", show_default=False
         ),
     ],
     out: Annotated[
         Path | None,
-        typer.Option("--out", metavar="RUN", help="The run's folder; a run that is there already goes on."),
+        typer.Option("--out", metavar="RUN", help="Folder of the run; an existing run is resumed."),
     ] = None,
     data: Annotated[
         str | None,
         typer.Option(
             "--data",
             metavar="TEXT",
-            help="digits, imagefolder:PATH, hf:PATH, or FILE.py with datasets() and loss(outputs, batch). Default: "
-            "SOURCE's file.",
+            help="Samples: digits, imagefolder:PATH, hf:PATH, or FILE.py with datasets() and loss(outputs, batch). "
+            "Default: SOURCE's file.",
         ),
     ] = None,
     to: Annotated[
-        str | None, typer.Option("--to", metavar="TARGET", help="The full network, as for grow. Default: SOURCE.")
+        str | None,
+        typer.Option("--to", metavar="TARGET", help="The full network, as for grow. Default: SOURCE itself."),
     ] = None,
     weights: WeightsOption = None,
     plan: Annotated[
-        Path | None, typer.Option("--plan", metavar="FILE", help="A plan written by progc plan, in place of [plan].")
+        Path | None,
+        typer.Option("--plan", metavar="FILE", help="A plan written by progc plan; replaces [plan] of the config."),
     ] = None,
     strategy: Annotated[
-        str | None, typer.Option("--strategy", metavar="NAME", help="linear, one-shot or zero-shot.")
+        str | None,
+        typer.Option("--strategy", metavar="NAME", help="How stages are chosen: linear, one-shot or zero-shot."),
     ] = None,
-    stages: Annotated[int | None, typer.Option("--stages", metavar="K", help="How many; 1: no growth.")] = None,
-    epochs: Annotated[int | None, typer.Option("--epochs", metavar="N", help="Length of the run.")] = None,
-    steps: Annotated[int | None, typer.Option("--steps", metavar="N", help="Length of the run, in steps.")] = None,
-    batch: Annotated[int | None, typer.Option("--batch", metavar="N", help="Samples per step, over all ranks.")] = None,
+    stages: Annotated[
+        int | None,
+        typer.Option("--stages", metavar="K", help="Number of stages; 1 trains the full network throughout."),
+    ] = None,
+    epochs: Annotated[int | None, typer.Option("--epochs", metavar="N", help="Length of the run in epochs.")] = None,
+    steps: Annotated[int | None, typer.Option("--steps", metavar="N", help="Length of the run in steps.")] = None,
+    batch: Annotated[int | None, typer.Option("--batch", metavar="N", help="Batch size over all ranks.")] = None,
     lr: Annotated[float | None, typer.Option("--lr", metavar="RATE", help="Peak learning rate.")] = None,
     seed: Annotated[
-        int | None, typer.Option("--seed", help="For initial weights, data order and all else.", min=0, max=2**32 - 1)
+        int | None,
+        typer.Option("--seed", help="Seed of initial weights, data order and everything else.", min=0, max=2**32 - 1),
     ] = None,
     settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any key of the config; may be repeated.")
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Set any key of the config; may be repeated.")
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only tell steps, sizes, memory, checkpoints and compiles by stage.")
+        bool,
+        typer.Option(
+            "--dry-run", help="Print steps, sizes, memory, checkpoints and compilations per stage; train nothing."
+        ),
     ] = False,
     smoke: Annotated[
         int | None,
-        typer.Option("--smoke", metavar="N", help="N steps of every stage in a temporary folder, with a resume."),
+        typer.Option(
+            "--smoke", metavar="N", help="Train N steps of every stage in a temporary folder, and resume once."
+        ),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Train a network progressively; the same command again goes on where the run was."""
+    """Train a network progressively. Run the same command again to resume."""
     from progc.cli.train import run_train
 
     flags = {
@@ -325,11 +361,11 @@ def train(
 @app.command()
 def doctor(
     folder: Annotated[
-        Path, typer.Option("--folder", metavar="DIR", help="Where runs will be written: its disk is measured.")
+        Path, typer.Option("--folder", metavar="DIR", help="Folder for runs; the speed of its disk is measured.")
     ] = Path(),
     as_json: JsonOption = False,
 ) -> None:
-    """Check this machine: versions, devices, threads, compiler, disk, and processes that train together."""
+    """Check this machine: versions, devices, threads, compiler, disk, and distributed training."""
     from progc.cli.doctor import run_doctor
 
     run_doctor(folder, as_json=as_json)
@@ -337,14 +373,16 @@ def doctor(
 
 @app.command()
 def plot(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders that progc train wrote.")],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders written by progc train.")],
     out: Annotated[
         Path | None,
-        typer.Option("--out", metavar="FILE", help="A .png, .svg or .pdf. Of one run: plot.png in its folder."),
+        typer.Option(
+            "--out", metavar="FILE", help="A .png, .svg or .pdf file. Default for one run: plot.png in its folder."
+        ),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Draw loss and accuracy of runs over time and over steps, with the boundaries of their stages."""
+    """Draw loss and accuracy of runs over time and steps, with the boundaries between stages."""
     from progc.cli.plot import run_plot
 
     run_plot(runs, out, as_json=as_json)

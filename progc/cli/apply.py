@@ -1,4 +1,4 @@
-"""`progc apply`: a pipeline of passes on a source."""
+"""`progc apply`: runs a pipeline of passes on a source."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def run_apply(
     """Runs the passes, writes the result, and prints what each pass did.
 
     Raises:
-        ProgcError: see the exit codes of `progc.cli`; a pipeline that does not parse fails before any work.
+        ProgcError: see the exit codes of `progc.cli`. A pipeline that does not parse is refused before any work.
     """
     from progc.pipeline.base import to_text
     from progc.pipeline.text import parse
@@ -54,7 +54,7 @@ def run_apply(
         claims = [step.lossless for step in steps if step.lossless is not None]
         lossless = all(claims) if claims else None
         with terminal.phase("check"):
-            # At another input size there is nothing to compare; an input that was added has its example.
+            # Outputs at another input size cannot be compared; an input that a pass added has an example.
             shapes = program.signature.shapes
             comparable = lossless is not None and result.signature.shapes[: len(shapes)] == shapes
             difference = _measured(program, result, steps, seed, to_text(passes)) if comparable else None
@@ -112,10 +112,10 @@ def run_apply(
 
 
 def _measured(before: Program, after: Program, steps: Sequence[PassResult], seed: int, text: str) -> Difference:
-    """How far the result is from the source in float64.
+    """Compares the result with the source in float64.
 
     Raises:
-        NotLosslessError: the passes claim to preserve the function and do not.
+        NotLosslessError: the passes claim to preserve the function, and the outputs differ.
     """
     from progc.lift.revert import measure, tolerance
 
@@ -126,6 +126,6 @@ def _measured(before: Program, after: Program, steps: Sequence[PassResult], seed
     if claimed and not difference.max_rel <= limit:
         raise NotLosslessError(
             f"{text} claims to be lossless, but outputs differ by {difference.max_rel:.2e} relative in float64 "
-            f"(limit {limit:g}); report it with the model"
+            f"(limit {limit:g}); report this together with the model"
         )
     return difference

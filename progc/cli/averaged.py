@@ -1,4 +1,4 @@
-"""The averaged copy that a command is given and gives back: `--ema FILE` in, `ema.safetensors` out."""
+"""Averaged weights of a command: reads `--ema FILE`, writes `ema.safetensors`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def with_average(program: Program, path: Path) -> Program:
-    """The program with the averaged copy of a weight file, which may leave out buffers, as many averages do.
+    """Attaches the averaged weights of a file to the program. The file may leave out buffers, as many averages do.
 
     Raises:
         InputError: the file cannot be read, or does not fit the program.
@@ -31,7 +31,7 @@ def with_average(program: Program, path: Path) -> Program:
 
 
 def write_average(folder: Path, program: Program) -> None:
-    """Writes `ema.safetensors`: the program's average, under the names of its state dict."""
+    """Writes the program's average as `ema.safetensors`, under the names of its state dict."""
     from progc.ir.tensor_file import write_tensors
 
     (average,) = program.averages

@@ -1,4 +1,4 @@
-"""`progc inspect` of a checkpoint: facts of its manifest, and whether it verifies. No torch, no user code."""
+"""`progc inspect` of a checkpoint: verifies it and prints its manifest. Imports no torch, runs no user code."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from progc.files.writing import json_text
 
 
 def print_checkpoint(path: Path, as_json: bool) -> None:
-    """Prints what a checkpoint holds; every byte of it is read and compared.
+    """Prints what a checkpoint holds, after reading and verifying every byte.
 
     Raises:
-        InputError: it does not verify; names the file and why.
+        InputError: the checkpoint does not verify; the message names the file and the reason.
     """
     terminal = Terminal()
     found = facts(path)

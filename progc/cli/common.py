@@ -1,4 +1,4 @@
-"""What the commands share: from a source to a program, with its phases on the terminal."""
+"""What several commands need: from a source to a program, versions, parameter counts as text."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def captured(terminal: Terminal, source: Source, weights: Path | None, seed: int
 
 
 def versions() -> dict[str, Any]:
-    """What a report states about the software that made it."""
+    """Returns the versions that a report states."""
     import torch
 
     from progc.version import __version__
@@ -29,5 +29,5 @@ def versions() -> dict[str, Any]:
 
 
 def millions(count: int) -> str:
-    """A parameter count for people: `85,798,656 (85.8 M)`."""
+    """Returns a parameter count as text: `85,798,656 (85.8 M)`."""
     return f"{count:,}" + (f" ({count / 1e6:.1f} M)" if count >= 100_000 else "")

@@ -1,4 +1,4 @@
-"""`progc diff`: what changed between two programs, each a model or a folder written by --out."""
+"""`progc diff`: shows what changed between two programs, each a model or a folder written by --out."""
 
 from __future__ import annotations
 
@@ -18,24 +18,26 @@ if TYPE_CHECKING:
 def run_diff(
     a: str, b: str | None, *, pipeline: str | None, weights: Path | None, graph: bool, seed: int, as_json: bool
 ) -> None:
-    """Compares and prints; that the two differ is no error.
+    """Compares two programs and prints the result. A difference is not an error.
 
     Raises:
-        ProgcError: see the exit codes of `progc.cli`; wrong use is found before any work.
+        ProgcError: see the exit codes of `progc.cli`. Wrong use is refused before any work.
     """
     from progc.pipeline.base import to_text
     from progc.pipeline.text import parse
 
     if b is None and pipeline is None:
-        raise InputError("diff compares two; give a second model or folder, or --pipeline for the first one after it")
+        raise InputError("expected two models or folders to compare, got one; give a second, or --pipeline to run on A")
     passes = parse(pipeline) if pipeline is not None else []
     second = a if b is None else b
     for text, wanted in ((second, "--pipeline" * bool(passes)), (a, "--weights" * (weights is not None))):
         if wanted and Path(text).is_dir():
-            raise InputError(f"{wanted} needs a model, and {text} is a folder; give the model itself")
+            raise InputError(f"{wanted} needs a model, but {text} is a folder; give the model itself")
     for text in (a, second):
         if graph and Path(text).is_dir():
-            raise InputError(f"{text} is an output folder, which holds no graph; give the model itself, or no --graph")
+            raise InputError(
+                f"--graph needs a model, but {text} is an output folder without a graph; give the model itself"
+            )
         if not Path(text).is_dir():
             open_source(text)
 

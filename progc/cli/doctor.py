@@ -1,4 +1,4 @@
-"""`progc doctor`: is this machine fit to train? Exit code 1 where something is broken."""
+"""`progc doctor`: checks whether this machine can train. Exit code 1 if something is broken."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from progc.files.writing import json_text
 
 
 def run_doctor(folder: Path, *, as_json: bool) -> None:
-    """Prints a line for every check.
+    """Prints one line per check.
 
     Args:
-        folder: where runs will be written.
+        folder: the folder for runs.
 
     Raises:
-        typer.Exit: with code 1 where a check says `broken`.
+        typer.Exit: with code 1 if a check found something broken.
     """
     from progc.runs.doctor import checks
 

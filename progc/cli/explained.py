@@ -1,4 +1,4 @@
-"""`--explain AXIS`: the chain of reasons of a growth, also of one that is refused."""
+"""`--explain AXIS`: why axes grow or do not, for growths that succeed and for those that are refused."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ ALL = "all"
 
 @dataclasses.dataclass(frozen=True)
 class ReasonChain:
-    """Reasons of some axes, as text and as JSON."""
+    """The reasons for some axes, as text and as JSON."""
 
     axes: tuple[Explanation, ...]
 
     @staticmethod
     def of(program: Program, pattern: str) -> ReasonChain:
-        """Of the axes that match `pattern`, with no growth in view.
+        """Explains the axes that match `pattern`, without a growth.
 
         Raises:
-            InputError: none does.
+            InputError: no axis matches.
         """
         from progc.growth.explain.reasons import axis_names, explain
 
         return ReasonChain(explain(program, names=None if pattern == ALL else axis_names(program, pattern)))
 
     def to_json(self) -> list[dict[str, Any]]:
-        """Plain data."""
+        """Returns plain data."""
         return [item.to_json() for item in self.axes]
 
     def __str__(self) -> str:
@@ -44,14 +44,14 @@ class ReasonChain:
 
 
 class Explainer:
-    """Follows one growth from the side and explains it, whether it succeeds or is refused."""
+    """Observes one growth and explains it, whether it succeeds or is refused."""
 
     def __init__(self, program: Program, pattern: str, init: str) -> None:
         self._program, self._pattern, self._init = program, pattern, init
         self._sizes: Mapping[str, int] = {}
 
     def watch(self, program: Program, sizes: Mapping[str, int]) -> None:
-        """Takes the program as it is before it is widened.
+        """Records the program before it is widened.
 
         Raises:
             InputError: no axis has the name.
@@ -60,14 +60,14 @@ class Explainer:
         self._names()
 
     def grown(self, growth: Growth) -> ReasonChain:
-        """The chain of a growth that succeeded."""
+        """Explains a growth that succeeded."""
         if not growth.axes:
             return ReasonChain(()) if self._pattern == ALL else ReasonChain.of(self._program, self._pattern)
         names = self._names(growth.plan.axes)
         return ReasonChain(tuple(item for item in growth.axes if item.axis in names))
 
     def refused(self) -> ReasonChain:
-        """The chain up to the obstacle; the plan is the one that was refused.
+        """Explains a growth that was refused, up to the obstacle.
 
         Raises:
             InputError: no axis has the name.
@@ -79,7 +79,7 @@ class Explainer:
         self._names()
         try:
             plan = plan_widths(self._program, self._sizes, init=self._init)
-        except ProgcError:  # an axis that may not grow at all: its own line says why
+        except ProgcError:  # an axis may not grow at all, and its own line gives the reason
             asked = [name for name in self._sizes if not axes_of(self._program)[name].growable]
             return ReasonChain(explain(self._program, names=asked if self._pattern == ALL else self._names()))
         return ReasonChain(explain(self._program, plan.growths, plan.lift, plan.obstacles, self._names(plan.growths)))

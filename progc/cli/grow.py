@@ -1,4 +1,4 @@
-"""`progc grow`: source and target in, grown weights, plan and report out."""
+"""`progc grow`: grows a source to a target, and writes weights, plan and report."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def run_grow(
     seed: int,
     as_json: bool,
 ) -> None:
-    """Grows, checks, writes, and prints the report; cheap mistakes are found before any work.
+    """Grows, checks, writes, and prints the report. Mistakes in arguments are refused before any work.
 
     Raises:
         ProgcError: see the exit codes of `progc.cli`.
@@ -60,8 +60,8 @@ def run_grow(
         from progc.growth.grow import grow_with_report
 
         explainer = Explainer(program, explain, inits.get("width", "copy")) if explain is not None else None
-        # Weights are made one tensor at a time and go straight into the file, which the check then reads back; a check
-        # that fails takes the folder with it.
+        # Weights are made one tensor at a time and written at once; the check reads them back. If the check fails, the
+        # folder is removed.
         with output_folder(out) if out is not None else contextlib.nullcontext() as folder:
             try:
                 growth = grow_with_report(
@@ -75,7 +75,7 @@ def run_grow(
                     place=lambda grown: _written(grown, folder),
                     watch=explainer.watch if explainer is not None else None,
                 )
-            except (CheckError, TargetError):  # the reasons first, the refusal itself stays the last line
+            except (CheckError, TargetError):  # the reasons come first, so that the refusal is the last line
                 if explainer is not None:
                     chain = explainer.refused()
                     refusal = {"source": source, "target": to, "axes": chain.to_json()}
@@ -115,7 +115,7 @@ def run_grow(
 
 
 def _written(grown: Program, folder: Path | None) -> Program:
-    """The grown program with its weights in the output folder, read from there when asked for."""
+    """Writes the weights to the output folder; the returned program reads them from there when needed."""
     if folder is None:
         return grown
     from progc.ir.tensor_file import read_deferred, write_tensors

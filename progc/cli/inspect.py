@@ -1,4 +1,4 @@
-"""`progc inspect`: what progc sees in a model, or what an output folder or a plan holds."""
+"""`progc inspect`: shows what progc finds in a model, or what an output folder or a plan holds."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def run_inspect(
     text: str, *, axes: bool, chains: bool, graph: bool, explain: str | None, stage: int | None, as_json: bool
 ) -> None:
-    """Prints a summary, or the tables and the graph that were asked for; of a plan all of it, or one stage.
+    """Prints a summary, or the requested tables and graph. For a plan, prints all of it or one stage.
 
     Raises:
         ProgcError: see the exit codes of `progc.cli`.
@@ -30,14 +30,14 @@ def run_inspect(
     of_model = axes or chains or graph or explain is not None
     if text.endswith(".json") and not Path(text).is_dir():
         if of_model:
-            raise InputError(f"{text} is a plan, which holds no graph; give the model itself as SOURCE")
+            raise InputError(f"{text} is a plan and holds no graph; give the model itself as SOURCE")
         _print_plan(Path(text), stage, as_json)
         return
     if stage is not None:
-        raise InputError(f"--stage {stage} is one of a plan; give the .json file that progc plan wrote")
+        raise InputError(f"--stage {stage} needs a plan, got {text}; give the .json file written by progc plan")
     if Path(text).is_dir():
         if of_model:
-            raise InputError(f"{text} is an output folder, which holds no graph; give the model itself as SOURCE")
+            raise InputError(f"{text} is an output folder and holds no graph; give the model itself as SOURCE")
         if is_checkpoint(text):
             print_checkpoint(Path(text), as_json)
             return
@@ -99,7 +99,7 @@ def _print_summary(terminal: Terminal, program: Program) -> None:
             ("class", facts["class"]),
             ("parameters", millions(facts["params"])),
             ("inputs", ", ".join("not a tensor" if shape is None else str(shape) for shape in facts["inputs"])),
-            ("batch size", "free" if facts["dynamic_batch"] else "fixed, as in the example inputs"),
+            ("batch size", "free" if facts["dynamic_batch"] else "fixed by the model to that of the example inputs"),
             ("graph nodes", ", ".join(f"{mode} {count}" for mode, count in facts["nodes"].items())),
             ("axes", f"{growable} growable, {len(axes_of(program).axes) - growable} pinned (--axes)"),
             ("chains", ", ".join(chains) + " (--chains)" if chains else "none (--chains)"),

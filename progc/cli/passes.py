@@ -1,4 +1,4 @@
-"""`progc passes`: the list reads files, it imports no pass and so no torch."""
+"""`progc passes`: lists the passes. The list is read from source files, so torch is not imported."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from progc.cli.terminal import Terminal
 
 
 def run_passes(name: str | None) -> None:
-    """Prints all passes with one line each, or one pass in full.
+    """Prints one line per pass, or one pass in full.
 
     Raises:
         InputError: there is no such pass.

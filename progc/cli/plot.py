@@ -1,4 +1,4 @@
-"""`progc plot`: curves of one or several runs as a picture."""
+"""`progc plot`: draws curves of one or several runs."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from progc.files.writing import json_text
 
 
 def run_plot(runs: list[Path], out: Path | None, *, as_json: bool) -> None:
-    """Draws, or prints the curves as JSON.
+    """Draws the curves, or prints them as JSON.
 
     Args:
-        runs: their folders.
-        out: the picture; None: `plot.png` in the folder of the only run.
+        runs: folders of runs.
+        out: the picture to write. None writes `plot.png` into the folder of a single run.
 
     Raises:
-        InputError: a folder is none of a run, several runs and no `out`, or the picture cannot be written.
+        InputError: a folder holds no run, `out` is missing for several runs, or the picture cannot be written.
     """
     from progc.runs.plotting import draw, read_curves
 
     if out is None and len(runs) > 1 and not as_json:
-        raise InputError(f"{len(runs)} runs and no place for their picture; give --out FILE")
+        raise InputError(f"plotting {len(runs)} runs needs a file for the picture; give --out FILE")
     terminal = Terminal()
     with terminal.running():
         curves = [read_curves(run) for run in runs]

@@ -1,9 +1,8 @@
 """What a user sees: results on stdout, progress and notes on stderr.
 
-While a command runs, `sys.stdout` points to stderr, so that a print in the user's file or a library never
-lands between the results. In a terminal the present phase shows as a spinner with its time. Piped, phases
-are plain lines; they are held back for a while, because a command that ends in an error for the user says
-that one line and nothing else.
+While a command runs, `sys.stdout` points to stderr, so that prints of the user's file or of a library never mix with
+the results. In a terminal, a spinner shows the current phase and its time. When stderr is piped, each phase is a plain
+line. These lines are held back for a while, because a command that ends in a user error prints only that error.
 """
 
 from __future__ import annotations
@@ -15,16 +14,13 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import TextIO
 
-_HELD_BACK = 15.0  # seconds; a command that runs longer reports its phases as they come
+from progc.files.text import aligned, visible
 
-
-def visible(text: str) -> str:
-    """The text with control characters written out: names in files must not steer the terminal."""
-    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
+_HELD_BACK = 15.0  # seconds; a command that runs longer prints its phases as they end
 
 
 class Terminal:
-    """Output of one command. `seconds` holds the duration of every phase so far, in order."""
+    """The output of one command. `seconds` holds the duration of every phase so far, in order."""
 
     def __init__(self) -> None:
         self._stdout: TextIO = sys.stdout
@@ -37,7 +33,7 @@ class Terminal:
 
     @contextlib.contextmanager
     def running(self) -> Iterator[Terminal]:
-        """Everything printed by others goes to stderr; notes and phases appear at the end, unless it raises."""
+        """Redirects prints of others to stderr, and shows notes and phases at the end unless the body raises."""
         self._timer = threading.Timer(_HELD_BACK, self._release)
         self._timer.daemon = True
         self._timer.start()
@@ -50,7 +46,7 @@ class Terminal:
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Shows that `name` is going on and records its seconds; the same name adds up."""
+        """Shows a phase while it runs and records its seconds; phases of the same name add up."""
         start = time.perf_counter()
         with self._spinner(name):
             yield
@@ -60,19 +56,17 @@ class Terminal:
             self._say(f"progc: {name}: {spent:.1f} s")
 
     def note(self, text: str) -> None:
-        """A remark the user should read, such as where the weights came from."""
+        """Prints a remark for the user, such as where the weights came from."""
         self._say(f"progc: {visible(text)}")
 
     def print(self, text: str = "") -> None:
-        """A piece of the result, as it is: rich would read `f32[b]` as markup and wrap graph lines when piped."""
+        """Prints part of the result unchanged: rich would read `f32[b]` as markup, and wrap graph lines when piped."""
         print(visible(text), file=self._stdout, flush=True)
 
     def table(self, rows: Sequence[Sequence[str]]) -> None:
-        """Aligned columns, one row a line, the last column as it is."""
-        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]) - 1)] if rows else []
-        for row in rows:
-            cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
-            self.print("  ".join([*cells, row[-1]]).rstrip())
+        """Prints aligned columns, one line per row; no row, no line."""
+        if rows:
+            self.print(aligned(rows))
 
     def _say(self, line: str) -> None:
         with self._lock:

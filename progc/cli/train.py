@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from progc.train.parallel import Parallel
 
 SIGNALLED = 128
-"""Added to the number of a signal that ended a run, after it saved."""
+"""Added to the number of the signal that stopped a run, after it saved."""
 
 
 def run_train(
@@ -74,7 +74,7 @@ def _train(terminal: Terminal, config: Config, run: Path, as_json: bool) -> None
 
     with contextlib.ExitStack() as stack:
         with terminal.running():
-            going_on = record.check(run, config)
+            resuming = record.check(run, config)
             parallel = stack.enter_context(_processes(config))
             from progc.runs.opening import opened
             from progc.train.progress import Progress
@@ -82,7 +82,7 @@ def _train(terminal: Terminal, config: Config, run: Path, as_json: bool) -> None
 
             made = opened(config, run=run, phase=terminal.phase)
             _tell(terminal, made)
-            terminal.note(f"{'resuming run' if going_on else 'new run'}: {run}")
+            terminal.note(f"{'resuming run' if resuming else 'new run'}: {run}")
         with terminal.running():  # shows held-back output before training begins
             result = Trainer(
                 made.schedule,

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from progc.diffing.facts import Facts, Port
+from progc.files.text import aligned
 
 OTHER_SHAPES = ("added", "removed", "reshaped")
 
@@ -168,7 +169,7 @@ def _list(items: tuple[str, ...] | None) -> list[str] | None:
 
 def text_of(diff: ProgramDiff) -> str:
     """Returns the comparison as text, without a final newline."""
-    parts = ["\n".join(_aligned(list(_summary(diff)), ""))]
+    parts = [aligned(list(_summary(diff)))]
     if diff.axes:
         parts.append(_part("axes", [(change.pattern, _sizes(change)) for change in diff.axes]))
     parts.append("\n".join(_tensors(diff)))
@@ -237,11 +238,11 @@ def _tensors(diff: ProgramDiff) -> Iterator[str]:
     for kind in ("added", "removed", "reshaped"):
         if counts[kind]:
             yield f"  {kind}"
-            yield from _aligned([(group.pattern, _forms(group)) for group in getattr(diff, kind)], "    ")
+            yield aligned([(group.pattern, _forms(group)) for group in getattr(diff, kind)], indent="    ")
     if diff.changed:
         yield "  with other values, and their largest absolute difference"
         rows = [(group.pattern, _forms(group), f"{group.max_abs_diff:.1e}") for group in diff.changed]
-        yield from _aligned(rows, "    ")
+        yield aligned(rows, indent="    ")
 
 
 def _forms(group: TensorGroup) -> str:
@@ -271,12 +272,4 @@ def _differ(old: Mapping[str, str] | None, new: Mapping[str, str] | None) -> boo
 
 
 def _part(title: str, rows: Rows) -> str:
-    return "\n".join([title, *_aligned(rows, "  ")])
-
-
-def _aligned(rows: Rows, indent: str) -> list[str]:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))] if rows else []
-    return [
-        (indent + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))).rstrip()
-        for row in rows
-    ]
+    return f"{title}\n{aligned(rows, indent='  ')}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from progc.files.text import aligned
 from progc.ir.program import Program
 from progc.runs.opening import Opened, slots
 
@@ -118,8 +119,7 @@ def text(found: dict[str, Any]) -> str:
                 str(stage["compiles"]),
             )  # fmt: skip
         )
-    widths = [max(len(row[place]) for row in rows) for place in range(len(head))]
-    lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+    lines = [aligned(rows, right=True)]
     settings = found["settings"]
     length = f"{found['steps']:,} steps"
     if found["unit"] == "epochs":

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from progc.data.regularisation import Regularisation
+from progc.files.text import aligned
 from progc.schedule.point import Point, size_text
 from progc.schedule.schedule import Candidate, Decision, Schedule
 from progc.schedule.stage import COUNTED, MEASURED, PREDICTED, Stage, bound, speedups, time_shares
@@ -248,9 +249,7 @@ def table(columns: Sequence[Column]) -> str:
     """Returns columns with two heading lines, aligned to the right; an empty upper heading line is left out."""
     heads = [[top for top, _, _ in columns]] if any(top for top, _, _ in columns) else []
     rows = [*heads, [name for _, name, _ in columns], *map(list, zip(*(cells for _, _, cells in columns), strict=True))]
-    widths = [max(len(row[place]) for row in rows) for place in range(len(columns))]
-    lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
-    return "\n".join(line.rstrip() for line in lines)
+    return aligned(rows, right=True)
 
 
 def pairs(rows: Sequence[tuple[str, str]], whole: Sequence[str] = ()) -> str:

@@ -139,17 +139,20 @@ def test_the_graphs_line_by_line(run: Command) -> None:
 
 
 WRONG = [
-    (("net.py:Net",), "diff compares two; give a second model or folder, or --pipeline"),
+    (("net.py:Net",), "expected two models or folders to compare, got one; give a second, or --pipeline"),
     (("net.py:Net", "net.py:Gone"), "net.py"),
     (("net.py:Net", "nowhere"), "`nowhere` is not a source"),
     (("net.py:Net", "empty"), "empty is a folder without report.json; expected one written by --out, or a model"),
-    (("out", "net.py:Net", "--weights", "w"), "--weights needs a model, and out is a folder; give the model itself"),
+    (("out", "net.py:Net", "--weights", "w"), "--weights needs a model, but out is a folder; give the model itself"),
     (
         ("net.py:Net", "out", "--pipeline", "grow-depth"),
-        "--pipeline needs a model, and out is a folder; give the model",
+        "--pipeline needs a model, but out is a folder; give the model",
     ),
-    (("out", "--pipeline", "grow-depth"), "--pipeline needs a model, and out is a folder"),
-    (("net.py:Net", "out", "--graph"), "out is an output folder, which holds no graph; give the model itself"),
+    (("out", "--pipeline", "grow-depth"), "--pipeline needs a model, but out is a folder"),
+    (
+        ("net.py:Net", "out", "--graph"),
+        "--graph needs a model, but out is an output folder without a graph; give the model",
+    ),
     (("net.py:Net", "--pipeline", "grow-dept"), "there is no pass `grow-dept`; did you mean grow-depth"),
     (("net.py:Net", "--pipeline", "grow-depth{to=1}"), "grow-depth"),
     (("cut", "out"), "cut/model.safetensors is not a readable safetensors file"),

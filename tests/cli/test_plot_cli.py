@@ -131,7 +131,7 @@ def test_bad_input(run: Command, tmp_path: Path) -> None:
         ([tmp_path / "none"], "is not a folder; give the folder of a run"),
         ([tmp_path / "empty"], "has no metrics.jsonl"),
         ([tmp_path / "early"], "holds no losses yet"),
-        ([folder, folder], "2 runs and no place for their picture"),
+        ([folder, folder], "plotting 2 runs needs a file for the picture"),
         ([folder, "--out", tmp_path / "a.gif"], "expected a name that ends in .png, .svg, .pdf, got .gif"),
         ([folder, "--out", tmp_path / "none" / "a.png"], "cannot be written"),
     ]:

@@ -12,6 +12,7 @@ from progc.analysis.axes.context import Context
 from progc.analysis.axes.dims import Atom, Dim
 from progc.analysis.axes.records import Event, Literal, Use
 from progc.analysis.axes.walk import AxisWalk
+from progc.files.text import aligned
 from progc.ir.program import Mode, Program
 
 # Meanings of an axis, the most specific first, with the suffix of its name.
@@ -143,10 +144,8 @@ class AxisTable:
             note = axis.reason if not axis.growable else "; ".join(axis.conditions)
             grows = "yes" if axis.growable else "no"
             rows.append((axis.name, str(axis.size), axis.meaning, grows, str(len(axis.spans)), note))
-        widths = [max(len(row[i]) for row in rows) for i in range(5)]
-        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, (*widths, 0), strict=True)) for row in rows]
-        lines.append(f"{len(self.growable)} of {len(self.axes)} axes grow; {self.coverage():.1%} of the parameters")
-        return "\n".join(line.rstrip() for line in lines)
+        grown = f"{len(self.growable)} of {len(self.axes)} axes grow; {self.coverage():.1%} of the parameters"
+        return f"{aligned(rows)}\n{grown}"
 
     # -- finding ----------------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
+from progc.files.text import aligned
 from progc.ir.program import Mode
 
 Kind = Literal["residual", "dense"]
@@ -155,15 +156,10 @@ class ChainTable:
                         "; ".join(chain.differences) or "none",
                     )
                 )
-            lines += _aligned(rows)
+            lines.append(aligned(rows))
         else:
             lines.append("no chains")
         if self.refused:
             lines += ["", "refused"]
-            lines += _aligned([(f"  {refused.name}", refused.reason) for refused in self.refused])
+            lines.append(aligned([(refused.name, refused.reason) for refused in self.refused], indent="  "))
         return "\n".join(lines)
-
-
-def _aligned(rows: list[tuple[str, ...]]) -> list[str]:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

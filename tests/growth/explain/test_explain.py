@@ -328,4 +328,4 @@ def test_inspect_adds_reasons_to_json_and_refuses_a_folder(run: Command, net: Pa
     data = json.loads(run("inspect", f"{net}:Net", "--explain", "embed", "--json").out)
     assert [item["axis"] for item in data["explain"]] == ["embed"] and "axes" not in data
     outcome = run("inspect", tmp_path, "--explain", "embed")
-    assert outcome.code == 2 and "is an output folder, which holds no graph" in outcome.err
+    assert outcome.code == 2 and "is an output folder and holds no graph" in outcome.err
