@@ -67,8 +67,8 @@ def start_point(full: Program, start: Program | Point) -> Point:
         return start.network
     depths = {}
     for chain in variable(full):
-        before, _, behind = chain.pattern.partition("#")
-        number = re.compile(rf"{re.escape(before)}(\d+){re.escape(behind)}")
+        before, _, after = chain.pattern.partition("#")
+        number = re.compile(rf"{re.escape(before)}(\d+){re.escape(after)}")
         found = {match[1] for name in start.tensors if (match := number.match(name))}
         if 0 < len(found) < chain.siblings:
             depths[chain.name] = len(found)

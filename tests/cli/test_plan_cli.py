@@ -220,6 +220,14 @@ def test_measured_steps_are_shown(run: Command, net: Path) -> None:
     assert all(stage["cost"]["seconds"] > 0 for stage in json.loads(outcome.out)["stages"])
 
 
+def test_samples_may_be_given_by_name(run: Command, tmp_path: Path) -> None:
+    path = tmp_path / "image.py"
+    path.write_text(IMAGE_NET.replace("nn.Linear(8, 2)", "nn.Linear(8, 10)"))
+    outcome = run("plan", path, "--stages", "2", "--batch", "8", "--measure", "--data", "digits", "--json")
+    assert outcome.code == 0, outcome.err
+    assert all(stage["cost"]["seconds"] > 0 for stage in json.loads(outcome.out)["stages"])
+
+
 def test_a_plan_for_another_model_is_noticed(run: Command, net: Path, tmp_path: Path) -> None:
     assert run("plan", f"{net}:big", "--stages", "2", "--out", tmp_path / "plan.json").code == 0
     schedule = Schedule.read(tmp_path / "plan.json")

@@ -1,0 +1,67 @@
+"""Options of a plan: checked when they are made, the same as the keywords of `progc.plan`, and kept in the schedule."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from typing import Any
+
+import pytest
+
+from progc.data.regularisation import Regularisation
+from progc.errors import InputError
+from progc.search.options import PlanOptions, run_length
+from progc.search.plan import plan
+
+
+def test_the_keywords_of_plan_are_the_options_with_their_defaults() -> None:
+    keywords = {name: parameter.default for name, parameter in inspect.signature(plan).parameters.items()}
+    keywords["settings"] = keywords["settings"] or {}
+    options = PlanOptions()
+    fields = {field.name: getattr(options, field.name) for field in dataclasses.fields(PlanOptions)}
+    assert fields == {name: keywords[name] for name in fields}
+    assert keywords.keys() - fields.keys() == {"program", "space", "task", "source", "target", "start", "progress"}
+
+
+def test_regularisation_is_read_from_text() -> None:
+    assert PlanOptions(regularise="none").regularise is False
+    assert PlanOptions(regularise=None).regularise is True
+    assert PlanOptions(regularise="mixup=0.2").regularise == Regularisation(mixup=0.2)
+
+
+def test_what_is_recorded_makes_the_same_options() -> None:
+    options = PlanOptions("zero-shot", depths=[1, 4], resolutions="16,32", batch=8, settings={"samples": 4}, sid=True)
+    recorded = options.recorded
+    assert recorded == {"depths": "1,4", "resolutions": "16,32", "batch": 8, "samples": 4, "sid": True}
+    again = PlanOptions("zero-shot", depths="1,4", resolutions="16,32", batch=8, settings={"samples": 4, "sid": True})
+    assert again.recorded == recorded and again.numbers_stages and again.search_settings == options.search_settings
+
+
+def test_a_search_and_measured_steps_need_a_task() -> None:
+    assert not PlanOptions().needs_task and not PlanOptions("one-shot", stages=1).needs_task
+    assert PlanOptions("one-shot").needs_task and PlanOptions(measure=True).needs_task
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"strategy": "liner"}, "unknown strategy `liner`; did you mean linear?"),
+        ({"strategy": None}, "unknown strategy `None`; expected linear, one-shot or zero-shot"),
+        ({"stages": True}, "stages: expected an integer of at least 1, got True"),
+        ({"total": 3, "unit": "steps"}, "3 steps are too few for 4 stages"),
+        ({"regularise": "drop=1"}, "`drop`"),
+        ({"settings": {"price": 2, "sid": True}}, "the linear strategy has no setting `price`"),
+    ],
+)
+def test_wrong_options_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError) as error:
+        PlanOptions(**options)
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_the_length_of_a_run() -> None:
+    assert [run_length(*given) for given in ((3, None), (None, 9), (None, None))] == [
+        (3, "epochs"), (9, "steps"), (None, "epochs"),
+    ]  # fmt: skip
+    with pytest.raises(InputError, match="`epochs` and `steps` are both given"):
+        run_length(3, 9)
