@@ -41,7 +41,7 @@ def test_shapes_of_freezing_in_order_of_what_they_save() -> None:
         now = count(progc.apply(program, f"freeze{{{text} measure=false}}"))
         shares[text] = now.backward_flops / full.backward_flops, now.activation_bytes / full.activation_bytes
     assert shares["prefix=3 stem=true"] < (0.27, 0.30) and shares["prefix=3 stem=true"][1] <= 0.30
-    assert shares["level=1"][1] <= 0.75
+    assert shares["level=1"][1] <= 0.80
     assert shares["prefix=3"] == shares["level=1"] == shares["suffix=3"], "place does not matter unless it is closed"
 
 
