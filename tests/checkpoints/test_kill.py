@@ -37,6 +37,7 @@ def test_kills_at_every_call_of_a_save(tmp_path: Path) -> None:
     assert found["kills"]["os.fsync"] >= 2 * 8 and found["kills"]["os.rename"] == 2 * 2  # its name, and the removal
 
 
+@pytest.mark.slow  # the test above kills at every call of a save, in one process for each
 def test_kills_at_random_moments(tmp_path: Path) -> None:
     """As bench/checkpoint_faults.py does it; whether a kill falls into a save is not known here."""
     found = script("kill", tmp_path / "run", 4, 1)
