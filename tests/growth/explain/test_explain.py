@@ -281,12 +281,12 @@ def test_all_is_every_axis_that_grows(run: Command, net: Path) -> None:
     assert "no axis grows" in run("grow", f"{net}:Net", "--to", "depth*2", "--explain", "all").out
     everything = run("inspect", f"{net}:Net", "--explain", "all").out
     assert "head: 3 (hidden width)\n  pinned: it cannot grow\n  pinned: it is an output of the network" in everything
-    assert "embed: 8 (residual width)\n  stays: it may grow" in everything
+    assert "embed: 8 (residual width)\n  stays: it can grow" in everything
 
 
 def test_an_axis_that_the_target_leaves_alone(run: Command, net: Path) -> None:
     outcome = run("grow", f"{net}:Net", "--to", "blocks.0.fc1=20", "--explain", "embed")
-    assert outcome.code == 0 and "embed: 8 (residual width)\n  stays: it may grow" in outcome.out
+    assert outcome.code == 0 and "embed: 8 (residual width)\n  stays: it can grow" in outcome.out
 
 
 def test_a_refusal_is_explained_and_its_error_is_the_last_line(run: Command, net: Path, tmp_path: Path) -> None:
@@ -313,7 +313,7 @@ def test_refusals_before_widths_are_known(run: Command, net: Path) -> None:
     plain = run("grow", f"{net}:Net", "--to", f"{net}:small")
     outcome = run("grow", f"{net}:Net", "--to", f"{net}:small", "--explain", "embed")
     assert outcome.code == plain.code == 2 and outcome.err == plain.err
-    assert outcome.out.startswith("embed: 8 (residual width)\n  stays: it may grow")
+    assert outcome.out.startswith("embed: 8 (residual width)\n  stays: it can grow")
 
 
 @pytest.mark.parametrize("command", [["grow", "--to", "width*2"], ["grow", "--to", "embed=12"], ["inspect"]])
