@@ -356,7 +356,7 @@ class Residual(nn.Module):
 def test_two_chains_in_one_container_are_refused_where_their_blocks_have_other_numbers() -> None:
     small = progc.capture(Staged(1), (torch.randn(2, 4),))
     with pytest.raises(
-        TargetError, match="in one container, which has 7 blocks in the source and 8 in .*Staged: its numbers"
+        TargetError, match="in one container, which has 7 blocks in the source and 8 in .*Staged: the block numbers"
     ):
         grow_with_report(small, progc.capture(Staged(2), (torch.randn(2, 4),)))
     deeper = progc.apply(small, "grow-depth{to=features[0-1]:8},grow-depth{to=features[4-5]:9}")
