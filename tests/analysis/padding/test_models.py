@@ -119,7 +119,7 @@ REFUSED = {
     "transformers:bert_mlm": r"32 to 48 is not an integer factor, .* writes into it, and after its gain and shift",
     "timm:swin@56": r"16 to 24 .* aten\.layer_norm\.default \(layer_norm in patch_embed\.norm\) writes into it",
     "diffusers:dit": r"32 to 48 .* aten\.mul\.Tensor \(\S+ in transformer_blocks\.\d+\) multiplies two values",
-    "timm:convnext_atto@64": r"8 to 12 .* aten\.conv2d\.default \(\S+ in \S+conv_dw\) has separate weights for every unit",
+    "timm:convnext_atto@64": r"8 to 12 .* aten\.conv2d\.default \(\S+ in \S+conv_dw\) has separate weights for",
     "timm:mixer_s32_224": r"32 to 48 .* aten\.gelu\.default \(gelu in blocks\.0\.mlp_tokens\.act\) of a mean is",
     "diffusers:unet": r"aten\.group_norm at \S+ groups channels across two parts of a concatenation; all",
     "own:flat": r"12 to 18 .* aten\.conv2d\.default \(\S+\) has separate weights for every unit",
