@@ -211,7 +211,7 @@ def test_another_resolution() -> None:
     found = progc.diff(small, large)
     assert re.search(r"^input x +f32\[2, 3, 16, 16\] -> f32\[2, 3, 24, 24\]$", str(found), re.MULTILINE)
     assert re.search(r"^output 0 +f32\[2, 7\]$", str(found), re.MULTILINE) and not found.same
-    assert found.operations == {"train": {}, "eval": {}} and "called in another way" in str(found)
+    assert found.operations == {"train": {}, "eval": {}} and "the same operations with other arguments" in str(found)
 
 
 def test_another_structure_of_inputs() -> None:
