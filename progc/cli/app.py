@@ -155,8 +155,8 @@ def plan(
         typer.Option(
             "--data",
             metavar="TEXT",
-            help="digits, imagefolder:PATH, hf:PATH, or FILE.py with datasets() and loss(outputs, batch). Default: "
-            "SOURCE's file.",
+            help="Samples: digits, imagefolder:PATH, hf:PATH, or FILE.py with datasets() and loss(outputs, batch). "
+            "Default: SOURCE's file.",
         ),
     ] = None,
     weights: WeightsOption = None,
