@@ -76,11 +76,11 @@ def test_symbolic_trace_of_a_module() -> None:
 
 
 def test_names_without_a_number_are_refused() -> None:
-    assert "do not differ by one number" in reason(table_of(nets.Lettered(), torch.randn(2, 8)))
+    assert "do not differ in exactly one increasing number" in reason(table_of(nets.Lettered(), torch.randn(2, 8)))
 
 
 def test_numbers_that_do_not_agree_within_a_block_are_refused() -> None:
-    assert "do not agree" in reason(table_of(nets.Misaligned(), torch.randn(2, 8)))
+    assert "disagree about where a block begins" in reason(table_of(nets.Misaligned(), torch.randn(2, 8)))
 
 
 def test_flat_skips_are_refused() -> None:
@@ -117,7 +117,7 @@ def test_two_carried_values_keep_their_places() -> None:
 def test_blocks_with_inputs_of_their_own_are_refused() -> None:
     table = table_of(nets.TwoStreams(own_inputs=True), torch.randn(2, 8), torch.randn(2, 3, 8))
     assert not table.chains
-    assert all("differ in what they read from outside" in refused.reason for refused in table.refused)
+    assert all("read different values from outside" in refused.reason for refused in table.refused)
 
 
 def test_nested_concatenation_is_dense() -> None:
