@@ -243,7 +243,7 @@ def test_tied_blocks_hold_together_or_not_at_all() -> None:
 REFUSED: dict[str, tuple[Callable[..., tuple[Tensor, ...]], dict[str, nn.Module | nn.Parameter], str]] = {
     "softmax": (lambda m, x: (torch.softmax(m.a(x), -1),), {"a": nn.Linear(4, 4)}, r"aten.softmax.int \(softmax"),
     "relu": (lambda m, x: (F.relu(m.a(x)),), {"a": nn.Linear(4, 4)}, "never train"),
-    "plain norm": (lambda m, x: (F.layer_norm(m.a(x), (4,)),), {"a": nn.Linear(4, 4)}, "normalises and has no weight to scale"),
+    "plain norm": (lambda m, x: (F.layer_norm(m.a(x), (4,)),), {"a": nn.Linear(4, 4)}, "has no weight to scale"),
     "skip": (lambda m, x: (x + m.a(x),), {"a": nn.Linear(4, 4)}, "input of the network"),
     "rounded": (lambda m, x: (torch.div(m.a(x), 2.0, rounding_mode="floor"),), {"a": nn.Linear(4, 4)}, "not linear"),
     "constant": (lambda m, x: (m.a(x) + 1.0,), {"a": nn.Linear(4, 4)}, "adds a constant"),
