@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 import progc
-import progc.analysis.costs
+import progc.schedule.costing
 from examples.digits_vit import DigitsViT, load_digits
 from progc.data.task import Task
 from progc.ir.program import Program
@@ -150,7 +150,7 @@ def plant_scores(monkeypatch: pytest.MonkeyPatch, **better: Callable[[float], fl
         return (2 * program.num_parameters() + trains) / 3e9
 
     found = {name: Planted(rule) for name, rule in better.items()}
-    monkeypatch.setattr(progc.analysis.costs, "predicted_seconds", seconds)
+    monkeypatch.setattr(progc.schedule.costing, "predicted_seconds", seconds)
     monkeypatch.setattr(probing, "proxies_of", lambda names, mode: {name: found[name] for name in names})
     return found
 

@@ -18,7 +18,6 @@ import pytest
 import torch
 
 import progc
-import progc.analysis.costs
 from progc.ir.program import Program
 from progc.ir.untouched import same_bits
 from progc.schedule import Decision, Index, Point, Space
@@ -218,7 +217,7 @@ def test_a_candidate_is_built_once_and_gone_before_the_next(plant: Plant, monkey
 RANKS = """
 import json, sys
 import torch.distributed as dist
-import progc.analysis.costs
+import progc.schedule.timing
 from progc.search import probing
 from progc.search.zero_shot import search
 from tests.schedule.small import INTERLEAVED, Planted, digits, transformer

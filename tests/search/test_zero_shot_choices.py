@@ -11,7 +11,8 @@ import pytest
 import torch
 
 import progc
-import progc.analysis.costs
+import progc.schedule.costing
+import progc.schedule.timing
 from progc.data.task import Task
 from progc.errors import CheckError, InputError, TargetError
 from progc.ir.program import Program
@@ -76,7 +77,7 @@ def test_measured_time_is_an_option(plant: Plant, monkeypatch: pytest.MonkeyPatc
         calls.append(options)
         return 1.0 + len(calls)
 
-    monkeypatch.setattr(progc.analysis.costs, "step_time", slow)
+    monkeypatch.setattr(progc.schedule.timing, "step_time", slow)
     decision = decide(
         transformer(), INTERLEAVED, None, digits(), stage=0, stages=3, batch=8, settings={"time": "measured"}
     )[1]
@@ -231,7 +232,7 @@ def test_proxies_that_cannot_tell_trainable_sets_apart(plant: Plant) -> None:
 @pytest.mark.parametrize(
     ("settings", "mode", "message"),
     [
-        ({"proxys": "ntk"}, "default", "no setting `proxys`; did you mean proxies?"),
+        ({"proxys": "ntk"}, "default", "unknown setting `proxys`; did you mean proxies?"),
         ({"proxies": ""}, "default", "expected one or more names such as ntk,zico, got none"),
         ({"proxies": "ntk,zicko"}, "default", "no proxy `zicko`; did you mean zico?"),
         ({"proxies": 3}, "default", "proxies: expected names such as ntk,zico"),
