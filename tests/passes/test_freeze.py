@@ -169,7 +169,7 @@ def test_tied_names_are_one_parameter() -> None:
         ("level=1 of=0", "of=0: expected the number of levels"),
         ("prefix=-1", "prefix=-1: expected a number of blocks"),
         ("only=atention", "unknown kind `atention`; did you mean attention?"),
-        ("rest=half", "option rest is one of trainable, frozen"),
+        ("rest=half", "option rest: expected one of trainable, frozen"),
     ],
 )
 def test_options_that_no_program_could_meet(text: str, message: str) -> None:
@@ -184,7 +184,7 @@ def test_options_that_no_program_could_meet(text: str, message: str) -> None:
         ("prefix=4", "prefix=4, but the program has 3 blocks; expected 0 to 3"),
         ("suffix=9", "suffix=9, but the program has 3 blocks; expected 0 to 3"),
         ("freeze=layer.0", "`layer.0` matches no parameter, block or chain; did you mean layers.0"),
-        ("train=nothing_like_it", "give names or globs of parameters, or chain[a:b]"),
+        ("train=nothing_like_it", "expected a name or glob of parameters, or chain[a:b]"),
         ("freeze=layers[3:5]", "`layers[3:5]` matches nothing; chain layers has 3 blocks"),
         ("freeze=layers[7]", "`layers[7]` matches nothing; chain layers has 3 blocks"),
         ("only=modulation", "only=modulation matches no parameter; this program has attention, mlp, norms"),
