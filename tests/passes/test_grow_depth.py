@@ -322,7 +322,7 @@ def test_a_depth_that_is_there_already_changes_nothing() -> None:
 def test_no_chains_is_said() -> None:
     _, program = zoo.captured("own:conv")
     result = GrowDepth().run(program)
-    assert not result.changed and "no chains" in result.notes[0]
+    assert not result.changed and "has no chain of blocks" in result.notes[0]
 
 
 @pytest.mark.parametrize(

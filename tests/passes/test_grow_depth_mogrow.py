@@ -118,7 +118,7 @@ def test_options_are_checked() -> None:
     with pytest.raises(PassOptionError, match="ema=0.5: no averaged copy has this decay; the program carries 0.998"):
         run(program, "grow-depth{init=mogrow ema=0.5}")
     for options in ({"ema": 0.998}, {"source": "all"}):
-        with pytest.raises(PassOptionError, match="ema and source are for init=mogrow, not for init=identity"):
+        with pytest.raises(PassOptionError, match="ema and source need init=mogrow, got init=identity"):
             GrowDepth(**options)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="unknown init `width=mogrow`"):
         progc.grow(program, width=2, init="width=mogrow")

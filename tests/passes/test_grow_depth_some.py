@@ -153,7 +153,7 @@ def test_a_chain_that_takes_no_more_blocks_is_left_alone() -> None:
     result = grown(program, to="*2")
     check_lossless(program, result)
     assert result.notes[0].startswith("dense keeps its depth: aten.group_norm.default")
-    with pytest.raises(TargetError, match="does not take more channels"):
+    with pytest.raises(TargetError, match="does not accept more channels"):
         GrowDepth(to="dense:6").run(program)
 
 

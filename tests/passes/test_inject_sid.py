@@ -186,12 +186,12 @@ def test_a_second_identifier_is_refused(second: str) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("stages=-1", "stages is a number of stages, at least 0, not -1"),
+        ("stages=-1", "stages=-1: expected a number of stages, at least 0"),
         ("dropout=1.0", "dropout=1.0"),
-        ("dropout=-0.1", "dropout is a probability"),
-        ("stage=last", "stage is input, null or the number of a stage, not `last`"),
-        ("stage=-1", "stage is input, null or the number of a stage, not `-1`"),
-        ("init=zeros", "option init is one of zero, normal"),
+        ("dropout=-0.1", "dropout=-0.1: expected a probability"),
+        ("stage=last", "stage=last: expected input, null or the number of a stage"),
+        ("stage=-1", "stage=-1: expected input, null or the number of a stage"),
+        ("init=zeros", "option init: expected one of zero, normal"),
     ],
 )
 def test_options_that_mean_nothing(options: str, message: str) -> None:

@@ -59,7 +59,7 @@ def test_any_stage_of_an_input() -> None:
     staged = with_rows(progc.apply(program, "inject-sid{stages=3}"))
     for stage in (None, 0, 3):
         folded, (result,) = run(staged, "remove-sid" + ("" if stage is None else f"{{stage={stage}}}"))
-        assert result.lossless is None and "the input `stage` is gone" in result.notes[1]
+        assert result.lossless is None and "the input `stage` was removed" in result.notes[1]
         stages = torch.full((3,), 2 if stage is None else stage)  # by default the last stage
         expected = staged.module().eval()(*args, stage=stages)
         assert torch.allclose(folded.module().eval()(*args), expected, atol=1e-5)

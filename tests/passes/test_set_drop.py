@@ -327,7 +327,7 @@ def test_masks_that_are_no_drop_path_are_left_alone() -> None:
         ("set-drop{path=0.1}", "the train graph has no drop-path (its rate was 0 when the model was captured)"),
         ("set-drop{dropout=0.1}", "the train graph has no dropout"),
         ("set-drop{path=1.0}", "path=1"),
-        ("set-drop{dropout=-0.5}", "dropout is a probability"),
+        ("set-drop{dropout=-0.5}", "dropout=-0.5: expected a probability"),
         ("set-drop{ramp=cosine}", "keep, linear, uniform"),
     ],
 )
@@ -340,6 +340,6 @@ def test_what_cannot_be_set_is_refused_in_a_line(text: str, message: str) -> Non
 
 def test_proportions_that_nobody_knows_are_refused() -> None:
     program = progc.capture(nets.DroppingNet(path=0.0, dropout=0.0), (torch.randn(4, 5, 6),))
-    with pytest.raises(PassOptionError, match="all 3 rates were 0 at capture .* give ramp=uniform"):
+    with pytest.raises(PassOptionError, match="all 3 rates were 0 at capture, .* set ramp=uniform"):
         progc.apply(program, "set-drop{dropout=0.1}")
     assert rates(progc.apply(program, "set-drop{dropout=0.1 ramp=uniform}"), "dropout") == [0.1] * 3

@@ -293,7 +293,7 @@ def test_two_lifts_are_one() -> None:
     first = shrunk(program, "depth=2 width=*0.5 units=leading")
     second = shrunk(first.program, "depth=1 rule=last mlp=5")
     assert first.lift is not None and second.lift is not None
-    with pytest.raises(TargetError, match="changes twice.*apply one pass after the other"):
+    with pytest.raises(TargetError, match="both the units and the resolution .*apply two passes, one after the other"):
         composed(first.lift, shrunk(first.program, "width=3").lift)  # type: ignore[arg-type]
     renames = Lift((TensorLift("stem_w", "stem_w", scales=()), TensorLift("w1_0", "w1_1")), removed=frozenset(["w1_1"]))
     both = composed(first.lift, renames)

@@ -104,8 +104,8 @@ def test_a_residual_network() -> None:
     assert "layer4: depth 1 of 2 becomes 2: at least 2 blocks must stay" in half.notes
     least = shrunk(program, "depth=1 storage=copy")
     check_class(least.program, residual(1, 1, 1, 1))
-    assert [note.split()[3] for note in least.notes] == ["layer2", "layer3", "layer4"]
-    assert all(note.endswith("stays for grow-depth to find it again") for note in least.notes)
+    assert [note.split()[4] for note in least.notes] == ["layer2", "layer3", "layer4"]
+    assert all(note.endswith("again: too few of its blocks stay") for note in least.notes)
 
 
 def test_a_convolutional_network_with_its_depth_of_one_stage_and_all_widths() -> None:

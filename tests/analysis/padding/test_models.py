@@ -130,6 +130,6 @@ REFUSED = {
 def test_what_cannot_be_padded_is_refused_with_the_operation(name: str) -> None:
     with pytest.raises(progc.errors.NotLosslessError, match=REFUSED[name]) as caught:
         GrowWidth(width="*1.5").run(captured(name)[1])
-    assert re.search("the nearest exact sizes are|one whole factor", str(caught.value)) and "\n" not in str(
+    assert re.search("the nearest exact sizes are|same integer factor", str(caught.value)) and "\n" not in str(
         caught.value
     )
