@@ -402,7 +402,7 @@ def test_a_claim_that_measurement_contradicts_is_an_error(monkeypatch: pytest.Mo
         return {**made, "head_b": defer(lambda: values(head) + 1e-4, head)}
 
     monkeypatch.setattr(Lift, "apply", wrong)
-    with pytest.raises(CheckError, match="analysis calls lossless changes the output by"):
+    with pytest.raises(CheckError, match="analysis calls this growth lossless, but the output changes by"):
         progc.grow(program, "width*2")
 
 

@@ -131,7 +131,7 @@ def test_a_dense_chain_loses_its_last_segments(text: str, blocks: tuple[int, ...
     program = captured(dense(3, 4, 3), zoo.image(64))
     result = shrunk(program, text)
     check_class(result.program, dense(*blocks))
-    assert any("since dense chains grow at their end" in note for note in result.notes)
+    assert any("because dense chains grow at their end" in note for note in result.notes)
 
 
 def test_a_diffusion_transformer() -> None:

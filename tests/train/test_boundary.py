@@ -95,7 +95,7 @@ def test_what_is_not_finite_behind_growth_is_found() -> None:
 def test_outputs_of_another_shape_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = iter([[torch.zeros(4, 10)], [torch.zeros(4, 9)]])
     monkeypatch.setattr(Crossing, "_outputs", lambda self, running: next(calls))
-    with pytest.raises(CheckError, match=r"shapes \[\[4, 10\]\] before, and have \[\[4, 9\]\]"):
+    with pytest.raises(CheckError, match=r"outputs of shapes \[\[4, 10\]\], got \[\[4, 9\]\]"):
         crossed(plan("width"))
 
 

@@ -82,8 +82,8 @@ def test_appended_channels_never_meet_old_group_statistics() -> None:
 
 def test_groups_across_a_seam_need_one_factor() -> None:
     program = tokens(lambda m, x: F.group_norm(torch.cat([x, m.other(x)], -1).mT, 3).mT, 12, other=nn.Linear(8, 4))
-    assert "across a seam" in attempt(program, {"into": 16})
-    assert "across a seam" in attempt(program, {"into": 16, "other": 12})
+    assert "across two parts of a concatenation" in attempt(program, {"into": 16})
+    assert "across two parts of a concatenation" in attempt(program, {"into": 16, "other": 12})
     assert attempt(program, {"into": 16, "other": 8}) == "exact"
 
 
@@ -362,7 +362,7 @@ def norm_without_condition(ctx: Any, node: Any, args: Any) -> Value:
 def test_the_float64_check_catches_a_planted_rule(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(registry._RULES, "softmax", pointwise)
     program = tokens(lambda m, x: x.softmax(-1))
-    with pytest.raises(CheckError, match="growth that analysis calls lossless changes the output"):
+    with pytest.raises(CheckError, match="analysis calls this growth lossless, but the output changes"):
         grow_with_report(program, parse_sizes("width*2"))
 
 

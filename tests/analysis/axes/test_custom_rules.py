@@ -212,7 +212,7 @@ def test_units_that_come_from_nowhere_are_pinned() -> None:
 def test_a_rule_that_claims_too_much_is_measured() -> None:
     define("progctest::share", lambda_share, lambda_like)
     progc.rule("progctest.share")(simple)
-    with pytest.raises(CheckError, match="analysis calls lossless changes the output"):
+    with pytest.raises(CheckError, match="analysis calls this growth lossless, but the output changes"):
         grow_with_report(through("share"), parse_sizes("into=12"))
 
 
@@ -223,7 +223,7 @@ def lambda_share(x: Tensor) -> Tensor:
 def test_a_norm_without_its_condition_is_measured() -> None:
     define("progctest::norm", lambda_norm, lambda_like)
     progc.rule("progctest.norm")(simple)
-    with pytest.raises(CheckError, match="analysis calls lossless changes the output"):
+    with pytest.raises(CheckError, match="analysis calls this growth lossless, but the output changes"):
         grow_with_report(through("norm"), parse_sizes("into=9"))
     progc.rule("progctest.norm")(normalising)
     with pytest.raises(NotLosslessError, match="progctest.norm at norm takes statistics over it"):

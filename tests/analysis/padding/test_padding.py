@@ -193,7 +193,7 @@ def test_a_wrong_rule_is_caught(wrong: Callable[..., Any], monkeypatch: pytest.M
     assert grow_with_report(program, sizes).report["max_rel_diff"] < EXACT
     right = widening.Widening.padded
     monkeypatch.setattr(widening.Widening, "padded", lambda *args: wrong(*right(*args)))
-    with pytest.raises(CheckError, match="defect of a rule"):
+    with pytest.raises(CheckError, match="bug in progc"):
         grow_with_report(program, sizes)
 
 

@@ -79,7 +79,7 @@ def test_a_weight_over_all_positions_is_refused() -> None:
         ("to=big", "to=big: expected a size such as"),
         ("to=0", "to=0: expected a size such as"),
         ("to=24 input=y", "input=y: the network has no such input"),
-        ("windows=keep", "to is needed"),
+        ("windows=keep", "to is missing"),
     ],
 )
 def test_bad_options(text: str, message: str) -> None:

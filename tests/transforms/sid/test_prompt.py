@@ -80,9 +80,9 @@ def test_what_is_refused(tokenizer: Any) -> None:
     table = nn.Embedding(len(WORDS), 4)
     with pytest.raises(InputError, match="stages=0: expected at least 1"):
         add_stage_tokens(tokenizer, table, 0)
-    with pytest.raises(InputError, match="`photo dog` is not"):
+    with pytest.raises(InputError, match="init=photo dog: expected `mean` or a word"):
         add_stage_tokens(tokenizer, table, 2, init="photo dog")
-    with pytest.raises(InputError, match="`zebra` is not"):
+    with pytest.raises(InputError, match="init=zebra: expected `mean` or a word"):
         add_stage_tokens(tokenizer, table, 2, init="zebra")
     with pytest.raises(InputError, match="knows 10 tokens and the table has 5 rows"):
         add_stage_tokens(tokenizer, nn.Embedding(5, 4), 2)

@@ -107,12 +107,12 @@ def test_a_site_that_is_none_is_refused_with_those_found(name: str) -> None:
     with pytest.raises(TargetError) as refused:
         choose_site(captured(nets.Gated(), torch.randn(2, 3, 8, 8)), name)
     message = str(refused.value)
-    assert f"no site `{name}`" in message and "sites found: features" in message and "\n" not in message
+    assert f"site={name}: the network has no such site" in message and "sites found: features" in message and "\n" not in message
     assert refused.value.exit_code == 2
 
 
 def test_a_close_name_is_suggested() -> None:
-    with pytest.raises(TargetError, match=r"no site `blocks.1.modulat`.*blocks.1.modulate"):
+    with pytest.raises(TargetError, match=r"site=blocks.1.modulat: the network has no such site.*blocks.1.modulate"):
         choose_site(adaptive(), "blocks.1.modulat")
 
 
@@ -121,13 +121,13 @@ def test_nothing_to_be_found() -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return x * 2
 
-    with pytest.raises(TargetError, match="no site for a stage identifier found"):
+    with pytest.raises(TargetError, match="found no site for a stage identifier"):
         choose_site(captured(Table(), torch.randn(3)), "auto")
 
 
 def test_memory_that_is_written_to_through_a_view_is_no_site() -> None:
     """The value that is read in the end is the stem's, changed through its view."""
     program = captured(nets.Viewed(), torch.randn(3, 6))
-    with pytest.raises(TargetError, match="no site `view`"):
+    with pytest.raises(TargetError, match="site=view: the network has no such site"):
         choose_site(program, "view")
     assert "view" in {node.name for node in program.graphs["eval"].nodes}
