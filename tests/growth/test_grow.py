@@ -236,7 +236,7 @@ def test_growth_that_cannot_be_exact_is_refused_with_axis_operation_and_reason(t
     message = refused.err.splitlines()[-1]
     assert re.search(r"^progc: .*stem_w: 12 to 18 is not an integer factor", message), message
     assert re.search(r"aten\.layer_norm at \S+ takes statistics over it", message), message
-    assert "padding is not exact, since aten.conv2d.default" in message
+    assert "padding is not exact, because aten.conv2d.default" in message
     assert "the nearest exact sizes are 12 and 24" in message and "progc grow: --lossy" in message
     assert not (tmp_path / "grown").exists()
 

@@ -61,5 +61,5 @@ def test_levels_rise_from_first_to_last(stages: int, levels: int) -> None:
 
 
 def test_no_stage() -> None:
-    with pytest.raises(InputError, match="from 1 on, not 0"):
+    with pytest.raises(InputError, match="expected an integer of at least 1, got 0"):
         linear(VOLO, 0)

@@ -18,8 +18,8 @@ from progc.errors import CheckError, NotLosslessError, TargetError, VerifyError
 from progc.growth.grow import grow_with_report
 from progc.ir.check import compare
 from progc.models.sizes import parse_sizes
-from progc.passes import grow_width
 from progc.passes.grow_width import GrowWidth
+from progc.transforms.width import widening
 from tests.analysis.axes.growth import attempt, difference, program_of, sound, widen
 
 
@@ -253,11 +253,11 @@ def test_network_is_exact_or_refused(name: str) -> None:
 REFUSED: dict[str, tuple[Callable[..., Tensor], str]] = {
     "softmax of channels": (lambda m, x: x.softmax(-1), "softmax runs over it"),
     "product of channels": (lambda m, x: x * x.prod(-1, keepdim=True), "prod reduces over it"),
-    "length of channels": (lambda m, x: F.normalize(x, dim=-1), "a length is taken over it"),
-    "cumulative sum": (lambda m, x: x.cumsum(-1), "order of units"),
-    "sorted channels": (lambda m, x: x.sort(-1)[0], "order of units"),
-    "flipped channels": (lambda m, x: x.flip(-1), "order of units"),
-    "rolled channels": (lambda m, x: x.roll(1, -1), "order of units"),
+    "length of channels": (lambda m, x: F.normalize(x, dim=-1), "a vector norm is taken over it"),
+    "cumulative sum": (lambda m, x: x.cumsum(-1), "order of its units"),
+    "sorted channels": (lambda m, x: x.sort(-1)[0], "order of its units"),
+    "flipped channels": (lambda m, x: x.flip(-1), "order of its units"),
+    "rolled channels": (lambda m, x: x.roll(1, -1), "order of its units"),
     "positions along channels": (lambda m, x: x * torch.arange(8).to(x), "its values depend on position"),
     "sines of the width": (
         lambda m, x: x + torch.sin(torch.arange(5).to(x)[:, None] * 10.0 ** -(torch.arange(8).to(x) / 8)),
@@ -369,7 +369,7 @@ def test_the_float64_check_catches_a_planted_rule(monkeypatch: pytest.MonkeyPatc
 def test_the_float64_check_catches_a_norm_without_its_condition(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(registry._RULES, "layer_norm", norm_without_condition)
     program = tokens(lambda m, x: m.norm(x), norm=nn.LayerNorm(8))
-    with pytest.raises(CheckError, match="defect of a rule"):
+    with pytest.raises(CheckError, match="bug in progc"):
         grow_with_report(program, parse_sizes("into=12"))
 
 
@@ -383,13 +383,13 @@ def test_a_rule_that_forgets_a_dim_pins_it(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_the_verifier_catches_a_wrong_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = grow_width.set_literal
+    real = widening.set_literal
 
     def off_by_one(node: Any, path: Any, old: int, new: int) -> None:
         real(node, path, old, new + 1)
 
     program = tokens(lambda m, x: x.reshape(10, 8).reshape(2, 5, 8))
-    monkeypatch.setattr(grow_width, "set_literal", off_by_one)
+    monkeypatch.setattr(widening, "set_literal", off_by_one)
     with pytest.raises(VerifyError, match=r"after grow-width: .*`(view|reshape)"):
         progc.apply(program, [GrowWidth(axes=("into:16",))])
 

@@ -80,7 +80,7 @@ def pad(program: Program, **options: Any) -> PassResult:
 def test_padding_is_exact_in_both_modes(program: Program, init: str) -> None:
     result = pad(program, init=init)
     assert difference(program, result.program) < EXACT
-    assert all("pad, since" in note for note in result.notes)
+    assert all("pad, because" in note for note in result.notes)
     assert tolerance([result.lift]) == ROUNDED  # type: ignore[list-item]
     assert max(t.detach().abs().max() for t in program.tensors.values()) > 0.3  # perturbed
 
@@ -269,4 +269,4 @@ def test_refusals_name_the_operation(name: str) -> None:
     size = axis.size + 1
     found = attempt(program, {axis.name: size})
     assert f"{axis.size} to {size} is not an integer factor" in found and "the nearest exact sizes are" in found, found
-    assert re.search(f"padding is not exact, since .*({reason})", found), found
+    assert re.search(f"padding is not exact, because .*({reason})", found), found

@@ -58,7 +58,7 @@ def test_tables_by_rows_columns_and_counts() -> None:
 
 def test_windows_that_nothing_speaks_for_are_asked_about() -> None:
     program = captured(nets.Windows())
-    with pytest.raises(TargetError, match="say windows=keep .* or windows=scale"):
+    with pytest.raises(TargetError, match="set windows=keep .* or windows=scale"):
         progc.apply(program, "grow-resolution{to=32}")
     kept = progc.apply(program, "grow-resolution{to=32 windows=keep}")
     assert same(kept, nets.Windows()) < 1e-5
@@ -153,7 +153,7 @@ def test_convolutions_are_one_program_at_every_size() -> None:
     for size in (16, 24, 40):
         image = zoo.image(size)
         assert torch.allclose(module(image), model(image), atol=1e-5)
-    with pytest.raises(progc.errors.InputError, match=r"takes \[batch, 3, any, any\]"):
+    with pytest.raises(progc.errors.InputError, match=r"expected \[batch, 3, any, any\]"):
         module(zoo.image(16, channels=4))
 
 

@@ -119,14 +119,14 @@ def test_a_row_is_folded(kind: str, targets: set[str]) -> None:
     ("kind", "reason"),
     [
         ("fixed", "has no bias"),
-        ("root", "does not preserve a constant"),
+        ("root", "has no bias"),
         ("scaled", "does not preserve a constant"),
         ("half_cat", "has no bias"),
         ("side_by_side", "concatenates channels"),
         ("alpha", "does not preserve a constant"),
         ("read_again", "does not preserve a constant"),
         ("twice", "table would take the row, and is also read elsewhere"),
-        ("itself", "read elsewhere too"),
+        ("itself", "also read elsewhere"),
     ],
 )
 def test_a_row_that_no_parameter_takes_is_refused(kind: str, reason: str) -> None:
@@ -134,7 +134,7 @@ def test_a_row_that_no_parameter_takes_is_refused(kind: str, reason: str) -> Non
     fold = choose_site(program, site).fold
     assert not fold.targets and reason in fold.reason
     staged = progc.apply(program, f"inject-sid{{site={site} stages=2 stage=1}}")
-    with pytest.raises(NotLosslessError, match="no parameter can take over"):
+    with pytest.raises(NotLosslessError, match="no parameter can absorb"):
         progc.apply(staged, "remove-sid")
 
 

@@ -135,7 +135,7 @@ def test_unknown_keys_and_networks_without_axes(transformer: progc.Program) -> N
 
 def test_a_residual_width_that_is_an_output_is_no_reason_to_widen_something_else() -> None:
     program = captured("transformers:bert")[1]
-    with pytest.raises(TargetError, match=r"width=64: the residual width .* \(size 32\) cannot grow: output"):
+    with pytest.raises(TargetError, match=r"width=64: the residual width .* \(size 32\) cannot grow: it is an output"):
         axis_sizes(program, parse_sizes("width=64"))
 
 
