@@ -256,7 +256,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_any_weight_changes(tmp_pa
 
 
 def test_other_data_is_refused(whole: Path) -> None:
-    with pytest.raises(InputError, match="another seed, batch or number of samples"):
+    with pytest.raises(InputError, match="another seed, batch size or number of samples"):
         train(whole, seed=2)
 
 
