@@ -223,7 +223,7 @@ def test_a_plan_of_a_newer_version(refused: Refused, tmp_path: Path) -> None:
     data = json.loads(path.read_text())
     for version in (2, 99, "1", None, 0):
         path.write_text(json.dumps({**data, "version": version}))
-        assert f"version {version!r}" in refused("inspect", path)
+        assert f"expected a version of at most 1, got {version!r}" in refused("inspect", path)
 
 
 @pytest.mark.parametrize(
