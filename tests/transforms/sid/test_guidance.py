@@ -63,8 +63,8 @@ def test_what_cannot_be_guided() -> None:
         guided(fixed.module(), fixed.sid, half, half, scale=1.0)
     asked = progc.apply(program, "inject-sid{stages=3}")
     assert asked.sid is not None
-    with pytest.raises(InputError, match=r"stage is 0 to 3 \(3: the null row\), not 4"):
+    with pytest.raises(InputError, match=r"stage=4: expected 0 to 3 \(3 is the null row\)"):
         guided(asked.module(), asked.sid, half, half, scale=1.0, stage=4)
     for other in (((x, time), {}), ((x[:2], time, label), {}), ((x, time), {"label": label})):
-        with pytest.raises(InputError, match="both halves need inputs of one structure"):
+        with pytest.raises(InputError, match="both halves need inputs of the same structure"):
             guided(asked.module(), asked.sid, half, other, scale=1.0)
