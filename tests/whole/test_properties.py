@@ -141,4 +141,4 @@ def test_a_block_is_not_silenced_in_front_of_a_root() -> None:
     program = captured(Recipe("images", 4, stages, "pooled", 536918))
     assert judge(program, Plan(sizes="depth*2"))[0].kind == "exact"  # the other chain grows, this one is left alone
     verdict = judge(program, Plan(sizes="stages.1*2"))[0]
-    assert verdict.kind == "refused" and "its slope at zero is infinite" in verdict.text
+    assert verdict.kind == "refused" and "its gradient at zero is infinite" in verdict.text
