@@ -386,7 +386,9 @@ def test_heads_become_more_or_wider(heads: int) -> None:
     ("name", "note"),
     [
         ("diffusers:dit", "pos_embed.pos_embed, which no checkpoint holds, grew from [1, 16, 32] to [1, 16, 64]"),
-        pytest.param("transformers:bert", "(residual width 32) stays: it is an output of the network", marks=pytest.mark.slow),  # in zoo.ALIKE
+        pytest.param(
+            "transformers:bert", "(residual width 32) stays: it is an output of the network", marks=pytest.mark.slow
+        ),  # in zoo.ALIKE
     ],
 )
 def test_notes_tell_what_stays_and_what_no_checkpoint_holds(name: str, note: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,10 @@ def test_weights_and_biases_gets_a_copy(tmp_path: Path) -> None:
     log.close()
     (folder,) = (tmp_path / "wandb").glob("offline-run-*")
     (stored,) = folder.glob("*.wandb")
+    for _ in range(3000):  # a process of the library's own writes the file, and may not have ended
+        if stored.stat().st_size > 500:
+            break
+        time.sleep(0.1)
     assert stored.stat().st_size > 500
 
 
