@@ -71,9 +71,7 @@ def test_the_model_stays_as_it_was_and_ties_stay() -> None:
     assert all(before[name] is tensor for name, tensor in model.named_parameters(remove_duplicate=False))
     with torch.device("meta"):
         nowhere = ConvNet()
-    with pytest.raises(
-        CaptureError, match=r"buffer stem_norm\.running_mean of ConvNet is on the meta device, but analysis reads"
-    ):
+    with pytest.raises(CaptureError, match=r"stem_norm\.running_mean of ConvNet is on the meta device"):
         capture_deferred(nowhere, (image(16),))
     with pytest.raises(CaptureError, match="cannot capture a int"):
         capture_deferred(3, ())  # type: ignore[arg-type]

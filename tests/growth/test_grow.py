@@ -387,7 +387,7 @@ def test_heads_become_more_or_wider(heads: int) -> None:
     [
         ("diffusers:dit", "pos_embed.pos_embed, which no checkpoint holds, grew from [1, 16, 32] to [1, 16, 64]"),
         pytest.param(
-            "transformers:bert", "(residual width 32) stays: it is an output of the network", marks=pytest.mark.slow
+            "transformers:bert", "(residual width 32) stays: it is an output", marks=pytest.mark.slow
         ),  # in zoo.ALIKE
     ],
 )
