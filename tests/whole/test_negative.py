@@ -256,8 +256,8 @@ REFUSED: dict[str, tuple[Callable[..., Tensor], str]] = {
     "length of channels": (lambda m, x: F.normalize(x, dim=-1), "a vector norm is taken over it"),
     "cumulative sum": (lambda m, x: x.cumsum(-1), "order of its units"),
     "sorted channels": (lambda m, x: x.sort(-1)[0], "order of its units"),
-    "flipped channels": (lambda m, x: x.flip(-1), "order of its units"),
-    "rolled channels": (lambda m, x: x.roll(1, -1), "order of its units"),
+    "flipped channels": (lambda m, x: x.flip(-1), "order of units"),
+    "rolled channels": (lambda m, x: x.roll(1, -1), "order of units"),
     "positions along channels": (lambda m, x: x * torch.arange(8).to(x), "its values depend on position"),
     "sines of the width": (
         lambda m, x: x + torch.sin(torch.arange(5).to(x)[:, None] * 10.0 ** -(torch.arange(8).to(x) / 8)),
