@@ -39,7 +39,8 @@ if __name__ == "__main__":  # started as a file: bench/ is on the path, the root
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench.common import RESULTS, machine
-from bench.planted_fault_list import AREAS, FAULTS, Fault
+from bench.planted_fault_areas import AREAS, Fault
+from bench.planted_fault_list import FAULTS
 
 ROOT = Path(__file__).resolve().parents[1]
 CODE = ("progc", "passes", "models")
