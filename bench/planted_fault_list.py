@@ -349,7 +349,7 @@ _CHECKPOINTS = (
         "checkpoints-validated", "checkpoints", "progc/train/seen.py",
         '"validated": self.validated, "news": self._news,',
         '"validated": None, "news": self._news,',
-        "A run that goes on right behind a validation validates once more.",
+        "A run that resumes right after a validation validates a second time.",
         ("test_trainer.py",),
     ),
     Fault(

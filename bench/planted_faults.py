@@ -4,10 +4,10 @@
     python bench/planted_faults.py --marks 'not slow'     # the tests that `make test` runs
     python bench/planted_faults.py --repo ../other --only lift-rest chains-period
 
-About an hour on one core. The faults and the tests of each area are in bench/planted_fault_list.py. Faults are told by
-their code and not by their file, so that one list serves trees in which files were moved. The tests of every area run
-once without a fault; those that fail there are named and left out. A run that was interrupted goes on where it stopped,
-as long as the tree and the list are the same. Writes bench/results/planted_faults.json, or the file given.
+About an hour on one core. The faults and the tests of each area are in bench/planted_fault_list.py. A fault is found
+by its code, not by its file, so that one list serves trees whose files were moved. The tests of every area run once
+without a fault; tests that fail in this run are listed and left out. An interrupted run resumes where it stopped, as
+long as the tree and the list are the same. Writes bench/results/planted_faults.json, or the file given.
 """
 
 from __future__ import annotations

@@ -225,3 +225,15 @@ def test_training_never_touches_an_average() -> None:
     before = copy.deepcopy(ema.state_dict())
     train(grown, optimizer, 3)
     assert all(torch.equal(tensor, before[name]) for name, tensor in ema.state_dict().items())
+
+
+def test_buffers_that_an_average_lacks_are_copies_of_the_programs() -> None:
+    """As for a file that holds parameters alone: training the network must not write to the average."""
+    program = progc.capture(nets.ConvNet(), (torch.randn(4, 3, 8, 8),))
+    carrying = attached(program, {name: tensor.detach() for name, tensor in program.parameters()})
+    (average,) = carrying.averages
+    before = {name: tensor.clone() for name, tensor in average.tensors.items()}
+    carrying.module().train()(torch.randn(4, 3, 8, 8))
+    assert not torch.equal(carrying.tensors["stem_norm.running_mean"], before["stem_norm.running_mean"])
+    for name in ("stem_norm.running_mean", "stem_norm.num_batches_tracked"):
+        assert torch.equal(average.tensors[name], before[name])
