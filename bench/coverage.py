@@ -275,7 +275,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes at a time")
     parser.add_argument("--limit", type=float, default=300.0, help="seconds per model")
     parser.add_argument("--memory", type=float, default=9.0, help="GiB per model")
-    parser.add_argument("--anew", action="store_true", help="forget the rows of an earlier run")
+    parser.add_argument("--restart", action="store_true", help="forget the rows of an earlier run")
     parser.add_argument("--page", action="store_true", help="only write the page from the rows that are there")
     options = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # a process per core
@@ -289,7 +289,7 @@ def main() -> None:
     if options.list:
         print("\n".join(chosen))
         return
-    if options.anew and ROWS.exists():
+    if options.restart and ROWS.exists():
         ROWS.unlink()
     if not options.page:
         known = _known() if not options.models else {}

@@ -328,14 +328,14 @@ _CHECKPOINTS = (
         "checkpoints-position", "checkpoints", "progc/train/keeping.py",
         "epoch, place * self.settings.batch)",
         "epoch, place)",
-        "A run that goes on in the midst of an epoch sees samples twice: steps are taken for samples.",
+        "A run that resumes within an epoch sees samples twice: steps are taken for samples.",
         ("test_trainer.py",),
     ),
     Fault(
         "checkpoints-live", "checkpoints", "progc/checkpoints/saver.py",
         "args=(held.moved(self._buffers), replace)",
         "args=(held, replace)",
-        "The thread writes tensors that training goes on changing.",
+        "The thread writes tensors while training changes them.",
         ("test_saver.py",),
     ),
     Fault(

@@ -336,7 +336,7 @@ def run(faults: Sequence[Fault], copies: Sequence[Copy], results: Results) -> No
             for area in dict.fromkeys(fault.area for fault in faults):
                 pool.submit(one_area, area).result()
                 list(pool.map(one_fault, [fault for fault in faults if fault.area == area]))
-        except BaseException:  # asked to end, or broken: nothing goes on behind it
+        except BaseException:  # interrupted, or broken: no process is left running
             pool.shutdown(wait=False, cancel_futures=True)
             for copy in copies:
                 copy.stop()

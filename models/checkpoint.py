@@ -41,9 +41,3 @@ def read_config(path: Path, parts: tuple[str, ...] = ()) -> tuple[Path, dict[str
 def has_weights(folder: Path) -> bool:
     """Returns whether the folder holds safetensors files. Pickled weights do not count, because they are not read."""
     return any(folder.glob("*.safetensors"))
-
-
-def one_line(error: BaseException) -> str:
-    """Returns the text of an error on one line, cut to 300 characters."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 300 else text[:297] + "..."

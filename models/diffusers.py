@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import diffusers
 import torch
 
-from progc.errors import InputError, did_you_mean
-from progc.models.checkpoint import has_weights, one_line, read_config
+from progc.errors import InputError, did_you_mean, one_line
+from progc.models.checkpoint import has_weights, read_config
 
 if TYPE_CHECKING:
     from torch import nn
@@ -76,7 +76,7 @@ def locate(name: str) -> tuple[Callable[[], nn.Module], str | None]:
                 return cls.from_pretrained(folder, local_files_only=True, use_safetensors=True)
             return cls.from_config(config)
         except Exception as error:
-            raise InputError(f"diffusers:{name} cannot be built: {one_line(error)}") from error
+            raise InputError(f"diffusers:{name} cannot be built: {one_line(error, 300)}") from error
 
     return construct, trained
 

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 import transformers
 
-from progc.errors import InputError, did_you_mean
-from progc.models.checkpoint import has_weights, one_line, read_config
+from progc.errors import InputError, did_you_mean, one_line
+from progc.models.checkpoint import has_weights, read_config
 
 if TYPE_CHECKING:
     from torch import nn
@@ -41,7 +41,7 @@ def locate(name: str) -> tuple[Callable[[], nn.Module], str | None]:
     try:
         config = transformers.AutoConfig.for_model(**values)
     except Exception as error:  # each config class raises different exceptions
-        raise InputError(f"transformers:{name}: config.json is not valid: {one_line(error)}") from error
+        raise InputError(f"transformers:{name}: config.json is not valid: {one_line(error, 300)}") from error
     if hasattr(config, "use_cache"):
         config.use_cache = False
     named = next((cls for cls in values.get("architectures") or () if hasattr(transformers, cls)), None)
@@ -55,7 +55,7 @@ def locate(name: str) -> tuple[Callable[[], nn.Module], str | None]:
                 )
             return getattr(transformers, named)(config) if named else transformers.AutoModel.from_config(config)
         except Exception as error:
-            raise InputError(f"transformers:{name} cannot be built: {one_line(error)}") from error
+            raise InputError(f"transformers:{name} cannot be built: {one_line(error, 300)}") from error
 
     return construct, trained if named else None
 

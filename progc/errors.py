@@ -65,3 +65,15 @@ def did_you_mean(given: str, known: Iterable[str], limit: int = 3) -> str:
     if not close:
         close = [name for name in names if given and name.startswith(given)][:limit]
     return f"; did you mean {', '.join(close)}?" if close else ""
+
+
+def one_line(error: BaseException, limit: int | None = None, empty: str | None = None) -> str:
+    """Returns the message of any exception on one line.
+
+    Args:
+        error: what was raised, by any library.
+        limit: of characters; a longer message is cut, and `...` marks the cut.
+        empty: stands for a message without words; by default the name of the exception's class.
+    """
+    text = " ".join(str(error).split()) or empty or type(error).__name__
+    return text if limit is None or len(text) <= limit else text[: limit - 3] + "..."

@@ -14,7 +14,7 @@ from progc.files import python as userfile
 
 
 def set_rules_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a test registers is gone after it, and files are imported anew: a known one would not register again."""
+    """Undoes registrations after a test, and imports files again, since a cached module would not register twice."""
     monkeypatch.setattr(registry, "_RULES", dict(registry._RULES))
     monkeypatch.setattr(userfile, "_loaded", {})
 

@@ -18,7 +18,7 @@ from progc.checkpoints.searching import verify
 from progc.checkpoints.sharded import SHARDS, ShardIndex, is_spread
 from progc.checkpoints.state import CONFIG, MODEL, SCHEDULE, TRAINING, NamedTensors, State, ema_file, rng_stem
 from progc.data.order import DataPosition
-from progc.errors import InputError
+from progc.errors import InputError, one_line
 from progc.files.json import decode
 from progc.files.reading import Entry, header_entries, header_length, is_count, open_file, parse_object
 from progc.files.weights import check_fit
@@ -384,5 +384,5 @@ class _reading:
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         if isinstance(error, InputError) or not isinstance(error, Exception):
             return
-        text = " ".join(str(error).split())[:160] or type(error).__name__
+        text = one_line(error, 160)
         raise InputError(f"{self.path} does not hold what was saved ({text})") from error

@@ -11,7 +11,7 @@ import torch
 
 from progc.data.regularisation import Regularisation
 from progc.data.task import Task
-from progc.errors import InputError, TargetError, did_you_mean
+from progc.errors import InputError, TargetError, did_you_mean, one_line
 from progc.ir.program import Program
 
 KINDS = ("digits", "imagefolder", "hf")
@@ -56,9 +56,7 @@ class Transformed:
         except OSError as error:  # what the image library raises for a file that is not an image
             places = getattr(self.samples, "samples", None)
             where = f"sample {index}" if places is None else str(places[index][0])
-            raise InputError(
-                f"{where} cannot be read as an image: {' '.join(str(error).split())}; remove it"
-            ) from error
+            raise InputError(f"{where} cannot be read as an image: {one_line(error)}; remove it") from error
         return self.transform(image), int(label)
 
 
@@ -179,7 +177,7 @@ def _stored(root: Path) -> tuple[Any, Any]:
     try:
         found = datasets.load_from_disk(str(root))
     except Exception as error:  # damaged files fail in many ways inside the library
-        raise InputError(f"--data hf:{root}: {' '.join(str(error).split())}; expected a saved data set") from error
+        raise InputError(f"--data hf:{root}: {one_line(error)}; expected a saved data set") from error
     splits = found if isinstance(found, dict) else {"train": found}
     if "train" not in splits:
         raise InputError(f"--data hf:{root} has the splits {', '.join(splits)}; expected one that is called train")

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from progc.errors import InputError, ProgcError
+from progc.errors import InputError, ProgcError, one_line
 
 _LARGEST = 16 << 20  # bytes of a Python file
 _loaded: dict[tuple[Path, int, int], types.ModuleType] = {}
@@ -76,8 +76,8 @@ def run(path: Path, function: Callable[[], Any], when: str) -> Any:
             f"{path} exits when it {when}; put its script part below `if __name__ == '__main__':`"
         ) from error
     except Exception as error:
-        place, text = _place(path, error), " ".join(str(error).split())
-        raise InputError(f"{place}: {type(error).__name__} when the file {when}: {text or 'no message'}") from error
+        text = f"{type(error).__name__} when the file {when}: {one_line(error, empty='no message')}"
+        raise InputError(f"{_place(path, error)}: {text}") from error
 
 
 def required_arguments(function: Callable[..., Any]) -> list[str]:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from progc.errors import InputError
+from progc.errors import InputError, one_line
 
 # Trainers keep a state dict under one of these keys, next to optimizer state; looked up in this order.
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "state_dict_ema", "model_ema", "ema", "module")
@@ -110,8 +110,8 @@ def _safetensors_file(path: Path) -> dict[str, torch.Tensor]:
         tensors: dict[str, torch.Tensor] = load_file(path)
     except (SafetensorError, OSError, ValueError, KeyError) as error:
         raise InputError(
-            f"{path} is not a readable safetensors file ({_brief(error)}); it may be cut off or in another format; "
-            "save it again"
+            f"{path} is not a readable safetensors file ({one_line(error, 160)}); it may be cut off or in "
+            "another format; save it again"
         ) from error
     return tensors
 
@@ -125,7 +125,7 @@ def _torch_file(path: Path, ema: bool) -> dict[str, torch.Tensor]:
             f"convert it: torch.save(torch.load({path.name!r}, weights_only=False)['state_dict'], 'weights.pt')"
         ) from error
     except Exception as error:  # a corrupt file fails in many ways inside zip and pickle readers
-        raise InputError(f"{path} is not a readable torch file ({_brief(error)}); save it again") from error
+        raise InputError(f"{path} is not a readable torch file ({one_line(error, 160)}); save it again") from error
     for wrapper in _EMA_FIRST if ema else _WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
@@ -136,8 +136,3 @@ def _torch_file(path: Path, ema: bool) -> dict[str, torch.Tensor]:
             f"{', '.join(_WRAPPERS[:3])}; save it with torch.save(model.state_dict(), ...)"
         )
     return {str(name): value for name, value in content.items()}
-
-
-def _brief(error: BaseException) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 160 else text[:157] + "..."

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from progc.errors import CheckError, InputError
+from progc.errors import CheckError, InputError, one_line
 from progc.ir.deferred import values
 from progc.ir.notation import call_text, tensor_text
 from progc.ir.program import Mode, Program
@@ -202,7 +202,7 @@ class _Float64(fx.Interpreter):
         try:
             return super().run_node(n)
         except Exception as error:  # kernels raise many types
-            reason = " ".join(str(error).split()) or type(error).__name__
+            reason = one_line(error)
             raise CheckError(f"float64 check, {self.mode} graph, node `{n.name}`, {call_text(n)}: {reason}") from error
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:

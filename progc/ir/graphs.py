@@ -17,7 +17,7 @@ import torch
 from torch import fx
 from torch.utils import _pytree as pytree
 
-from progc.errors import VerifyError
+from progc.errors import VerifyError, one_line
 from progc.ir.layouts import Evaluator, Layout
 from progc.ir.notation import argument_text, call_text, meta_text, module_path, tensor_text
 from progc.ir.program import MODES, Mode, Program, TensorMeta
@@ -118,7 +118,7 @@ def _evaluate(
     try:
         return evaluator.call(node.target, args, kwargs)
     except Exception as error:  # kernels raise many types; the node and its operand shapes explain all of them
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = one_line(error)
         where = f" in {module_path(node)}" if module_path(node) else ""
         operands = ", ".join(f"{argument_text(n)} {meta_text(_meta_of(env[n]))}" for n in node.all_input_nodes)
         raise VerifyError(

@@ -23,7 +23,7 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
-from progc.errors import VerifyError
+from progc.errors import VerifyError, one_line
 from progc.ir.graphs import infer, used_names
 from progc.ir.notation import call_text, meta_text, module_path, target_text
 from progc.ir.program import MODES, Mode, Program, TensorMeta
@@ -80,7 +80,7 @@ def _graphs(program: Program) -> Iterator[str]:
         try:
             graph.lint()
         except RuntimeError as error:
-            yield f"{mode} graph: {' '.join(str(error).split())}"
+            yield f"{mode} graph: {one_line(error)}"
         for node in graph.nodes:
             yield from (f"{mode} graph, node `{node.name}`: {problem}" for problem in _node(program, node))
         yield from _signature(program, mode, inputs)

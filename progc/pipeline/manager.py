@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from progc.errors import InputError, ProgcError, VerifyError
+from progc.errors import InputError, ProgcError, VerifyError, one_line
 from progc.ir.deferred import identity
 from progc.ir.graphs import fingerprint
 from progc.ir.program import MODES, PassRecord, Program
@@ -133,7 +133,7 @@ def _result(program: Program, item: Pass) -> PassResult:
     except Exception as error:
         if ours:
             raise
-        reason = " ".join(str(error).split()) or "no message"
+        reason = one_line(error, empty="no message")
         raise InputError(f"pass {item.name} failed with {type(error).__name__}: {reason}; {_where(item)}") from error
     if not isinstance(result, PassResult):
         raise InputError(f"pass {item.name}: expected a PassResult, got {type(result).__name__}; {_where(item)}")

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 from progc import errors
-from progc.errors import CheckError, InputError, ProgcError
+from progc.errors import CheckError, InputError, ProgcError, one_line
 
 
 def rank() -> int:
@@ -126,7 +126,7 @@ def _several() -> bool:
 
 
 def _told(error: BaseException) -> dict[str, str]:
-    text = " ".join(str(error).split())
+    text = one_line(error)
     if isinstance(error, ProgcError):
         plain = "CheckError" if error.exit_code == CheckError.exit_code else "InputError"
         return {"class": type(error).__name__, "else": plain, "text": text}

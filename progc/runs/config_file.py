@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from progc.errors import InputError
+from progc.errors import InputError, one_line
 from progc.files.reading import read_text
 from progc.runs.config import Config, checked, keys, nullable, unknown
 
@@ -173,7 +173,7 @@ def _yaml(text: str) -> Any:
         _check_keys(tree)
         return _numbers(yaml.safe_load(text))
     except yaml.YAMLError as error:
-        raise ValueError(" ".join(str(error).split())) from error
+        raise ValueError(one_line(error)) from error
 
 
 def _check_values(data: Any) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from progc.errors import ProgcError
+from progc.errors import ProgcError, one_line
 from progc.runs.record import versions
 
 State = Literal["ok", "note", "broken"]
@@ -106,7 +106,7 @@ def _compiler() -> Check:
     except ProgcError as error:
         return Check("compiler", "broken", f"{error}; with progc train: --set train.compile=eager")
     except Exception as error:  # usually a missing C++ compiler, for which torch raises many types
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error, 200)
         text = f"torch.compile fails on {device} ({type(error).__name__}: {reason}); use --set train.compile=eager"
         return Check("compiler", "broken", text)
     spent = time.perf_counter() - start

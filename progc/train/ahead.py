@@ -12,6 +12,7 @@ from progc.data.task import Task
 from progc.emit import emit
 from progc.emit.ahead import Ahead, compile_ahead, compiled_in_place
 from progc.emit.stage_module import StageModule
+from progc.errors import one_line
 from progc.ir.program import Program
 from progc.schedule.outlines import outlines
 from progc.schedule.running import stage_inputs
@@ -58,7 +59,7 @@ class NextStage:
                 compiled_in_place(present[0], hollow(present[0]), *present[1], autocast=autocast, device=device)
             self._ahead = compile_ahead(outline, hollow(outline), *call, autocast=autocast, device=device)
         except Exception as error:  # kernels, files and processes raise many types; none is worth the run
-            self.failed = _said(error)
+            self.failed = one_line(error)
 
     def finish(self, stop: Callable[[], bool] = lambda: False) -> bool:
         """Waits until everything is in the compile cache of this process.
@@ -75,7 +76,7 @@ class NextStage:
         try:
             done = ahead.finish(stop)
         except Exception as error:  # a full disk, say
-            done, self.failed = False, _said(error)
+            done, self.failed = False, one_line(error)
             self._cancelled(ahead)
         if not done:
             self.failed = self.failed or "the compiling process ended before it had compiled everything"
@@ -91,7 +92,7 @@ class NextStage:
         try:
             ahead.cancel()
         except Exception as error:
-            self.failed = _said(error)
+            self.failed = one_line(error)
 
 
 class LookAhead:
@@ -155,7 +156,3 @@ class LookAhead:
         task = for_stage(self.task, stage.regularisation, outline)
         args, kwargs = task.inputs(next(task.batches(self.micro, seed=self.settings.seed, count=1)))
         return args, {**kwargs, **stage_inputs(outline, stage, self.micro, self.device)}
-
-
-def _said(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
-from progc.errors import InputError
+from progc.errors import InputError, one_line
 from progc.files.writing import finite, replacing
 
 FILE = "metrics.jsonl"
@@ -214,7 +214,7 @@ def _wandb(run: Path, options: Mapping[str, Any]) -> Any:
     try:
         return wandb.init(**{"dir": str(run), **options})
     except Exception as error:  # wrong arguments, no login, no network: the library raises many types
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = one_line(error)
         raise InputError(
             f"trackers.wandb: {reason}; fix these arguments of wandb.init, or leave trackers.wandb out"
         ) from error

@@ -151,7 +151,7 @@ def test_plan_json_moments_rates_and_revert_know_the_average() -> None:
 
 
 def test_through_the_optimizer() -> None:
-    """A training run with averages grows by mogrow and goes on; two copies of a block then differ at once."""
+    """A training run with averages grows by mogrow and continues; two copies of a block differ at once."""
     program = fresh("flat")
     optimizer = torch.optim.AdamW(parameters(program), lr=1e-2)
     ema = progc.EMA(program, [0.5, 0.9])

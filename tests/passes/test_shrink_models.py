@@ -90,7 +90,7 @@ def test_a_transformer(tokens: Program, text: str, sizes: tuple[int, int, int], 
 
 
 def test_settings_of_a_block_stay_its_own(tokens: Program) -> None:
-    """Drop-path rates are those the block had; a class of that depth spaces them anew."""
+    """Drop-path rates are those the block had; a class of that depth spaces them afresh."""
     result = shrunk(tokens, "depth=2")
     assert "blocks of blocks keep their own drop-path keep probability" in result.notes
 

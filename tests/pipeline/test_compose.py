@@ -208,7 +208,7 @@ def test_a_wrong_claim_is_noticed() -> None:
 
 
 def test_a_frozen_block_stays_frozen_where_it_goes() -> None:
-    """Blocks are numbered anew by growth in depth: the flag goes with the tensor, not with the name."""
+    """Growth in depth renumbers blocks: the flag goes with the tensor, not with the name."""
     _, program = zoo.captured("own:flat")
     frozen = {f"w1_{i}": torch.nn.Parameter(program.tensors[f"w1_{i}"].detach(), False) for i in (0, 1)}
     grown = progc.apply(program.replace(tensors={**program.tensors, **frozen}), "grow-depth{to=8},grow-width{mlp=*2}")

@@ -103,7 +103,7 @@ def test_lower_can_be_better() -> None:
     controller = Controller([10, 10, 10], [Gain(higher=False, fraction=0.5)])
     for step in range(1, 11):
         controller.observe(step, validation=-float(step), seconds=float(step))
-    assert controller.log == []  # still gaining: it goes on beyond its share where it can
+    assert controller.log == []  # still gaining: the stage continues beyond its share where it can
     worse = Controller([10, 10], [Gain(fraction=0.5)])
     for step in range(1, 6):
         worse.observe(step, validation=-float(step), seconds=float(step))

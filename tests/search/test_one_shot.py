@@ -34,7 +34,7 @@ QUICK = {"batches": 2, "epochs": 1.0, "time": "predicted"}
 
 
 class Samples:
-    """Images of seven kinds, told apart by their mean; made anew each time, from the index alone."""
+    """Images of seven kinds, told apart by their mean; drawn again each time, from the index alone."""
 
     def __init__(self, number: int = 24) -> None:
         self.number = number

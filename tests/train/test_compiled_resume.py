@@ -1,4 +1,4 @@
-"""A run of compiled stages that is interrupted and goes on in another process: the same bits as without the stop."""
+"""A run of compiled stages, interrupted and resumed in another process equals an uninterrupted run bit for bit."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ def test_what_is_not_finite_ends_the_run_or_is_left_out(loss: float, norm: float
 
 def test_too_many_in_a_row_end_the_run() -> None:
     guard = Guard(Settings(nan="skip", max_skipped=2))
-    for _ in range(3):  # one good step begins the count anew
+    for _ in range(3):  # one good step restarts the count
         assert guard.judge(NAN, 1.0) is not None and guard.judge(NAN, 1.0) is not None
         assert guard.judge(1.0, 1.0) is None
     assert guard.judge(NAN, 1.0) is not None and guard.judge(NAN, 1.0) is not None

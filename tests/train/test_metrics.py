@@ -1,4 +1,4 @@
-"""Metrics as lines, and what is taken back when a run goes on."""
+"""Metrics as lines, and what is taken back when a run resumes."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ def test_tensorboard_gets_a_copy(tmp_path: Path) -> None:
 
 def test_tensorboard_forgets_what_a_run_took_back(tmp_path: Path) -> None:
     event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    for losses in ((1.0, 2.0, 3.0, 4.0), (30.0, 40.0)):  # the second time it goes on from step 2
+    for losses in ((1.0, 2.0, 3.0, 4.0), (30.0, 40.0)):  # the second time it resumes from step 2
         log = Metrics(tmp_path, tensorboard=True)
         first = 1 if len(losses) == 4 else 3
         log.cut(first - 1, 0)

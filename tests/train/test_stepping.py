@@ -80,7 +80,7 @@ def test_an_overflow_changes_nothing_but_the_scale() -> None:
 
 
 def test_a_loss_that_is_not_finite_is_no_overflow() -> None:
-    """A smaller scale would not mend it: the guard decides, and the scale stays for the run that goes on."""
+    """A smaller scale would not mend it: the guard decides, and the resumed run keeps the scale."""
     made, net, spoil = stepper()
     made.step(batch())
     before = state(made, net)

@@ -1,4 +1,4 @@
-"""Runs of the trainer: through all stages, interrupted and gone on, and what they write."""
+"""Runs of the trainer: through all stages, interrupted and resumed, and what they write."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_a_run_with_the_older_order_of_data_does_not_continue(tmp_path: Path, mo
     ids=["at the end of a stage", "by the last sample", "inside a stage", "of the averages"],
 )  # fmt: skip
 def test_a_validation_does_not_hold_a_signal_up(whole: Path, tmp_path: Path, asked: int, step: int) -> None:
-    """It is done once by the run that goes on, and its metrics are those of a run that was not stopped."""
+    """The resumed run does it once, and its metrics are those of an uninterrupted run."""
     run = tmp_path / "run"
     validation = Interrupted(samples(20), asked, lambda: os.kill(os.getpid(), signal.SIGTERM))
     first = train(run, validation=validation)

@@ -1,4 +1,4 @@
-"""Training after growth: copies part, nothing new is dead, and the grown network goes on where the small one stood."""
+"""Training after growth: copies part, nothing new is dead, and the loss continues where the small network stopped."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ def test_metrics_that_lead_elsewhere(kind: str, tmp_path: Path) -> None:
 
 
 def test_metrics_of_any_content(tmp_path: Path) -> None:
-    """Damaged lines are left out; whatever is there, a run goes on."""
+    """Damaged lines are left out; the run resumes in every case."""
     rng = random.Random(0)
     lines = [b'{"kind": "train", "step": %d, "measured": {"seconds": %d}}' % (k, k) for k in range(4)]
     lines += [b"[" * 100_000, b'{"step": 1, "measured": [1]}', b'{"step": 1, "measured": {"seconds": 1e999}}', b"\xff"]

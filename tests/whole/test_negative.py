@@ -142,7 +142,7 @@ def test_rotary_head_dims_grow_by_pairs_or_not_at_all(interleaved: bool, compute
         grown = widen(
             program, {axis.name: 2 * axis.size for axis in pairs if axis.meaning == "head dim" and axis.growable}
         )
-        assert grown.tensors["frequencies"].shape == (4,)  # every frequency twice, none made anew
+        assert grown.tensors["frequencies"].shape == (4,)  # every frequency twice, none computed again
 
 
 @pytest.mark.parametrize("init", ["copy", "zero"])

@@ -18,6 +18,7 @@ from progc.analysis.axes import lengths
 from progc.analysis.axes.context import Args, Context
 from progc.analysis.axes.records import DECIDING, Value, flat_values, fresh_like
 from progc.analysis.axes.registry import rule_for
+from progc.errors import one_line
 from progc.ir.check import stochastic
 from progc.ir.graphs import written_to
 from progc.ir.program import MODES, TensorMeta
@@ -148,7 +149,7 @@ class AxisWalk(Context):
 
 def _fault(op: str, error: Exception) -> str:
     """Describes the exception of a user's rule in one line."""
-    return f"the rule of {op} raised {type(error).__name__}: {' '.join(str(error).split()) or 'no message'}"
+    return f"the rule of {op} raised {type(error).__name__}: {one_line(error, empty='no message')}"
 
 
 def _same_sizes(value: Any, meta: Any) -> bool:

@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from progc.analysis.costs.cost import StageCost
 from progc.analysis.costs.operations import Operation, Recorder
-from progc.errors import InputError
+from progc.errors import InputError, one_line
 from progc.ir.check import GraphRun, empty_like
 from progc.ir.deferred import device_of
 from progc.ir.program import Program
@@ -99,7 +99,7 @@ def step_of(program: Program, batch: int | None = None) -> Step:
     except NotCounted:
         raise
     except Exception as error:  # any operation may ask for values
-        reason = " ".join(str(error).split()).partition(". ")[0] or type(error).__name__
+        reason = one_line(error).partition(". ")[0]
         raise NotCounted(reason) from error
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from progc.errors import one_line
 from progc.ir.operations import describe, op_name
 from progc.search.proxies.sample_dims import Coupled, Samples
 
@@ -174,7 +175,7 @@ class SharedUse:
             ValueError,
             NotImplementedError,
         ) as error:
-            raise Coupled(f"{describe(node)} cannot be vectorised: {' '.join(str(error).split())}") from error
+            raise Coupled(f"{describe(node)} cannot be vectorised: {one_line(error)}") from error
         return dict(zip(shared, found, strict=True))
 
 

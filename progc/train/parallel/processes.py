@@ -8,7 +8,7 @@ import os
 import torch
 import torch.distributed as dist
 
-from progc.errors import InputError
+from progc.errors import InputError, one_line
 from progc.train.parallel.base import Parallel, Single
 
 TIMEOUT = datetime.timedelta(hours=2)
@@ -39,7 +39,7 @@ def opened_parallel(kind: str, device: str) -> Parallel:
     try:
         dist.init_process_group("nccl" if place.type == "cuda" else "gloo", timeout=TIMEOUT)
     except (RuntimeError, ValueError) as error:
-        raise InputError(f"the processes cannot connect to one another: {' '.join(str(error).split())}") from error
+        raise InputError(f"the processes cannot connect to one another: {one_line(error)}") from error
     if kind == "fsdp":
         from progc.train.parallel.fsdp import Fsdp
 

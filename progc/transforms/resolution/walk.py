@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from progc.errors import one_line
 from progc.ir.layouts import Evaluator, Layout
 from progc.ir.operations import op_name
 from progc.ir.program import Mode, Program, TensorMeta
@@ -175,7 +176,7 @@ class Walk(Choices):
                     return self.evaluator.call(torch.ops.aten.reshape.default, args, kwargs)
                 except Exception:  # the first error says more
                     pass
-            reason = " ".join(str(error).split()) or type(error).__name__
+            reason = one_line(error)
             raise SizeClash(reason, self._touching(), self.where()) from error
 
     def _given(self, node: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:

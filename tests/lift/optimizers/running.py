@@ -37,7 +37,7 @@ def fresh(name: str | Program) -> Program:
 
 
 def with_trained(source: Program, trained: Callable[[str], bool], copied: bool = False) -> Program:
-    """The program with parameters anew, which share memory unless `copied`, and train where `trained` says so."""
+    """The program with new parameters, which share memory unless `copied`, and train where `trained` says so."""
     made: dict[int, torch.Tensor] = {}
     for name, tensor in source.tensors.items():
         value = tensor.detach().clone() if copied else tensor.detach()

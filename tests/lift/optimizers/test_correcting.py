@@ -123,7 +123,7 @@ def test_groups_are_split_and_keep_their_options() -> None:
     assert [group.get("initial_lr") for group in optimizer.param_groups] == [2e-3, None, 2e-3, 1e-3, None]
     assert all(group["betas"] == (0.9, 0.999) for group in optimizer.param_groups)
     assert large.num_parameters() == apart.num_parameters()
-    torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5**step)  # made anew
+    torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5**step)  # created after the growth
     train(apart, optimizer, 2)
 
 

@@ -131,8 +131,8 @@ def test_sub_networks_alternate_on_one_storage() -> None:
         assert torch.equal(moved, masks[chosen]["head_w"])
         # What any sub-network answers is what one cut from the full program now would answer.
         for module, text in zip(modules, texts, strict=True):
-            anew = shrunk(full, text).program.module().train()
-            assert torch.equal(module(*args), anew(*args))
+            again = shrunk(full, text).program.module().train()
+            assert torch.equal(module(*args), again(*args))
 
 
 def test_the_full_program_sees_writes_to_its_views() -> None:

@@ -1,0 +1,19 @@
+"""Messages of any exception on one line."""
+
+from __future__ import annotations
+
+from progc.errors import one_line
+
+
+def test_a_message_of_several_lines_becomes_one() -> None:
+    assert one_line(ValueError("size  4\n  of\tdim 1\n")) == "size 4 of dim 1"
+
+
+def test_a_message_without_words_names_the_class() -> None:
+    assert one_line(AssertionError()) == "AssertionError"
+    assert one_line(AssertionError(" \n"), empty="no message") == "no message"
+
+
+def test_a_long_message_is_cut_and_marked() -> None:
+    assert one_line(ValueError("x" * 20), 20) == "x" * 20
+    assert one_line(ValueError("x" * 21), 20) == "x" * 17 + "..."
