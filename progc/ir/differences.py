@@ -41,13 +41,13 @@ def parting(ours: Program, theirs: Program) -> str:
     return f"the graph has {len(a)} operations, the target's {len(b)}" if len(a) != len(b) else ""
 
 
-def differences(grown: Program, target: Program) -> Iterator[str]:
-    """Yields the differences between the eval graphs of a grown program and its target; none if they are equal."""
-    ours, theirs = operations(grown, "eval"), operations(target, "eval")
+def differences(grown: Program, target: Program, mode: Mode = "eval") -> Iterator[str]:
+    """Yields the differences between the graphs of a grown program and its target; none if they are equal."""
+    ours, theirs = operations(grown, mode), operations(target, mode)
     numbers: tuple[dict[fx.Node, Any], dict[fx.Node, Any]] = ({}, {})
     for program, table in ((grown, numbers[0]), (target, numbers[1])):
         inputs = 0
-        for node in program.graphs["eval"].nodes:
+        for node in program.graphs[mode].nodes:
             if node.op == "placeholder":
                 table[node] = ("input", inputs)
                 inputs += 1

@@ -23,16 +23,19 @@ def described(run: Opened) -> dict[str, Any]:
     """
     from progc.data.loading import steps_per_epoch
     from progc.runs.recomputing import kept
-    from progc.schedule.running import outlines
+    from progc.schedule.stage_programs import StagePrograms
 
     settings, schedule = run.settings, run.schedule
     per_epoch = steps_per_epoch(run.task, settings.batch)
     unit = per_epoch if schedule.unit == "epochs" else 1
     starts = [*schedule.starts(settings.total), settings.total or 0]
     moments = slots(run.optimizer)
-    programs = outlines(run.program, schedule, source=run.source, inits=run.inits)
+    schedule.check(run.program)
+    programs = StagePrograms(run.program, schedule.stages, run.inits)
+    programs.check(run.source)
     stages = []
-    for stage, program, begin, end in zip(schedule.stages, programs, starts, starts[1:], strict=False):
+    for stage, begin, end in zip(schedule.stages, starts, starts[1:], strict=False):
+        program = programs.outline(stage.index)
         trainable = sum(tensor.numel() for _, tensor in program.parameters() if tensor.requires_grad)
         cost = stage.cost
         memory = None

@@ -25,12 +25,10 @@ from progc.lift.averages import EmaLike, attached
 from progc.lift.revert import TOLERANCE, tolerance
 from progc.pipeline.manager import hand_over
 from progc.schedule.controlling import Controller, Ended
-from progc.schedule.outlines import SpaceGrowth, Way, outlined, rehearse, written_out
-from progc.schedule.outlines import outlines as outlines
 from progc.schedule.point import Point
 from progc.schedule.schedule import Schedule
 from progc.schedule.stage import Stage
-from progc.transforms.dropping import is_linear
+from progc.schedule.stage_programs import StagePrograms
 
 if TYPE_CHECKING:
     from progc.lift.optimizers import Optimizers
@@ -163,17 +161,18 @@ def stages(
     length = schedule.total if total is None else total
     if controller is None and schedule.rules:
         controller = Controller.of(schedule, total)
-    points = written_out([stage.point for stage in schedule.stages], program)
+    programs = StagePrograms(program, schedule.stages, inits)
     first = trained(program if source is None else source, module)
-    growth = SpaceGrowth(points, [*starts, length or 0], source is not None, inits, is_linear(program))
-    rehearse(first, growth, program)
-    return _run(first, schedule, growth, optimizer, ema, start, controller)
+    programs.check(source, start)
+    bounds = [*starts, length or 0]
+    return _run(programs, first, source is not None, bounds, optimizer, ema, start, controller)
 
 
 def _run(
+    programs: StagePrograms,
     before: Program,
-    schedule: Schedule,
-    growth: SpaceGrowth,
+    up: bool,
+    bounds: Sequence[int],
     optimizer: Any,
     ema: Any,
     start: int,
@@ -182,27 +181,21 @@ def _run(
     making = _is_maker(optimizer), _is_maker(ema)
     held = (None if making[0] else optimizer, None if making[1] else ema)
     at: Point | None = None
-    for stage in schedule.stages[start:]:
+    for stage in programs.stages[start:]:
         begun = at is None
         carried = before if held[1] is None else attached(before, held[1])
-        if begun and start:
-            # A resumed run must have the same graph as before: all growth up to the stage is done again.
-            ways = outlined(carried, schedule, growth, start + 1)
-        else:
-            ways = [Way(carried)]
-            ways[0].lead(schedule, growth, stage, at)
-        way, lifts = ways[-1], [lift for one in ways for lift in one.lifts]
-        now = way.program.complete()
-        hand_over(before, now, lifts, optimizer=held[0], ema=held[1], correct_rates=False)
+        found = programs.cut(carried, stage.index) if begun and not up else programs.grow(carried, at, stage.index)
+        now = found.program.complete()
+        hand_over(before, now, found.lifts, optimizer=held[0], ema=held[1], correct_rates=False)
         made = ProgramModule(now).train()
         if begun:
             held = (optimizer(made) if making[0] else optimizer, ema(made) if making[1] else ema)
-        span = growth.bounds[stage.index], growth.bounds[stage.index + 1]
+        span = bounds[stage.index], bounds[stage.index + 1]
         if controller is not None:
             span = max(controller.start, controller.step), controller.planned
-        lossless = None if begun else way.lossless
-        yield RunningStage(stage, now, made, span, held, way.notes, lossless, controller, tolerance(lifts))
-        before, at = trained(now, made), growth.points[stage.index]
+        lossless = None if begun else found.lossless
+        yield RunningStage(stage, now, made, span, held, found.notes, lossless, controller, tolerance(found.lifts))
+        before, at = trained(now, made), programs.points[stage.index]
 
 
 def trained(program: Program, module: nn.Module | None) -> Program:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,9 +14,9 @@ from progc.emit.ahead import Ahead, compile_ahead, compiled_in_place
 from progc.emit.stage_module import StageModule
 from progc.errors import one_line
 from progc.ir.program import Program
-from progc.schedule.outlines import outlines
 from progc.schedule.running import stage_inputs
 from progc.schedule.schedule import Schedule
+from progc.schedule.stage_programs import StagePrograms
 from progc.train.settings import Settings
 from progc.train.stepping import AMP_DTYPES
 
@@ -107,33 +107,29 @@ class LookAhead:
         device: torch.device,
         *,
         micro: int,
-        source: Program | None = None,
-        inits: Mapping[str, str] | None = None,
     ) -> None:
         """
         Args:
-            program, schedule, source, inits: as for `progc.stages`.
+            program, schedule: as for `progc.stages`.
             task: samples and loss of the run.
             settings: settings of the run.
             device: device on which stages train.
             micro: samples per micro-batch.
         """
-        self.program, self.schedule, self.task, self.settings = program, schedule, task, settings
-        self.device, self.micro, self.source, self.inits = device, micro, source, inits
+        self.schedule, self.task, self.settings = schedule, task, settings
+        self.device, self.micro = device, micro
         self._wanted = settings.ahead and settings.compile != "eager"
         self._begun: int | None = None
         self._next: NextStage | None = None
-        self._outlines: list[Program] | None = None
+        self._programs = StagePrograms(program, schedule.stages)
 
     def begin(self, index: int) -> None:
         """Starts compiling the stage after stage `index`, once that has taken a step; further calls do nothing."""
         if not self._wanted or self._begun == index or index + 1 >= len(self.schedule.stages):
             return
         self._begun = index
-        if self._outlines is None:
-            self._outlines = outlines(self.program, self.schedule, source=self.source, inits=self.inits)
         (present, call), (following, next_call) = (
-            (self._outlines[k], self._call_of(k, self._outlines[k])) for k in (index, index + 1)
+            (self._programs.outline(k), self._call_of(k, self._programs.outline(k))) for k in (index, index + 1)
         )
         self._next = NextStage(following, self.settings, next_call, self.device, (present, call))
 

@@ -112,7 +112,7 @@ class Trainer:
         self.guard, self.seen = Guard(self.settings), Seen()
         self.scaler = torch.amp.GradScaler(self.parallel.device.type, enabled=self.settings.amp == "fp16")
         self._ahead = LookAhead(
-            program, schedule, task, self.settings, self.parallel.device, source=source, inits=inits,
+            program, schedule, task, self.settings, self.parallel.device,
             micro=max(self.settings.batch // self.parallel.world // self.settings.accumulate, 1),
         )  # fmt: skip
         self._asked = Asked()

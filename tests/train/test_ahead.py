@@ -16,15 +16,14 @@ from progc.emit import emit, regions
 from progc.emit.specs import arguments
 from progc.emit.stage_module import calls
 from progc.ir.deferred import values
-from progc.schedule.outlines import outlines
 from progc.schedule.running import stage_inputs
 from progc.train import ahead
 from progc.train.ahead import NextStage
 from progc.train.settings import Amp, Settings
 from progc.train.stepping import AMP_DTYPES, autocast
 from tests.emit.test_ahead import Small
-from tests.schedule.test_outlines import CASES, plan
 from tests.schedule.test_running import captured
+from tests.schedule.test_stage_programs import CASES, outlines, plan
 
 CPU = torch.device("cpu")
 
@@ -148,7 +147,7 @@ TRAINING = """
 import torch
 import progc
 from progc.schedule import ModelRef, Point, Schedule, Space, Stage
-from progc.schedule.outlines import outlines
+from progc.schedule.stage_programs import StagePrograms
 from progc.train.ahead import NextStage
 from progc.train import emitting
 from progc.train.emitting import emitted, expected_compiles
@@ -173,7 +172,7 @@ cpu, settings, x = torch.device("cpu"), Settings(amp="bf16"), torch.randn(5, 6)
 emitting.check_compiler = lambda device: None  # has a test of its own
 first, running = progc.stages(program, plan)
 emitted(first.program, settings, cpu)
-following = NextStage(outlines(program, plan)[1], settings, ((x,), {}), cpu)
+following = NextStage(StagePrograms(program, stages).outline(1), settings, ((x,), {}), cpu)
 assert following.finish(), following.failed
 module = emitted(running.program, settings, cpu).train()
 seen = dict(counters["inductor"])

@@ -17,8 +17,8 @@ from progc.schedule.running import RunningStage
 from progc.train.boundary import Crossing, Record, digest
 from progc.train.parallel import Single
 from progc.train.settings import Settings
-from tests.schedule.test_outlines import plan
 from tests.schedule.test_running import adamw, captured, digits, schedule
+from tests.schedule.test_stage_programs import plan
 
 PARALLEL = Single(torch.device("cpu"))
 

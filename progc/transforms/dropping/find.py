@@ -21,6 +21,7 @@ from typing import Any, Literal
 import torch
 from torch import fx
 
+from progc.ir.graphs import copy_graph
 from progc.ir.operations import MOVEMENT, POINTWISE, argument, op_name, target_name
 from progc.ir.program import TensorMeta
 
@@ -253,3 +254,36 @@ def _shape(node: Any) -> tuple[int, ...]:
 def _per_sample(node: fx.Node) -> bool:
     shape = _shape(node)
     return len(shape) > 1 and all(size == 1 for size in shape[1:])
+
+
+def without_drops(graph: fx.Graph) -> fx.Graph:
+    """Returns a copy of a train graph that keeps every branch, and in which every dropout has the rate 0.
+
+    What is left of two graphs can be compared node by node, whatever they drop and however they draw their masks.
+    """
+    kept = copy_graph(graph)
+    for drop in find_drops(kept):
+        if drop.branch is None:
+            for number in drop.numbers:
+                set_argument(number.node, number.argument, 0.0)
+            continue
+        drop.node.replace_all_uses_with(drop.branch)
+        for node in reversed(drop.nodes):
+            sizes = [item for item in node.all_input_nodes if isinstance(item.meta.get("tensor"), int)]
+            kept.erase_node(node)
+            for size in sizes:  # the number of samples, which only the mask read
+                if not size.users and size.op == "call_function":
+                    kept.erase_node(size)
+    return kept
+
+
+def set_argument(node: fx.Node, name: str, value: float) -> bool:
+    """Writes a literal argument of a call, a default that was omitted too; returns whether it had another value."""
+    names = [item.name for item in node.target._schema.arguments]  # type: ignore[union-attr]
+    position, same = names.index(name), argument(node, name) == value
+    if position <= len(node.args):
+        node.args = (*node.args[:position], value, *node.args[position + 1 :])
+        node.kwargs = {key: item for key, item in node.kwargs.items() if key != name}
+    else:
+        node.kwargs = {**node.kwargs, name: value}
+    return not same

@@ -17,10 +17,10 @@ from progc.analysis.chains import Chain, chains_of
 from progc.analysis.chains.canonical import View
 from progc.errors import PassOptionError
 from progc.ir.graphs import copy_graph, propagate
-from progc.ir.operations import argument, op_name
+from progc.ir.operations import op_name
 from progc.ir.program import Program
 from progc.transforms.depth.naming import renamed_stack
-from progc.transforms.dropping.find import DRAWING, MEMORY, Drop, Kind, Share, find_drops
+from progc.transforms.dropping.find import DRAWING, MEMORY, Drop, Kind, Share, find_drops, set_argument
 from progc.transforms.dropping.ramp import Ramp, RampStep, ramp, steps
 
 _aten = torch.ops.aten
@@ -130,7 +130,7 @@ def _write(drop: Drop, share: Share, rate: float) -> bool:
     """Sets the rate of one drop in place; returns whether anything changed."""
     changed = False
     for number in drop.numbers:
-        changed |= _argument(number.node, number.argument, 1 - rate if number.keeps else rate)
+        changed |= set_argument(number.node, number.argument, 1 - rate if number.keeps else rate)
     for node in drop.nodes if drop.kind == "path" else ():
         changed |= _draw(node, rate > 0, drop.nodes)
     drop.node.meta[MEMORY] = share
@@ -153,17 +153,6 @@ def _draw(node: fx.Node, draws: bool, nodes: Sequence[fx.Node]) -> bool:
     node.meta[DRAWING] = target
     node.target = _STILL[target]
     return True
-
-
-def _argument(node: fx.Node, name: str, value: float) -> bool:
-    names = [item.name for item in node.target._schema.arguments]  # type: ignore[union-attr]
-    position, same = names.index(name), argument(node, name) == value
-    if position <= len(node.args):  # also writes a default that was omitted
-        node.args = (*node.args[:position], value, *node.args[position + 1 :])
-        node.kwargs = {key: item for key, item in node.kwargs.items() if key != name}
-    else:
-        node.kwargs = {**node.kwargs, name: value}
-    return not same
 
 
 def insert(program: Program, graph: fx.Graph, chain: Chain, source: str, label: str) -> list[fx.Node]:

@@ -1,4 +1,4 @@
-"""Stages without values: the same graphs as in training, and the same as in a run that is resumed."""
+"""The program of a stage: the same without values, in training and in a resumed run, however it was reached."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from progc.ir.deferred import is_deferred
 from progc.ir.graphs import fingerprint
 from progc.ir.program import Program
 from progc.schedule import Point, Schedule, Unfreeze
-from progc.schedule.outlines import outlines
+from progc.schedule.stage_programs import StagePrograms
+from progc.transforms.dropping import find_drops
 from tests.schedule.test_running import POINTS, RISING, adamw, captured, digits, schedule, train
 
 DEEPER = [
@@ -30,6 +31,11 @@ CASES: dict[str, tuple[list[Point], dict[str, Any]]] = {
 def plan(case: str) -> Schedule:
     points, options = CASES[case]
     return schedule(captured(), points, **options)
+
+
+def outlines(program: Program, made: Schedule) -> list[Program]:
+    programs = StagePrograms(program, made.stages)
+    return [programs.outline(stage.index) for stage in made.stages]
 
 
 def order(program: Program) -> list[tuple[str, tuple[int, ...], bool]]:
@@ -61,7 +67,7 @@ def test_outlines_begin_with_a_smaller_program() -> None:
     program, source = captured(depth=2), captured(depth=1, width=16)
     made = schedule(program, [Point({"blocks": 1}, {"width": 16}), Point({"blocks": 2}, {"width": 32})])
     reached = list(progc.stages(program, made, source=source))
-    found = outlines(program, made, source=source, inits={"depth": "mogrow"})
+    found = outlines(program, made)
     assert [fingerprint(program) for program in found] == [fingerprint(running.program) for running in reached]
 
 
@@ -102,3 +108,32 @@ def test_what_was_given_follows_into_a_later_stage() -> None:
     later = next(progc.stages(program, made, optimizer=optimizer, ema=ema, start=1))
     assert {id(p) for p in optimizer.param_groups[0]["params"]} == {id(p) for p in later.module.parameters()}
     ema.update(later.module)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_stage_does_not_depend_on_the_stages_before_it(case: str) -> None:
+    """Names and order of nodes and tensors, identifier and rates, in a schedule without the stage in the middle."""
+    points, options = CASES[case]
+    rest = {key: [values[0], values[2]] for key, values in options.items()}
+    through, past = plan(case), schedule(captured(), [points[0], points[2]], **rest)
+    *_, long = progc.stages(captured(), through)
+    *_, short = progc.stages(captured(), past)
+    assert fingerprint(long.program) == fingerprint(short.program)
+
+
+def test_the_last_stage_drops_branches_as_the_full_network_does() -> None:
+    """The first block has no drop-path, as the first of a linear ramp; what grows from it has that of its place."""
+    program = captured(depth=2)
+    made = schedule(program, [Point({"blocks": 1}), Point({"blocks": 2})])
+    *_, last = progc.stages(program, made)
+    rates = [[d.rate for d in find_drops(one.graphs["train"])] for one in (program, last.program)]
+    assert rates[0] == rates[1] and len({rate for rate in rates[0] if rate}) == 2
+
+
+def test_constants_of_a_stage_have_the_values_of_what_was_grown() -> None:
+    """Their names are numbers given in the order of growth; the stage's own names stand for them."""
+    program = captured()
+    first, last = progc.stages(program, schedule(program, [POINTS[0], POINTS[2]]))
+    for running in (first, last):
+        assert all(not is_deferred(tensor) for tensor in running.program.tensors.values())
+        assert list(running.program.specs) == list(running.program.tensors)
