@@ -14,9 +14,9 @@ from progc.analysis.costs.counting import Step, cost_of, step_of
 from progc.analysis.costs.machine import Machine, default_machine
 from progc.ir.deferred import device_of
 from progc.ir.program import Program
-from progc.schedule.building import network, stage_program, with_trainable_set
 from progc.schedule.point import Point
 from progc.schedule.stage import Stage
+from progc.schedule.stage_programs import StagePrograms
 from progc.schedule.timing import step_times
 from progc.transforms.freezing.setting import trainable
 
@@ -52,39 +52,35 @@ def counted_stages(
         TargetError, PassOptionError: the network cannot have the sizes or the trainable set of a stage.
     """
     machine = machine or default_machine(_device(full))
-    networks: dict[Point, Program] = {}
+    programs = StagePrograms(full, stages)
     counted: dict[tuple[Point, frozenset[str]], StageCost] = {}
     keys: list[tuple[Point, frozenset[str]]] = []
-    for stage in stages:
-        point = stage.point.network
-        if point not in networks:
-            networks[point] = network(full.deferred, point)[0]
-        program = with_trainable_set(networks[point], stage.point)
-        key = point, frozenset(trainable(program))
+    for number, stage in enumerate(stages):
+        program = programs.outline(number)
+        key = stage.point.network, frozenset(trainable(program))
         if key not in counted:
             step = step_of(program, batch)
             cost = cost_of(program, step)
             counted[key] = dataclasses.replace(cost, predicted_seconds=machine.seconds(step))
         keys.append(key)
     if measure is not None:
-        counted = _measured(full, stages, keys, counted, measure, seed, device)
+        counted = _measured(programs, keys, counted, measure, seed, device)
     return tuple(dataclasses.replace(stage, cost=counted[key]) for stage, key in zip(stages, keys, strict=True))
 
 
 def _measured(
-    full: Program,
-    stages: Sequence[Stage],
+    programs: StagePrograms,
     keys: Sequence[tuple[Point, frozenset[str]]],
     counted: Mapping[tuple[Point, frozenset[str]], StageCost],
     task: Task,
     seed: int,
     device: str | torch.device | None,
 ) -> dict[tuple[Point, frozenset[str]], StageCost]:
-    first = {key: stage for stage, key in reversed(list(zip(stages, keys, strict=True)))}
-    programs = [stage_program(full, stage.point) for stage in first.values()]
+    first = {key: number for number, key in reversed(list(enumerate(keys)))}
+    networks = [programs.cut(programs.full, number, storage="share").program for number in first.values()]
     batch = next(iter(counted.values())).batch
-    rows = [stage.sid for stage in first.values()]
-    seconds = step_times(programs, task, batch=batch, seed=seed, device=device, stages=rows)
+    rows = [programs.stages[number].sid for number in first.values()]
+    seconds = step_times(networks, task, batch=batch, seed=seed, device=device, stages=rows)
     return {key: dataclasses.replace(counted[key], seconds=found) for key, found in zip(first, seconds, strict=True)}
 
 

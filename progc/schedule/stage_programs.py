@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -22,6 +23,7 @@ from progc.ir.differences import differences, pairs
 from progc.ir.program import MODES, Program
 from progc.pipeline.base import Pass, PassResult
 from progc.pipeline.manager import run
+from progc.schedule.building import network
 from progc.schedule.point import Point
 from progc.schedule.regularising import Setting, dropping_everywhere, setting_for
 from progc.schedule.stage import Stage
@@ -54,8 +56,6 @@ class StagePrograms:
     Attributes:
         full: the full program.
         stages: the stages.
-        points: the points of the stages with all sizes; where a point leaves out what another one names, the full size
-            is added.
     """
 
     def __init__(self, full: Program, stages: Sequence[Stage], inits: Mapping[str, str] | None = None) -> None:
@@ -64,14 +64,21 @@ class StagePrograms:
             full: the full program.
             stages: the stages.
             inits: how new weights are made, for `depth` and `width` (see `progc.pipeline.text`).
+        """
+        self.full, self.stages, self._inits = full, tuple(stages), inits
+        self._linear = is_linear(full)
+        self._prepared = run(full.deferred, self._preparing(full), verify=False)[0]
+        self._networks: dict[Point, Program] = {}
+        self._outlines: dict[int, Program] = {}
+
+    @cached_property
+    def points(self) -> list[Point]:
+        """The points of the stages with all sizes: where one leaves out what another one names, the full size is added.
 
         Raises:
             InputError: a width that only some stages name.
         """
-        self.full, self.stages, self._inits = full, tuple(stages), inits
-        self.points = written_out([stage.point for stage in self.stages], full)
-        self._linear = is_linear(full)
-        self._outlines: dict[int, Program] = {}
+        return written_out([stage.point for stage in self.stages], self.full)
 
     def outline(self, index: int) -> Program:
         """Returns the program of a stage with deferred parameters, which take no memory.
@@ -80,16 +87,26 @@ class StagePrograms:
             TargetError, PassOptionError: the network cannot have the sizes or the trainable set of the stage.
         """
         if index not in self._outlines:
-            self._outlines[index] = self._cut(self.full.deferred, index, "share").program.deferred
+            point = self.stages[index].point
+            if point.network not in self._networks:
+                self._networks[point.network] = network(self._prepared, point.network)[0].deferred
+            way = _Way(self._networks[point.network])
+            way.apply(point.freezing(way.program))
+            self._outlines[index] = way.end(self._setting(index, way.program)).program.deferred
         return self._outlines[index]
 
-    def cut(self, given: Program, index: int) -> Grown:
-        """Cuts a stage out of the full program, with copies of its values.
+    def cut(self, given: Program, index: int, *, storage: str = "copy") -> Grown:
+        """Cuts a stage out of the full program with its values.
 
         Args:
             given: the full program; its values may differ from those of `full`.
+            storage: `copy` allocates new tensors, `share` uses those of `given`, or views of them.
         """
-        found = self._cut(given, index, "copy")
+        way = _Way(given)
+        way.apply(self._preparing(given))
+        way.apply(self.stages[index].point.shrinking(storage))
+        way.apply(self.stages[index].point.freezing(way.program))
+        found = way.end(self._setting(index, way.program))
         return dataclasses.replace(found, program=self._adopted(found.program, index))
 
     def grow(self, before: Program, at: Point | None, index: int, *, verify: bool = True) -> Grown:
@@ -128,33 +145,25 @@ class StagePrograms:
 
     # -- passes --------------------------------------------------------------------------------------------------------
 
-    def _cut(self, given: Program, index: int, storage: str) -> Grown:
-        stage = self.stages[index]
-        way = _Way(given)
-        way.apply(self._prepared(given))
-        way.apply(self.points[index].shrinking(storage))
-        way.apply(self.points[index].freezing(way.program))
-        return way.end(self._setting(stage, way.program))
-
     def _grow(
         self, before: Program, at: Point | None, index: int, inits: Mapping[str, str] | None, verify: bool
     ) -> Grown:
-        stage, point = self.stages[index], self.points[index]
+        point = self.points[index]
         way = _Way(before, verify=verify)
         if at is None:
-            way.apply(self._prepared(before))
+            way.apply(self._preparing(before))
         way.apply(point.growing(at or Point(), inits))
         way.apply(_trainable(point, at, way.program))
-        grown = way.end(self._setting(stage, way.program))
+        grown = way.end(self._setting(index, way.program))
         return dataclasses.replace(grown, program=self._adopted(grown.program, index))
 
-    def _prepared(self, program: Program) -> list[Pass]:
+    def _preparing(self, program: Program) -> list[Pass]:
         """The passes that come before all sizes: drop-path where it may be needed, and the stage as an input."""
         drops = any(stage.regularisation.drop_path is not None for stage in self.stages)
         return [*(dropping_everywhere(program) if drops else ()), *_identifier(program, self.stages)]
 
-    def _setting(self, stage: Stage, program: Program) -> Setting:
-        return setting_for(stage.regularisation, program, linear=self._linear)
+    def _setting(self, index: int, program: Program) -> Setting:
+        return setting_for(self.stages[index].regularisation, program, linear=self._linear)
 
     def _adopted(self, grown: Program, index: int) -> Program:
         """Returns the graphs of a stage over the tensors of `grown`.

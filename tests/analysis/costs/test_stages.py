@@ -8,12 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-import progc.schedule.costing as stages_module
 from progc.analysis.costs.counting import count, step_of
 from progc.data.task import Task
 from progc.errors import TargetError
 from progc.ir.program import Program
-from progc.schedule import Point, Stage, StageCost, Unfreeze
+from progc.schedule import Point, Stage, StageCost, Unfreeze, costing, stage_programs
 from progc.schedule.building import stage_program
 from progc.schedule.costing import counted_stages, predicted_seconds, token_linear
 from progc.schedule.stage import time_shares
@@ -66,9 +65,9 @@ def test_a_network_is_built_once_and_counted_once_per_trainable_set(monkeypatch:
         counted.append(program)
         return step_of(program, batch)
 
-    original = stages_module.network
-    monkeypatch.setattr(stages_module, "network", network)
-    monkeypatch.setattr(stages_module, "step_of", step)
+    original = stage_programs.network
+    monkeypatch.setattr(stage_programs, "network", network)
+    monkeypatch.setattr(costing, "step_of", step)
     counted_stages(full(), stages())
     assert built == [POINTS[0].network, POINTS[3], POINTS[4]] and len(counted) == 4
 
