@@ -216,12 +216,65 @@ class Schedule:
             )
         if not self.stages:
             raise InputError("schedule: expected at least one stage, got none; make the plan with --stages 1 or more")
+        if self.stages[-1].open or (self.open and self.strategy == "linear"):
+            raise InputError(
+                "schedule: the last stage is the full network, and the linear strategy does not search; fix `decided` "
+                f"of stage {self.open[-1]}"
+            )
         indices = [stage.index for stage in self.stages]
         if indices != list(range(len(indices))):
             raise InputError(f"schedule: expected stages numbered from 0 in order, got {indices}; fix their index")
         whole = math.fsum(stage.share for stage in self.stages)
         if abs(whole - 1) > 1e-6:
             raise InputError(f"schedule: expected shares of the stages that sum to 1, got {whole:g}; fix them")
+
+    @property
+    def open(self) -> tuple[int, ...]:
+        """Indices of the stages whose network a search in training still has to choose."""
+        return tuple(stage.index for stage in self.stages if stage.open)
+
+    def with_decision(self, stage: Stage, decision: Decision) -> Schedule:
+        """Returns the schedule with the network of an open stage chosen.
+
+        Args:
+            stage: the stage at its new point.
+            decision: what the search found.
+        """
+        assert self.stages[stage.index].open and decision.stage == stage.index
+        chosen = dataclasses.replace(stage, decided="training")
+        stages = tuple(chosen if own.index == stage.index else own for own in self.stages)
+        return dataclasses.replace(self, stages=stages, decisions=(*self.decisions, decision))
+
+    @property
+    def reopened(self) -> Schedule:
+        """The schedule before any search in training decided a stage."""
+        stages = tuple(
+            dataclasses.replace(stage, decided="open") if stage.decided == "training" else stage
+            for stage in self.stages
+        )
+        kept = tuple(own for own in self.decisions if not stages[own.stage].open)
+        return dataclasses.replace(self, stages=stages, decisions=kept)
+
+    @property
+    def closed(self) -> Schedule:
+        """The schedule as a plan of its own: what searches in training decided is decided by the plan."""
+        stages = tuple(
+            dataclasses.replace(stage, decided="plan") if stage.decided == "training" else stage
+            for stage in self.stages
+        )
+        return dataclasses.replace(self, stages=stages)
+
+    def same_run(self, other: Schedule) -> bool:
+        """Returns whether two schedules are of one run: equal but for what searches in training decided."""
+        return self._planned() == other._planned()
+
+    def _planned(self) -> dict[str, Any]:
+        data = self.reopened.to_json()
+        for stage in data["stages"]:
+            if stage.get("decided") == "open":  # estimates, which a decision replaces
+                for key in ("point", "regularisation", "cost"):
+                    del stage[key]
+        return data
 
     def starts(self, total: int | None = None) -> list[int]:
         """Returns the epoch (or step) at which each stage begins: the shares before it times the length, rounded down.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from progc.analysis.costs.cost import StageCost
 from progc.data.regularisation import Regularisation
@@ -18,17 +18,24 @@ BASES = (MEASURED, PREDICTED, COUNTED)
 """What shares of time are computed from: measured seconds, seconds predicted from the graph, or counted FLOPs."""
 
 
+Decided = Literal["plan", "open", "training"]
+"""Who chooses the network of a stage: the plan; nobody yet, since a search at its boundary will; or such a search."""
+DECIDED: tuple[Decided, ...] = ("plan", "open", "training")
+
+
 @dataclasses.dataclass(frozen=True)
 class Stage:
     """One stage of a schedule: which sub-network trains, for how long, how it is regularised, what a step costs.
 
     Attributes:
         index: its position in the schedule, from 0.
-        point: the network and its trainable set, relative to the full program.
+        point: the network and its trainable set, relative to the full program. For an open stage that of the linear
+            schedule, from which costs are estimated.
         share: its part of the run (epochs or steps), above 0. The shares of a schedule sum to 1.
         sid: its row in the table of the stage identifier; None without a stage identifier.
         regularisation: how strongly samples and network are regularised.
         cost: cost of a training step; None if it is not counted.
+        decided: who chooses the network.
     """
 
     index: int
@@ -37,6 +44,12 @@ class Stage:
     sid: int | None = None
     regularisation: Regularisation = dataclasses.field(default_factory=Regularisation)
     cost: StageCost | None = None
+    decided: Decided = "plan"
+
+    @property
+    def open(self) -> bool:
+        """Whether a search at the boundary still has to choose the network."""
+        return self.decided == "open"
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object."""
@@ -45,6 +58,8 @@ class Stage:
             data["sid"] = self.sid
         data["regularisation"] = self.regularisation.to_json()
         data["cost"] = None if self.cost is None else self.cost.to_json()
+        if self.decided != "plan":
+            data["decided"] = self.decided
         return data
 
     @classmethod
@@ -67,6 +82,11 @@ class Stage:
             raise InputError(
                 f"stage {fields['index']}: sid: expected an integer of at least 0, got {sid!r}; fix the plan"
             )
+        if fields.get("decided", "plan") not in DECIDED:
+            raise InputError(
+                f"stage {fields['index']}: decided: expected plan, open or training, got {fields['decided']!r}; fix the "
+                "plan"
+            )
         for key in ("point", "regularisation", "cost"):
             if not isinstance(fields.get(key) or {}, Mapping):
                 raise InputError(
@@ -79,6 +99,7 @@ class Stage:
             sid,
             Regularisation.from_json(fields.get("regularisation") or {}),
             StageCost.from_json(fields["cost"]) if fields.get("cost") else None,
+            fields.get("decided", "plan"),
         )
 
 

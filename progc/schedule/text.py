@@ -19,6 +19,8 @@ LINE = 100
 _WORDS = {COUNTED: "in FLOPs", PREDICTED: "in predicted time", MEASURED: "in measured time"}
 _MANY = 3  # at most this many chains or keys of width are listed in a cell
 
+_DECIDED = {"plan": "by the plan", "open": "in training", "training": "in training *"}
+
 Column = tuple[str, str, list[str]]
 
 
@@ -45,6 +47,8 @@ def _stages_table(schedule: Schedule) -> str:
     stages = schedule.stages
     columns: list[Column] = [("", "stage", [str(stage.index) for stage in stages])]
     columns.append(("share", "of run", [percent(stage.share) for stage in stages]))
+    if any(stage.decided != "plan" for stage in stages):
+        columns.append(("", "decided", [_DECIDED[stage.decided] for stage in stages]))
     columns += point_columns([stage.point for stage in stages])
     costs = [stage.cost for stage in stages]
     columns.append(("", "trains", [_trains(stage) for stage in stages]))
@@ -119,6 +123,11 @@ def _facts(schedule: Schedule) -> str:
             text = f"below {bound(stages):.3g}x, because the last stage trains the full network"
             rows.append(("bound", f"{text} for {percent(stages[-1].share)} of the run"))
     rows.append(("length", _length(schedule)))
+    if schedule.open:
+        text = f"stages {_and([str(index) for index in schedule.open])} are decided in training by {schedule.strategy}"
+        rows.append(("search", f"{text}; the table shows the linear schedule in their place"))
+    if any(stage.decided == "training" for stage in stages):
+        rows.append(("*", "decided by a search during the run, shown below"))
     last, points = stages[-1].point, [stage.point for stage in stages]
     if len(last.depths) > 1:
         names = " + ".join(last.depths) if len(last.depths) <= _MANY else f"blocks of {len(last.depths)} chains"

@@ -12,6 +12,9 @@ from progc.schedule.level_texts import Levels, items
 from progc.schedule.schedule import MODES, STRATEGIES, UNITS
 
 
+DECIDE = ("before", "training")
+
+
 @dataclasses.dataclass(frozen=True)
 class PlanOptions:
     """The options of a plan, checked when they are made; what a network can have is checked by `plan`.
@@ -32,9 +35,11 @@ class PlanOptions:
             as `drop_path=0.1,mixup=0.2` or `none` is parsed). True takes those of the network.
         settings: settings of the search strategy. `sid` may be given here as well.
         sid: numbers the stages for a stage identifier, although the network has none yet.
+        decide: when a search decides: `before` training, with the present weights, or in `training`, at the beginning
+            of each stage and with the weights of that moment.
 
     Raises:
-        InputError: an unknown strategy, mode, unit or field of regularisation, a number out of range, fewer epochs or
+        InputError: an unknown strategy, mode, unit, time of decision or field of regularisation, a number out of range, fewer epochs or
             steps than stages, or settings for the linear strategy.
     """
 
@@ -54,12 +59,14 @@ class PlanOptions:
     regularise: bool | str | Regularisation | None = True
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     sid: bool = False
+    decide: str = "before"
 
     def __post_init__(self) -> None:
         for what, value, known in (
             ("strategy", self.strategy, STRATEGIES),
             ("mode", self.mode, MODES),
             ("unit", self.unit, UNITS),
+            ("time to decide", self.decide, DECIDE),
         ):
             if value not in known:
                 hint = did_you_mean(str(value), known) or f"; expected {', '.join(known[:-1])} or {known[-1]}"
@@ -84,12 +91,17 @@ class PlanOptions:
 
     @property
     def searching(self) -> bool:
-        """Whether stages are chosen by a search."""
-        return self.strategy != "linear" and self.stages > 1
+        """Whether stages are chosen by a search before training."""
+        return self.strategy != "linear" and self.stages > 1 and self.decide == "before"
+
+    @property
+    def opens(self) -> bool:
+        """Whether stages are left open, to be chosen by a search in training."""
+        return self.strategy != "linear" and self.stages > 1 and self.decide == "training"
 
     @property
     def needs_task(self) -> bool:
-        """Whether samples and a loss are needed."""
+        """Whether samples and a loss are needed for planning."""
         return self.searching or self.measure
 
     @property

@@ -52,6 +52,7 @@ def plan(
     start: Program | Point | None = None,
     settings: Mapping[str, Any] | None = None,
     sid: bool = False,
+    decide: str = "before",
     progress: Callable[[str], None] | None = None,
 ) -> Schedule:
     """Plans the stages of a training run; the last stage is always the full network.
@@ -90,6 +91,7 @@ def plan(
         regularise=regularise,
         settings=settings or {},
         sid=sid,
+        decide=decide,
     )
     return plan_with(
         program, options, space=space, task=task, source=source, target=target, start=start, progress=progress
@@ -117,6 +119,8 @@ def plan_with(
         tell(f"{options.strategy} search over {options.stages - 1} stages")
         places, decisions = _searched(program, chosen, task, options, progress)
     else:
+        if options.opens:
+            _check_search(chosen, options)
         places = linear(chosen, options.stages)
     made = _stages(program, chosen, places, options)
     if options.count or options.measure:
@@ -216,6 +220,24 @@ def _searched(
     )
 
 
+def _check_search(space: Space, options: PlanOptions) -> None:
+    """Checks the settings of a search in training, and its first candidates.
+
+    Raises:
+        InputError: unknown or invalid settings, or a space that the search cannot use.
+    """
+    from progc.search.candidates import one_shot_candidates, zero_shot_candidates
+    from progc.search.one_shot_stage import OneShotSettings
+    from progc.search.zero_shot import ZeroShotOptions
+
+    if options.strategy == "one-shot":
+        OneShotSettings.of(options.search_settings)
+        one_shot_candidates(space, None, 0, options.stages, options.mode)
+    else:
+        ZeroShotOptions.of(options.search_settings, options.mode)
+        zero_shot_candidates(space, None, 0, options.stages, options.mode)
+
+
 def linear(space: Space, stages: int) -> list[Index]:
     """Returns the position of every stage in the space, for the linear schedule of AutoProg ("Prog").
 
@@ -262,7 +284,13 @@ def _stages(program: Program, space: Space, places: Sequence[Index], options: Pl
         final = given if isinstance(given, Regularisation) else last_regularisation(program, options)
         strengths = ramp(number, final, options.mode, sizes=sizes_of(points))
     numbered = options.numbers_stages or program.sid is not None
-    return tuple(Stage(k, point, 1 / number, k if numbered else None, strengths[k]) for k, point in enumerate(points))
+    return tuple(
+        Stage(
+            k, point, 1 / number, k if numbered else None, strengths[k],
+            decided="open" if options.opens and k < number - 1 else "plan",
+        )
+        for k, point in enumerate(points)
+    )  # fmt: skip
 
 
 def last_regularisation(program: Program, options: PlanOptions) -> Regularisation:
