@@ -339,3 +339,33 @@ def test_damaged_files_of_a_run_are_one_line(run: Command, net: Path, trainer: M
         assert outcome.code == 2 and len(outcome.err.splitlines()) == 1 and "internal" not in outcome.err, outcome.err
     else:
         assert name == "run.json" and json.loads((folder / name).read_text())["starts"]
+
+
+DENOISING = """
+import torch
+
+def datasets():
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(16, 4, 8, 8, generator=generator)
+    step = torch.randint(1000, (16,), generator=generator)
+    label = torch.randint(9, (16,), generator=generator)
+    return [dict(hidden_states=noise[k], timestep=step[k], class_labels=label[k], target=noise[k]) for k in range(16)]
+
+def loss(outputs, batch):
+    return (outputs[0][:, :4] - batch["target"]).square().mean()
+"""
+
+
+def test_the_config_file_of_a_librarys_model_trains(run: Command, tmp_path: Path) -> None:
+    config = dict(
+        _class_name="DiTTransformer2DModel", num_attention_heads=2, attention_head_dim=8, out_channels=8,
+        num_layers=2, sample_size=8, num_embeds_ada_norm=9,
+    )  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "data.py").write_text(DENOISING)
+    outcome = run(
+        "train", f"diffusers:{tmp_path}/config.json", "--data", tmp_path / "data.py", "--steps", "2", "--stages", "1",
+        "--dry-run", *FAST,
+    )  # fmt: skip
+    assert outcome.code == 0, outcome.err
+    assert "2 steps; 16 samples" in outcome.out
