@@ -356,6 +356,7 @@ def loss(outputs, batch):
 """
 
 
+@pytest.mark.slow  # builds a model of a large library; test_config.py has the smaller sibling
 def test_the_config_file_of_a_librarys_model_trains(run: Command, tmp_path: Path) -> None:
     config = dict(
         _class_name="DiTTransformer2DModel", num_attention_heads=2, attention_head_dim=8, out_channels=8,
