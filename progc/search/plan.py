@@ -171,7 +171,7 @@ def _space(
         levels = options.levels
         if options.strategy == "zero-shot" and "unfreeze" not in levels:
             levels["unfreeze"] = published_unfreezing(program, options.mode)
-        made = find(program, **levels, levels=max(options.stages, 2), start=start)
+        made = find(program, **levels, levels=max(options.stages, 2), start=start, mode=options.mode)
         found, notes = made.space, made.notes
         if options.stages > 1:
             made.check()
