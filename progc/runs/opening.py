@@ -85,7 +85,7 @@ def opened(config: Config, *, run: Path | None = None, weights: bool = True, pha
     searching = options is not None and options.searching
     notes: list[str] = []
     start = named.captured(real=weights or searching, phase=during, note=notes.append)
-    inits = parse_inits(config.init) if config.init is not None else {}
+    inits = parse_inits(text) if (text := _init_text(config, given)) is not None else {}
     full = named.grown(start, real=searching, phase=during, note=notes.append)
     smaller = start if to is not None else None
     with during("data"):
@@ -116,6 +116,12 @@ def _given(config: Config, run: Path | None) -> Schedule | None:
     return Schedule.read(config.plan.file) if config.plan.file is not None else None
 
 
+def _init_text(config: Config, given: Schedule | None) -> str | None:
+    """How new weights are made: as the run says, else as its plan says."""
+    planned = None if given is None else given.settings.get("init")
+    return config.init if config.init is not None or planned is None else str(planned)
+
+
 def _agreed(make: Callable[[], Schedule]) -> Schedule:
     """The schedule that rank 0 makes, on every rank."""
     made: Schedule | None = None
@@ -133,6 +139,7 @@ def _plan_options(config: Config) -> PlanOptions:
     total, unit = run_length(config.epochs, config.steps)
     return PlanOptions(
         **config.plan.model_dump(exclude={"file"}),
+        init=config.init,
         seed=config.settings.seed,
         total=total,
         unit=unit,

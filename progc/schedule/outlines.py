@@ -16,6 +16,7 @@ from progc.ir.differences import differences
 from progc.ir.program import Program
 from progc.pipeline.base import Pass, PassResult
 from progc.pipeline.manager import run
+from progc.pipeline.text import MOGROW
 from progc.schedule.point import Point
 from progc.schedule.regularising import dropping_everywhere, setting_for
 from progc.schedule.schedule import Schedule
@@ -147,7 +148,7 @@ class SpaceGrowth:
         points: the points of the stages, with all sizes (see `written_out`).
         bounds: the epoch or step at which each stage begins, and the end of the last one.
         up: whether the first network is grown from a smaller one; otherwise it is cut out of the full one.
-        inits: how new weights are made, for `depth` and `width`.
+        inits: how new weights are made, see `progc.pipeline.text.parse_inits`.
         linear: whether drop-path is a linear ramp over the blocks of the full program.
     """
 
@@ -167,7 +168,8 @@ class SpaceGrowth:
     @property
     def on_shapes(self) -> SpaceGrowth:
         """The same passes for deferred tensors; an init that reads values is replaced by one that does not."""
-        inits = {key: "interpolate" if init == "mogrow" else init for key, init in (self.inits or {}).items()}
+        known = {key: init for key, init in (self.inits or {}).items() if key not in MOGROW}
+        inits = {key: "interpolate" if init == "mogrow" else init for key, init in known.items()}
         return dataclasses.replace(self, inits=inits)
 
 

@@ -142,7 +142,7 @@ def stages(
             makes them from the module of the first stage.
         ema: averaged copies, or a function that makes a `progc.EMA` from the module of the first stage.
         module: the module of `program` (or `source`) if it has been trained; its values are used.
-        inits: how new weights are made, for `depth` and `width` (see `progc.pipeline.text`).
+        inits: how new weights are made (see `progc.pipeline.text.parse_inits`).
         start: the stage to start with, for a resumed run. The graph and the order of the parameters are the same as
             in the interrupted run; values are not, so load them.
         total: length of the run in the schedule's unit; None takes the schedule's own.

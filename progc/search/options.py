@@ -8,6 +8,7 @@ from typing import Any
 
 from progc.data.regularisation import Regularisation
 from progc.errors import InputError, did_you_mean
+from progc.pipeline.text import parse_inits
 from progc.schedule.level_texts import Levels, items
 from progc.schedule.schedule import MODES, STRATEGIES, UNITS
 
@@ -32,10 +33,12 @@ class PlanOptions:
             as `drop_path=0.1,mixup=0.2` or `none` is parsed). True takes those of the network.
         settings: settings of the search strategy. `sid` may be given here as well.
         sid: numbers the stages for a stage identifier, although the network has none yet.
+        init: how training makes new weights where the network grows, such as `depth=mogrow,source=all`; None leaves it
+            to the run.
 
     Raises:
-        InputError: an unknown strategy, mode, unit or field of regularisation, a number out of range, fewer epochs or
-            steps than stages, or settings for the linear strategy.
+        InputError: an unknown strategy, mode, unit, init or field of regularisation, a number out of range, fewer
+            epochs or steps than stages, or settings for the linear strategy.
     """
 
     strategy: str = "linear"
@@ -54,6 +57,7 @@ class PlanOptions:
     regularise: bool | str | Regularisation | None = True
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     sid: bool = False
+    init: str | None = None
 
     def __post_init__(self) -> None:
         for what, value, known in (
@@ -76,6 +80,8 @@ class PlanOptions:
         elif isinstance(self.regularise, str):
             off = self.regularise.strip().lower() == "none"
             object.__setattr__(self, "regularise", False if off else Regularisation.parse(self.regularise))
+        if self.init is not None:
+            parse_inits(self.init)
         if self.strategy == "linear" and self.search_settings:
             raise InputError(
                 f"plan: the linear strategy has no setting `{min(self.search_settings)}`; remove it, or choose the "
@@ -114,6 +120,8 @@ class PlanOptions:
         found: dict[str, Any] = {name: ",".join(items(levels)) for name, levels in self.levels.items()}
         if self.batch is not None:
             found["batch"] = self.batch
+        if self.init is not None:
+            found["init"] = self.init
         return {**found, **self.settings, **({"sid": True} if self.sid else {})}
 
 

@@ -52,6 +52,7 @@ def plan(
     start: Program | Point | None = None,
     settings: Mapping[str, Any] | None = None,
     sid: bool = False,
+    init: str | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Schedule:
     """Plans the stages of a training run; the last stage is always the full network.
@@ -90,6 +91,7 @@ def plan(
         regularise=regularise,
         settings=settings or {},
         sid=sid,
+        init=init,
     )
     return plan_with(
         program, options, space=space, task=task, source=source, target=target, start=start, progress=progress

@@ -179,6 +179,18 @@ def test_growth_to_a_target_starts_at_the_source(run: Command, net: Path, traine
     assert (given["schedule"].unit, given["settings"].total, given["inits"]) == ("steps", 20, {"depth": "stack"})
 
 
+def test_how_weights_are_made_comes_from_the_run_or_its_plan(run: Command, net: Path, trainer: Made) -> None:
+    plan = net.parent / "plan.json"
+    shape = ("--stages", "2", "--steps", "20")
+    outcome = run("plan", f"{net}:big", *shape, "--init", "depth=mogrow,source=all", "--out", plan)
+    assert outcome.code == 0, outcome.err
+    for number, more in enumerate(((), ("--init", "depth=stack"))):
+        assert run("train", f"{net}:big", "--plan", plan, "--out", net.parent / f"{number}", *FAST, *more).code == 0
+    assert run("train", f"{net}:big", *shape, "--out", net.parent / "2", *FAST, "--init", "mogrow,source=all").code == 0
+    mogrow = {"depth": "mogrow", "source": "all"}
+    assert [given["inits"] for given in trainer.given] == [mogrow, {"depth": "stack"}, mogrow]
+
+
 def test_a_finished_plan_says_length_and_target(run: Command, net: Path, trainer: Made, tmp_path: Path) -> None:
     plan = tmp_path / "plan.json"
     assert run("plan", f"{net}:Net", "--to", "depth=4", "--stages", "2", "--steps", "30", "--out", plan).code == 0
@@ -358,10 +370,10 @@ def loss(outputs, batch):
 
 @pytest.mark.slow  # builds a model of a large library; test_config.py has the smaller sibling
 def test_the_config_file_of_a_librarys_model_trains(run: Command, tmp_path: Path) -> None:
-    config = dict(
-        _class_name="DiTTransformer2DModel", num_attention_heads=2, attention_head_dim=8, out_channels=8,
-        num_layers=2, sample_size=8, num_embeds_ada_norm=9,
-    )  # fmt: skip
+    config = {
+        "_class_name": "DiTTransformer2DModel", "num_attention_heads": 2, "attention_head_dim": 8, "out_channels": 8,
+        "num_layers": 2, "sample_size": 8, "num_embeds_ada_norm": 9,
+    }  # fmt: skip
     (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "data.py").write_text(DENOISING)
     outcome = run(

@@ -30,10 +30,11 @@ def test_regularisation_is_read_from_text() -> None:
 
 
 def test_what_is_recorded_makes_the_same_options() -> None:
-    options = PlanOptions("zero-shot", depths=[1, 4], resolutions="16,32", batch=8, settings={"samples": 4}, sid=True)
+    same: dict[str, Any] = {"resolutions": "16,32", "batch": 8, "init": "depth=stack"}
+    options = PlanOptions("zero-shot", depths=[1, 4], settings={"samples": 4}, sid=True, **same)
     recorded = options.recorded
-    assert recorded == {"depths": "1,4", "resolutions": "16,32", "batch": 8, "samples": 4, "sid": True}
-    again = PlanOptions("zero-shot", depths="1,4", resolutions="16,32", batch=8, settings={"samples": 4, "sid": True})
+    assert recorded == {"depths": "1,4", "samples": 4, "sid": True, **same}
+    again = PlanOptions("zero-shot", depths="1,4", settings={"samples": 4, "sid": True}, **same)
     assert again.recorded == recorded and again.numbers_stages and again.search_settings == options.search_settings
 
 
@@ -50,6 +51,7 @@ def test_a_search_and_measured_steps_need_a_task() -> None:
         ({"stages": True}, "stages: expected an integer of at least 1, got True"),
         ({"total": 3, "unit": "steps"}, "3 steps are too few for 4 stages"),
         ({"regularise": "drop=1"}, "`drop`"),
+        ({"init": "depth=mogrow,source=old"}, "init `source=old`: expected new or all"),
         ({"settings": {"price": 2, "sid": True}}, "the linear strategy has no setting `price`"),
     ],
 )
