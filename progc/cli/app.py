@@ -170,6 +170,14 @@ def plan(
         typer.Option("--set", metavar="KEY=VALUE", help="Set an option of the strategy; may be repeated."),
     ] = None,
     sid: Annotated[bool, typer.Option("--sid", help="Give each stage a stage identifier (SID).")] = False,
+    sid_init: Annotated[
+        str | None,
+        typer.Option(
+            "--sid-init",
+            metavar="NAME",
+            help="How the rows of the stage identifier start: zero (default), or normal, as published.",
+        ),
+    ] = None,
     init: InitOption = None,
     regularise: Annotated[
         str | None,
@@ -195,7 +203,7 @@ def plan(
         strategy=strategy, stages=stages, mode=mode, depths=depths, widths=widths, resolutions=resolutions,
         unfreeze=unfreeze, batch=batch, seed=seed, total=total, unit=unit, measure=measure, regularise=regularise,
         settings={key: literal(text) for key, text in key_values(settings or (), example="batches=4").items()}, sid=sid,
-        init=init,
+        sid_init=sid_init, init=init,
     )  # fmt: skip
     run_plan(source, options, to=to, data=data, weights=weights, out=out, as_json=as_json)
 

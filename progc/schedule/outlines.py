@@ -127,7 +127,10 @@ def _identifier(program: Program, schedule: Schedule) -> list[Pass]:
     if not rows:
         return []
     if program.sid is None:
-        return [InjectSid(stages=max(len(schedule.stages), *(row + 1 for row in rows)))]
+        init = schedule.settings.get("sid_init", "zero")
+        if init not in ("zero", "normal"):
+            raise InputError(f"schedule: settings: sid_init: expected zero or normal, got {init!r}; fix the plan")
+        return [InjectSid(stages=max(len(schedule.stages), *(row + 1 for row in rows)), init=init, seed=schedule.seed)]
     if max(rows) >= program.sid.stages:
         raise InputError(
             f"the schedule uses row {max(rows)} of the stage identifier, but the network's has {program.sid.stages} "

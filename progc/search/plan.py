@@ -52,6 +52,7 @@ def plan(
     start: Program | Point | None = None,
     settings: Mapping[str, Any] | None = None,
     sid: bool = False,
+    sid_init: str | None = None,
     init: str | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Schedule:
@@ -91,6 +92,7 @@ def plan(
         regularise=regularise,
         settings=settings or {},
         sid=sid,
+        sid_init=sid_init,
         init=init,
     )
     return plan_with(
@@ -150,6 +152,11 @@ def _check(program: Program, options: PlanOptions, task: Task | None) -> None:
         raise InputError(
             "plan: measure needs samples to time steps on; give a task (a file with datasets() and loss), or use "
             "count without measure"
+        )
+    if program.sid is not None and options.sid_init is not None:
+        raise InputError(
+            f"plan: sid_init {options.sid_init} is for a new stage identifier, and this network already has one, which "
+            "keeps its rows; remove sid_init"
         )
     if program.sid is not None and options.stages > program.sid.stages:
         raise InputError(

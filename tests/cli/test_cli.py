@@ -263,8 +263,8 @@ OPTIONS: dict[str, set[str]] = {
     "grow": {"--to", "--weights", "--ema", "--init", "--lossy", "--explain", "--out", "--seed", "--json", "--help"},
     "plan": {
         "--to", "--strategy", "--stages", "--mode", "--depths", "--widths", "--resolutions", "--unfreeze", "--epochs",
-        "--steps", "--batch", "--data", "--weights", "--seed", "--measure", "--set", "--sid", "--regularise",
-        "--init", "--out", "--json", "--help",
+        "--steps", "--batch", "--data", "--weights", "--seed", "--measure", "--set", "--sid", "--sid-init",
+        "--regularise", "--init", "--out", "--json", "--help",
     },
     "inspect": {"--axes", "--chains", "--graph", "--explain", "--stage", "--json", "--help"},
     "apply": {"--pipeline", "--weights", "--ema", "--init", "--out", "--seed", "--json", "--help"},

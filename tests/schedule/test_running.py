@@ -200,6 +200,19 @@ def test_stages_have_their_identifier_as_an_input() -> None:
     assert torch.allclose(model.eval()(images[:4]), wanted, atol=1e-5)
 
 
+def test_an_identifier_starts_at_zero_or_with_the_published_spread() -> None:
+    program = captured(depth=2, rate=0.0)
+    found = {}
+    for start in ("zero", "normal"):
+        plan = schedule(program, [Point()], sids=[0], settings={"sid_init": start}, seed=3)
+        tables = [next(progc.stages(program, plan)).module.stage_embedding.weight.detach() for _ in range(2)]
+        assert torch.equal(*tables)
+        found[start] = tables[0]
+    assert not found["zero"].any() and 0.01 < float(found["normal"].std()) < 0.03
+    with pytest.raises(InputError, match="sid_init: expected zero or normal, got 'ones'; fix the plan"):
+        next(progc.stages(program, schedule(program, [Point()], sids=[0], settings={"sid_init": "ones"})))
+
+
 def test_a_network_without_drops_says_so_and_trains() -> None:
     program = captured(depth=1, rate=0.0, dropout=0.0)
     plan = schedule(program, [Point()], regularisation=[Regularisation(drop_path=0.1)])

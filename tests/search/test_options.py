@@ -38,6 +38,13 @@ def test_what_is_recorded_makes_the_same_options() -> None:
     assert again.recorded == recorded and again.numbers_stages and again.search_settings == options.search_settings
 
 
+def test_an_identifier_starts_at_zero_or_as_published() -> None:
+    assert "sid_init" not in PlanOptions(sid=True).recorded and "sid_init" not in PlanOptions(mode="reference").recorded
+    assert PlanOptions(sid=True, sid_init="normal").recorded["sid_init"] == "normal"
+    assert PlanOptions(sid=True, mode="reference").recorded["sid_init"] == "normal"
+    assert "sid_init" not in PlanOptions(sid=True, mode="reference", sid_init="zero").recorded
+
+
 def test_a_search_and_measured_steps_need_a_task() -> None:
     assert not PlanOptions().needs_task and not PlanOptions("one-shot", stages=1).needs_task
     assert PlanOptions("one-shot").needs_task and PlanOptions(measure=True).needs_task
@@ -51,6 +58,8 @@ def test_a_search_and_measured_steps_need_a_task() -> None:
         ({"stages": True}, "stages: expected an integer of at least 1, got True"),
         ({"total": 3, "unit": "steps"}, "3 steps are too few for 4 stages"),
         ({"regularise": "drop=1"}, "`drop`"),
+        ({"sid": True, "sid_init": "ones"}, "sid_init: expected zero or normal, got 'ones'"),
+        ({"sid_init": "normal"}, "sid_init normal is for a stage identifier; give sid as well (--sid)"),
         ({"init": "depth=mogrow,source=old"}, "init `source=old`: expected new or all"),
         ({"settings": {"price": 2, "sid": True}}, "the linear strategy has no setting `price`"),
     ],
