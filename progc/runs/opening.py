@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from progc.data.staged import check_sizes
 from progc.errors import InputError, did_you_mean
 from progc.pipeline.text import parse_inits
 from progc.ranks.agreeing import raise_together, rank, told
@@ -104,6 +105,7 @@ def opened(config: Config, *, run: Path | None = None, weights: bool = True, pha
         schedule = _with_length(schedule, config)
         schedule.check(full)
         schedule.starts()
+        check_sizes(task, [stage.point.resolution for stage in schedule.stages])
         schedule, told_of = _counted(full, schedule, settings.batch)
     settings = dataclasses.replace(settings, total=schedule.total)
     return Opened(full, schedule, task, smaller, maker, inits, settings, (*notes, *told_of))
