@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from progc.errors import CaptureError, InputError, did_you_mean
 from progc.models.sizes import Sizes, looks_like_sizes, parse_sizes
-from progc.models.source import FAMILIES, FORMS, Example, Source, adapter_of
+from progc.models.source import FAMILIES, FORMS, Example, Source, adapter_of, of_library
 
 if TYPE_CHECKING:
     from progc.ir.program import Program
@@ -32,7 +32,7 @@ def open_source(text: str) -> Source:
         from progc.models.file import file_source
 
         return file_source(text)
-    if colon and family in FAMILIES:
+    if of_library(text):
         if not rest:
             raise InputError(f"`{text}`: expected the name of a model after the colon; the forms are {FORMS}")
         adapter = adapter_of(family)
@@ -53,7 +53,7 @@ def open_target(text: str) -> Sizes | Source:
 
     if text in PRESETS:
         return parse_sizes(PRESETS[text])
-    if _is_file(text) or text.partition(":")[0] in FAMILIES:
+    if _is_file(text) or of_library(text):
         return open_source(text)
     if looks_like_sizes(text):
         return parse_sizes(text)

@@ -104,6 +104,12 @@ class Source:
         return found
 
 
+def of_library(text: str) -> bool:
+    """Returns whether a text is a source of a model library by its form, such as `diffusers:PATH/config.json`."""
+    family, colon, _ = text.partition(":")
+    return bool(colon) and family in FAMILIES
+
+
 def derive_example(model: nn.Module) -> Example | None:
     """Returns example inputs of a model of a supported library, or None for any other model."""
     for cls in type(model).__mro__:

@@ -237,7 +237,8 @@ def test_python_of_the_guide_to_schedules_runs(tmp_path: Path) -> None:
     from progc.data.taskfile import load_task
 
     guide = ROOT / "docs" / "schedules.md"
-    data, plan = blocks(guide, "python")
+    data, named, plan = blocks(guide, "python")
+    execute(guide, named)
     execute(guide, plan)
     (tmp_path / "data.py").write_text(data, encoding="utf-8")
     task = load_task(tmp_path / "data.py")

@@ -35,6 +35,15 @@ EmaOption = Annotated[
     Path | None,
     typer.Option("--ema", metavar="FILE", help="Averaged weights (EMA), grown like the weights; mogrow needs them."),
 ]
+InitOption = Annotated[
+    str | None,
+    typer.Option(
+        "--init",
+        metavar="TEXT",
+        help="How new weights are made, such as width=zero,depth=stack. Width: copy (default), zero or random. "
+        "Depth: identity (default), interpolate, stack, mogrow or random; mogrow also has source=all and ema=DECAY.",
+    ),
+]
 OutOption = Annotated[
     Path | None, typer.Option("--out", metavar="DIR", help="Output folder; it must be empty or not exist.")
 ]
@@ -75,15 +84,7 @@ def grow(
     ],
     weights: WeightsOption = None,
     ema: EmaOption = None,
-    init: Annotated[
-        str | None,
-        typer.Option(
-            "--init",
-            metavar="TEXT",
-            help="How new weights are made, such as width=zero,depth=stack. Width: copy (default), zero or random. "
-            "Depth: identity (default), interpolate, stack, mogrow or random.",
-        ),
-    ] = None,
+    init: InitOption = None,
     lossy: Annotated[
         bool, typer.Option("--lossy", help="Accept an approximate growth where an exact one is impossible.")
     ] = False,
@@ -169,6 +170,15 @@ def plan(
         typer.Option("--set", metavar="KEY=VALUE", help="Set an option of the strategy; may be repeated."),
     ] = None,
     sid: Annotated[bool, typer.Option("--sid", help="Give each stage a stage identifier (SID).")] = False,
+    sid_init: Annotated[
+        str | None,
+        typer.Option(
+            "--sid-init",
+            metavar="NAME",
+            help="How the rows of the stage identifier start: zero (default), or normal, as published.",
+        ),
+    ] = None,
+    init: InitOption = None,
     regularise: Annotated[
         str | None,
         typer.Option(
@@ -193,6 +203,7 @@ def plan(
         strategy=strategy, stages=stages, mode=mode, depths=depths, widths=widths, resolutions=resolutions,
         unfreeze=unfreeze, batch=batch, seed=seed, total=total, unit=unit, measure=measure, regularise=regularise,
         settings={key: literal(text) for key, text in key_values(settings or (), example="batches=4").items()}, sid=sid,
+        sid_init=sid_init, init=init,
     )  # fmt: skip
     run_plan(source, options, to=to, data=data, weights=weights, out=out, as_json=as_json)
 
@@ -238,6 +249,7 @@ def apply(
     ],
     weights: WeightsOption = None,
     ema: EmaOption = None,
+    init: InitOption = None,
     out: OutOption = None,
     seed: SeedOption = 0,
     as_json: JsonOption = False,
@@ -245,7 +257,7 @@ def apply(
     """Run passes on SOURCE one after another, and verify the program after each."""
     from progc.cli.apply import run_apply
 
-    run_apply(source, pipeline, weights=weights, ema=ema, out=out, seed=seed, as_json=as_json)
+    run_apply(source, pipeline, weights=weights, ema=ema, init=init, out=out, seed=seed, as_json=as_json)
 
 
 @app.command()
@@ -309,6 +321,7 @@ def train(
         typer.Option("--to", metavar="TARGET", help="The full network, as for grow. Default: SOURCE itself."),
     ] = None,
     weights: WeightsOption = None,
+    init: InitOption = None,
     plan: Annotated[
         Path | None,
         typer.Option("--plan", metavar="FILE", help="A plan written by progc plan; replaces [plan] of the config."),
@@ -351,6 +364,7 @@ def train(
 
     flags = {
         "out": ("--out", out), "data": ("--data", data), "to": ("--to", to), "weights": ("--weights", weights),
+        "init": ("--init", init),
         "plan.file": ("--plan", plan), "plan.strategy": ("--strategy", strategy), "plan.stages": ("--stages", stages),
         "epochs": ("--epochs", epochs), "steps": ("--steps", steps), "train.batch": ("--batch", batch),
         "train.seed": ("--seed", seed), "train.lr": ("--lr", lr),

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from progc.cli.averaged import with_average, write_average
 from progc.cli.common import captured, millions, versions
 from progc.cli.terminal import Terminal
-from progc.errors import NotLosslessError
+from progc.errors import InputError, NotLosslessError
 from progc.files.writing import check_output, json_text, output_folder, write_json
 from progc.models.opening import open_source
 
 if TYPE_CHECKING:
     from progc.ir.check import Difference
     from progc.ir.program import Program
-    from progc.pipeline.base import PassResult
+    from progc.pipeline.base import Pass, PassResult
 
 
 def run_apply(
@@ -25,6 +26,7 @@ def run_apply(
     *,
     weights: Path | None,
     ema: Path | None,
+    init: str | None,
     out: Path | None,
     seed: int,
     as_json: bool,
@@ -35,10 +37,12 @@ def run_apply(
         ProgcError: see the exit codes of `progc.cli`. A pipeline that does not parse is refused before any work.
     """
     from progc.pipeline.base import to_text
-    from progc.pipeline.text import parse
+    from progc.pipeline.text import parse, parse_inits
 
     terminal = Terminal()
     passes = parse(pipeline)
+    if init is not None:
+        passes = _with_inits(passes, init, parse_inits(init))
     opened = open_source(source)
     if out is not None:
         check_output(out)
@@ -109,6 +113,30 @@ def run_apply(
         terminal.print(f"difference: max absolute {difference.max_abs:.2e}, relative {difference.max_rel:.2e}")
     if out is not None:
         terminal.print(f"written: {out}")
+
+
+def _with_inits(passes: Sequence[Pass], text: str, inits: Mapping[str, str]) -> list[Pass]:
+    """The passes, with these inits where they name none of their own.
+
+    Raises:
+        InputError: no pass grows what an init is for.
+    """
+    from progc.passes.grow_depth import GrowDepth
+    from progc.passes.grow_width import GrowWidth
+    from progc.pipeline.text import depth_options
+
+    options = {"depth": (GrowDepth, depth_options(inits)), "width": (GrowWidth, {"init": inits.get("width")})}
+    found = list(passes)
+    for kind in (kind for kind in options if kind in inits):
+        grows, values = options[kind]
+        if not any(isinstance(item, grows) for item in passes):
+            raise InputError(f"--init {text}: the pipeline has no {grows.name}; add it, or remove {kind}= from --init")
+        default = grows().init
+        found = [
+            dataclasses.replace(item, **values) if isinstance(item, grows) and item.init == default else item
+            for item in found
+        ]
+    return found
 
 
 def _measured(before: Program, after: Program, steps: Sequence[PassResult], seed: int, text: str) -> Difference:

@@ -14,6 +14,7 @@ from progc.errors import InputError
 from progc.files.reading import read_folder
 from progc.files.writing import json_text
 from progc.models.opening import open_source
+from progc.models.source import of_library
 
 if TYPE_CHECKING:
     from progc.ir.program import Program
@@ -28,7 +29,7 @@ def run_inspect(
         ProgcError: see the exit codes of `progc.cli`.
     """
     of_model = axes or chains or graph or explain is not None
-    if text.endswith(".json") and not Path(text).is_dir():
+    if text.endswith(".json") and not of_library(text) and not Path(text).is_dir():
         if of_model:
             raise InputError(f"{text} is a plan and holds no graph; give the model itself as SOURCE")
         _print_plan(Path(text), stage, as_json)

@@ -45,7 +45,9 @@ def steps(
     workers: int = 0,
     device: torch.device | None = None,
 ) -> Iterator[list[Any]]:
-    """Yields, for every optimizer step, the micro-batches of this rank; their sizes differ by at most one.
+    """Yields, for every optimizer step, the micro-batches of this rank, at the image size of the task's stage.
+
+    The numbers of samples in the micro-batches of a step differ by at most one.
 
     Args:
         task: samples and how they are collated.
@@ -76,7 +78,7 @@ def steps(
     )  # fmt: skip
     parts = iter(loader)
     for _ in range(len(order)):
-        yield [_moved(next(parts), device) for _ in range(accumulate)]
+        yield [task.fit(_moved(next(parts), device)) for _ in range(accumulate)]
 
 
 def _deaf(worker: int) -> None:
@@ -150,6 +152,7 @@ def validate(
         given = task.collate(fetch(samples, chosen, seed=0, epoch=0))
         if device is not None:
             given = pytree.tree_map_only(torch.Tensor, lambda tensor: tensor.to(device), given)
+        given = task.fit(given)
         outputs = call(given)
         sums["loss"] += float(task.loss(outputs, given)) * len(counted) if counted else 0.0
         sums["count"] += len(counted)

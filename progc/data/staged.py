@@ -9,7 +9,7 @@ with itself make a sample depend on its batch, and so on ranks and micro-batches
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,13 +17,15 @@ import torch
 
 from progc.data import order as data_order
 from progc.data.regularisation import Regularisation
-from progc.data.task import Call, Task
+from progc.data.task import Task
 from progc.errors import InputError, TargetError
 from progc.ir.program import Program
 
 
 def for_stage(task: Task, regularisation: Regularisation, program: Program) -> Task:
     """Returns the task with the image size of a stage and its regularisation of samples.
+
+    Its batches have that size for the network and for the loss.
 
     Args:
         task: task of the run.
@@ -33,13 +35,13 @@ def for_stage(task: Task, regularisation: Regularisation, program: Program) -> T
     Raises:
         InputError: the stage asks for mixup, but the network is not a classifier.
     """
-    size = _image_size(program)
+    size, run = _image_size(program), task.of or task
     if task.staged is not None and size is not None:
         task = task.staged(regularisation, size)
     alpha = regularisation.mixup
     if alpha:
         task = dataclasses.replace(task, samples=Mixed(task.samples, alpha, classes_of(program)))
-    return task if size is None else dataclasses.replace(task, inputs=_ResizedBatch(task, size))
+    return task if size is None else dataclasses.replace(task, size=size, of=run)
 
 
 def not_set(task: Task, wanted: Sequence[Regularisation], program: Program) -> tuple[str, ...]:
@@ -65,6 +67,23 @@ def not_set(task: Task, wanted: Sequence[Regularisation], program: Program) -> t
     return (f"{' and '.join(asked)} of the plan {'are' if len(asked) > 1 else 'is'} not applied: {own}",)
 
 
+def check_sizes(task: Task, sizes: Iterable[tuple[int, int] | None]) -> None:
+    """Checks, before training, that batches can have the image sizes of all stages.
+
+    Args:
+        task: task of the run.
+        sizes: height and width of each stage; None where it has no image.
+
+    Raises:
+        InputError: it is not known what a part of a batch is, or it cannot have one of the sizes.
+    """
+    wanted = [size for size in dict.fromkeys(sizes) if size is not None]
+    if wanted and task.staged is None:
+        batch = task.collate(data_order.fetch(task.samples, [0], 0, 0))
+        for size in wanted:
+            task.at_size(batch, size)
+
+
 def _image_size(program: Program) -> tuple[int, int] | None:
     """Height and width of the images of a program; None if it takes no images."""
     from progc.transforms.resolution.images import find_images
@@ -73,17 +92,6 @@ def _image_size(program: Program) -> tuple[int, int] | None:
         return find_images(program)[0].size
     except TargetError:
         return None
-
-
-class _ResizedBatch:
-    """Makes the inputs of a network from a batch, resized to its image size."""
-
-    def __init__(self, task: Task, size: tuple[int, int]) -> None:
-        self._inputs: Callable[[Any], Call] = task.inputs
-        self._task, self._size = task, size
-
-    def __call__(self, batch: Any) -> Call:
-        return self._inputs(self._task.at_size(batch, self._size))
 
 
 class Mixed:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,8 +13,12 @@ from torch.utils import _pytree as pytree
 from torch.utils.data import default_collate
 
 from progc.data import order as data_order
+from progc.data import parts as data_parts
+from progc.data.looking import SAMPLES, look
+from progc.data.parts import Parts
 from progc.errors import InputError
 from progc.ir.program import Program
+from progc.ir.random_state import kept_random_states
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -43,8 +48,12 @@ class Task:
         inputs: makes the positional and keyword arguments of the network from a batch.
         collate: makes a batch from a list of samples.
         validation: samples for validation; None if there are none.
-        resize: resizes a batch to a height and width; None resizes floating-point tensors
-            `[batch, channels, height, width]` bilinearly.
+        resize: resizes a batch to a height and width; None resizes every part as what it is.
+        parts: what each item of a batch is (`progc.data.parts`), such as `("image", "noise")`, or by key where a batch
+            is a mapping; None, or a key that is left out, is found from types, shapes and values.
+        size: height and width that `fit` gives to the image of a batch, in the task of a stage; None leaves batches as
+            they are.
+        of: the task of the run, in that of a stage; what the parts are is found once, from its samples.
         staged: makes the task of a stage from its regularisation and image size (height, width); None uses the same
             samples in all stages.
     """
@@ -56,11 +65,20 @@ class Task:
     validation: Any = None
     resize: Callable[[Any, tuple[int, int]], Any] | None = None
     staged: Callable[[Any, tuple[int, int]], Task] | None = None
+    parts: Parts | None = None
+    size: tuple[int, int] | None = None
+    of: Task | None = None
+
+    def __post_init__(self) -> None:
+        if self.parts is not None:
+            data_parts.check(self.parts, "parts")
 
     def batches(
         self, size: int, *, seed: int, epoch: int = 0, count: int | None = None, validation: bool = False
     ) -> Iterator[Any]:
-        """Yields shuffled batches of one epoch; order and random transforms depend on seed and epoch only.
+        """Yields shuffled batches of one epoch, at the image size of the task's stage.
+
+        Order and random transforms depend on seed and epoch only.
 
         Args:
             size: samples per batch; an incomplete batch at the end is dropped.
@@ -83,7 +101,7 @@ class Task:
         order = torch.arange(len(samples)) if validation else data_order.order(seed, epoch, len(samples))
         for place in range(there if count is None else count):
             chosen = order[place * size : (place + 1) * size].tolist()
-            yield self.collate(data_order.fetch(samples, chosen, seed, epoch))
+            yield self.fit(self.collate(data_order.fetch(samples, chosen, seed, epoch)))
 
     def fitted(self, batch: Any, program: Program) -> Any:
         """Returns the batch at the image size of a program; the batch itself if it has that size."""
@@ -96,19 +114,43 @@ class Task:
             return batch
         return self.at_size(batch, images[0].size)
 
+    def fit(self, batch: Any) -> Any:
+        """Returns the batch at the image size of the task's stage: what the network and the loss get."""
+        return batch if self.size is None else self.at_size(batch, self.size)
+
     def at_size(self, batch: Any, size: tuple[int, int]) -> Any:
-        """Returns the batch with images of `size` (height, width)."""
+        """Returns the batch with images of `size` (height, width); every part follows as what it is.
+
+        Raises:
+            InputError: it is not known what a part is, or a part cannot have that size.
+        """
         if self.resize is not None:
             return self.resize(batch, size)
+        dense = [leaf for leaf in pytree.tree_leaves(batch) if isinstance(leaf, torch.Tensor) and leaf.dim() == 4]
+        if self.parts is None and all(tuple(leaf.shape[-2:]) == tuple(size) for leaf in dense):
+            return batch  # before anything is looked at
+        return data_parts.resized(batch, self._words(batch), size)
 
-        def fit(leaf: Any) -> Any:
-            if not isinstance(leaf, torch.Tensor) or leaf.dim() != 4 or not leaf.is_floating_point():
-                return leaf
-            if tuple(leaf.shape[2:]) == tuple(size):
-                return leaf
-            return F.interpolate(leaf, size=list(size), mode="bilinear", align_corners=False, antialias=True)
+    def _words(self, batch: Any) -> Sequence[str]:
+        """A word for each leaf of a batch."""
+        if self.of is not None:
+            return self.of._words(batch)
+        if len(self.samples) and len(self.kinds) == len(pytree.tree_leaves(batch)):
+            return self.kinds
+        return self._found(batch)  # a batch that does not come from the samples
 
-        return pytree.tree_map(fit, batch)
+    @functools.cached_property
+    def kinds(self) -> tuple[str, ...]:
+        """What each tensor of a batch is, found from some of the samples."""
+        chosen = list(range(0, len(self.samples), max(len(self.samples) // SAMPLES, 1)))[:SAMPLES]
+        return self._found(self.collate(data_order.fetch(self.samples, chosen, seed=0, epoch=0)))
+
+    def _found(self, batch: Any) -> tuple[str, ...]:
+        leaves = pytree.tree_leaves(batch)
+        words = [None] * len(leaves) if self.parts is None else data_parts.spread(self.parts, batch)
+        with kept_random_states():  # `inputs` may draw
+            given = {id(leaf) for leaf in pytree.tree_leaves(self.inputs(batch))}
+        return tuple(look(batch, words, [id(leaf) in given for leaf in leaves]))
 
     def run(self, module: torch.nn.Module, batch: Any, **more: Any) -> Any:
         """Returns the outputs of the module for a batch that already has its image size.

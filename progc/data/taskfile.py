@@ -1,5 +1,7 @@
 """Loads data and loss from a Python file: `datasets()`, `loss(outputs, batch)`, `inputs(batch)`, `resize(batch, size)`.
 
+`parts` in the file says what each item of a batch is (progc/data/parts.py).
+
 Every function of the file is called so that an exception in it becomes one line with its place in the file.
 """
 
@@ -12,6 +14,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset, default_collate
 
+from progc.data.parts import check as check_parts
 from progc.data.task import Task, cross_entropy, first_is_input
 from progc.errors import InputError, ProgcError, did_you_mean
 from progc.files.python import load_file, required_arguments, run
@@ -29,8 +32,8 @@ def load_task(path: Path) -> Task:
     `datasets()` returns the training samples, a pair (train, validation), or a mapping with these keys. Samples are a
     map-style dataset, or a tuple of tensors of one length, whose i-th sample holds the i-th item of each. Without
     `loss(outputs, batch)` samples must be pairs (input, class index), and the loss is cross entropy. `inputs(batch)`
-    (returns a tuple of positional arguments, a dict of keyword arguments, or both as a pair) and `resize(batch, size)`
-    are optional, see `progc.data.task.Task`.
+    (returns a tuple of positional arguments, a dict of keyword arguments, or both as a pair), `resize(batch, size)` and
+    `parts` (a tuple or dict of words) are optional, see `progc.data.task.Task`.
 
     Raises:
         InputError: the file does not exist, or a function is missing, fails, or returns something invalid; names file
@@ -57,12 +60,16 @@ def load_task(path: Path) -> Task:
             _takes(path, name, function, count)
     if loss is None:
         _check_default_loss(path, samples)
+    parts = getattr(module, "parts", None)
+    if parts is not None:
+        check_parts(parts, f"{path}: parts")
     return Task(
         samples,
         cross_entropy if loss is None else _Loss(path, loss),
         first_is_input if inputs is None else _Inputs(path, inputs),
         validation=held_out,
         resize=None if resize is None else _Guarded(path, resize, "resizes a batch"),
+        parts=parts,
     )
 
 

@@ -34,6 +34,7 @@ from progc.lift.revert import measure, tolerance
 from progc.models.sizes import Size, Sizes
 from progc.pipeline.base import Pass, PassResult, to_text
 from progc.pipeline.manager import hand_over, run
+from progc.pipeline.text import depth_options, parse_inits
 from progc.transforms.width.sizes import fitted_sizes
 from progc.transforms.width.widening import AxisGrowth, Widening
 
@@ -85,8 +86,8 @@ def grow(
             of the same class.
         width, depth: factors, for sizes that `to` does not set.
         heads: number of attention heads.
-        init: `copy`, `zero`, `random` for width; `identity`, `interpolate`, `stack`, `mogrow`, `random` for depth; or a
-            mapping.
+        init: `copy`, `zero`, `random` for width; `identity`, `interpolate`, `stack`, `mogrow`, `random` for depth; a
+            text such as `depth=mogrow,source=all`; or a mapping.
         lossy: accept growth that cannot be exact.
         seed: seed of noise and random weights.
         noise: spread of the shares among copies, relative to the equal share; with 0 they stay equal during training.
@@ -99,7 +100,6 @@ def grow(
         CheckError: analysis calls the growth lossless, and the float64 check finds a difference.
     """
     from progc.models.opening import resolve_target
-    from progc.pipeline.text import parse_inits
 
     target: Sizes | Program
     if to is None:
@@ -157,7 +157,7 @@ def grow_with_report(
     passes: list[Pass] = []
     results: list[PassResult] = []
     with clock("analyse"):
-        depth = _depth_pass(program, target, chosen["depth"], lossy, seed)
+        depth = _depth_pass(program, target, chosen, lossy, seed)
     grown = program
     if depth is not None:
         with clock("deepen"):
@@ -229,7 +229,9 @@ class _Clock:
         self.seconds[name] = round(time.perf_counter() - start, 3)
 
 
-def _depth_pass(program: Program, target: Sizes | Program, init: str, lossy: bool, seed: int) -> Pass | None:
+def _depth_pass(
+    program: Program, target: Sizes | Program, inits: Mapping[str, str], lossy: bool, seed: int
+) -> Pass | None:
     from progc.passes.grow_depth import GrowDepth
 
     if isinstance(target, Program):
@@ -243,7 +245,7 @@ def _depth_pass(program: Program, target: Sizes | Program, init: str, lossy: boo
         )
         if "depth" in target.entries and not chains:
             raise TargetError(f"{target.text}: this network has no chain of blocks; progc inspect --chains says why")
-    return GrowDepth(to=to, init=init, seed=seed, lossy=lossy) if to else None
+    return GrowDepth(to=to, **depth_options(inits), seed=seed, lossy=lossy) if to else None
 
 
 def _width_pass(sizes: Mapping[str, int], init: str, lossy: bool, seed: int, noise: float) -> Pass | None:

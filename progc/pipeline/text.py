@@ -16,13 +16,14 @@ empty list of values is `[]`, and text that would be read as `none` or `[]` is q
 again gives equal passes; printing leaves out defaults.
 
 `parse_inits` reads the text of `--init`: `width=copy,depth=identity`, or one word that is unique to width or depth.
+With `depth=mogrow` it may also have `source=all` and `ema=0.9996`, the options of `grow-depth`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from progc.errors import InputError, PassOptionError, PipelineSyntaxError, did_you_mean
@@ -239,11 +240,17 @@ INITS: dict[str, tuple[str, ...]] = {
     "width": ("copy", "zero", "random"),
     "depth": ("identity", "interpolate", "stack", "mogrow", "random"),
 }
-_FORMS = "; ".join(f"{kind}={'|'.join(words)}" for kind, words in INITS.items())
+MOGROW = {"source": "new or all", "ema": "a decay such as 0.9996"}
+"""What may be given besides `depth=mogrow`, with the values in words."""
+_WORDS = "; ".join(f"{kind}={'|'.join(words)}" for kind, words in INITS.items())
+_FORMS = f"{_WORDS}; with depth=mogrow also source, ema"
 
 
 def parse_inits(text: str) -> dict[str, str]:
     """Returns the inits that `text` names for `width` and `depth`; a kind that is not named keeps its default.
+
+    Returns:
+        Words by `width` and `depth`, and the texts of `source` and `ema` if they are given with `depth=mogrow`.
 
     Raises:
         InputError: an unknown kind or word, a word that exists for both kinds, or a kind given twice.
@@ -258,12 +265,33 @@ def parse_inits(text: str) -> dict[str, str]:
                     f"init `{word}` exists for {' and '.join(kinds)}; name the kind, as in {kinds[0]}={word}"
                 )
             kind = kinds[0] if kinds else ""
-        if not kind or (kind in INITS and word not in INITS[kind]):
+        if kind in MOGROW:
+            _check_mogrow(part.strip(), kind, word)
+        elif not kind or (kind in INITS and word not in INITS[kind]):
             words = INITS[kind] if kind else [item for words in INITS.values() for item in words]
             raise InputError(f"unknown init `{part.strip()}`{did_you_mean(word, words) or ';'} expected {_FORMS}")
-        if kind not in INITS:
+        elif kind not in INITS:
             raise InputError(f"init `{part.strip()}`: expected {_FORMS}; got the kind `{kind}`")
         if kind in found:
             raise InputError(f"init `{text}` gives {kind} twice; give it once")
         found[kind] = word
+    more = [kind for kind in MOGROW if kind in found]
+    if more and found.get("depth") != "mogrow":
+        raise InputError(f"init `{text}`: {more[0]} is for depth=mogrow; write depth=mogrow,{more[0]}={found[more[0]]}")
     return found
+
+
+def depth_options(inits: Mapping[str, str]) -> dict[str, Any]:
+    """Returns the options of `grow-depth` that the inits of `parse_inits` name: `init`, `source`, `ema`."""
+    found: dict[str, Any] = {"init": inits.get("depth", "identity")}
+    if "source" in inits:
+        found["source"] = inits["source"]
+    if "ema" in inits:
+        found["ema"] = float(inits["ema"])
+    return found
+
+
+def _check_mogrow(part: str, kind: str, word: str) -> None:
+    good = word in ("new", "all") if kind == "source" else bool(_NUMBER.fullmatch(word)) and 0 < float(word) < 1
+    if not good:
+        raise InputError(f"init `{part}`: expected {MOGROW[kind]}")

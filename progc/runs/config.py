@@ -40,6 +40,7 @@ class PlanSection(Section):
     unfreeze: Levels = None
     regularise: str | None = None
     sid: bool = False
+    sid_init: Literal["zero", "normal"] | None = None
     batch: int | None = None
     settings: dict[str, Any] = {}
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from progc.errors import InputError, one_line
 from progc.files.reading import read_text
+from progc.models.source import of_library
 from progc.runs.config import Config, checked, keys, nullable, unknown
 
 SUFFIXES = (".toml", ".yaml", ".yml", ".json")
@@ -26,14 +27,15 @@ def configured(given: str, flags: Mapping[str, tuple[str, Any]], sets: Sequence[
     """Returns the configuration of a run. `--set` overrides flags, and flags override the file.
 
     Args:
-        given: a config file (with one of `SUFFIXES`), else a source, whose settings are flags and defaults only.
+        given: a config file (with one of `SUFFIXES`), else a source, whose settings are flags and defaults only. A
+            source such as `diffusers:PATH/config.json` is not a config file.
         flags: dotted keys with the flag and its value; the value is None where the flag was not given.
         sets: texts `key=value` of `--set`.
 
     Raises:
         InputError: as for `checked`, a file that cannot be read, or a text without `=`.
     """
-    file = given.lower().endswith(SUFFIXES)
+    file = given.lower().endswith(SUFFIXES) and not of_library(given)
     data: dict[str, Any] = read(Path(given)) if file else {"source": given}
     origin: dict[str, str] = {}
 

@@ -30,8 +30,7 @@ def described(run: Opened) -> dict[str, Any]:
     unit = per_epoch if schedule.unit == "epochs" else 1
     starts = [*schedule.starts(settings.total), settings.total or 0]
     moments = slots(run.optimizer)
-    schedule.check(run.program)
-    programs = StagePrograms(run.program, schedule.stages, run.inits)
+    programs = StagePrograms.of(run.program, schedule, run.inits)
     programs.check(run.source)
     stages = []
     for stage, begin, end in zip(schedule.stages, starts, starts[1:], strict=False):

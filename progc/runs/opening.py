@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from progc.data.staged import check_sizes
 from progc.errors import InputError, did_you_mean
 from progc.pipeline.text import parse_inits
 from progc.ranks.agreeing import raise_together, rank, told
@@ -85,7 +86,7 @@ def opened(config: Config, *, run: Path | None = None, weights: bool = True, pha
     searching = options is not None and options.searching
     notes: list[str] = []
     start = named.captured(real=weights or searching, phase=during, note=notes.append)
-    inits = parse_inits(config.init) if config.init is not None else {}
+    inits = parse_inits(text) if (text := _init_text(config, given)) is not None else {}
     full = named.grown(start, real=searching, phase=during, note=notes.append)
     smaller = start if to is not None else None
     with during("data"):
@@ -104,6 +105,7 @@ def opened(config: Config, *, run: Path | None = None, weights: bool = True, pha
         schedule = _with_length(schedule, config)
         schedule.check(full)
         schedule.starts()
+        check_sizes(task, [stage.point.resolution for stage in schedule.stages])
         schedule, told_of = _counted(full, schedule, settings.batch)
     settings = dataclasses.replace(settings, total=schedule.total)
     return Opened(full, schedule, task, smaller, maker, inits, settings, (*notes, *told_of))
@@ -114,6 +116,12 @@ def _given(config: Config, run: Path | None) -> Schedule | None:
     if run is not None and (run / PLAN).exists():
         return Schedule.read(run / PLAN)
     return Schedule.read(config.plan.file) if config.plan.file is not None else None
+
+
+def _init_text(config: Config, given: Schedule | None) -> str | None:
+    """How new weights are made: as the run says, else as its plan says."""
+    planned = None if given is None else given.settings.get("init")
+    return config.init if config.init is not None or planned is None else str(planned)
 
 
 def _agreed(make: Callable[[], Schedule]) -> Schedule:
@@ -133,6 +141,7 @@ def _plan_options(config: Config) -> PlanOptions:
     total, unit = run_length(config.epochs, config.steps)
     return PlanOptions(
         **config.plan.model_dump(exclude={"file"}),
+        init=config.init,
         seed=config.settings.seed,
         total=total,
         unit=unit,

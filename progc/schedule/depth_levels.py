@@ -1,10 +1,16 @@
 """Finds the levels of depth of every chain that varies.
 
 Only depths are offered that `shrink` can make and from which the network can grow.
+
+In mode `default` every chain goes through its own levels. In `reference` a level is a total depth on AutoProg's grid
+(Li et al., CVPR 2022), divided over the chains as published: every chain but the longest gets its share of the blocks,
+rounded to an even number, and the longest gets the rest. A network of 4 and 14 blocks has the levels 2 + 7, 4 + 8,
+4 + 11, 4 + 14. A chain that keeps all its blocks at the smallest level, such as one of two blocks, is not counted.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import TYPE_CHECKING
@@ -12,7 +18,7 @@ from typing import TYPE_CHECKING
 from progc.analysis.chains import chains_of
 from progc.errors import InputError
 from progc.schedule.level_texts import Levels, Wish, parse
-from progc.schedule.space import factors, split
+from progc.schedule.space import DEPTH, factors, rounded, split
 from progc.transforms.depth.targets import allowed_depths, covering, matching
 
 if TYPE_CHECKING:
@@ -30,16 +36,30 @@ def variable(program: Program) -> list[Chain]:
     return [chain for chain in table if covering(chain, table) is None and len(allowed_depths(chain)) > 1]
 
 
-def by_default(program: Program, levels: int, start: dict[str, int] | None) -> Depths:
-    """Returns evenly spaced depths of every chain, from half of the full depth or from the depth of `start`."""
+def by_default(
+    program: Program, levels: int, start: dict[str, int] | None, notes: list[str], mode: str = "default"
+) -> Depths:
+    """Returns evenly spaced depths of every chain, from half of the full depth or from the depth of `start`.
+
+    Args:
+        program: the full network.
+        levels: number of levels.
+        start: depths that training begins with; None: half of the full depth.
+        notes: gets a sentence for each total depth that is rounded.
+        mode: `default` or `reference` (without `start`), see the module's docstring.
+    """
     chains = variable(program)
+    if mode == "reference" and start is None and chains:
+        return _levels(chains, _published(chains, factors(SMALLEST, Fraction(1), levels), notes))
     first = {chain.name: Fraction((start or {}).get(chain.name, chain.siblings * SMALLEST)) for chain in chains}
     wanted = {chain.name: factors(first[chain.name], Fraction(chain.siblings), levels) for chain in chains}
     return _levels(chains, {chain.name: [_nearest(chain, value) for value in wanted[chain.name]] for chain in chains})
 
 
-def asked(program: Program, text: Levels, notes: list[str]) -> Depths:
+def asked(program: Program, text: Levels, notes: list[str], mode: str = "default") -> Depths:
     """Returns the depths that a text gives; `notes` gets a sentence for each depth that is rounded.
+
+    Levels without the name of a chain are divided over the chains by `mode`, see the module's docstring.
 
     Raises:
         InputError: a depth that a chain cannot have (the message gives the nearest that it can have), chains with
@@ -53,7 +73,7 @@ def asked(program: Program, text: Levels, notes: list[str]) -> Depths:
     for wish in wishes:
         if wish.name is None:
             free = [chain for chain in variable(program) if chain.name not in named]
-            chosen.update(_for_all(free, wish, notes))
+            chosen.update(_for_all(free, wish, notes, mode))
     for wish in wishes:
         if wish.name is not None:
             for chain in matching(chains_of(program), wish.name, "depths"):
@@ -102,10 +122,16 @@ def lowest(chain: Chain, levels: Depths, works: Callable[[int], bool]) -> int:
     return next((depth for depth in depths[:-1] if works(depth)), chain.siblings)
 
 
-def _for_all(chains: Sequence[Chain], wish: Wish, notes: list[str]) -> dict[str, list[int]]:
+def _for_all(chains: Sequence[Chain], wish: Wish, notes: list[str], mode: str) -> dict[str, list[int]]:
     """Factors apply to the depth of each chain; numbers of blocks are divided over all chains in proportion."""
     if not chains:
         raise InputError(f"depths `{wish.text}`: no chain of this network can be shorter; remove depths")
+    if mode == "reference":
+        whole = 1 if wish.relative else sum(chain.siblings for chain in _counted(chains, SMALLEST))
+        parts = [value / whole for value in wish.values]
+        if parts[-1] != 1:
+            raise InputError(f"depths `{wish.text}`: expected the full network, {whole}, as the last level; add it")
+        return _published(chains, parts, notes)
     if wish.relative:
         return {chain.name: [_nearest(chain, value * chain.siblings) for value in wish.values] for chain in chains}
     whole = sum(chain.siblings for chain in chains)
@@ -131,6 +157,41 @@ def _for_all(chains: Sequence[Chain], wish: Wish, notes: list[str]) -> dict[str,
             f"{wish.text},{whole}"
         )
     return found
+
+
+def _counted(chains: Sequence[Chain], smallest: Fraction) -> list[Chain]:
+    """The longest chain, and those that have fewer blocks at the smallest level than in the full network."""
+    longest = _longest(chains)
+    return [c for c in chains if c is longest or rounded(smallest * c.siblings, _even(c)) < c.siblings]
+
+
+def _published(chains: Sequence[Chain], parts: Sequence[Fraction], notes: list[str]) -> dict[str, list[int]]:
+    """Depths of every chain at levels that are factors of the full depth, divided as published."""
+    counted = _counted(chains, parts[0])
+    longest, full = _longest(counted), [chain.siblings for chain in counted]
+    steps = [chain.period if chain is longest else _even(chain) for chain in counted]
+    found: dict[str, list[int]] = {chain.name: [] for chain in counted}
+    for part in parts:
+        total = min(rounded(part * sum(full), DEPTH), sum(full))
+        # With more than two chains, several may round up at one level, at the cost of the longest: depths never fall.
+        near = [
+            max(_nearest(chain, Fraction(depth)), *found[chain.name][-1:], 0)
+            for chain, depth in zip(counted, split(total, full, steps), strict=True)
+        ]
+        if sum(near) != total:
+            notes.append(f"depths: {total} blocks are rounded to {sum(near)}, which {_list(counted)} can have")
+        for chain, depth in zip(counted, near, strict=True):
+            found[chain.name].append(depth)
+    return {chain.name: found.get(chain.name, [chain.siblings] * len(parts)) for chain in chains}
+
+
+def _longest(chains: Sequence[Chain]) -> Chain:
+    """The chain with the most blocks, the last one if there are several."""
+    return max(enumerate(chains), key=lambda entry: (entry[1].siblings, entry[0]))[1]
+
+
+def _even(chain: Chain) -> int:
+    return math.lcm(2, chain.period)
 
 
 def _exactly(chain: Chain, value: Fraction, wish: Wish, notes: list[str]) -> int:

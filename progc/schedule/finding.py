@@ -69,6 +69,7 @@ def find_space(
     unfreeze: Levels = None,
     levels: int = 4,
     start: Program | Point | None = None,
+    mode: str = "default",
 ) -> Space:
     """Returns the space of `find`; arguments as there.
 
@@ -76,8 +77,9 @@ def find_space(
         InputError: as for `find`, or nothing varies.
     """
     found = find(
-        program, depths=depths, widths=widths, resolutions=resolutions, unfreeze=unfreeze, levels=levels, start=start
-    )
+        program, depths=depths, widths=widths, resolutions=resolutions, unfreeze=unfreeze, levels=levels, start=start,
+        mode=mode,
+    )  # fmt: skip
     found.check()
     return found.space
 
@@ -91,6 +93,7 @@ def find(
     unfreeze: Levels = None,
     levels: int = 4,
     start: Program | Point | None = None,
+    mode: str = "default",
 ) -> Found:
     """Finds the levels of every dimension, ascending; the last level of each is that of the full network.
 
@@ -99,6 +102,8 @@ def find(
         depths, widths, resolutions, unfreeze: levels, see the module's docstring; None takes the default.
         levels: number of levels of a dimension for which none are given; equal ones are merged.
         start: the network that training begins with, or its point. The smallest level has its depth and width.
+        mode: `default`, or `reference`: depths are divided over several chains as published (see
+            `progc.schedule.depth_levels`).
 
     Returns:
         The space, and notes on what was rounded and what could not vary.
@@ -107,12 +112,12 @@ def find(
         InputError: an invalid text, a level that the network cannot have or grow from (the message gives the nearest
             ones), a last level that is not the full network, or a start that is not a sub-network of it.
     """
-    return _SpaceSearch(_outline(program), levels, start).run(depths, widths, resolutions, unfreeze)
+    return _SpaceSearch(_outline(program), levels, start, mode).run(depths, widths, resolutions, unfreeze)
 
 
 class _SpaceSearch:
-    def __init__(self, program: Program, levels: int, start: Program | Point | None) -> None:
-        self.program, self.levels = program, levels
+    def __init__(self, program: Program, levels: int, start: Program | Point | None, mode: str) -> None:
+        self.program, self.levels, self.mode = program, levels, mode
         self.start = start_point(program, start) if start is not None else None
         if self.start is not None:
             check_smaller(program, self.start)
@@ -137,11 +142,14 @@ class _SpaceSearch:
             return []
         start = dict(self.start.depths) if self.start else {}
         if text is None and self.start is not None:
-            found = depth_levels.by_default(self.program, self.levels, start)
+            found = depth_levels.by_default(self.program, self.levels, start, self.notes)
             return self._growable(found, []) if start else []
         if text is None:
-            return [] if finetuned else self._growable(depth_levels.by_default(self.program, self.levels, None), [])
-        found = depth_levels.asked(self.program, text, self.notes)
+            if finetuned:
+                return []
+            found = depth_levels.by_default(self.program, self.levels, None, self.notes, self.mode)
+            return self._growable(found, [])
+        found = depth_levels.asked(self.program, text, self.notes, self.mode)
         named = depth_levels.named(self.program, text)
         return self._growable(depth_levels.from_start(self.program, found, start) if start else found, named)
 

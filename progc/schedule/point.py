@@ -136,18 +136,19 @@ class Point:
 
         Args:
             before: the point of the previous stage, not larger than this one in any dimension.
-            inits: how new weights are made, for `depth` and `width` (see `progc.pipeline.text`).
+            inits: how new weights are made (see `progc.pipeline.text.parse_inits`).
         """
         from progc.passes.grow_depth import GrowDepth
         from progc.passes.grow_resolution import GrowResolution
         from progc.passes.grow_width import GrowWidth
+        from progc.pipeline.text import depth_options
 
         inits = inits or {}
         found: list[Pass] = []
         deeper = {name: depth for name, depth in self.depths.items() if before.depths.get(name) != depth}
         if deeper:
             to = tuple(f"{name}:{depth}" for name, depth in deeper.items())
-            found.append(GrowDepth(to=to, init=inits.get("depth", "identity")))
+            found.append(GrowDepth(to=to, **depth_options(inits)))
         wider = {name: size for name, size in self.widths.items() if before.widths.get(name) != size}
         if wider:
             found.append(

@@ -42,8 +42,9 @@ def ramp(
 ) -> list[Regularisation]:
     """Returns the regularisation of every stage; the last one has `final`. Fields that `final` does not set stay unset.
 
-    `reference`: every value rises linearly over the stages, and RandAugment's magnitude is rounded down. For 4 stages
-    and `PUBLISHED` the magnitudes are 4, 6, 7, 9, drop-path 0, .033, .067, .1, and random erasing 0, .083, .167, .25.
+    `reference`: every value rises linearly over the stages, and RandAugment's magnitude is rounded to the nearest
+    integer, halves to the even one. For 4 stages and `PUBLISHED` the magnitudes are 4, 6, 7, 9 (the third is a rounding
+    error below 7.5), drop-path 0, .033, .067, .1, and random erasing 0, .083, .167, .25.
 
     `default`: a value depends on the size s of the stage's network, because it is the size that makes it overfit. It is
     s times the final value, for RandAugment (1 + s) / 2 times. Stages of the same size have the same regularisation.
@@ -73,7 +74,9 @@ def ramp(
             if k == stages - 1:
                 values[name] = end
             elif mode == "reference":
-                values[name] = _published(name, end, starts.get(name, 0.0), k / (stages - 1))
+                first = starts.get(name, 0.0)
+                # In this order of operations, because some magnitudes are a rounding error away from a half.
+                values[name] = _published(name, end, first + k * ((1 - first) / (stages - 1)))
             else:
                 floor = _FLOOR.get(name, 0.0)
                 values[name] = end * (floor + (1 - floor) * known[k])
@@ -81,10 +84,10 @@ def ramp(
     return found
 
 
-def _published(name: str, end: float, start: float, part: float) -> float:
-    """One value of the published ramp, `part` of the way from first to last stage."""
-    value = max(end * (start + (1 - start) * part), 0.0)
-    return float(math.floor(value + 1e-9)) if name == "rand_augment" else value
+def _published(name: str, end: float, part: float) -> float:
+    """One value of the published ramp: `part` of the last value, at least 0."""
+    value = max(part * end, 0.0)
+    return float(round(value)) if name == "rand_augment" else value
 
 
 def sizes_of(points: Sequence[Point]) -> list[float]:

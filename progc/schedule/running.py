@@ -140,7 +140,7 @@ def stages(
             makes them from the module of the first stage.
         ema: averaged copies, or a function that makes a `progc.EMA` from the module of the first stage.
         module: the module of `program` (or `source`) if it has been trained; its values are used.
-        inits: how new weights are made, for `depth` and `width` (see `progc.pipeline.text`).
+        inits: how new weights are made (see `progc.pipeline.text.parse_inits`).
         start: the stage to start with, for a resumed run. The graph and the order of the parameters are the same as
             in the interrupted run; values are not, so load them.
         total: length of the run in the schedule's unit; None takes the schedule's own.
@@ -154,14 +154,13 @@ def stages(
         TargetError, NotLosslessError: the network cannot grow from one stage to the next, or not to the full one. This
             is found on shapes alone, before anything trains.
     """
-    schedule.check(program)
     if not 0 <= start < len(schedule.stages):
         raise InputError(f"start: expected a stage from 0 to {len(schedule.stages) - 1}, got {start}")
     starts = schedule.starts(total)
     length = schedule.total if total is None else total
     if controller is None and schedule.rules:
         controller = Controller.of(schedule, total)
-    programs = StagePrograms(program, schedule.stages, inits)
+    programs = StagePrograms.of(program, schedule, inits)
     first = trained(program if source is None else source, module)
     programs.check(source, start)
     bounds = [*starts, length or 0]

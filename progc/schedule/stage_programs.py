@@ -23,9 +23,11 @@ from progc.ir.differences import differences, pairs
 from progc.ir.program import MODES, Program
 from progc.pipeline.base import Pass, PassResult
 from progc.pipeline.manager import run
+from progc.pipeline.text import MOGROW
 from progc.schedule.building import network
 from progc.schedule.point import Point
 from progc.schedule.regularising import Setting, dropping_everywhere, setting_for
+from progc.schedule.schedule import Schedule
 from progc.schedule.stage import Stage
 from progc.transforms.dropping import is_linear, without_drops
 
@@ -58,18 +60,51 @@ class StagePrograms:
         stages: the stages.
     """
 
-    def __init__(self, full: Program, stages: Sequence[Stage], inits: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        full: Program,
+        stages: Sequence[Stage],
+        inits: Mapping[str, str] | None = None,
+        *,
+        sid_init: str = "zero",
+        seed: int = 0,
+    ) -> None:
         """
         Args:
             full: the full program.
             stages: the stages.
-            inits: how new weights are made, for `depth` and `width` (see `progc.pipeline.text`).
+            inits: how new weights are made, see `progc.pipeline.text.parse_inits`.
+            sid_init: how the rows of a stage identifier start, `zero` or `normal`, where the network has none yet.
+            seed: seed of rows that start at random.
+
+        Raises:
+            InputError: the identifier of the network has fewer rows than the stages need.
         """
         self.full, self.stages, self._inits = full, tuple(stages), inits
+        self._sid_init, self._seed = sid_init, seed
         self._linear = is_linear(full)
         self._prepared = run(full.deferred, self._preparing(full), verify=False)[0]
         self._networks: dict[Point, Program] = {}
         self._outlines: dict[int, Program] = {}
+
+    @classmethod
+    def of(cls, full: Program, schedule: Schedule, inits: Mapping[str, str] | None = None) -> StagePrograms:
+        """Returns the programs of a schedule.
+
+        Raises:
+            InputError: the schedule is for another network, or one of its settings is invalid.
+        """
+        schedule.check(full)
+        sid_init = schedule.settings.get("sid_init", "zero")
+        if sid_init not in ("zero", "normal"):
+            raise InputError(f"schedule: settings: sid_init: expected zero or normal, got {sid_init!r}; fix the plan")
+        return cls(full, schedule.stages, inits, sid_init=sid_init, seed=schedule.seed)
+
+    def replace(self, stage: Stage) -> None:
+        """Replaces the stage of the same index, such as an open one by what a search chose."""
+        self.stages = tuple(stage if own.index == stage.index else own for own in self.stages)
+        self._outlines.pop(stage.index, None)
+        self.__dict__.pop("points", None)
 
     @cached_property
     def points(self) -> list[Point]:
@@ -134,7 +169,8 @@ class StagePrograms:
             TargetError, NotLosslessError: the network cannot grow from one stage to the next.
         """
         # An init that reads values is replaced by one that does not.
-        inits = {key: "interpolate" if init == "mogrow" else init for key, init in (self._inits or {}).items()}
+        known = {key: init for key, init in (self._inits or {}).items() if key not in MOGROW}
+        inits = {key: "interpolate" if init == "mogrow" else init for key, init in known.items()}
         for stage in self.stages[begin:]:
             index = stage.index
             if index == begin:
@@ -160,7 +196,24 @@ class StagePrograms:
     def _preparing(self, program: Program) -> list[Pass]:
         """The passes that come before all sizes: drop-path where it may be needed, and the stage as an input."""
         drops = any(stage.regularisation.drop_path is not None for stage in self.stages)
-        return [*(dropping_everywhere(program) if drops else ()), *_identifier(program, self.stages)]
+        return [*(dropping_everywhere(program) if drops else ()), *self._identifier(program)]
+
+    def _identifier(self, program: Program) -> list[Pass]:
+        """The pass that makes the stage an input of the network, if the stages have identifiers."""
+        from progc.passes.inject_sid import InjectSid
+
+        rows = [stage.sid for stage in self.stages if stage.sid is not None]
+        if not rows:
+            return []
+        if program.sid is None:
+            number = max(len(self.stages), *(row + 1 for row in rows))
+            return [InjectSid(stages=number, init=self._sid_init, seed=self._seed)]
+        if max(rows) >= program.sid.stages:
+            raise InputError(
+                f"the schedule uses row {max(rows)} of the stage identifier, but the network's has "
+                f"{program.sid.stages} stages; remove it with remove-sid, or plan fewer stages"
+            )
+        return [InjectSid(stage="input")] if program.sid.input is None else []
 
     def _setting(self, index: int, program: Program) -> Setting:
         return setting_for(self.stages[index].regularisation, program, linear=self._linear)
@@ -238,23 +291,6 @@ def _trainable(point: Point, before: Point | None, program: Program) -> list[Pas
 
         return [Freeze(measure=False)]
     return point.freezing(program)
-
-
-def _identifier(program: Program, stages: Sequence[Stage]) -> list[Pass]:
-    """The pass that makes the stage an input of the network, if the stages have identifiers."""
-    from progc.passes.inject_sid import InjectSid
-
-    rows = [stage.sid for stage in stages if stage.sid is not None]
-    if not rows:
-        return []
-    if program.sid is None:
-        return [InjectSid(stages=max(len(stages), *(row + 1 for row in rows)))]
-    if max(rows) >= program.sid.stages:
-        raise InputError(
-            f"the schedule uses row {max(rows)} of the stage identifier, but the network's has {program.sid.stages} "
-            "stages; remove it with remove-sid, or plan fewer stages"
-        )
-    return [InjectSid(stage="input")] if program.sid.input is None else []
 
 
 def written_out(points: Sequence[Point], full: Program) -> list[Point]:

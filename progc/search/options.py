@@ -8,8 +8,12 @@ from typing import Any
 
 from progc.data.regularisation import Regularisation
 from progc.errors import InputError, did_you_mean
+from progc.pipeline.text import parse_inits
 from progc.schedule.level_texts import Levels, items
 from progc.schedule.schedule import MODES, STRATEGIES, UNITS
+
+SID_INITS = ("zero", "normal")
+"""How the rows of a stage identifier may start."""
 
 
 DECIDE = ("before", "training")
@@ -35,12 +39,16 @@ class PlanOptions:
             as `drop_path=0.1,mixup=0.2` or `none` is parsed). True takes those of the network.
         settings: settings of the search strategy. `sid` may be given here as well.
         sid: numbers the stages for a stage identifier, although the network has none yet.
+        sid_init: how the rows of that identifier start: `zero`, which does not change the network, or `normal`, N(0,
+            0.02). None: zero, and normal in the mode `reference`, as published.
+        init: how training makes new weights where the network grows, such as `depth=mogrow,source=all`; None leaves it
+            to the run.
         decide: when a search decides: `before` training, with the present weights, or in `training`, at the beginning
             of each stage and with the weights of that moment.
 
     Raises:
-        InputError: an unknown strategy, mode, unit, time of decision or field of regularisation, a number out of range, fewer epochs or
-            steps than stages, or settings for the linear strategy.
+        InputError: an unknown strategy, mode, unit, time to decide, init or field of regularisation, a number out of
+            range, fewer epochs or steps than stages, or settings for the linear strategy.
     """
 
     strategy: str = "linear"
@@ -59,6 +67,8 @@ class PlanOptions:
     regularise: bool | str | Regularisation | None = True
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     sid: bool = False
+    sid_init: str | None = None
+    init: str | None = None
     decide: str = "before"
 
     def __post_init__(self) -> None:
@@ -83,6 +93,12 @@ class PlanOptions:
         elif isinstance(self.regularise, str):
             off = self.regularise.strip().lower() == "none"
             object.__setattr__(self, "regularise", False if off else Regularisation.parse(self.regularise))
+        if self.init is not None:
+            parse_inits(self.init)
+        if self.sid_init not in (None, *SID_INITS):
+            raise InputError(f"plan: sid_init: expected {' or '.join(SID_INITS)}, got {self.sid_init!r}")
+        if self.sid_init is not None and not self.numbers_stages:
+            raise InputError(f"plan: sid_init {self.sid_init} is for a stage identifier; give sid as well (--sid)")
         if self.strategy == "linear" and self.search_settings:
             raise InputError(
                 f"plan: the linear strategy has no setting `{min(self.search_settings)}`; remove it, or choose the "
@@ -126,6 +142,11 @@ class PlanOptions:
         found: dict[str, Any] = {name: ",".join(items(levels)) for name, levels in self.levels.items()}
         if self.batch is not None:
             found["batch"] = self.batch
+        if self.init is not None:
+            found["init"] = self.init
+        starts = self.sid_init or ("normal" if self.mode == "reference" and self.numbers_stages else "zero")
+        if starts != "zero":
+            found["sid_init"] = starts
         return {**found, **self.settings, **({"sid": True} if self.sid else {})}
 
 

@@ -52,6 +52,8 @@ def plan(
     start: Program | Point | None = None,
     settings: Mapping[str, Any] | None = None,
     sid: bool = False,
+    sid_init: str | None = None,
+    init: str | None = None,
     decide: str = "before",
     progress: Callable[[str], None] | None = None,
 ) -> Schedule:
@@ -91,6 +93,8 @@ def plan(
         regularise=regularise,
         settings=settings or {},
         sid=sid,
+        sid_init=sid_init,
+        init=init,
         decide=decide,
     )
     return plan_with(
@@ -153,6 +157,11 @@ def _check(program: Program, options: PlanOptions, task: Task | None) -> None:
             "plan: measure needs samples to time steps on; give a task (a file with datasets() and loss), or use "
             "count without measure"
         )
+    if program.sid is not None and options.sid_init is not None:
+        raise InputError(
+            f"plan: sid_init {options.sid_init} is for a new stage identifier, and this network already has one, which "
+            "keeps its rows; remove sid_init"
+        )
     if program.sid is not None and options.stages > program.sid.stages:
         raise InputError(
             f"plan: the stage identifier has rows for {program.sid.stages} stages, not for {options.stages}; plan at "
@@ -175,7 +184,7 @@ def _space(
         levels = options.levels
         if options.strategy == "zero-shot" and "unfreeze" not in levels:
             levels["unfreeze"] = published_unfreezing(program, options.mode)
-        made = find(program, **levels, levels=max(options.stages, 2), start=start)
+        made = find(program, **levels, levels=max(options.stages, 2), start=start, mode=options.mode)
         found, notes = made.space, made.notes
         if options.stages > 1:
             made.check()

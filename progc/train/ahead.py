@@ -121,7 +121,7 @@ class LookAhead:
         self._wanted = settings.ahead and settings.compile != "eager"
         self._begun: int | None = None
         self._next: NextStage | None = None
-        self._programs = StagePrograms(program, schedule.stages)
+        self._programs = StagePrograms.of(program, schedule)
 
     def begin(self, index: int) -> None:
         """Starts compiling the stage after stage `index`, once that has taken a step; further calls do nothing."""

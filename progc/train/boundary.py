@@ -186,19 +186,21 @@ class Crossing:
     def _name(after: RunningStage) -> str:
         return f"boundary to stage {after.stage.index}"
 
-    def _call(self, running: RunningStage) -> tuple[Task, tuple[Any, ...], dict[str, Any]]:
+    def _call(self, running: RunningStage) -> tuple[Task, Any, tuple[Any, ...], dict[str, Any]]:
+        """The task of a stage, the batch at its image size, and the inputs of the network."""
         task = for_stage(self.task, running.stage.regularisation, running.program)
-        args, kwargs = task.inputs(self.batch)
-        return task, args, {**kwargs, **running.inputs(samples_in(self.batch))}
+        batch = task.fit(self.batch)
+        args, kwargs = task.inputs(batch)
+        return task, batch, args, {**kwargs, **running.inputs(samples_in(batch))}
 
     def _size(self, running: RunningStage) -> list[tuple[int, ...]]:
-        _, args, kwargs = self._call(running)
+        _, _, args, kwargs = self._call(running)
         leaves = [*pytree.tree_leaves(args), *pytree.tree_leaves(kwargs)]
         return [tuple(leaf.shape) for leaf in leaves if isinstance(leaf, torch.Tensor) and leaf.is_floating_point()]
 
     def _outputs(self, running: RunningStage) -> list[Any]:
         """In eval mode, float64."""
-        _, args, kwargs = self._call(running)
+        _, _, args, kwargs = self._call(running)
         program = trained(running.program, running.module)
         # Use the same row of the stage identifier on both sides: the next stage has another row.
         kwargs = {**kwargs, **stage_inputs(program, self._stage, samples_in(self.batch), self.parallel.device)}
@@ -210,12 +212,12 @@ class Crossing:
         return outputs
 
     def _loss_of(self, running: RunningStage, module: nn.Module) -> float:
-        task, args, kwargs = self._call(running)
+        task, batch, args, kwargs = self._call(running)
         training = module.training
         module.eval()
         try:
             with torch.no_grad(), autocast(self.parallel.device, self.settings):
-                return float(task.loss(module(*args, **kwargs), self.batch))
+                return float(task.loss(module(*args, **kwargs), batch))
         finally:
             module.train(training)
 

@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 
 from progc.checkpoints import Saver, load
 from progc.data.loading import steps, steps_per_epoch
-from progc.data.staged import for_stage, not_set
+from progc.data.staged import check_sizes, for_stage, not_set
 from progc.data.task import Task
 from progc.ir.program import Program
 from progc.ir.random_state import seed_everything
@@ -90,7 +90,7 @@ class Trainer:
 
         Raises:
             InputError: the length of the run is unknown or too short, the ranks cannot share a batch, samples cannot be
-                mixed as the schedule asks, or rules contradict each other.
+                mixed or resized as the schedule asks, or rules contradict each other.
         """
         self.schedule, self.program, self.task, self.run = schedule, program, task, Path(run)
         self.settings = settings or Settings()
@@ -106,6 +106,7 @@ class Trainer:
         schedule.starts(units)  # refuses a length that is unknown or too short
         assert units is not None
         self.units, self.total = units, units * self._per_unit
+        check_sizes(task, [stage.point.resolution for stage in schedule.stages])
         self.notes = (*not_set(task, schedule.regularisations, program), *never_told(task, schedule, self.settings))
         self.step = 0
         self.active: Active | None = None

@@ -121,6 +121,25 @@ def test_inits_are_passed_on_and_lossy_ones_say_so(run: Command, net: Path) -> N
     assert {"width": "random", "depth": "stack"}.items() <= report["init"].items()
 
 
+@pytest.mark.parametrize("command", ["grow", "apply"])
+def test_all_weights_come_from_the_average(run: Command, net: Path, tmp_path: Path, command: str) -> None:
+    weights, average, out = _weights(net), _weights(net, "ema.safetensors", seed=4), tmp_path / "grown"
+    how = ("--to", "depth*2") if command == "grow" else ("--pipeline", "grow-depth{to=*2}")
+    found = {}
+    for source in ("new", "all"):
+        place = out / source
+        outcome = run(
+            command, f"{net}:Net", *how, "--init", f"depth=mogrow,source={source}", "--weights", weights, "--ema",
+            average, "--out", place,
+        )  # fmt: skip
+        assert outcome.code == 0, outcome.err
+        found[source] = load_file(place / "model.safetensors")
+    own, averaged = load_file(weights), load_file(average)
+    for name, origin in (("embed.weight", "embed.weight"), ("blocks.0.fc1.weight", "blocks.0.fc1.weight")):
+        assert torch.equal(found["new"][name], own[origin]) and torch.equal(found["all"][name], averaged[origin])
+    assert torch.equal(found["new"]["blocks.1.fc1.weight"], averaged["blocks.0.fc1.weight"])
+
+
 def test_the_same_seed_gives_the_same_bytes(run: Command, net: Path, tmp_path: Path) -> None:
     files: list[bytes] = []
     for name, seed in (("a", "5"), ("b", "5"), ("c", "6")):
@@ -244,15 +263,15 @@ OPTIONS: dict[str, set[str]] = {
     "grow": {"--to", "--weights", "--ema", "--init", "--lossy", "--explain", "--out", "--seed", "--json", "--help"},
     "plan": {
         "--to", "--strategy", "--stages", "--mode", "--depths", "--widths", "--resolutions", "--unfreeze", "--epochs",
-        "--steps", "--batch", "--data", "--weights", "--seed", "--measure", "--set", "--sid", "--regularise",
-        "--out", "--json", "--help",
+        "--steps", "--batch", "--data", "--weights", "--seed", "--measure", "--set", "--sid", "--sid-init",
+        "--regularise", "--init", "--out", "--json", "--help",
     },
     "inspect": {"--axes", "--chains", "--graph", "--explain", "--stage", "--json", "--help"},
-    "apply": {"--pipeline", "--weights", "--ema", "--out", "--seed", "--json", "--help"},
+    "apply": {"--pipeline", "--weights", "--ema", "--init", "--out", "--seed", "--json", "--help"},
     "passes": {"--help"},
     "train": {
         "--out", "--data", "--to", "--weights", "--plan", "--strategy", "--stages", "--epochs", "--steps", "--batch",
-        "--lr", "--seed", "--set", "--dry-run", "--smoke", "--json", "--help",
+        "--lr", "--seed", "--init", "--set", "--dry-run", "--smoke", "--json", "--help",
     },
     "doctor": {"--folder", "--json", "--help"},
     "plot": {"--out", "--json", "--help"},

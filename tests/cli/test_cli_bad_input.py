@@ -297,10 +297,19 @@ def test_a_bad_pipeline_text_has_a_caret_under_the_place(
         ("width=identity", "unknown init `width=identity`; expected width=copy|zero|random"),
         ("height=copy", "got the kind `height`"),
         ("width=copy,zero", "gives width twice"),
+        ("source=all", "source is for depth=mogrow; write depth=mogrow,source=all"),
+        ("depth=stack,ema=0.9", "ema is for depth=mogrow; write depth=mogrow,ema=0.9"),
+        ("depth=mogrow,source=old", "init `source=old`: expected new or all"),
+        ("depth=mogrow,ema=2", "init `ema=2`: expected a decay such as 0.9996"),
     ],
 )
 def test_a_bad_init(refused: Callable[..., str], write: Write, init: str, message: str) -> None:
     assert message in refused("grow", write(NET), "--to", "depth*2", "--init", init)
+
+
+def test_an_init_without_its_pass(refused: Callable[..., str], write: Write) -> None:
+    arguments = ("apply", write(NET), "--pipeline", "grow-width{width=*2}", "--init")
+    assert "the pipeline has no grow-depth; add it, or remove depth= from" in refused(*arguments, "depth=stack")
 
 
 @pytest.mark.parametrize(

@@ -179,6 +179,18 @@ def test_growth_to_a_target_starts_at_the_source(run: Command, net: Path, traine
     assert (given["schedule"].unit, given["settings"].total, given["inits"]) == ("steps", 20, {"depth": "stack"})
 
 
+def test_how_weights_are_made_comes_from_the_run_or_its_plan(run: Command, net: Path, trainer: Made) -> None:
+    plan = net.parent / "plan.json"
+    shape = ("--stages", "2", "--steps", "20")
+    outcome = run("plan", f"{net}:big", *shape, "--init", "depth=mogrow,source=all", "--out", plan)
+    assert outcome.code == 0, outcome.err
+    for number, more in enumerate(((), ("--init", "depth=stack"))):
+        assert run("train", f"{net}:big", "--plan", plan, "--out", net.parent / f"{number}", *FAST, *more).code == 0
+    assert run("train", f"{net}:big", *shape, "--out", net.parent / "2", *FAST, "--init", "mogrow,source=all").code == 0
+    mogrow = {"depth": "mogrow", "source": "all"}
+    assert [given["inits"] for given in trainer.given] == [mogrow, {"depth": "stack"}, mogrow]
+
+
 def test_a_finished_plan_says_length_and_target(run: Command, net: Path, trainer: Made, tmp_path: Path) -> None:
     plan = tmp_path / "plan.json"
     assert run("plan", f"{net}:Net", "--to", "depth=4", "--stages", "2", "--steps", "30", "--out", plan).code == 0
@@ -339,3 +351,34 @@ def test_damaged_files_of_a_run_are_one_line(run: Command, net: Path, trainer: M
         assert outcome.code == 2 and len(outcome.err.splitlines()) == 1 and "internal" not in outcome.err, outcome.err
     else:
         assert name == "run.json" and json.loads((folder / name).read_text())["starts"]
+
+
+DENOISING = """
+import torch
+
+def datasets():
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(16, 4, 8, 8, generator=generator)
+    step = torch.randint(1000, (16,), generator=generator)
+    label = torch.randint(9, (16,), generator=generator)
+    return [dict(hidden_states=noise[k], timestep=step[k], class_labels=label[k], target=noise[k]) for k in range(16)]
+
+def loss(outputs, batch):
+    return (outputs[0][:, :4] - batch["target"]).square().mean()
+"""
+
+
+@pytest.mark.slow  # builds a model of a large library; test_config.py has the smaller sibling
+def test_the_config_file_of_a_librarys_model_trains(run: Command, tmp_path: Path) -> None:
+    config = {
+        "_class_name": "DiTTransformer2DModel", "num_attention_heads": 2, "attention_head_dim": 8, "out_channels": 8,
+        "num_layers": 2, "sample_size": 8, "num_embeds_ada_norm": 9,
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "data.py").write_text(DENOISING)
+    outcome = run(
+        "train", f"diffusers:{tmp_path}/config.json", "--data", tmp_path / "data.py", "--steps", "2", "--stages", "1",
+        "--dry-run", *FAST,
+    )  # fmt: skip
+    assert outcome.code == 0, outcome.err
+    assert "2 steps; 16 samples" in outcome.out

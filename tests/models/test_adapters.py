@@ -61,6 +61,7 @@ def test_diffusers_from_a_config_and_a_preset(tmp_path: Path) -> None:
     args, kwargs = source.example(source.build())
     assert args == () and list(kwargs) == ["hidden_states", "timestep", "class_labels"]
     assert kwargs["hidden_states"].shape == (2, 4, 8, 8) and int(kwargs["class_labels"].max()) < 9
+    assert type(open_source(f"diffusers:{folder}/config.json").build()) is type(source.build())
     assert sum(value.numel() for value in open_source("diffusers:dit_s").build_skeleton().parameters()) > 30_000_000
 
 

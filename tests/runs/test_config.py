@@ -71,6 +71,13 @@ def test_a_source_is_a_config_with_all_defaults() -> None:
     assert config.settings == Settings(total=2) and config.source == "timm:resnet18"
 
 
+@pytest.mark.parametrize("given", ["diffusers:folder/config.json", "transformers:/models/small/config.json"])
+def test_a_librarys_config_is_a_source_and_not_a_config_of_a_run(given: str) -> None:
+    assert configured(given, {"steps": ("--steps", 2)}).source == given
+    with pytest.raises(InputError, match=r"config.json: no such file"):
+        configured(given.partition(":")[2], {})
+
+
 def test_flags_go_over_the_file_and_set_over_both(tmp_path: Path) -> None:
     file = write(tmp_path, TOML)
     flags: dict[str, tuple[str, Any]] = {"plan.stages": ("--stages", 3), "steps": ("--steps", 50)}

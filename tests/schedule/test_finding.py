@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 import progc
 from progc.errors import InputError
@@ -94,6 +96,44 @@ def test_the_step_of_the_grid_is_what_the_network_takes() -> None:
     space = find_space(wide, depths="none", resolutions="0.5:1:3")
     assert space.resolutions == ((8, 16), (12, 24), (16, 32))
     assert find_space(wide, depths="none", resolutions="8x16,16x32").resolutions == ((8, 16), (16, 32))
+
+
+class _Residual(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm, self.up, self.down = nn.LayerNorm(4), nn.Linear(4, width), nn.Linear(width, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.down(self.up(self.norm(x)).relu())
+
+
+@functools.cache
+def _chains(*depths: int) -> Program:
+    """A network of chains of residual blocks of different form."""
+    chains = [nn.Sequential(*(_Residual(5 + place) for _ in range(depth))) for place, depth in enumerate(depths)]
+    return progc.capture(nn.Sequential(*chains), (torch.randn(2, 4),))
+
+
+@pytest.mark.parametrize(
+    ("depths", "text", "expected"),
+    [
+        ((4, 14), None, [[2, 7], [4, 8], [4, 11], [4, 14]]),  # as published
+        ((4, 14), "0.5:1:4", [[2, 7], [4, 8], [4, 11], [4, 14]]),
+        ((4, 14), "9,12,15,18", [[2, 7], [4, 8], [4, 11], [4, 14]]),
+        ((4, 14, 2), None, [[2, 7], [4, 8], [4, 11], [4, 14]]),  # two blocks at the end stay, and are not counted
+        ((4, 4, 8), None, [[2, 2, 4], [4, 4, 4], [4, 4, 5], [4, 4, 8]]),  # depths never fall
+    ],
+)
+def test_reference_divides_a_depth_as_published(
+    depths: tuple[int, ...], text: str | None, expected: list[list[int]]
+) -> None:
+    program = _chains(*depths)
+    found = find(program, depths=text, mode="reference")
+    assert _depths(found.space) == expected
+    if text == "0.5:1:4":
+        assert _depths(find(program, depths=text).space) == [[2, 7], [3, 9], [3, 12], [4, 14]]
+    with pytest.raises(InputError, match="expected the full network, .*, as the last level"):
+        find(program, depths="0.25,0.5", mode="reference")
 
 
 # -- narrowed ------------------------------------------------------------------------------------------------------

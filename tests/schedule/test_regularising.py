@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
 import pytest
 import torch
 
@@ -49,8 +52,27 @@ def test_reference_is_linear_for_any_number_of_stages(stages: int) -> None:
     for name, end in (("drop_path", 0.3), ("dropout", 0.2), ("random_erasing", 0.25), ("mixup", 0.8)):
         expected = torch.linspace(0, end, stages).tolist() if stages > 1 else [end]
         assert column(found, name) == pytest.approx(expected)
-    magnitudes = [int(value + 1e-5) for value in torch.linspace(4.5, 9, stages).tolist()] if stages > 1 else [9]
-    assert column(found, "rand_augment") == magnitudes
+
+
+def published_magnitudes(stages: int, magnitude: int, start: float) -> list[int]:
+    """Magnitudes from `start` times the last one, evenly spaced, each rounded to the nearest integer (halves: even)."""
+    return [round(part * magnitude) for part in np.linspace(start, 1.0, stages).tolist()]
+
+
+def test_reference_rounds_magnitudes_as_published() -> None:
+    cases = [(k, m, start) for k in range(2, 9) for m in range(1, 11) for start in (0.0, 0.25, 0.5)]
+    found = {}
+    for stages, magnitude, start in cases:
+        final = Regularisation(rand_augment=magnitude)
+        values = column(ramp(stages, final, "reference", starts={"rand_augment": start}), "rand_augment")
+        assert values == published_magnitudes(stages, magnitude, start)
+        found[stages, magnitude, start] = values
+    assert found[4, 9, 0.5] == [4, 6, 7, 9] and found[3, 9, 0.5] == [4, 7, 9]
+    floors = {
+        (k, m, start): [math.floor(m * (start + (1 - start) * i / (k - 1)) + 1e-9) for i in range(k)]
+        for k, m, start in cases
+    }
+    assert sum(found[case] != floors[case] for case in cases) == 148  # rounding down would be noticed
 
 
 def test_default_follows_the_sizes_of_the_networks() -> None:

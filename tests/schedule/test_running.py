@@ -16,6 +16,7 @@ from progc.errors import InputError, TargetError
 from progc.ir.check import compare
 from progc.ir.program import Program
 from progc.passes.remove_sid import RemoveSid
+from progc.pipeline.text import parse_inits
 from progc.schedule import ModelRef, Point, Regularisation, Schedule, Space, Stage, Unfreeze
 from progc.schedule.controlling import Controller
 from progc.schedule.rules import Plateau
@@ -129,6 +130,26 @@ def test_a_schedule_runs_from_a_part_to_the_whole() -> None:
     assert paths == pytest.approx([0, 0, 0.1 / 3, 0.1 / 3, 0.2 / 3, 0.2 / 3, 0.1, 0.1])
 
 
+@pytest.mark.parametrize("text", ["depth=mogrow,source=all", "depth=mogrow"])
+def test_a_boundary_takes_weights_from_the_average(text: str) -> None:
+    images, labels = digits()
+    program = captured(depth=2, rate=0.0, dropout=0.0)
+    made = schedule(program, [Point({"blocks": depth}) for depth in (1, 2)])
+    inits = parse_inits(text)
+    average: dict[str, Tensor] = {}
+    for running in progc.stages(program, made, optimizer=adamw, ema=lambda m: progc.EMA(m, (0.5,)), inits=inits):
+        if running.stage.index == 0:
+            train(running, images, labels)
+            average = {name: tensor.clone() for name, tensor in running.ema.tensors[0.5].items()}
+            own = {name: tensor.clone() for name, tensor in running.module.state_dict().items()}
+    grown = running.module.state_dict()
+    kept = average if inits.get("source") == "all" else own
+    for name, tensor in grown.items():
+        source = average[name.replace("blocks.1.", "blocks.0.")] if "blocks.1." in name else kept[name]
+        assert torch.equal(tensor, source), name
+    assert not torch.equal(own["head.weight"], average["head.weight"])
+
+
 def test_training_goes_on_from_what_was_trained() -> None:
     """Learning carries over: the loss does not jump back at a boundary."""
     images, labels = digits()
@@ -177,6 +198,19 @@ def test_stages_have_their_identifier_as_an_input() -> None:
     model.load_state_dict(plain.state_dict(), strict=True)
     wanted = running.module.eval()(images[:4], **running.inputs(4))
     assert torch.allclose(model.eval()(images[:4]), wanted, atol=1e-5)
+
+
+def test_an_identifier_starts_at_zero_or_with_the_published_spread() -> None:
+    program = captured(depth=2, rate=0.0)
+    found = {}
+    for start in ("zero", "normal"):
+        plan = schedule(program, [Point()], sids=[0], settings={"sid_init": start}, seed=3)
+        tables = [next(progc.stages(program, plan)).module.stage_embedding.weight.detach() for _ in range(2)]
+        assert torch.equal(*tables)
+        found[start] = tables[0]
+    assert not found["zero"].any() and 0.01 < float(found["normal"].std()) < 0.03
+    with pytest.raises(InputError, match="sid_init: expected zero or normal, got 'ones'; fix the plan"):
+        next(progc.stages(program, schedule(program, [Point()], sids=[0], settings={"sid_init": "ones"})))
 
 
 def test_a_network_without_drops_says_so_and_trains() -> None:

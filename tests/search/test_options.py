@@ -30,11 +30,19 @@ def test_regularisation_is_read_from_text() -> None:
 
 
 def test_what_is_recorded_makes_the_same_options() -> None:
-    options = PlanOptions("zero-shot", depths=[1, 4], resolutions="16,32", batch=8, settings={"samples": 4}, sid=True)
+    same: dict[str, Any] = {"resolutions": "16,32", "batch": 8, "init": "depth=stack"}
+    options = PlanOptions("zero-shot", depths=[1, 4], settings={"samples": 4}, sid=True, **same)
     recorded = options.recorded
-    assert recorded == {"depths": "1,4", "resolutions": "16,32", "batch": 8, "samples": 4, "sid": True}
-    again = PlanOptions("zero-shot", depths="1,4", resolutions="16,32", batch=8, settings={"samples": 4, "sid": True})
+    assert recorded == {"depths": "1,4", "samples": 4, "sid": True, **same}
+    again = PlanOptions("zero-shot", depths="1,4", settings={"samples": 4, "sid": True}, **same)
     assert again.recorded == recorded and again.numbers_stages and again.search_settings == options.search_settings
+
+
+def test_an_identifier_starts_at_zero_or_as_published() -> None:
+    assert "sid_init" not in PlanOptions(sid=True).recorded and "sid_init" not in PlanOptions(mode="reference").recorded
+    assert PlanOptions(sid=True, sid_init="normal").recorded["sid_init"] == "normal"
+    assert PlanOptions(sid=True, mode="reference").recorded["sid_init"] == "normal"
+    assert "sid_init" not in PlanOptions(sid=True, mode="reference", sid_init="zero").recorded
 
 
 def test_a_search_and_measured_steps_need_a_task() -> None:
@@ -50,6 +58,9 @@ def test_a_search_and_measured_steps_need_a_task() -> None:
         ({"stages": True}, "stages: expected an integer of at least 1, got True"),
         ({"total": 3, "unit": "steps"}, "3 steps are too few for 4 stages"),
         ({"regularise": "drop=1"}, "`drop`"),
+        ({"sid": True, "sid_init": "ones"}, "sid_init: expected zero or normal, got 'ones'"),
+        ({"sid_init": "normal"}, "sid_init normal is for a stage identifier; give sid as well (--sid)"),
+        ({"init": "depth=mogrow,source=old"}, "init `source=old`: expected new or all"),
         ({"settings": {"price": 2, "sid": True}}, "the linear strategy has no setting `price`"),
     ],
 )
