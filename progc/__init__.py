@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from progc.lift.lift import Lift
     from progc.pipeline.base import Pass, PassResult, option
     from progc.pipeline.manager import apply
-    from progc.schedule.running import stages
+    from progc.search.online import stages
     from progc.search.plan import plan
     from progc.train.settings import Settings
     from progc.train.trainer import Trainer
@@ -53,7 +53,7 @@ _LAZY = {
     "propagate": "progc.ir.graphs",
     "compare": "progc.ir.check",
     "rule": "progc.analysis.axes.registry",
-    "stages": "progc.schedule.running",
+    "stages": "progc.search.online",
     "Settings": "progc.train.settings",
     "Task": "progc.data.task",
     "Trainer": "progc.train.trainer",

@@ -112,6 +112,22 @@ class Averages:
                 if not average.is_floating_point():
                     average.copy_(value)
 
+    def add(self, decay: float, source: nn.Module | Program | Mapping[str, torch.Tensor]) -> None:
+        """Adds a copy with another decay; it starts from the present values.
+
+        Raises:
+            InputError: there is a copy with this decay, or the decay is out of range.
+        """
+        if decay in self.decays or not 0 <= decay < 1:
+            raise InputError(f"decay {decay}: expected a new one, at least 0 and below 1, next to {list(self.decays)}")
+        self.decays = (*self.decays, float(decay))
+        self._copies[float(decay)] = _copied(named_tensors(source))
+
+    def remove(self, decay: float) -> None:
+        """Removes the copy with this decay."""
+        self.decays = tuple(own for own in self.decays if own != decay)
+        del self._copies[decay]
+
     def values(self) -> tuple[Average, ...]:
         """Returns the averages as values that share memory with these, one for each decay."""
         return tuple(Average(dict(copy), decay) for decay, copy in self._copies.items())
@@ -156,9 +172,13 @@ EmaLike = Averages | Average | Mapping[str, torch.Tensor] | nn.Module
 
 
 def named_tensors(source: Any) -> dict[str, torch.Tensor]:
-    """Returns the tensors of a state dict by name, aliases included, without the prefixes of torch's wrappers."""
+    """Returns the tensors of a state dict by name, aliases included, without the prefixes of torch's wrappers.
+
+    A module that holds more than averages should track says which tensors those are by a method `tracked`.
+    """
     if isinstance(source, nn.Module):
-        held = source.state_dict(keep_vars=True)
+        tracked = getattr(source, "tracked", None)
+        held = tracked() if callable(tracked) else source.state_dict(keep_vars=True)
         named = {name: tensor for name, tensor in held.items() if isinstance(tensor, torch.Tensor)}
     else:
         named = dict(source.persistent() if hasattr(source, "persistent") else source)

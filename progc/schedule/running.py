@@ -12,13 +12,14 @@ drop rates are set for the next stage, and optimizer and averages are re-pointed
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import nn
 
-from progc.errors import InputError
+from progc.errors import InputError, NotLosslessError
 from progc.ir.module import ProgramModule
 from progc.ir.program import Program
 from progc.lift.averages import EmaLike, attached
@@ -26,9 +27,9 @@ from progc.lift.revert import TOLERANCE, tolerance
 from progc.pipeline.manager import hand_over
 from progc.schedule.controlling import Controller, Ended
 from progc.schedule.point import Point
-from progc.schedule.schedule import Schedule
+from progc.schedule.schedule import Decision, Schedule
 from progc.schedule.stage import Stage
-from progc.schedule.stage_programs import StagePrograms
+from progc.schedule.stage_programs import Grown, StagePrograms
 
 if TYPE_CHECKING:
     from progc.lift.optimizers import Optimizers
@@ -48,6 +49,10 @@ class RunningStage:
         lossless: whether the boundary does not change the function in eval mode, by analysis; None at the first stage.
         tolerance: largest relative difference of outputs, in float64, at a lossless boundary.
         controller: ends stages by the schedule's rules; None without rules.
+        begun: first epoch or step of the stage; `start` is later where a search took the first ones.
+        search: the search that this part of the stage is; None where the stage's own network trains.
+        schedule: the schedule as far as it is decided.
+        decision: what a search at this boundary decided; None where there was none.
     """
 
     def __init__(
@@ -61,8 +66,15 @@ class RunningStage:
         lossless: bool | None,
         controller: Controller | None,
         tolerance: float = TOLERANCE,
+        *,
+        schedule: Schedule | None = None,
+        begun: int | None = None,
+        search: SearchStage | None = None,
+        decision: Decision | None = None,
     ) -> None:
         self.tolerance = tolerance
+        self.schedule, self.search, self.decision = schedule, search, decision
+        self.begun = span[0] if begun is None else begun
         self.stage, self.program, self.module = stage, program, module
         self.start, self.stop = span
         self.optimizer, self.ema = held
@@ -78,7 +90,9 @@ class RunningStage:
         What `observe` gets for a step takes effect when the loop asks for the next one.
         """
         step = self.start
-        while self.controller is not None or step < self.stop:
+        while (self.controller is not None and self.search is None) or step < self.stop:
+            if self.search is not None:
+                self._prepare(self.search, step)
             yield step
             step += 1
             if self.controller is not None:
@@ -86,6 +100,15 @@ class RunningStage:
                 self._seen = {}
                 if self.controller.ended() is not None:
                     return
+
+    def _prepare(self, search: SearchStage, step: int) -> None:
+        """Evaluates candidates and chooses the sub-network of the next step of the schedule's unit."""
+        per_unit = max(search.total // max(self.stop - self.start, 1), 1)
+        place = (step - self.start) * per_unit
+        for mark in search.marks:
+            if mark <= place:
+                search.evaluate(mark)
+        search.choose(place)
 
     def observe(
         self, *, loss: float | None = None, validation: float | None = None, seconds: float | None = None
@@ -114,6 +137,73 @@ def stage_inputs(program: Program, stage: Stage, batch: int, device: torch.devic
     return {sid.input: torch.full((batch,), row, dtype=torch.int64, device=device)}
 
 
+class SearchStage(Protocol):
+    """The part of a stage in which a supernet trains; see `progc.search.online`.
+
+    Attributes:
+        module: the supernet.
+        total: optimizer steps of the search.
+        marks: steps of the search before which candidates are evaluated; `total` stands for its end.
+        owns_averages: whether the averages were made for the search alone.
+    """
+
+    module: ProgramModule
+    total: int
+    marks: tuple[int, ...]
+
+    @property
+    def owns_averages(self) -> bool: ...
+
+    def attach(self, optimizer: Any, ema: Any) -> Any:
+        """Takes optimizer and averages; returns the averages to update after each step."""
+
+    def choose(self, step: int) -> int:
+        """Chooses the sub-network that a step of the search trains; returns its index."""
+
+    def evaluate(self, step: int) -> None:
+        """Evaluates all candidates if it is due before that step."""
+
+    def finish(self) -> tuple[Stage, Decision, Program, Grown]:
+        """Returns the stage as it was decided, the decision, the supernet's program, and the winner's."""
+
+    def release(self) -> None:
+        """Removes what only the search needed."""
+
+
+class Search(Protocol):
+    """Decides the open stages of a schedule; see `progc.search.online.OnlineSearch`.
+
+    Attributes:
+        trains: whether a decision takes training steps of its stage.
+        per_epoch: optimizer steps per epoch.
+    """
+
+    trains: bool
+
+    @property
+    def per_epoch(self) -> int: ...
+
+    def decide(
+        self, programs: StagePrograms, schedule: Schedule, index: int, make: Callable[[Stage], Program]
+    ) -> tuple[Stage, Decision]:
+        """Decides a stage without training; `make` returns its program at another point, with present weights."""
+
+    def largest(self, schedule: Schedule, index: int) -> tuple[Stage, list[Any]]:
+        """Returns the stage as the network that holds all candidates, and their positions."""
+
+    def inits(self, schedule: Schedule) -> list[dict[str, str]]:
+        """Returns how new blocks of that network are made; the next one is used where one is not exact."""
+
+    def growth(self, schedule: Schedule) -> dict[str, str] | None:
+        """Returns how new blocks are made at boundaries without a search; None leaves it to the run."""
+
+    def forget(self, optimizer: Any) -> None:
+        """Resets the optimizer after a boundary, where the published procedure does."""
+
+    def begin(self, schedule: Schedule, index: int, places: Sequence[Any], program: Program, grown: str) -> SearchStage:
+        """Begins the search on a program that holds all candidates."""
+
+
 def stages(
     program: Program,
     schedule: Schedule,
@@ -126,6 +216,7 @@ def stages(
     start: int = 0,
     total: int | None = None,
     controller: Controller | None = None,
+    search: Search | None = None,
 ) -> Iterator[RunningStage]:
     """Iterates over the stages of a schedule, growing the network between them.
 
@@ -145,6 +236,7 @@ def stages(
             in the interrupted run; values are not, so load them.
         total: length of the run in the schedule's unit; None takes the schedule's own.
         controller: the controller of a resumed run; None makes a new one if the schedule has rules.
+        search: decides open stages.
 
     Yields:
         The stages, ready to train.
@@ -160,41 +252,179 @@ def stages(
     length = schedule.total if total is None else total
     if controller is None and schedule.rules:
         controller = Controller.of(schedule, total)
+    if schedule.open and search is None:
+        raise InputError(
+            f"stages: stage {schedule.open[0]} is decided in training, which needs samples; use progc.stages(..., "
+            "task=Task(samples), batch=...), or plan with decide=before"
+        )
     programs = StagePrograms.of(program, schedule, inits)
     first = trained(program if source is None else source, module)
     programs.check(source, start)
     bounds = [*starts, length or 0]
-    return _run(programs, first, source is not None, bounds, optimizer, ema, start, controller)
+    run = _Run(programs, schedule, bounds, source is not None, search, controller, optimizer, ema)
+    return run.stages(first, start)
 
 
-def _run(
-    programs: StagePrograms,
-    before: Program,
-    up: bool,
-    bounds: Sequence[int],
-    optimizer: Any,
-    ema: Any,
-    start: int,
-    controller: Controller | None,
-) -> Iterator[RunningStage]:
-    making = _is_maker(optimizer), _is_maker(ema)
-    held = (None if making[0] else optimizer, None if making[1] else ema)
-    at: Point | None = None
-    for stage in programs.stages[start:]:
-        begun = at is None
-        carried = before if held[1] is None else attached(before, held[1])
-        found = programs.cut(carried, stage.index) if begun and not up else programs.grow(carried, at, stage.index)
+class _Run:
+    """Goes from stage to stage: makes each one's network, and hands optimizer and averages over."""
+
+    def __init__(
+        self,
+        programs: StagePrograms,
+        schedule: Schedule,
+        bounds: Sequence[int],
+        up: bool,
+        search: Search | None,
+        controller: Controller | None,
+        optimizer: Any,
+        ema: Any,
+    ) -> None:
+        self.programs, self.schedule, self.bounds, self.up = programs, schedule, bounds, up
+        self.search, self.controller = search, controller
+        self._makers = (optimizer if _is_maker(optimizer) else None, ema if _is_maker(ema) else None)
+        self.held = (None if self._makers[0] else optimizer, None if self._makers[1] else ema)
+        self._at: Point | None = None
+        self._begun = False
+
+    def stages(self, before: Program, start: int) -> Iterator[RunningStage]:
+        for index in range(start, len(self.schedule.stages)):
+            decision: Decision | None = None
+            if self.schedule.stages[index].open:
+                assert self.search is not None
+                if self.search.trains:
+                    before = yield from self._searched(before, index)
+                    continue
+                decision = self._decided(before, index)
+            found = self._next(before, index)
+            running = self._running(before, found, index, decision=decision)
+            if self.search is not None and index:
+                self.search.forget(running.optimizer)
+            yield running
+            before = self._left(running)
+
+    def _next(self, before: Program, index: int) -> Grown:
+        """The stage's network with the present weights."""
+        carried = before if self.held[1] is None else attached(before, self.held[1])
+        if self._at is None and not self.up:
+            return self.programs.cut(carried, index)
+        inits = None if self.search is None else self.search.growth(self.schedule)
+        return self.programs.grow(carried, self._at, index, inits=inits)
+
+    def _running(self, before: Program, found: Grown, index: int, **more: Any) -> RunningStage:
+        """The stage, ready to train: optimizer and averages follow, or are made of the first module."""
+        begun = not self._begun
         now = found.program.complete()
-        hand_over(before, now, found.lifts, optimizer=held[0], ema=held[1], correct_rates=False)
-        made = ProgramModule(now).train()
+        hand_over(before, now, found.lifts, optimizer=self.held[0], ema=self.held[1], correct_rates=False)
+        search = more.get("search")
+        made = ProgramModule(now).train() if search is None else search.module.train()
         if begun:
-            held = (optimizer(made) if making[0] else optimizer, ema(made) if making[1] else ema)
-        span = bounds[stage.index], bounds[stage.index + 1]
-        if controller is not None:
-            span = max(controller.start, controller.step), controller.planned
+            makers, held = self._makers, self.held
+            self.held = (makers[0](made) if makers[0] else held[0], makers[1](made) if makers[1] else held[1])
+            self._begun = True
         lossless = None if begun else found.lossless
-        yield RunningStage(stage, now, made, span, held, found.notes, lossless, controller, tolerance(found.lifts))
-        before, at = trained(now, made), programs.points[stage.index]
+        return RunningStage(
+            self.schedule.stages[index], now, made, self._span(index), self.held, found.notes, lossless,
+            self.controller, tolerance(found.lifts), schedule=self.schedule, **more,
+        )  # fmt: skip
+
+    def _span(self, index: int) -> tuple[int, int]:
+        if self.controller is not None:
+            return max(self.controller.start, self.controller.step), self.controller.planned
+        return self.bounds[index], self.bounds[index + 1]
+
+    def _left(self, running: RunningStage) -> Program:
+        """The program that a stage leaves, with the weights that its module has now."""
+        self._at = self.programs.points[running.stage.index]
+        return trained(running.program, running.module)
+
+    # -- open stages -----------------------------------------------------------------------------------------------
+
+    def _replace(self, stage: Stage, decision: Decision) -> None:
+        self.schedule = self.schedule.with_decision(stage, decision)
+        self.programs.replace(self.schedule.stages[stage.index])
+
+    def _decided(self, before: Program, index: int) -> Decision:
+        """Decides a stage without training."""
+        assert self.search is not None
+        present = self.schedule.stages[index]
+
+        def make(stage: Stage) -> Program:
+            self.programs.replace(stage)
+            try:
+                plain = dataclasses.replace(self._unattached(before, index), averages=())
+                return plain.complete()
+            finally:
+                self.programs.replace(present)
+
+        stage, decision = self.search.decide(self.programs, self.schedule, index, make)
+        self._replace(stage, decision)
+        return decision
+
+    def _unattached(self, before: Program, index: int) -> Program:
+        if self._at is None and not self.up:
+            return self.programs.cut(before, index, storage="share").program
+        return self.programs.grow(before, self._at, index, verify=False).program
+
+    def _searched(self, before: Program, index: int) -> Iterator[RunningStage]:
+        """Yields the stage with its supernet, then with the network that was chosen."""
+        assert self.search is not None
+        largest, places = self.search.largest(self.schedule, index)
+        self.programs.replace(largest)
+        found, grown = self._supernet(before, index)
+        # The search, the module and the optimizer share these tensors.
+        found = dataclasses.replace(found, program=found.program.complete())
+        searching = self.search.begin(self.schedule, index, places, found.program, grown)
+        span = self._span(index)
+        end = span[0]
+        if searching.total:
+            running = self._running(before, found, index, search=searching)
+            self.search.forget(running.optimizer)
+            running.ema = searching.attach(running.optimizer, running.ema)
+            end = running.stop = span[0] + self._units(searching.total)
+            yield running
+        else:
+            hand_over(before, found.program, found.lifts, optimizer=self.held[0], ema=self.held[1], correct_rates=False)
+            searching.attach(*self.held)
+        stage, decision, supernet, winner = searching.finish()
+        self._replace(stage, decision)
+        now = self.programs.adopted(winner.program, index)
+        averages = None if searching.owns_averages else self.held[1]
+        hand_over(supernet, now, winner.lifts, optimizer=self.held[0], ema=averages, correct_rates=False)
+        searching.release()
+        self.search.forget(self.held[0])
+        made = ProgramModule(now).train()
+        if not self._begun:
+            self.held = tuple(m(made) if m else own for m, own in zip(self._makers, self.held, strict=True))
+            self._begun = True
+        running = RunningStage(
+            self.schedule.stages[index], now, made, (end, span[1]), self.held, winner.notes, False, self.controller,
+            tolerance(winner.lifts), schedule=self.schedule, decision=decision, begun=span[0],
+        )  # fmt: skip
+        yield running
+        return self._left(running)
+
+    def _units(self, steps: int) -> int:
+        """Optimizer steps in the unit of the schedule, rounded up."""
+        assert self.search is not None
+        return steps if self.schedule.unit == "steps" else -(-steps // self.search.per_epoch)
+
+    def _supernet(self, before: Program, index: int) -> tuple[Grown, str]:
+        """The network that holds all candidates, and how its new blocks were made."""
+        assert self.search is not None
+        carried = before if self.held[1] is None else attached(before, self.held[1])
+        if self._at is None and not self.up:
+            return self.programs.cut(carried, index), "none"
+        ways = self.search.inits(self.schedule)
+        for number, inits in enumerate(ways):
+            try:
+                found = self.programs.grow(carried, self._at, index, inits=inits)
+            except NotLosslessError:
+                if number + 1 == len(ways):
+                    raise
+                continue
+            words = inits["depth"]
+            return found, words if not number else f"{words}, because new blocks cannot be exact in this network"
+        raise AssertionError("a search has at least one way to make new blocks")
 
 
 def trained(program: Program, module: nn.Module | None) -> Program:

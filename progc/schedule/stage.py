@@ -84,8 +84,8 @@ class Stage:
             )
         if fields.get("decided", "plan") not in DECIDED:
             raise InputError(
-                f"stage {fields['index']}: decided: expected plan, open or training, got {fields['decided']!r}; fix the "
-                "plan"
+                f"stage {fields['index']}: decided: expected plan, open or training, got {fields['decided']!r}; fix "
+                "the plan"
             )
         for key in ("point", "regularisation", "cost"):
             if not isinstance(fields.get(key) or {}, Mapping):

@@ -142,9 +142,17 @@ class StagePrograms:
         way.apply(self.stages[index].point.shrinking(storage))
         way.apply(self.stages[index].point.freezing(way.program))
         found = way.end(self._setting(index, way.program))
-        return dataclasses.replace(found, program=self._adopted(found.program, index))
+        return dataclasses.replace(found, program=self.adopted(found.program, index))
 
-    def grow(self, before: Program, at: Point | None, index: int, *, verify: bool = True) -> Grown:
+    def grow(
+        self,
+        before: Program,
+        at: Point | None,
+        index: int,
+        *,
+        verify: bool = True,
+        inits: Mapping[str, str] | None = None,
+    ) -> Grown:
         """Grows the program of one stage into that of a later one.
 
         Args:
@@ -152,11 +160,12 @@ class StagePrograms:
             at: its point, with all sizes; None for a program that training begins with.
             index: the stage to reach.
             verify: verify the program before and after each pass.
+            inits: how new weights are made, if not as the run says.
 
         Raises:
             TargetError, NotLosslessError: a pass refuses, or growth leads to another network than the stage's.
         """
-        return self._grow(before, at, index, self._inits, verify)
+        return self._grow(before, at, index, self._inits if inits is None else inits, verify)
 
     def check(self, source: Program | None = None, begin: int = 0) -> None:
         """Tries the growth into every stage on shapes alone, which takes no memory, before anything trains.
@@ -191,7 +200,7 @@ class StagePrograms:
         way.apply(point.growing(at or Point(), inits))
         way.apply(_trainable(point, at, way.program))
         grown = way.end(self._setting(index, way.program))
-        return dataclasses.replace(grown, program=self._adopted(grown.program, index))
+        return dataclasses.replace(grown, program=self.adopted(grown.program, index))
 
     def _preparing(self, program: Program) -> list[Pass]:
         """The passes that come before all sizes: drop-path where it may be needed, and the stage as an input."""
@@ -218,8 +227,12 @@ class StagePrograms:
     def _setting(self, index: int, program: Program) -> Setting:
         return setting_for(self.stages[index].regularisation, program, linear=self._linear)
 
-    def _adopted(self, grown: Program, index: int) -> Program:
-        """Returns the graphs of a stage over the tensors of `grown`.
+    def adopted(self, grown: Program, index: int) -> Program:
+        """Returns the graphs of a stage over the tensors of a program that was made in another way.
+
+        Args:
+            grown: the same network; names of nodes and constants may differ.
+            index: the stage.
 
         Raises:
             TargetError: the two programs are not the same network.

@@ -85,10 +85,7 @@ class StageSearch:
         regularisation: Regularisation | None,
     ) -> None:
         """Grows the network to the largest candidate, and cuts the candidates out."""
-        samples = self.task.validation if self.given.validation else self.task.samples
-        self.own = self.given.filled(self.mode, len(samples or ()) // self.batch)
-        self.places = places
-        self.times_by_backward: list[float] = []
+        self.fill()
         program = program.complete()
         trained = [tensor for _, tensor in program.parameters() if tensor.requires_grad]
         self.optimizer = optimizer or AdamW(trained, lr=self.own.lr, weight_decay=self.own.weight_decay)
@@ -99,6 +96,17 @@ class StageSearch:
             from progc.schedule.regularising import passes_for
 
             program = run(program, passes_for(regularisation, program), verify=False)[0]
+        self.cut_out(program, current, places)
+
+    def fill(self) -> None:
+        """Completes the settings by what the mode and the number of samples say."""
+        samples = self.task.validation if self.given.validation else self.task.samples
+        self.own = self.given.filled(self.mode, len(samples or ()) // self.batch)
+        self.times_by_backward: list[float] = []
+
+    def cut_out(self, program: Program, current: Index | None, places: Sequence[Index]) -> None:
+        """Cuts the candidates out of the network that holds them all."""
+        self.places = places
         base = None if current is None or self.reference else self.space.point(current).depths
         nesting: Nesting = "deepest" if self.reference else "grown"
         points = [self.space.point(place) for place in places]
@@ -147,19 +155,16 @@ class StageSearch:
 
     def train(self) -> None:
         """Trains the supernet for S epochs, and evaluates all candidates at `marks`."""
-        assert self.own.batches is not None and self.optimizer is not None
+        assert self.optimizer is not None
         per_epoch = len(self.task.samples) // self.batch
         total, marks = self.own.marks(max(per_epoch, 1))
         self.marks = marks
-        source = self.task.batches(
-            self.batch, seed=self.seed + 7_919, epoch=self.stage, count=self.own.batches, validation=self.own.validation
-        )
-        self.evaluated = [on_device(item, self.supernet) for item in source]
+        self.draw()
         averages = [self.ema] if self.ema is not None else []
         self.average = self._average(averages, total)
         for step, (member, item) in enumerate(self._steps(total, per_epoch)):
             if step in marks:
-                self._evaluate()
+                self.evaluate()
             start, start_cpu = time.perf_counter(), time.process_time()
             if self.before_step is not None:
                 self.before_step(self.done + step)
@@ -172,7 +177,15 @@ class StageSearch:
             self.training_cpu += time.process_time() - start_cpu
             self.steps += 1
         if total in marks:
-            self._evaluate()
+            self.evaluate()
+
+    def draw(self) -> None:
+        """Draws the batches that all candidates are evaluated on."""
+        assert self.own.batches is not None
+        source = self.task.batches(
+            self.batch, seed=self.seed + 7_919, epoch=self.stage, count=self.own.batches, validation=self.own.validation
+        )
+        self.evaluated = [on_device(item, self.supernet) for item in source]
 
     def _steps(self, total: int, per_epoch: int) -> Iterator[tuple[SubNetwork, Any]]:
         step = 0
@@ -190,18 +203,25 @@ class StageSearch:
         sid = self.supernet.program.sid
         return None if sid is None else min(self.stage, sid.stages - 1)
 
+    def decay(self, steps: int) -> float:
+        """Returns the decay of the average that candidates are evaluated with."""
+        if self.reference and self.ema is not None:
+            return self.own.decay or min(self.ema.decays)
+        # An average over more steps than the search has would still contain the weights from before it.
+        return self.own.decay if self.own.decay is not None else min(FAST, max(0.0, 1 - 8 / max(steps, 1)))
+
     def _average(self, averages: list[Averages], steps: int) -> tuple[Averages, float]:
         """The averages, and the one of their decays, that candidates are evaluated with."""
+        decay = self.decay(steps)
         if self.reference and self.ema is not None:
-            return self.ema, self.own.decay or min(self.ema.decays)
-        # An average over more steps than the search has would still contain the weights from before it.
-        decay = self.own.decay if self.own.decay is not None else min(FAST, max(0.0, 1 - 8 / max(steps, 1)))
+            return self.ema, decay
         if self.ema is not None and decay in self.ema.decays:
             return self.ema, decay
         averages.append(Averages(self.supernet.program, [decay]))
         return averages[-1], decay
 
-    def _evaluate(self) -> None:
+    def evaluate(self) -> None:
+        """Evaluates all candidates on the same batches, with averaged weights."""
         average, decay = self.average
         if decay not in average.decays:
             raise InputError(
@@ -211,7 +231,7 @@ class StageSearch:
         backward = self.reference and self.own.time == "measured" and not self.times_by_backward
         found = []
         for member in self.supernet.members:
-            tensors = member.values(source)
+            tensors = member.values(source, self.buffers_of(member))
             if backward:
                 own, seconds = timed_losses(member, self.task, self.evaluated, tensors, stage=self._row)
                 self.times_by_backward.append(seconds)
@@ -225,6 +245,10 @@ class StageSearch:
         self.losses.append(found)
         if self.progress is not None:
             self.progress(f"stage {self.stage}: step {self.steps}, lowest loss {min(map(statistics.fmean, found)):.4g}")
+
+    def buffers_of(self, member: SubNetwork) -> Mapping[str, torch.Tensor]:
+        """Returns the present buffers of a sub-network."""
+        return member.statistics
 
     def choose(self) -> FitChoice:
         """Returns the choice, the same on all ranks: losses and times are those of rank 0."""
@@ -254,17 +278,21 @@ class StageSearch:
 
     def finish(self, place: Index, point: Point, current: Index | None) -> Program:
         """Returns the winner's network; optimizer and averages are re-pointed to it."""
+        member, after = self.winner(place, point, current)
+        before, held = self.supernet.program, {"optimizer": self.optimizer, "ema": self.ema}
+        hand_over(before, after, [member.lift], **held, correct_rates=False)  # type: ignore[arg-type]
+        self._forget()
+        return after
+
+    def winner(self, place: Index, point: Point, current: Index | None) -> tuple[SubNetwork, Program]:
+        """Returns the winner, and its network with the weights and averages that it has in the supernet."""
         member = self.supernet.members[self.places.index(place)]
         if self.reference and self.losses and place == supernet(self.places):
             self._from_slow_average()
         elif self.reference and current is not None:
             # AutoProg counts the layers that stay from the previous network, not from the smallest candidate.
             member = self.supernet.sub_network(point, base=self.space.point(current).depths)
-        after = self.supernet.recycled(member, self.ema)
-        before, trained = self.supernet.program, {"optimizer": self.optimizer, "ema": self.ema}
-        hand_over(before, after, [member.lift], **trained, correct_rates=False)  # type: ignore[arg-type]
-        self._forget()
-        return after
+        return member, self.supernet.recycled(member, self.ema, self.buffers_of(member))
 
     @torch.no_grad()
     def _from_slow_average(self) -> None:

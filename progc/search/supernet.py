@@ -57,7 +57,7 @@ class SubNetwork:
         lift: the lift from the supernet's tensors to those of the sub-network.
         module: runs the graphs of `program` on given tensors.
         size: height and width of its images in pixels; None without images.
-        statistics: its own buffers, by name; empty if buffers are shared.
+        statistics: its own buffers, by name, as they were when it was cut out; empty if buffers are shared.
     """
 
     point: Point
@@ -67,17 +67,29 @@ class SubNetwork:
     size: tuple[int, int] | None
     statistics: Mapping[str, torch.Tensor]
 
-    def values(self, source: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def values(
+        self, source: Mapping[str, torch.Tensor], statistics: Mapping[str, torch.Tensor] | None = None
+    ) -> dict[str, torch.Tensor]:
         """Computes all its tensors from those of the supernet, or from an averaged copy of them.
 
         A tensor that is not narrowed or resampled is the tensor of `source` itself; the others are new ones.
+
+        Args:
+            source: tensors of the supernet, by name.
+            statistics: the present values of its own buffers; None takes `statistics`.
         """
         made = self.lift.apply(source)
         tensors = {name: made.get(name, tensor) for name, tensor in self.program.tensors.items()}
-        return tensors | dict(self.statistics)
+        return tensors | dict(self.statistics if statistics is None else statistics)
 
-    def leaves(self, source: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Computes, inside autograd, its tensors that differ from those held by `program`, by canonical name."""
+    def leaves(
+        self, source: Mapping[str, torch.Tensor], statistics: Mapping[str, torch.Tensor] | None = None
+    ) -> dict[str, torch.Tensor]:
+        """Computes, inside autograd, its tensors that differ from those held by `program`, by canonical name.
+
+        Arguments as for `values`.
+        """
+        own = self.statistics if statistics is None else statistics
         entries = {entry.name: entry for entry in self.lift.tensors}
         made: dict[str, torch.Tensor] = {}
         for name, held in self.program.tensors.items():
@@ -85,7 +97,7 @@ class SubNetwork:
             if name in self.program.tied or entry.source not in source:
                 continue
             tensor = source[entry.source]
-            value = self.statistics[name] if name in self.statistics else _inside(tensor, entry)
+            value = own[name] if name in own else _inside(tensor, entry)
             if self.program.specs[name].kind == "parameter" and not held.requires_grad:
                 value = value.detach()
             if value is not held:
@@ -185,22 +197,26 @@ class Supernet:
         statistics = {n: made[n].detach().clone() for n in buffers if n not in small.tied} if self._own else {}
         return SubNetwork(point, small, lift, ProgramModule(small), _image_size(small), statistics)
 
-    def recycled(self, member: SubNetwork, ema: EmaLike | None = None) -> Program:
+    def recycled(
+        self, member: SubNetwork, ema: EmaLike | None = None, statistics: Mapping[str, torch.Tensor] | None = None
+    ) -> Program:
         """Returns the network of a sub-network with its present weights, to continue training with.
 
         Tensors of unchanged shape are those of the supernet; the others are new ones.
 
         Args:
+            statistics: as for `SubNetwork.values`.
             ema: averaged copies of the supernet's weights, which become the `averages` of the result. They get the
                 sub-network's own buffers as well.
         """
-        tensors = member.values(self.program.tensors)
+        buffers = member.statistics if statistics is None else statistics
+        tensors = member.values(self.program.tensors, buffers)
         made = {name: _as_parameter(tensors[name], held) for name, held in member.program.tensors.items()}
         made |= {alias: made[name] for alias, name in member.program.tied.items()}
         after = member.program.replace(tensors=made, history=self.program.history)
         held = self.program if ema is None else attached(self.program, ema)
         averages = tuple(
-            dataclasses.replace(own, tensors={**own.tensors, **{n: b.clone() for n, b in member.statistics.items()}})
+            dataclasses.replace(own, tensors={**own.tensors, **{n: b.clone() for n, b in buffers.items()}})
             for own in moved(held.averages, member.lift, after, "one-shot")
         )
         return after.replace(averages=averages)

@@ -100,6 +100,7 @@ def decide(
     mode: str = "default",
     settings: Any = None,
     progress: Progress | None = None,
+    network: Callable[[Point], Program] | None = None,
 ) -> tuple[Index, Decision]:
     """Decides one stage with the present weights. With several ranks rank 0 decides for all.
 
@@ -109,12 +110,13 @@ def decide(
         full: the full network.
         current: position of the previous stage; None at stage 0.
         stage: index of the stage. The last stage is the full network, without a search.
+        network: returns the network of a point with the weights of the moment; None cuts it out of `full`.
 
     Returns:
         The position of the stage, and the decision.
     """
     searching = _ZeroShotSearch(
-        full, task, stages, batch, seed, ZeroShotOptions.of(settings, mode), progress, remember=False
+        full, task, stages, batch, seed, ZeroShotOptions.of(settings, mode), progress, remember=False, network=network
     )
     return searching.decide(space, current, stage)
 
@@ -133,7 +135,9 @@ class _ZeroShotSearch:
         progress: Progress | None,
         *,
         remember: bool,
+        network: Callable[[Point], Program] | None = None,
     ) -> None:
+        self._network = network
         self.full, self.task, self.stages, self.batch, self.seed = full, task, stages, batch, seed
         self.options = options
         self._progress = progress or (lambda text: None)
@@ -215,10 +219,14 @@ class _ZeroShotSearch:
 
     def _row(self, stage: int) -> int | None:
         """The row of the stage identifier that trains in a stage; None without an identifier."""
+        if self._network is not None:
+            return stage  # networks without an identifier ignore it
         return None if self.full.sid is None else min(stage, self.full.sid.stages - 1)
 
     def _built(self, point: Point, row: int | None, where: str) -> Program:
         try:
+            if self._network is not None:
+                return self._at_row(self._network(point), row)
             return self._at_row(stage_program(self.full, point), row)
         except (TargetError, PassOptionError) as error:
             raise TargetError(f"{where}: {error}") from error
