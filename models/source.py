@@ -35,6 +35,8 @@ class Source:
         trained: the checkpoint file or folder whose weights `construct` loads, if any.
         hint: how the user can provide example inputs.
         file: the Python file of the user, if the source is a file.
+        drop_path: names of arguments of the constructor, one of which may set the largest rate of drop-path; empty if
+            the text gives one of them.
     """
 
     text: str
@@ -45,6 +47,7 @@ class Source:
     trained: str | None = None
     hint: str = ""
     file: Path | None = None
+    drop_path: tuple[str, ...] = ()
 
     def build(self, seed: int = 0) -> nn.Module:
         """Builds the model, initialised by its class with the given seed; the random state of torch is restored.

@@ -2,37 +2,69 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import timm
 import torch
 
-from progc.errors import InputError, did_you_mean
+from progc.errors import InputError, did_you_mean, one_line
 
 if TYPE_CHECKING:
     from torch import nn
 
 
-def locate(name: str) -> tuple[Callable[[], nn.Module], str | None]:
+_WEIGHTS = ("pretrained", "checkpoint_path", "cache_dir")
+
+
+def locate(name: str, args: Mapping[str, Any]) -> tuple[Callable[[], nn.Module], str | None]:
     """Returns a constructor of the model, and None: it is not trained. The name may have a weight tag.
 
+    Args:
+        name: name of the model.
+        args: arguments of `timm.create_model`, such as `num_classes` and `img_size`.
+
     Raises:
-        InputError: timm has no model of that name.
+        InputError: timm has no model of that name, or an argument would load weights.
     """
+    if loads := next((key for key in _WEIGHTS if key in args), None):
+        raise InputError(f"timm:{name}: progc downloads nothing and reads no pickles; give --weights, not `{loads}`")
     architecture = name.partition(".")[0]
     known = timm.list_models()
     if architecture not in known:
         meant = did_you_mean(architecture, known)
         raise InputError(f"timm has no model `{name}`{meant or ';'} see timm.list_models() for all {len(known)}")
-    return lambda: _build(name), None
+    return lambda: _build(name, dict(args)), None
 
 
-def _build(name: str) -> nn.Module:
+def drop_path(name: str) -> tuple[str, ...]:
+    """Returns arguments that may set the rate of drop-path."""
+    return ("drop_path_rate",)
+
+
+def _build(name: str, args: dict[str, Any]) -> nn.Module:
+    size = args.get("img_size")
     try:
-        model: nn.Module = timm.create_model(name, pretrained=False)
+        try:
+            model: nn.Module = timm.create_model(name, pretrained=False, **args)
+        except TypeError as error:
+            if size is None or "img_size" not in str(error):
+                raise
+            # A network for images of any size: the argument says which size it is for.
+            rest = {key: value for key, value in args.items() if key != "img_size"}
+            model = timm.create_model(name, pretrained=False, **rest)
     except RuntimeError as error:  # an unknown weight tag
         raise InputError(f"timm cannot build `{name}`: {error}; leave out the tag after the dot") from error
+    except Exception as error:
+        if not args:
+            raise
+        given = ", ".join(f"{key}={value!r}" for key, value in args.items())
+        raise InputError(f"timm cannot build `{name}` with {given}: {one_line(error, 200)}") from error
+    config = getattr(model, "pretrained_cfg", None)
+    if config and config.get("input_size") and ("in_chans" in args or size is not None):
+        channels, *sides = config["input_size"]
+        sides = sides if size is None else [size, size] if isinstance(size, int) else list(size)
+        model.pretrained_cfg = {**config, "input_size": (args.get("in_chans", channels), *sides)}
     return model
 
 

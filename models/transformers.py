@@ -7,7 +7,7 @@ pickled weights are not read.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ import torch
 import transformers
 
 from progc.errors import InputError, did_you_mean, one_line
+from progc.models.arguments import checked
 from progc.models.checkpoint import has_weights, read_config
 
 if TYPE_CHECKING:
@@ -23,11 +24,15 @@ if TYPE_CHECKING:
 _TOKENS = 16  # length of the example sequence; growth does not depend on it
 
 
-def locate(name: str) -> tuple[Callable[[], nn.Module], str | None]:
+def locate(name: str, args: Mapping[str, Any]) -> tuple[Callable[[], nn.Module], str | None]:
     """Returns a constructor of the model, and the folder of its weights if there are any.
 
+    Args:
+        name: path of a config.json or its folder.
+        args: entries that replace those of the config, such as `num_labels`.
+
     Raises:
-        InputError: the config does not exist, or its model is not in the installed transformers.
+        InputError: the config does not exist, its model is not in the installed transformers, or it has no such entry.
     """
     folder, values = read_config(Path(name))
     kind = values.get("model_type")
@@ -40,8 +45,11 @@ def locate(name: str) -> tuple[Callable[[], nn.Module], str | None]:
         )
     try:
         config = transformers.AutoConfig.for_model(**values)
+        known = [*config.to_dict(), "num_labels"]
+        config = transformers.AutoConfig.for_model(**{**values, **args}) if args else config
     except Exception as error:  # each config class raises different exceptions
         raise InputError(f"transformers:{name}: config.json is not valid: {one_line(error, 300)}") from error
+    checked(f"transformers:{name}", args, known)
     if hasattr(config, "use_cache"):
         config.use_cache = False
     named = next((cls for cls in values.get("architectures") or () if hasattr(transformers, cls)), None)
@@ -58,6 +66,11 @@ def locate(name: str) -> tuple[Callable[[], nn.Module], str | None]:
             raise InputError(f"transformers:{name} cannot be built: {one_line(error, 300)}") from error
 
     return construct, trained if named else None
+
+
+def drop_path(name: str) -> tuple[str, ...]:
+    """Returns arguments that may set the rate of drop-path."""
+    return ("drop_path_rate",)
 
 
 def example(model: nn.Module) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
