@@ -82,6 +82,11 @@ def drop_path(name: str) -> tuple[str, ...]:
     return ()
 
 
+def images(name: str, args: Mapping[str, Any]) -> None:
+    """Returns None: denoisers take latents, which are not normalised."""
+    return None
+
+
 def _constructor(
     name: str, cls: Any, config: Mapping[str, Any], args: Mapping[str, Any], trained: Path | None = None
 ) -> Callable[[], nn.Module]:

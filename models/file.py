@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from progc.errors import InputError, did_you_mean
 from progc.files.python import accepted_arguments, load_file, required_arguments, run
 from progc.models.arguments import checked, split
+from progc.models.images import ImageConfig
 from progc.models.source import Example, Source, derive_example
 
 if TYPE_CHECKING:
@@ -43,9 +44,23 @@ def file_source(text: str) -> Source:
         derive=lambda model: _example(path, model),
         prepare=lambda: load_file(path),
         hint=f"write in {path}: def example_inputs(): return (torch.randn(2, 3, 224, 224),)",
+        images=lambda: _images(path),
         file=path,
         drop_path=() if args.keys() & set(DROP_PATH) else DROP_PATH,
     )
+
+
+def _images(path: Path) -> ImageConfig | None:
+    """What `data_config` in the file says, a dict as timm makes it."""
+    config = getattr(load_file(path), "data_config", None)
+    if config is None:
+        return None
+    if not isinstance(config, Mapping):
+        raise InputError(
+            f"{path}: data_config is {_kind(config)}; expected a dict such as data_config = "
+            '{"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5), "interpolation": "bicubic", "crop_pct": 0.9}'
+        )
+    return ImageConfig.of(config, f"{path}: data_config")
 
 
 def _construct(path: Path, name: str | None, args: Mapping[str, Any]) -> nn.Module:

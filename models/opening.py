@@ -43,6 +43,7 @@ def open_source(text: str) -> Source:
         hint = "write a file with build() and example_inputs(), and give its path instead"
         return Source(
             text, family, construct, adapter.example, trained=trained, hint=hint,
+            images=lambda: adapter.images(rest, args),
             drop_path=() if args.keys() & set(names := adapter.drop_path(rest)) else names,
         )  # fmt: skip
     meant = did_you_mean(family, FAMILIES) if colon else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,7 @@ import timm
 import torch
 
 from progc.errors import InputError, did_you_mean, one_line
+from progc.models.images import ImageConfig
 
 if TYPE_CHECKING:
     from torch import nn
@@ -40,6 +42,19 @@ def locate(name: str, args: Mapping[str, Any]) -> tuple[Callable[[], nn.Module],
 def drop_path(name: str) -> tuple[str, ...]:
     """Returns arguments that may set the rate of drop-path."""
     return ("drop_path_rate",)
+
+
+def images(name: str, args: Mapping[str, Any]) -> ImageConfig | None:
+    """Returns how the model wants its images, by the config of its weights in timm."""
+    try:
+        config = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    except RuntimeError:  # an unknown weight tag; building the model says so
+        return None
+    if config is None:
+        return None
+    known = {**config.to_dict(), **(args.get("pretrained_cfg_overlay") or {})}
+    keys = [field.name for field in dataclasses.fields(ImageConfig)]
+    return ImageConfig.of({key: known[key] for key in keys if known.get(key)}, f"timm:{name}")
 
 
 def _build(name: str, args: dict[str, Any]) -> nn.Module:
@@ -85,10 +100,12 @@ def timm_options(
 ) -> dict[str, dict[str, Any]]:
     """Returns keyword arguments for `timm.data.create_transform` and `timm.data.Mixup`.
 
-    RandAugment uses a magnitude standard deviation of 0.5 and increasing severity, as in the DeiT recipe. Settings that
-    are None are left out, and so is `Mixup` with an alpha of 0, which timm does not accept.
+    RandAugment uses a magnitude standard deviation of 0.5 and increasing severity, as in the DeiT recipe. Erased areas
+    are filled with noise, and there is no further colour jitter, as in AutoProg's script (Li et al., CVPR 2022), which
+    is the same whether RandAugment is off or on. Strengths that are None are left out, and so is `Mixup` with an alpha
+    of 0, which timm does not accept.
     """
-    transform: dict[str, Any] = {}
+    transform: dict[str, Any] = {"color_jitter": None, "re_mode": "pixel"}
     if rand_augment is not None:
         magnitude = rand_augment
         transform["auto_augment"] = f"rand-m{magnitude:g}-mstd0.5-inc1" if magnitude > 0 else None
@@ -101,11 +118,26 @@ def timm_options(
 
 
 def transforms(
-    size: tuple[int, int], *, rand_augment: float | None, random_erasing: float | None
+    size: tuple[int, int],
+    *,
+    rand_augment: float | None,
+    random_erasing: float | None,
+    config: ImageConfig | None = None,
 ) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
-    """Returns transforms of PIL images for training and for validation, at `size` (height, width)."""
+    """Returns transforms of PIL images for training and for validation.
+
+    Args:
+        size: height and width.
+        rand_augment, random_erasing: strengths, see `timm_options`.
+        config: how the model wants its images; None takes the defaults.
+    """
     from timm.data import create_transform
 
+    wanted = config or ImageConfig()
     options = timm_options(rand_augment=rand_augment, random_erasing=random_erasing)["create_transform"]
-    learning = create_transform((3, *size), is_training=True, **options)
-    return learning, create_transform((3, *size), is_training=False)
+    own: dict[str, Any] = {"mean": wanted.mean, "std": wanted.std}
+    learning = create_transform((3, *size), is_training=True, interpolation="random", **own, **options)
+    return learning, create_transform(
+        (3, *size), is_training=False, interpolation=wanted.interpolation, crop_pct=wanted.crop_pct,
+        crop_mode=wanted.crop_mode, **own,
+    )  # fmt: skip

@@ -9,6 +9,7 @@ import torch
 import torchvision
 
 from progc.errors import InputError, did_you_mean, one_line
+from progc.models.images import ImageConfig
 
 if TYPE_CHECKING:
     from torch import nn
@@ -44,6 +45,16 @@ def locate(name: str, args: Mapping[str, Any]) -> tuple[Callable[[], nn.Module],
 def drop_path(name: str) -> tuple[str, ...]:
     """Returns arguments that may set the rate of drop-path."""
     return ("stochastic_depth_prob",)
+
+
+def images(name: str, args: Mapping[str, Any]) -> ImageConfig | None:
+    """Returns how the classifier wants its images, by the transforms of its best weights."""
+    preset = torchvision.models.get_model_weights(name).DEFAULT.transforms()
+    values = {
+        "mean": preset.mean, "std": preset.std, "interpolation": preset.interpolation.value,
+        "crop_pct": preset.crop_size[0] / preset.resize_size[0],
+    }  # fmt: skip
+    return ImageConfig.of(values, f"torchvision:{name}")
 
 
 def _build(name: str, args: dict[str, Any]) -> nn.Module:

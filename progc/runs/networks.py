@@ -133,7 +133,7 @@ class ModelAndData:
         if self.data is not None:
             from progc.data.opening import open_data
 
-            return open_data(self.data, full)
+            return open_data(self.data, full, self.source.images())
         from progc.data.taskfile import load_task
 
         assert self.source.file is not None
