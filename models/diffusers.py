@@ -7,7 +7,7 @@ latent diffusion (Rombach et al. 2022) with the sizes of Stable Diffusion 1.5 on
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ import diffusers
 import torch
 
 from progc.errors import InputError, did_you_mean, one_line
+from progc.models.arguments import checked
 from progc.models.checkpoint import has_weights, read_config
 
 if TYPE_CHECKING:
@@ -40,19 +41,23 @@ _PRESETS = (*_DIT, *_UNETS)
 _TOKENS = 8  # length of the example condition sequence; growth does not depend on it
 
 
-def locate(name: str) -> tuple[Callable[[], nn.Module], str | None]:
+def locate(name: str, args: Mapping[str, Any]) -> tuple[Callable[[], nn.Module], str | None]:
     """Returns a constructor of the model, and the folder of its weights if there are any.
 
+    Args:
+        name: a preset, or the path of a config.json or its folder.
+        args: entries that replace those of the config.
+
     Raises:
-        InputError: the name is not a preset, or the config is not one of the installed diffusers.
+        InputError: the name is not a preset, the config is not one of the installed diffusers, or the model has no such
+            argument.
     """
     if name in _DIT and not Path(name).exists():
         layers, heads, head_dim = _DIT[name]
-        return lambda: diffusers.DiTTransformer2DModel(
-            num_layers=layers, num_attention_heads=heads, attention_head_dim=head_dim, out_channels=8
-        ), None
+        sizes = {"num_layers": layers, "num_attention_heads": heads, "attention_head_dim": head_dim, "out_channels": 8}
+        return _constructor(name, diffusers.DiTTransformer2DModel, sizes, args), None
     if name in _UNETS and not Path(name).exists():
-        return lambda: diffusers.UNet2DConditionModel(**_UNETS[name]), None
+        return _constructor(name, diffusers.UNet2DConditionModel, _UNETS[name], args), None
     if not Path(name).exists():
         meant = did_you_mean(name, _PRESETS)
         raise InputError(
@@ -69,16 +74,34 @@ def locate(name: str) -> tuple[Callable[[], nn.Module], str | None]:
             "fix config.json"
         )
     trained = str(folder) if has_weights(folder) else None
+    return _constructor(name, cls, config, args, folder if trained else None), trained
+
+
+def drop_path(name: str) -> tuple[str, ...]:
+    """Returns arguments that may set the rate of drop-path: no model of diffusers has one."""
+    return ()
+
+
+def images(name: str, args: Mapping[str, Any]) -> None:
+    """Returns None: denoisers take latents, which are not normalised."""
+    return None
+
+
+def _constructor(
+    name: str, cls: Any, config: Mapping[str, Any], args: Mapping[str, Any], trained: Path | None = None
+) -> Callable[[], nn.Module]:
+    """Builds a model from its config with other entries, and from the weights of a folder if there are any."""
+    checked(f"diffusers:{name}", args, list(inspect.signature(cls.__init__).parameters)[1:])
 
     def construct() -> nn.Module:
         try:
-            if trained:
-                return cls.from_pretrained(folder, local_files_only=True, use_safetensors=True)
-            return cls.from_config(config)
+            if trained is not None:
+                return cls.from_pretrained(trained, local_files_only=True, use_safetensors=True, **args)
+            return cls.from_config({**config, **args})
         except Exception as error:
             raise InputError(f"diffusers:{name} cannot be built: {one_line(error, 300)}") from error
 
-    return construct, trained
+    return construct
 
 
 def example(model: nn.Module) -> tuple[tuple[Any, ...], dict[str, Any]] | None:

@@ -3,25 +3,35 @@
 from __future__ import annotations
 
 import types
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from progc.errors import InputError, did_you_mean
-from progc.files.python import load_file, required_arguments, run
+from progc.files.python import accepted_arguments, load_file, required_arguments, run
+from progc.models.arguments import checked, split
+from progc.models.images import ImageConfig
 from progc.models.source import Example, Source, derive_example
 
 if TYPE_CHECKING:
     from torch import nn
 
 
+DROP_PATH = ("drop_path_rate", "drop_path")
+"""Arguments of a user's class or function that set the rate of drop-path, by their usual names."""
+
+
 def file_source(text: str) -> Source:
-    """Returns the source `path.py` or `path.py:name`. The file is not imported until the model is built.
+    """Returns the source `path.py` or `path.py:name`, with arguments for the class or function if there are any.
+
+    The file is not imported until the model is built.
 
     Raises:
         InputError: the file does not exist, or there is no name after the colon.
     """
-    head, colon, name = text.rpartition(":")
-    path = Path(head if colon and head.endswith(".py") else text)
+    plain, args = split(text)
+    head, colon, name = plain.rpartition(":")
+    path = Path(head if colon and head.endswith(".py") else plain)
     if colon and not name:
         raise InputError(f"`{text}` has no name after the colon; write {head}:NAME or {head}")
     chosen = name if path == Path(head) and colon else None
@@ -30,20 +40,37 @@ def file_source(text: str) -> Source:
     return Source(
         text=text,
         family="file",
-        construct=lambda: _construct(path, chosen),
+        construct=lambda: _construct(path, chosen, args),
         derive=lambda model: _example(path, model),
         prepare=lambda: load_file(path),
         hint=f"write in {path}: def example_inputs(): return (torch.randn(2, 3, 224, 224),)",
+        images=lambda: _images(path),
         file=path,
+        drop_path=() if args.keys() & set(DROP_PATH) else DROP_PATH,
     )
 
 
-def _construct(path: Path, name: str | None) -> nn.Module:
+def _images(path: Path) -> ImageConfig | None:
+    """What `data_config` in the file says, a dict as timm makes it."""
+    config = getattr(load_file(path), "data_config", None)
+    if config is None:
+        return None
+    if not isinstance(config, Mapping):
+        raise InputError(
+            f"{path}: data_config is {_kind(config)}; expected a dict such as data_config = "
+            '{"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5), "interpolation": "bicubic", "crop_pct": 0.9}'
+        )
+    return ImageConfig.of(config, f"{path}: data_config")
+
+
+def _construct(path: Path, name: str | None, args: Mapping[str, Any]) -> nn.Module:
     from torch import nn
 
     module = load_file(path)
-    label, candidate = _chosen(path, module, name)
+    label, candidate = _chosen(path, module, name, args)
     if isinstance(candidate, nn.Module):
+        if args:
+            raise InputError(f"{path}: `{label}` is an instance and takes no arguments, got {', '.join(args)}")
         return candidate
     is_class = isinstance(candidate, type)
     if not callable(candidate) or (is_class and not issubclass(candidate, nn.Module)):
@@ -51,20 +78,23 @@ def _construct(path: Path, name: str | None) -> nn.Module:
             f"{path}: `{label}` is {_kind(candidate)}; expected an nn.Module class, a function that returns one, "
             "or an instance"
         )
-    needed = required_arguments(candidate)
+    needed = [need for need in required_arguments(candidate) if need not in args]
     if needed:
         what = "the constructor of " if is_class else ""
         raise InputError(
             f"{path}: {what}`{label}` needs arguments ({', '.join(needed)}); give them defaults, or write "
             f"def build(): return {label}(...)"
         )
-    model = run(path, candidate, "builds the model")
+    known = accepted_arguments(candidate)
+    if args and known is not None:
+        checked(f"{path}: `{label}`", args, known)
+    model = run(path, lambda: candidate(**args), "builds the model")
     if not isinstance(model, nn.Module):
         raise InputError(f"{path}: `{label}` returned {_kind(model)}; expected an nn.Module")
     return model
 
 
-def _chosen(path: Path, module: types.ModuleType, name: str | None) -> tuple[str, Any]:
+def _chosen(path: Path, module: types.ModuleType, name: str | None, args: Mapping[str, Any]) -> tuple[str, Any]:
     from torch import nn
 
     public = {key: value for key, value in vars(module).items() if not key.startswith("__")}
@@ -82,7 +112,7 @@ def _chosen(path: Path, module: types.ModuleType, name: str | None) -> tuple[str
         for key, value in public.items()
         if isinstance(value, type) and issubclass(value, nn.Module) and value.__module__ == module.__name__
     }
-    free = [key for key, value in classes.items() if not required_arguments(value)]
+    free = [key for key, value in classes.items() if not set(required_arguments(value)) - args.keys()]
     if len(free) == 1:
         return free[0], classes[free[0]]
     if free:

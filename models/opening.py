@@ -4,6 +4,7 @@
     timm:NAME   torchvision:NAME      an untrained model of that library
     diffusers:NAME|PATH               a preset of progc, a config.json, or a checkpoint folder
     transformers:PATH                 a config.json or a checkpoint folder
+    ...?name=value&name=value         any of these with arguments for its constructor, or entries of its config
 
 A target is any of these, a size preset, or sizes (`depth=12,width=768`). Nothing is downloaded from a hub.
 """
@@ -13,7 +14,8 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING
 
-from progc.errors import CaptureError, InputError, did_you_mean
+from progc.errors import CaptureError, InputError, did_you_mean, one_line
+from progc.models.arguments import joined, split
 from progc.models.sizes import Sizes, looks_like_sizes, parse_sizes
 from progc.models.source import FAMILIES, FORMS, Example, Source, adapter_of, of_library
 
@@ -27,8 +29,9 @@ def open_source(text: str) -> Source:
     Raises:
         InputError: the text is not a source, the file does not exist, or the library does not have the name.
     """
-    family, colon, rest = text.partition(":")
-    if _is_file(text):
+    plain, args = split(text)
+    family, colon, rest = plain.partition(":")
+    if _is_file(plain):
         from progc.models.file import file_source
 
         return file_source(text)
@@ -36,11 +39,39 @@ def open_source(text: str) -> Source:
         if not rest:
             raise InputError(f"`{text}`: expected the name of a model after the colon; the forms are {FORMS}")
         adapter = adapter_of(family)
-        construct, trained = adapter.locate(rest)
+        construct, trained = adapter.locate(rest, args)
         hint = "write a file with build() and example_inputs(), and give its path instead"
-        return Source(text, family, construct, adapter.example, trained=trained, hint=hint)
+        return Source(
+            text, family, construct, adapter.example, trained=trained, hint=hint,
+            images=lambda: adapter.images(rest, args),
+            drop_path=() if args.keys() & set(names := adapter.drop_path(rest)) else names,
+        )  # fmt: skip
     meant = did_you_mean(family, FAMILIES) if colon else ""
     raise InputError(f"`{text}` is not a source{meant or ';'} expected {FORMS}")
+
+
+def with_drop_path(source: Source, rate: float | None) -> tuple[Source, str | None]:
+    """Returns the source with an argument for a rate of drop-path (stochastic depth).
+
+    A network that is built with a rate of 0 has no such operation, so a plan could not set its rate later.
+
+    Args:
+        source: the source.
+        rate: largest rate; None or 0: none is wanted.
+
+    Returns:
+        The source, and None; the source itself with the reason if its constructor takes no such argument.
+    """
+    reason = None
+    for name in source.drop_path if rate else ():
+        changed = open_source(joined(source.text, {name: rate}))
+        try:
+            changed.build_skeleton(allocate=False)
+        except InputError as error:
+            reason = reason or one_line(error)
+        else:
+            return changed, None
+    return source, reason
 
 
 def open_target(text: str) -> Sizes | Source:
@@ -53,7 +84,7 @@ def open_target(text: str) -> Sizes | Source:
 
     if text in PRESETS:
         return parse_sizes(PRESETS[text])
-    if _is_file(text) or of_library(text):
+    if _is_file(split(text)[0]) or of_library(text):
         return open_source(text)
     if looks_like_sizes(text):
         return parse_sizes(text)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from progc.ir.program import Program
+    from progc.models.images import ImageConfig
 
 
 FAMILIES = ("timm", "torchvision", "diffusers", "transformers")
@@ -35,6 +36,9 @@ class Source:
         trained: the checkpoint file or folder whose weights `construct` loads, if any.
         hint: how the user can provide example inputs.
         file: the Python file of the user, if the source is a file.
+        images: returns how the model wants its images; None if that is not known.
+        drop_path: names of arguments of the constructor, one of which may set the largest rate of drop-path; empty if
+            the text gives one of them.
     """
 
     text: str
@@ -45,6 +49,8 @@ class Source:
     trained: str | None = None
     hint: str = ""
     file: Path | None = None
+    images: Callable[[], ImageConfig | None] = lambda: None
+    drop_path: tuple[str, ...] = ()
 
     def build(self, seed: int = 0) -> nn.Module:
         """Builds the model, initialised by its class with the given seed; the random state of torch is restored.

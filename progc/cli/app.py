@@ -35,6 +35,14 @@ EmaOption = Annotated[
     Path | None,
     typer.Option("--ema", metavar="FILE", help="Averaged weights (EMA), grown like the weights; mogrow needs them."),
 ]
+ModelArgOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--model-arg",
+        metavar="KEY=VALUE",
+        help="Argument of the model's constructor, such as num_classes=10 or drop_path_rate=0.1; may be repeated.",
+    ),
+]
 InitOption = Annotated[
     str | None,
     typer.Option(
@@ -82,6 +90,7 @@ def grow(
             help=f"Sizes (depth=12,width=768 or depth*2,width*1.5), a preset ({' '.join(PRESETS)}), or another model.",
         ),
     ],
+    model_arg: ModelArgOption = None,
     weights: WeightsOption = None,
     ema: EmaOption = None,
     init: InitOption = None,
@@ -99,11 +108,12 @@ def grow(
     as_json: JsonOption = False,
 ) -> None:
     """Grow SOURCE to the size of TARGET and check that it computes the same function."""
+    from progc.cli.common import with_args
     from progc.cli.grow import run_grow
 
     run_grow(
-        source, to, weights=weights, ema=ema, init=init, lossy=lossy, explain=explain, out=out, seed=seed,
-        as_json=as_json,
+        with_args(source, model_arg), to, weights=weights, ema=ema, init=init, lossy=lossy, explain=explain, out=out,
+        seed=seed, as_json=as_json,
     )  # fmt: skip
 
 
@@ -160,6 +170,7 @@ def plan(
             "Default: SOURCE's file.",
         ),
     ] = None,
+    model_arg: ModelArgOption = None,
     weights: WeightsOption = None,
     seed: SeedOption = 0,
     measure: Annotated[
@@ -194,8 +205,9 @@ def plan(
     as_json: JsonOption = False,
 ) -> None:
     """Plan the stages of a training run of SOURCE, and count what each costs."""
+    from progc.cli.common import with_args
     from progc.cli.plan import run_plan
-    from progc.runs.config_file import key_values, literal
+    from progc.files.values import key_values, literal
     from progc.search.options import PlanOptions, run_length
 
     total, unit = run_length(epochs, steps)
@@ -205,7 +217,7 @@ def plan(
         settings={key: literal(text) for key, text in key_values(settings or (), example="batches=4").items()}, sid=sid,
         sid_init=sid_init, init=init,
     )  # fmt: skip
-    run_plan(source, options, to=to, data=data, weights=weights, out=out, as_json=as_json)
+    run_plan(with_args(source, model_arg), options, to=to, data=data, weights=weights, out=out, as_json=as_json)
 
 
 @app.command()
@@ -230,12 +242,22 @@ def inspect(
         ),
     ] = None,
     stage: Annotated[int | None, typer.Option("--stage", metavar="K", help="Show one stage of a plan in full.")] = None,
+    model_arg: ModelArgOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show what progc finds in a model, an output folder or a plan. Folders and plans are read without running code."""
+    from progc.cli.common import with_args
     from progc.cli.inspect import run_inspect
 
-    run_inspect(source, axes=axes, chains=chains, graph=graph, explain=explain, stage=stage, as_json=as_json)
+    run_inspect(
+        with_args(source, model_arg),
+        axes=axes,
+        chains=chains,
+        graph=graph,
+        explain=explain,
+        stage=stage,
+        as_json=as_json,
+    )
 
 
 @app.command()
@@ -247,6 +269,7 @@ def apply(
             "--pipeline", metavar="TEXT", help="Passes to run, such as 'grow-depth{to=12},grow-width{width=*2}'."
         ),
     ],
+    model_arg: ModelArgOption = None,
     weights: WeightsOption = None,
     ema: EmaOption = None,
     init: InitOption = None,
@@ -256,8 +279,11 @@ def apply(
 ) -> None:
     """Run passes on SOURCE one after another, and verify the program after each."""
     from progc.cli.apply import run_apply
+    from progc.cli.common import with_args
 
-    run_apply(source, pipeline, weights=weights, ema=ema, init=init, out=out, seed=seed, as_json=as_json)
+    run_apply(
+        with_args(source, model_arg), pipeline, weights=weights, ema=ema, init=init, out=out, seed=seed, as_json=as_json
+    )
 
 
 @app.command()
@@ -320,6 +346,7 @@ def train(
         str | None,
         typer.Option("--to", metavar="TARGET", help="The full network, as for grow. Default: SOURCE itself."),
     ] = None,
+    model_arg: ModelArgOption = None,
     weights: WeightsOption = None,
     init: InitOption = None,
     plan: Annotated[
@@ -361,7 +388,9 @@ def train(
 ) -> None:
     """Train a network progressively. Run the same command again to resume."""
     from progc.cli.train import run_train
+    from progc.files.values import key_values
 
+    args = key_values(model_arg or (), example="num_classes=10", option="--model-arg")
     flags = {
         "out": ("--out", out), "data": ("--data", data), "to": ("--to", to), "weights": ("--weights", weights),
         "init": ("--init", init),
@@ -369,7 +398,8 @@ def train(
         "epochs": ("--epochs", epochs), "steps": ("--steps", steps), "train.batch": ("--batch", batch),
         "train.seed": ("--seed", seed), "train.lr": ("--lr", lr),
     }  # fmt: skip
-    run_train(given, flags=flags, sets=settings or (), dry_run=dry_run, smoke=smoke, as_json=as_json)
+    sets = [*(f"source_args.{name}={text}" for name, text in args.items()), *(settings or ())]
+    run_train(given, flags=flags, sets=sets, dry_run=dry_run, smoke=smoke, as_json=as_json)
 
 
 @app.command()

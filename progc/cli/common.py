@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,19 @@ def captured(terminal: Terminal, source: Source, weights: Path | None, seed: int
     from progc.runs import networks
 
     return networks.captured(source, weights=weights, seed=seed, phase=terminal.phase, note=terminal.note)
+
+
+def with_args(source: str, texts: Sequence[str] | None) -> str:
+    """Returns the text of a source with the arguments of `--model-arg`.
+
+    Raises:
+        InputError: a text has no `=`, or an argument is given twice.
+    """
+    from progc.files.values import key_values, literal
+    from progc.models.arguments import joined
+
+    found = key_values(texts or (), example="num_classes=10", option="--model-arg")
+    return joined(source, {name: literal(text) for name, text in found.items()})
 
 
 def versions() -> dict[str, Any]:

@@ -48,6 +48,7 @@ def run_plan(
             opened.check_data(f"strategy {options.strategy}" if options.searching else "--measure")
         show: dict[str, Any] = {"phase": terminal.phase, "note": terminal.note}
         # A linear plan depends on no weight; weights that are given are still checked to fit.
+        opened = opened.with_drop_path(options.drop_path, terminal.note)
         start = opened.captured(real=options.needs_task or weights is not None, **show)
         full = opened.grown(start, real=options.needs_task, **show)
         task = None
@@ -61,11 +62,13 @@ def run_plan(
                 full,
                 options,
                 task=task,
-                source=source,
-                target=to,
+                source=opened.source.text,
+                target=opened.to,
                 start=start if to is not None else None,
                 progress=terminal.note,
             )
+        for note in opened.not_set(full, schedule.regularisations):
+            terminal.note(note)
         if out is not None:
             schedule.write(out)
     if as_json:

@@ -13,17 +13,19 @@ from progc.data.regularisation import Regularisation
 from progc.data.task import Task
 from progc.errors import InputError, TargetError, did_you_mean, one_line
 from progc.ir.program import Program
+from progc.models.images import ImageConfig
 
 KINDS = ("digits", "imagefolder", "hf")
 _EXPECTED = "expected digits, imagefolder:PATH, hf:PATH, or a Python file with datasets()"
 
 
-def open_data(text: str, program: Program) -> Task:
+def open_data(text: str, program: Program, images: ImageConfig | None = None) -> Task:
     """Returns the task that a text names.
 
     Args:
         text: `digits`, `imagefolder:PATH`, `hf:PATH`, or the path of a Python file.
         program: the full network; samples get its image size and channels.
+        images: how the model wants the images of `imagefolder:` and `hf:`; None takes the defaults.
 
     Raises:
         InputError: an unknown name, a folder without samples, or a missing library.
@@ -37,7 +39,8 @@ def open_data(text: str, program: Program) -> Task:
         raise InputError(f"--data {text}{did_you_mean(kind, KINDS) or f': {_EXPECTED}'}")
     if kind == "digits":
         return _digits(program)
-    return _images(*(_folders(Path(place)) if kind == "imagefolder" else _stored(Path(place))), _size(text, program))
+    train, validation = _folders(Path(place)) if kind == "imagefolder" else _stored(Path(place))
+    return _images(train, validation, _size(text, program), images or ImageConfig())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,26 +70,27 @@ class _Staged:
     task: Task
     train: Any
     validation: Any
+    images: ImageConfig
 
     def __call__(self, regularisation: Regularisation, size: tuple[int, int]) -> Task:
         numbers = isinstance(self.train, _Pairs) and self.train.numbers
         learning, judging = (
-            (_ResizedImages(size), _ResizedImages(size)) if numbers else _transforms(size, regularisation)
+            (_ResizedImages(size), _ResizedImages(size)) if numbers else _transforms(size, regularisation, self.images)
         )
         held_out = None if self.validation is None else Transformed(self.validation, judging)
         return dataclasses.replace(self.task, samples=Transformed(self.train, learning), validation=held_out)
 
 
-def _transforms(size: tuple[int, int], strengths: Regularisation) -> tuple[Any, Any]:
+def _transforms(size: tuple[int, int], strengths: Regularisation, images: ImageConfig) -> tuple[Any, Any]:
     """Returns the image transforms for training and for validation."""
     from progc.models.timm import transforms
 
-    return transforms(size, rand_augment=strengths.rand_augment, random_erasing=strengths.random_erasing)
+    return transforms(size, rand_augment=strengths.rand_augment, random_erasing=strengths.random_erasing, config=images)
 
 
-def _images(train: Any, validation: Any, size: tuple[int, int]) -> Task:
+def _images(train: Any, validation: Any, size: tuple[int, int], images: ImageConfig) -> Task:
     empty = Task(train, validation=validation)
-    staged = _Staged(empty, train, validation)
+    staged = _Staged(empty, train, validation, images)
     made = staged(Regularisation(), size)
     return dataclasses.replace(made, staged=staged)
 

@@ -90,6 +90,17 @@ def required_arguments(function: Callable[..., Any]) -> list[str]:
     return [p.name for p in parameters if p.default is inspect.Parameter.empty and p.kind not in optional]
 
 
+def accepted_arguments(function: Callable[..., Any]) -> list[str] | None:
+    """Returns the names of the parameters that may be given by keyword; None if every name may."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return None
+    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
+        return None
+    return [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+
+
 def _compiled(path: Path) -> types.CodeType:
     try:
         if path.stat().st_size > _LARGEST:

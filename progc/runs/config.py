@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeAlias
 import pydantic
 
 from progc.errors import InputError, did_you_mean
+from progc.models.arguments import joined
 from progc.pipeline.text import parse_inits
 from progc.train.settings import Settings
 
@@ -72,6 +73,7 @@ class Config(Section):
     """The configuration of a whole run."""
 
     source: str
+    source_args: dict[str, Any] = {}
     to: str | None = None
     weights: str | None = None
     init: str | None = None
@@ -83,6 +85,11 @@ class Config(Section):
     optimizer: OptimizerSection = OptimizerSection()
     train: TrainSection = TrainSection()  # type: ignore[valid-type]
     trackers: TrackersSection = TrackersSection()
+
+    @property
+    def model(self) -> str:
+        """The source with its arguments, as one text."""
+        return joined(self.source, self.source_args)
 
     @property
     def settings(self) -> Settings:
@@ -144,6 +151,10 @@ def checked(data: Mapping[str, Any], origin: Mapping[str, str] | None = None, wh
     if config.plan.file is not None and (more := sorted(config.plan.model_fields_set - {"file"})):
         other = f"plan.{more[0]}"
         raise told(other, f"`plan.file` is a finished plan; leave out `{other}`, or leave out `plan.file`")
+    try:
+        _ = config.model
+    except InputError as error:
+        raise told("source_args", f"`source_args`: {error}") from error
     if config.init is not None:
         try:
             parse_inits(config.init)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import sys
 import typing
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,6 +10,7 @@ from typing import Any
 
 from progc.errors import InputError, one_line
 from progc.files.reading import read_text
+from progc.files.values import key_values, literal
 from progc.models.source import of_library
 from progc.runs.config import Config, checked, keys, nullable, unknown
 
@@ -66,37 +66,6 @@ def configured(given: str, flags: Mapping[str, tuple[str, Any]], sets: Sequence[
             raise InputError(f"{label}: {error}") from error
         put(key, value, label)
     return checked(data, origin, given if file else "command line")
-
-
-def key_values(texts: Sequence[str], *, example: str) -> dict[str, str]:
-    """Splits the texts `key=value` of several `--set` options.
-
-    Args:
-        example: what the error suggests, such as `train.lr=0.001`.
-
-    Raises:
-        InputError: a text has no `=` or no key, or a key is given twice.
-    """
-    found: dict[str, str] = {}
-    for text in texts:
-        key, equals, value = (part.strip() for part in text.partition("="))
-        if not equals or not key:
-            raise InputError(f"--set {text}: expected key=value, such as --set {example}")
-        if key in found:
-            raise InputError(f"--set gives `{key}` twice; give it once")
-        found[key] = value
-    return found
-
-
-def literal(text: str) -> Any:
-    """Returns the value of a `--set` option: `true`, `false`, `none` (in any case), a Python literal, else the text."""
-    words = {"true": True, "false": False, "none": None}
-    if text.lower() in words:
-        return words[text.lower()]
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        return text
 
 
 def override(key: str, text: str) -> Any:

@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from progc.errors import InputError
-from progc.models.opening import open_source, open_target, resolve_target
+from progc.models.opening import open_source, open_target, resolve_target, with_drop_path
 from progc.models.sizes import Sizes
 from progc.models.source import Source
 
 if TYPE_CHECKING:
+    from progc.data.regularisation import Regularisation
     from progc.data.task import Task
     from progc.ir.program import Program
 
@@ -37,6 +38,7 @@ class ModelAndData:
         weights: file with the weights of the source; None: as the source makes them.
         data: what names the samples (see `progc.data.opening.open_data`); None: the source's own file has them.
         seed: seed of the model's constructor and of grown weights.
+        undropped: why the source was not built with a rate of drop-path that is wanted; None if it was, or if none is.
     """
 
     source: Source
@@ -45,6 +47,7 @@ class ModelAndData:
     weights: Path | None = None
     data: str | None = None
     seed: int = 0
+    undropped: str | None = None
 
     @classmethod
     def open(
@@ -69,6 +72,36 @@ class ModelAndData:
             data,
             seed,
         )
+
+    def with_drop_path(self, rate: float | None, note: Note) -> ModelAndData:
+        """Builds source and target with a rate of drop-path, if their constructors take one (see `with_drop_path`).
+
+        Args:
+            rate: largest rate that a plan asks for; None: it asks for none.
+            note: gets a sentence for each that is built so.
+        """
+        source, reason = with_drop_path(self.source, rate)
+        target, to = self.target, self.to
+        if isinstance(target, Source):
+            target, _ = with_drop_path(target, rate)
+            to = target.text
+        for old, new in ((self.source, source), (self.target, target)):
+            if isinstance(old, Source) and isinstance(new, Source) and old.text != new.text:
+                note(f"{old.text} is built as {new.text}, for the drop-path of the plan")
+        return dataclasses.replace(self, source=source, target=target, to=to, undropped=reason)
+
+    def not_set(self, full: Program, wanted: Sequence[Regularisation]) -> tuple[str, ...]:
+        """Returns a note for each drop rate that stages ask for and the full network cannot have.
+
+        Args:
+            full: the full network.
+            wanted: regularisation of the stages.
+        """
+        from progc.schedule.regularising import setting_for
+
+        notes = dict.fromkeys(note for each in wanted[-1:] for note in setting_for(each, full).notes)
+        more = f" ({self.undropped})" if self.undropped else ""
+        return tuple(f"{note}{more}" for note in notes)
 
     def check_data(self, what: str) -> None:
         """Checks that samples are named, before anything is captured.
@@ -100,7 +133,7 @@ class ModelAndData:
         if self.data is not None:
             from progc.data.opening import open_data
 
-            return open_data(self.data, full)
+            return open_data(self.data, full, self.source.images())
         from progc.data.taskfile import load_task
 
         assert self.source.file is not None

@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 
 from progc.data.staged import check_sizes
 from progc.errors import InputError, did_you_mean
+from progc.models.arguments import split
 from progc.pipeline.text import parse_inits
 from progc.ranks.agreeing import raise_together, rank, told
 from progc.runs.config import Config, OptimizerSection
@@ -80,11 +81,14 @@ def opened(config: Config, *, run: Path | None = None, weights: bool = True, pha
     maker = chosen(config.optimizer, settings.lr)
     given = _given(config, run)
     to = config.to if config.to is not None or given is None else given.model.target
-    named = ModelAndData.open(config.source, to=to, weights=config.weights, data=config.data, seed=settings.seed)
+    text = _source_text(config, given)
+    named = ModelAndData.open(text, to=to, weights=config.weights, data=config.data, seed=settings.seed)
     named.check_data(f"training {config.source}")
     options = None if given is not None else _plan_options(config)
     searching = options is not None and options.searching
     notes: list[str] = []
+    if options is not None:
+        named = named.with_drop_path(options.drop_path, notes.append)
     start = named.captured(real=weights or searching, phase=during, note=notes.append)
     inits = parse_inits(text) if (text := _init_text(config, given)) is not None else {}
     full = named.grown(start, real=searching, phase=during, note=notes.append)
@@ -98,7 +102,7 @@ def opened(config: Config, *, run: Path | None = None, weights: bool = True, pha
         if given is not None:
             return given
         assert options is not None
-        return plan_with(full, options, task=task, source=config.source, target=to, start=smaller)
+        return plan_with(full, options, task=task, source=named.source.text, target=named.to, start=smaller)
 
     with during("plan"):
         schedule = _agreed(planned)
@@ -107,6 +111,7 @@ def opened(config: Config, *, run: Path | None = None, weights: bool = True, pha
         schedule.starts()
         check_sizes(task, [stage.point.resolution for stage in schedule.stages])
         schedule, told_of = _counted(full, schedule, settings.batch)
+    notes += named.not_set(full, schedule.regularisations)
     settings = dataclasses.replace(settings, total=schedule.total)
     return Opened(full, schedule, task, smaller, maker, inits, settings, (*notes, *told_of))
 
@@ -116,6 +121,16 @@ def _given(config: Config, run: Path | None) -> Schedule | None:
     if run is not None and (run / PLAN).exists():
         return Schedule.read(run / PLAN)
     return Schedule.read(config.plan.file) if config.plan.file is not None else None
+
+
+def _source_text(config: Config, given: Schedule | None) -> str:
+    """The source, with arguments that its plan was made with besides those that the run gives."""
+    own, planned = config.model, None if given is None else given.model.source
+    if planned is not None:
+        (plain, args), (same, more) = split(own), split(planned)
+        if plain == same and args.items() <= more.items():
+            return planned
+    return own
 
 
 def _init_text(config: Config, given: Schedule | None) -> str | None:

@@ -10,6 +10,7 @@ from progc.data.regularisation import Regularisation
 from progc.errors import InputError, did_you_mean
 from progc.pipeline.text import parse_inits
 from progc.schedule.level_texts import Levels, items
+from progc.schedule.regularising import PUBLISHED
 from progc.schedule.schedule import MODES, STRATEGIES, UNITS
 
 SID_INITS = ("zero", "normal")
@@ -119,6 +120,14 @@ class PlanOptions:
     def needs_task(self) -> bool:
         """Whether samples and a loss are needed for planning."""
         return self.searching or self.measure
+
+    @property
+    def drop_path(self) -> float | None:
+        """The largest rate of drop-path that the last stage has, whatever the network is built with; None: unknown."""
+        if isinstance(self.regularise, Regularisation):
+            return self.regularise.drop_path
+        published = self.regularise and self.mode == "reference" and self.strategy != "zero-shot"
+        return PUBLISHED.drop_path if published else None
 
     @property
     def search_settings(self) -> dict[str, Any]:

@@ -260,18 +260,21 @@ def test_every_command_explains_itself(run: Command, command: str) -> None:
 
 
 OPTIONS: dict[str, set[str]] = {
-    "grow": {"--to", "--weights", "--ema", "--init", "--lossy", "--explain", "--out", "--seed", "--json", "--help"},
+    "grow": {
+        "--to", "--model-arg", "--weights", "--ema", "--init", "--lossy", "--explain", "--out", "--seed", "--json",
+        "--help",
+    },
     "plan": {
         "--to", "--strategy", "--stages", "--mode", "--depths", "--widths", "--resolutions", "--unfreeze", "--epochs",
-        "--steps", "--batch", "--data", "--weights", "--seed", "--measure", "--set", "--sid", "--sid-init",
-        "--regularise", "--init", "--out", "--json", "--help",
+        "--steps", "--batch", "--data", "--model-arg", "--weights", "--seed", "--measure", "--set", "--sid",
+        "--sid-init", "--regularise", "--init", "--out", "--json", "--help",
     },
-    "inspect": {"--axes", "--chains", "--graph", "--explain", "--stage", "--json", "--help"},
-    "apply": {"--pipeline", "--weights", "--ema", "--init", "--out", "--seed", "--json", "--help"},
+    "inspect": {"--axes", "--chains", "--graph", "--explain", "--stage", "--model-arg", "--json", "--help"},
+    "apply": {"--pipeline", "--model-arg", "--weights", "--ema", "--init", "--out", "--seed", "--json", "--help"},
     "passes": {"--help"},
     "train": {
-        "--out", "--data", "--to", "--weights", "--plan", "--strategy", "--stages", "--epochs", "--steps", "--batch",
-        "--lr", "--seed", "--init", "--set", "--dry-run", "--smoke", "--json", "--help",
+        "--out", "--data", "--to", "--model-arg", "--weights", "--plan", "--strategy", "--stages", "--epochs",
+        "--steps", "--batch", "--lr", "--seed", "--init", "--set", "--dry-run", "--smoke", "--json", "--help",
     },
     "doctor": {"--folder", "--json", "--help"},
     "plot": {"--out", "--json", "--help"},

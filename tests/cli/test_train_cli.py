@@ -20,6 +20,7 @@ from progc.runs.config_file import configured
 from progc.schedule import Schedule
 from progc.train.parallel import Single
 from progc.train.run_folder import held
+from progc.transforms.dropping import find_drops
 from tests.command import NET, Command, files_below, in_process
 
 DATA = """
@@ -189,6 +190,33 @@ def test_how_weights_are_made_comes_from_the_run_or_its_plan(run: Command, net: 
     assert run("train", f"{net}:big", *shape, "--out", net.parent / "2", *FAST, "--init", "mogrow,source=all").code == 0
     mogrow = {"depth": "mogrow", "source": "all"}
     assert [given["inits"] for given in trainer.given] == [mogrow, {"depth": "stack"}, mogrow]
+
+
+TINY = "timm:vit_tiny_patch16_224?img_size=8&patch_size=4&in_chans=1&embed_dim=24&depth=2&num_heads=3"
+
+
+def test_drop_path_of_a_plan_is_built_into_a_librarys_model(run: Command, tmp_path: Path, trainer: Made) -> None:
+    plan, config = tmp_path / "plan.json", tmp_path / "run.toml"
+    config.write_text(f"source = {TINY!r}\ndata = 'digits'\n[source_args]\nnum_classes = 10\n")
+    shape = ("--stages", "2", "--steps", "20")
+    outcome = run("plan", TINY, "--model-arg", "num_classes=10", *shape, "--regularise", "drop_path=.1", "--out", plan)
+    assert outcome.code == 0, outcome.err
+    built = f"{TINY}&num_classes=10&drop_path_rate=0.1"
+    assert f"is built as {built}, for the drop-path of the plan" in outcome.err
+    assert Schedule.read(plan).model.source == built
+    for number, more in enumerate((("--plan", plan), (*shape, "--set", "plan.regularise=drop_path=.1"))):
+        outcome = run("train", config, "--out", tmp_path / f"{number}", *FAST, *more)
+        assert outcome.code == 0 and "is not set" not in outcome.err, outcome.err
+    rates = [max(drop.rate for drop in find_drops(made["program"].graphs["train"])) for made in trainer.given]
+    assert rates == pytest.approx([0.1, 0.1])
+
+
+def test_drop_path_that_a_network_cannot_have_is_told_before_training(run: Command, net: Path) -> None:
+    arguments = ("--steps", "20", "--stages", "2", "--set", "plan.regularise=drop_path=.1", "--dry-run", *FAST)
+    outcome = run("train", f"{net}:Net", *arguments)
+    assert outcome.code == 0, outcome.err
+    assert "drop-path 0.1 is not set: the network was captured with a rate of 0" in outcome.err
+    assert "`Net` takes no argument `drop_path_rate`" in outcome.err
 
 
 def test_a_finished_plan_says_length_and_target(run: Command, net: Path, trainer: Made, tmp_path: Path) -> None:

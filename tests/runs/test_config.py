@@ -13,9 +13,10 @@ import pytest
 from torch import nn
 
 from progc.errors import InputError
+from progc.files.values import key_values, literal
 from progc.runs.config import MAY_CHANGE, Config, difference, flat, keys
 from progc.runs.config import OptimizerSection as Section
-from progc.runs.config_file import configured, key_values, literal, override, read
+from progc.runs.config_file import configured, override, read
 from progc.runs.opening import chosen, slots
 from progc.train.settings import Settings
 

@@ -55,6 +55,24 @@ def test_without_a_target_the_source_is_the_full_network(tmp_path: Path) -> None
     assert all(tensor.is_meta for _, tensor in start.parameters()) and log.notes == []
 
 
+def test_images_are_made_as_the_source_says(tmp_path: Path) -> None:
+    from PIL import Image
+
+    (tmp_path / "net.py").write_text(
+        "import torch\ndef build():\n    return torch.nn.Sequential(torch.nn.Conv2d(3, 2, 3), torch.nn.Flatten())\n"
+        "def example_inputs():\n    return (torch.zeros(2, 3, 8, 8),)\n"
+        "data_config = {'mean': (1.0, 0.5, 0.0), 'std': (0.5, 1.0, 2.0)}\n"
+    )
+    (tmp_path / "data" / "train" / "one").mkdir(parents=True)
+    (tmp_path / "data" / "val" / "one").mkdir(parents=True)
+    for part in ("train", "val"):
+        Image.new("RGB", (9, 9), (255, 0, 255)).save(tmp_path / "data" / part / "one" / "0.png")
+    opened, log = ModelAndData.open(str(tmp_path / "net.py"), data=f"imagefolder:{tmp_path / 'data'}"), Log()
+    task = opened.task(opened.captured(real=False, phase=log.phase, note=log.notes.append))
+    for samples in (task.samples, task.validation):
+        assert [round(float(channel.mean()), 5) for channel in samples[0][0]] == [0.0, -0.5, 0.5]
+
+
 def test_samples_are_looked_for_before_anything_is_built(tmp_path: Path) -> None:
     (tmp_path / "net.py").write_text(NET)
     for source, own in (

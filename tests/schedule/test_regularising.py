@@ -126,13 +126,14 @@ def test_a_network_that_drops_nothing_gets_no_passes_and_a_note() -> None:
 def test_options_are_those_that_timm_takes() -> None:
     from timm.data import Mixup, create_transform
 
+    published = {"color_jitter": None, "re_mode": "pixel"}
     options = timm_options(Regularisation(rand_augment=6, random_erasing=0.1, mixup=0.3))
     assert options == {
-        "create_transform": {"auto_augment": "rand-m6-mstd0.5-inc1", "re_prob": 0.1},
+        "create_transform": {"auto_augment": "rand-m6-mstd0.5-inc1", "re_prob": 0.1, **published},
         "Mixup": {"mixup_alpha": 0.3},
     }
     create_transform(32, is_training=True, **options["create_transform"])
     assert Mixup(**options["Mixup"]).mixup_alpha == 0.3
     quiet = timm_options(Regularisation(rand_augment=0, mixup=0))
-    assert quiet == {"create_transform": {"auto_augment": None}}
-    assert timm_options(Regularisation()) == {"create_transform": {}}
+    assert quiet == {"create_transform": {"auto_augment": None, **published}}
+    assert timm_options(Regularisation()) == {"create_transform": published}
