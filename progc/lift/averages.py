@@ -227,7 +227,9 @@ def _update_unless(pairs: Iterable[Pair], decay: float, unless: torch.Tensor) ->
         if new.is_floating_point():
             new = old * decay + new * (1.0 - decay)
         pieces = torch.where(unless.to(old.device) != 0, old, new).split([average.numel() for average in averages])
-        torch._foreach_copy_(averages, [piece.view_as(average) for piece, average in zip(pieces, averages, strict=True)])
+        torch._foreach_copy_(
+            averages, [piece.view_as(average) for piece, average in zip(pieces, averages, strict=True)]
+        )
 
 
 def _sorted_pairs(pairs: Iterable[Pair]) -> tuple[list[list[Pair]], list[Pair]]:
@@ -236,7 +238,9 @@ def _sorted_pairs(pairs: Iterable[Pair]) -> tuple[list[list[Pair]], list[Pair]]:
     for average, value in pairs:
         value = value.detach()
         if average.is_floating_point():
-            floating.append((average, value.to(average.device, average.dtype)))  # the same tensor where both are the same
+            floating.append(
+                (average, value.to(average.device, average.dtype))
+            )  # the same tensor where both are the same
         else:
             others.append((average, value))
     return _by_kind(floating), others

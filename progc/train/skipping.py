@@ -35,7 +35,7 @@ def fused_options(module: nn.Module, options: Mapping[str, Any], *, sharded: boo
 
 
 def can_skip(optimizer: Optimizer) -> bool:
-    """Returns whether `optimizer.step()` changes nothing where its attribute `found_inf` is 1, and prepares it for that.
+    """Returns whether `optimizer.step()` changes nothing where `optimizer.found_inf` is 1, and prepares it for that.
 
     Fused kernels need counts on the device of the parameter, and state laid out in memory as the parameter is; growth
     and checkpoints promise neither. Fused SGD leaves the momentum of a skipped first step uninitialised (torch 2.14),

@@ -31,12 +31,14 @@ from progc.train.boundary import Clock, Crossing
 from progc.train.emitting import emitted, expected_compiles
 from progc.train.ending import Ending
 from progc.train.keeping import Keeping, Rules, newest
+from progc.train.machine import Profile, device_settings
 from progc.train.metrics import Metrics
 from progc.train.parallel import Parallel
 from progc.train.parallel.processes import opened_parallel
 from progc.train.progress import Meter, Progress
 from progc.train.run_folder import Asked, Result, held, listening
 from progc.train.settings import Settings, factor, set_rates
+from progc.train.skipping import fused_options
 from progc.train.stepping import Active, Guard, Outcome, Stepper
 from progc.train.watching import Seen, Watch, never_told
 
@@ -135,7 +137,11 @@ class Trainer:
             CheckError: growth that should be lossless is not, ranks differ, or the loss is not finite.
         """
         writes = self.parallel.rank == 0
-        with held(self.run, writes), listening() as self._asked, self.progress:
+        self._profile = Profile(self.run, self.settings, self.parallel.rank, self.parallel.device, self.progress.note)
+        with (
+            held(self.run, writes), listening() as self._asked, self.progress, device_settings(self.settings),
+            self._profile,
+        ):  # fmt: skip
             self._ending = Ending(self._asked, self.parallel)
             if begin is not None:
                 begin()
@@ -229,7 +235,9 @@ class Trainer:
         while not self.watch.over(active, self.step):
             for micro_batches in self._batches(active):
                 active.meter.arrived()
+                self._profile.begin(self.step)
                 self._step(active, micro_batches)
+                self._profile.end(self.step)
                 if self._ends(active):
                     self._leave(active)
                     return False
@@ -395,7 +403,7 @@ class Trainer:
     # --- making -----------------------------------------------------------------------------------------------------
 
     def _adamw(self, module: nn.Module) -> Optimizer:
-        return torch.optim.AdamW(module.parameters(), lr=self.settings.lr)
+        return torch.optim.AdamW(module.parameters(), lr=self.settings.lr, **fused_options(module, {}))
 
     def _on_device(self, make: Callable[[nn.Module], Any]) -> Callable[[nn.Module], Any]:
         """Moves the module to the training device before something is made from it."""
