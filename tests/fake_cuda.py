@@ -44,14 +44,18 @@ class Waiting(TorchDispatchMode):
 
 
 @contextlib.contextmanager
-def fake_cuda() -> Iterator[None]:
-    """Inside, the device cuda can be used without a GPU."""
+def fake_cuda(*, waits: bool = False) -> Iterator[None]:
+    """Inside, the device cuda can be used without a GPU.
+
+    Args:
+        waits: whether copies may make the host wait.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("torch.cuda.amp.common.amp_definitely_not_available", lambda: False)
         patch.setattr(torch.cuda, "is_bf16_supported", lambda *args, **kwargs: True)
         patch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU that is not there")
         patch.setattr(Tensor, "backward", backward)
-        with FakeTensorMode(allow_non_fake_inputs=True), Waiting():
+        with FakeTensorMode(allow_non_fake_inputs=True), contextlib.nullcontext() if waits else Waiting():
             yield
 
 
