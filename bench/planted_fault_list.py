@@ -354,7 +354,7 @@ _CHECKPOINTS = (
     ),
     Fault(
         "checkpoints-options", "checkpoints", "progc/lift/optimizers/saved.py",
-        'options.append({**base, **group["options"]})',
+        'options.append({**base, **group["options"], **{key: base[key] for key in _OWN if key in base}})',
         'options.append({**group["options"], **base})',
         "Learning rates of the optimizer at hand win over the saved ones.",
         ("test_saved.py",),
@@ -395,8 +395,8 @@ _FREEZING = (
 _TRAINER = (
     Fault(
         "trainer-skipped-average", "trainer", "progc/train/trainer.py",
-        "if outcome.skipped is None and active.running.ema is not None:",
-        "if active.running.ema is not None:",
+        "elif outcome.skipped is None:\n                active.running",
+        "else:\n                active.running",
         "Averages move in steps that were left out.",
         ("test_trainer.py",),
     ),

@@ -71,7 +71,7 @@ def steps(
     samples: Any = Seeded(task.samples, seed)
     loader: DataLoader[Any] = DataLoader(
         samples, batch_sampler=_Parts(order, accumulate), num_workers=workers,
-        collate_fn=task.collate, pin_memory=device is not None and device.type == "cuda",
+        collate_fn=task.collate, pin_memory=_pinned(device),
         # The loader draws a seed for its workers; it must not draw it from the generator that dropout uses.
         generator=torch.Generator().manual_seed(0),
         worker_init_fn=_deaf if workers else None,
@@ -104,6 +104,11 @@ class _Parts:
                 end = begin + size + (part < rest)
                 yield indices[begin:end]
                 begin = end
+
+
+def _pinned(device: torch.device | None) -> bool:
+    """Whether batches go through pinned memory: only from there does a GPU copy while the host continues."""
+    return device is not None and device.type == "cuda"
 
 
 def _moved(batch: Any, device: torch.device | None) -> Any:
@@ -141,7 +146,9 @@ def validate(
     if samples is None or not len(samples):
         raise InputError("there are no validation samples; return (train, validation) from datasets()")
     own = range(rank, len(samples), world)
-    sums: dict[str, float] = {"loss": 0.0, "count": 0.0}
+    # Sums stay on the device: the host prepares the next batch while this one is computed.
+    sums: dict[str, torch.Tensor] = {}
+    count = 0
     # All ranks call equally often: with sharded parameters, a call waits for the other ranks.
     for first in range(0, len(range(0, len(samples), world)), batch):
         if stop():
@@ -150,22 +157,24 @@ def validate(
         chosen = counted or [0]
         # Random transforms of validation samples, if any, are the same at every validation.
         given = task.collate(fetch(samples, chosen, seed=0, epoch=0))
-        if device is not None:
-            given = pytree.tree_map_only(torch.Tensor, lambda tensor: tensor.to(device), given)
+        if _pinned(device):
+            given = pytree.tree_map_only(torch.Tensor, lambda t: t if t.is_cuda else t.pin_memory(), given)
+        given = _moved(given, device)
         given = task.fit(given)
         outputs = call(given)
-        sums["loss"] += float(task.loss(outputs, given)) * len(counted) if counted else 0.0
-        sums["count"] += len(counted)
-        for name, value in _right(outputs, given).items():
-            sums[name] = sums.get(name, 0.0) + (value if counted else 0.0)
+        found = {"loss": task.loss(outputs, given).detach().double() * len(chosen), **_right(outputs, given)}
+        for name, value in found.items():
+            added = value.double() if counted else torch.zeros_like(value, dtype=torch.float64)
+            sums[name] = sums[name] + added if name in sums else added
+        count += len(counted)
     names = sorted(sums)
-    values = mean(torch.tensor([sums.get(name, 0.0) for name in names], dtype=torch.float64, device=device)).tolist()
-    found = dict(zip(names, values, strict=True))
-    return {name: value / found["count"] for name, value in found.items() if name != "count"}
+    seen = [*(sums[name] for name in names), sums["loss"].new_full((), count)]
+    *values, number = mean(torch.stack(seen)).tolist()
+    return {name: value / number for name, value in zip(names, values, strict=True)}
 
 
-def _right(outputs: Any, batch: Any) -> dict[str, float]:
-    """Counts correct samples, by top-1 and top-5."""
+def _right(outputs: Any, batch: Any) -> dict[str, torch.Tensor]:
+    """Counts correct samples, by top-1 and top-5, on the device."""
     logits = outputs[0] if isinstance(outputs, (tuple, list)) else outputs
     labels = batch[1] if isinstance(batch, (tuple, list)) and len(batch) > 1 else None
     if not isinstance(logits, torch.Tensor) or not isinstance(labels, torch.Tensor):
@@ -173,4 +182,4 @@ def _right(outputs: Any, batch: Any) -> dict[str, float]:
     if logits.dim() != 2 or labels.dtype != torch.int64 or labels.shape != logits.shape[:1]:
         return {}
     first = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
-    return {"top1": float(first[:, :1].sum()), "top5": float(first.sum())}
+    return {"top1": first[:, :1].sum(), "top5": first.sum()}

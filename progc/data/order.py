@@ -112,8 +112,11 @@ class Seeded:
         return len(self.samples)
 
     def __getitem__(self, place: tuple[int, int]) -> Any:
-        epoch, index = place
-        return fetch(self.samples, [index], self.seed, epoch)[0]
+        return self.__getitems__([place])[0]
+
+    def __getitems__(self, places: list[tuple[int, int]]) -> list[Any]:
+        """Returns several samples of one epoch; a DataLoader asks for a whole batch this way."""
+        return fetch(self.samples, [index for _, index in places], self.seed, places[0][0]) if places else []
 
 
 class Batches:

@@ -205,7 +205,7 @@ class StageModule(nn.Module):
         keys = [(place, number, device) for place, number in enumerate(numbers)]
         for key in keys:
             if key not in self._held:
-                self._held[key] = torch.tensor(key[1], device=device)
+                self._held[key] = torch.full((), key[1], device=device)  # unlike a copy, it does not wait
         return [self._held[key] for key in keys]
 
 

@@ -18,6 +18,7 @@ from torch import fx, nn
 
 from progc.errors import CheckError, InputError, one_line
 from progc.ir.deferred import values
+from progc.ir.devices import placed
 from progc.ir.notation import call_text, tensor_text
 from progc.ir.program import Mode, Program
 from progc.ir.random_state import seeded
@@ -209,6 +210,7 @@ class _Float64(fx.Interpreter):
         if _only_asserts(target):
             return None
         args, kwargs = torch.utils._pytree.tree_map(_widen, (tuple(args), dict(kwargs)))
+        args, kwargs = placed((args, kwargs), self.program.tensors.values())
         return super().call_function(target, args, kwargs)
 
 
@@ -288,6 +290,11 @@ class GraphRun(fx.Interpreter):
     def get_attr(self, target: Any, args: Any, kwargs: Any) -> torch.Tensor:
         """Returns a tensor by name."""
         return self.tensors[str(target)]
+
+    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+        """Calls an operation; what it creates is on the device of the tensors."""
+        args, kwargs = placed((tuple(args), dict(kwargs)), self.tensors.values())
+        return super().call_function(target, args, kwargs)
 
 
 def empty_like(tensor: torch.Tensor, device: torch.device | None = None) -> torch.Tensor:

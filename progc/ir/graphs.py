@@ -6,6 +6,7 @@ which updates `node.meta["tensor"]` for the next pass.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import itertools
 import operator
@@ -18,6 +19,7 @@ from torch import fx
 from torch.utils import _pytree as pytree
 
 from progc.errors import VerifyError, one_line
+from progc.ir.devices import captured_device
 from progc.ir.layouts import Evaluator, Layout
 from progc.ir.notation import argument_text, call_text, meta_text, module_path, tensor_text
 from progc.ir.program import MODES, Mode, Program, TensorMeta
@@ -108,7 +110,8 @@ def _evaluate(
     if node.op == "get_attr":
         if node.target not in program.tensors:
             raise VerifyError(f"{mode} graph, node `{node.name}`: the program has no tensor `{node.target}`")
-        return Layout.of(program.tensors[str(node.target)])
+        tensor = program.tensors[str(node.target)]
+        return dataclasses.replace(Layout.of(tensor), device=captured_device(program, tensor))
     args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: env[n])
     if node.op != "call_function":
         raise VerifyError(

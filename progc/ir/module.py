@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 
 from progc.errors import InputError
 from progc.ir.binding import InputBinding
+from progc.ir.devices import home_of
 from progc.ir.program import MODES, Mode, Program, TensorSpec
 
 _counter = itertools.count()
@@ -39,7 +40,7 @@ class ProgramModule(nn.Module):
         program = program.complete()
         register_all(self, program.tensors, program.specs)
         self._anchor = _anchor(program)
-        home = program.tensors[self._anchor].device if self._anchor else None
+        home = home_of(program) if self._anchor else None
         self._binding = InputBinding(program)
         self._out_specs = dict(program.signature.out_specs)
         self._functions: dict[Mode, Callable[..., Any]] = {

@@ -37,7 +37,6 @@ class Averages:
 
     Attributes:
         decays: one for each copy.
-        num_updates: number of calls of `update`.
     """
 
     def __init__(
@@ -65,7 +64,8 @@ class Averages:
         if not self.decays or len(set(self.decays)) < len(self.decays) or not all(0 <= d < 1 for d in self.decays):
             raise InputError(f"decays {list(decays)}: expected distinct numbers, at least 0 and below 1")
         self.warmup, self.warmup_gamma, self.warmup_power = warmup, warmup_gamma, warmup_power
-        self.num_updates = 0
+        self._updates = 0
+        self._left_out: torch.Tensor | None = None
         named = named_tensors(source)
         self._copies = {decay: _copied(named) for decay in self.decays}
 
@@ -83,9 +83,27 @@ class Averages:
             return 0.0
         return max(min(1 - (1 + step / self.warmup_gamma) ** -self.warmup_power, decay), 0.0)
 
+    @property
+    def num_updates(self) -> int:
+        """Number of updates; reading it waits for the device if some may have been left out there."""
+        if self._left_out is not None:
+            self._updates, self._left_out = self._updates - round(float(self._left_out)), None
+        return self._updates
+
+    @num_updates.setter
+    def num_updates(self, value: int) -> None:
+        self._updates, self._left_out = value, None
+
     @torch.no_grad()
-    def update(self, source: nn.Module | Program | Mapping[str, torch.Tensor]) -> None:
+    def update(
+        self, source: nn.Module | Program | Mapping[str, torch.Tensor], *, unless: torch.Tensor | None = None
+    ) -> None:
         """Updates the averages with the present values.
+
+        Args:
+            source: as for the constructor.
+            unless: f32, 0-d, on the device of the averages: where it is 1, nothing is updated, and where it is 0,
+                everything. The host does not read it. Parameters have to be finite then. None updates.
 
         Raises:
             InputError: names or shapes differ from the tracked ones; nothing is changed.
@@ -95,22 +113,17 @@ class Averages:
         for decay, copy in self._copies.items():
             _check(copy, named)
             first = {id(tensor): name for name, tensor in reversed(copy.items())}
-            pairs[decay] = [(copy[name], named[name].detach()) for name in first.values()]
-        self.num_updates += 1
+            pairs[decay] = [(copy[name], named[name]) for name in first.values()]
+        number = (self.num_updates if self.warmup else self._updates) + 1
+        self._updates += 1
+        if unless is not None:
+            self._left_out = unless if self._left_out is None else self._left_out + unless
         for decay, found in pairs.items():
-            weight = 1.0 - self.decay_at(decay, self.num_updates)
-            floating = [(average, value) for average, value in found if average.is_floating_point()]
-            by_place: dict[object, list[tuple[torch.Tensor, torch.Tensor]]] = {}
-            for average, value in floating:
-                value = value.to(average.device, average.dtype)  # the same tensor where both are the same
-                by_place.setdefault((average.device, average.dtype, type(average)), []).append((average, value))
-            for group in by_place.values():
-                averages, values = [list(side) for side in zip(*group, strict=True)]
-                torch._foreach_mul_(averages, 1.0 - weight)
-                torch._foreach_add_(averages, values, alpha=weight)
-            for average, value in found:
-                if not average.is_floating_point():
-                    average.copy_(value)
+            own = self.decay_at(decay, number)
+            if unless is None:
+                _update(found, own)
+            else:
+                _update_unless(found, own, unless)
 
     def add(self, decay: float, source: nn.Module | Program | Mapping[str, torch.Tensor]) -> None:
         """Adds a copy with another decay; it starts from the present values.
@@ -195,6 +208,73 @@ def _copied(named: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
             low = tensor.is_floating_point() and tensor.dtype.itemsize < 4
             made[id(tensor)] = tensor.detach().to(torch.float32 if low else tensor.dtype, copy=True)
     return {name: made[id(tensor)] for name, tensor in named.items()}
+
+
+Pair = tuple[torch.Tensor, torch.Tensor]
+"""An average and the present value of the same tensor."""
+
+
+def _update(pairs: Iterable[Pair], decay: float) -> None:
+    weight = 1.0 - decay
+    floating, others = _sorted_pairs(pairs)
+    for group in floating:
+        averages, values = _sides(group)
+        torch._foreach_mul_(averages, 1.0 - weight)
+        torch._foreach_add_(averages, values, alpha=weight)
+    for average, value in others:
+        average.copy_(value)
+
+
+def _update_unless(pairs: Iterable[Pair], decay: float, unless: torch.Tensor) -> None:
+    """The same, with factors that are 1 and 0 where `unless` is 1.
+
+    Buffers are selected instead of multiplied by 0: a step that is left out may have written what is not finite into
+    running statistics. They are small and many, so they are joined.
+    """
+    scaled, selected = [], []
+    for average, value in pairs:
+        own = scaled if isinstance(value, nn.Parameter) and average.is_floating_point() else selected
+        own.append((average, value))
+    for group in _sorted_pairs(scaled)[0]:
+        averages, values = _sides(group)
+        weight = (1.0 - decay) * (1.0 - unless.to(averages[0].device, averages[0].dtype))
+        torch._foreach_mul_(averages, 1.0 - weight)
+        torch._foreach_add_(averages, torch._foreach_mul(values, weight))
+    floating, others = _sorted_pairs(selected)
+    for group in (*floating, *_by_kind(others)):
+        averages, values = _sides(group)
+        old, new = (torch.cat([tensor.reshape(-1) for tensor in side]) for side in (averages, values))
+        if new.is_floating_point():
+            new = old * decay + new * (1.0 - decay)
+        pieces = torch.where(unless.to(old.device) != 0, old, new).split([average.numel() for average in averages])
+        torch._foreach_copy_(
+            averages, [piece.view_as(average) for piece, average in zip(pieces, averages, strict=True)]
+        )
+
+
+def _sorted_pairs(pairs: Iterable[Pair]) -> tuple[list[list[Pair]], list[Pair]]:
+    """Floating-point pairs by kind, with values of the dtype and device of their average; and the others."""
+    floating, others = [], []
+    for average, value in pairs:
+        value = value.detach()
+        if average.is_floating_point():
+            floating.append(
+                (average, value.to(average.device, average.dtype))
+            )  # the same tensor where both are the same
+        else:
+            others.append((average, value))
+    return _by_kind(floating), others
+
+
+def _by_kind(pairs: Iterable[Pair]) -> list[list[Pair]]:
+    kinds: dict[object, list[Pair]] = {}
+    for average, value in pairs:
+        kinds.setdefault((average.device, average.dtype, type(average)), []).append((average, value))
+    return list(kinds.values())
+
+
+def _sides(pairs: Iterable[Pair]) -> list[list[torch.Tensor]]:
+    return [list(side) for side in zip(*pairs, strict=True)]
 
 
 def _check(copy: Mapping[str, torch.Tensor], named: Mapping[str, torch.Tensor]) -> None:

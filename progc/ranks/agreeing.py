@@ -5,6 +5,7 @@ Without torch.distributed, or before its default group exists, a process is rank
 
 from __future__ import annotations
 
+import datetime
 import json
 from collections.abc import Callable
 from typing import Any
@@ -26,9 +27,13 @@ def world() -> int:
     return dist.get_world_size() if _several() else 1
 
 
-def apart() -> Any:
-    """Returns a new gloo group of all ranks, for communication in another thread; every rank has to call this."""
-    return dist.new_group(backend="gloo") if _several() else None
+def apart(timeout: datetime.timedelta | None = None) -> Any:
+    """Returns a new gloo group of all ranks, for messages beside those of the default group; every rank calls this.
+
+    Args:
+        timeout: timeout of its collectives; None uses that of torch.
+    """
+    return dist.new_group(backend="gloo", timeout=timeout) if _several() else None
 
 
 def gathered(value: Any, group: Any = None) -> list[Any]:

@@ -103,9 +103,9 @@ class Config(Section):
 
 
 MAY_CHANGE = (
-    "out", "trackers", "train.accumulate", "train.ahead", "train.compile", "train.device", "train.keep",
-    "train.log_every", "train.max_skipped", "train.parallel", "train.recompute", "train.save_every",
-    "train.save_in_background", "train.validate_every", "train.workers",
+    "out", "trackers", "train.accumulate", "train.ahead", "train.compile", "train.cudnn_benchmark", "train.device",
+    "train.keep", "train.log_every", "train.max_skipped", "train.parallel", "train.profile", "train.recompute",
+    "train.save_every", "train.save_in_background", "train.tf32", "train.validate_every", "train.workers",
 )  # fmt: skip
 """Keys, and sections, that may change when a run resumes."""
 

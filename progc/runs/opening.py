@@ -26,6 +26,7 @@ from progc.runs.networks import ModelAndData, Phase
 from progc.schedule.schedule import Schedule
 from progc.search.options import PlanOptions, run_length
 from progc.train.settings import Settings
+from progc.train.skipping import fused_options
 
 if TYPE_CHECKING:
     from progc.data.task import Task
@@ -78,7 +79,7 @@ def opened(config: Config, *, run: Path | None = None, weights: bool = True, pha
     during = phase or (lambda name: contextlib.nullcontext())
     settings = config.settings
 
-    maker = chosen(config.optimizer, settings.lr)
+    maker = chosen(config.optimizer, settings.lr, sharded=settings.parallel == "fsdp")
     given = _given(config, run)
     to = config.to if config.to is not None or given is None else given.model.target
     text = _source_text(config, given)
@@ -195,7 +196,7 @@ Maker = Callable[[nn.Module], Optimizer]
 OWN: Mapping[str, Callable[..., Optimizer]] = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
 
 
-def chosen(section: OptimizerSection, lr: float) -> Maker:
+def chosen(section: OptimizerSection, lr: float, *, sharded: bool = False) -> Maker:
     """Returns a function that makes the optimizer of a module.
 
     Parameters with at most one dim (biases, scales of norms) form a group without weight decay, unless
@@ -204,13 +205,14 @@ def chosen(section: OptimizerSection, lr: float) -> Maker:
     Args:
         section: name and options of the optimizer.
         lr: peak learning rate.
+        sharded: whether the parameters will be sharded over ranks.
 
     Raises:
         InputError: the optimizer does not exist or does not take an option; checked on a small module.
     """
 
     def make(module: nn.Module) -> Optimizer:
-        return _made(section, lr, module)
+        return _made(section, lr, module, sharded)
 
     make(nn.Linear(2, 2))
     return make
@@ -226,7 +228,7 @@ def slots(maker: Maker) -> int:
     return sum(isinstance(value, torch.Tensor) and value.shape == module.weight.shape for value in state.values())
 
 
-def _made(section: OptimizerSection, lr: float, module: nn.Module) -> Optimizer:
+def _made(section: OptimizerSection, lr: float, module: nn.Module, sharded: bool) -> Optimizer:
     parameters = list(module.parameters())
     matrices = [parameter for parameter in parameters if section.decay_vectors or parameter.dim() > 1]
     vectors = [parameter for parameter in parameters if not section.decay_vectors and parameter.dim() <= 1]
@@ -240,7 +242,8 @@ def _made(section: OptimizerSection, lr: float, module: nn.Module) -> Optimizer:
     try:
         if name in OWN:
             defaults = {"momentum": 0.9} if name == "sgd" else {}
-            return OWN[name](groups, lr=lr, **{**defaults, **options})
+            options = {**defaults, **options}
+            return OWN[name](groups, lr=lr, **options, **fused_options(module, options, sharded=sharded))
         library = _library()
         if library is not None and name in library.names():
             made: Optimizer = library.make(name, groups, lr=lr, options=options)

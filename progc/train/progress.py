@@ -36,7 +36,7 @@ class Progress:
         self._began: float | None = None
         self._first = self._stop = 0
         self._later = 0.0
-        self._loss, self._measured = float("nan"), ""
+        self._loss, self._measured = "", ""
 
     def __enter__(self) -> Progress:
         if self._shows and self._stream.isatty():
@@ -77,20 +77,23 @@ class Progress:
             self._task = self._bar.add_task("", total=total, completed=step, stage=self._stage)
         self._say(f"{self._stage}: steps {step} to {stop} of {total}")
 
-    def step(self, step: int, loss: float) -> None:
-        """Shows that a step is done."""
+    def step(self, step: int, loss: float | None) -> None:
+        """Shows that a step is done.
+
+        Args:
+            step: optimizer steps done.
+            loss: loss of the last step whose loss is known; None if none is.
+        """
         now = time.monotonic()
         if self._began is None:  # the first step may include a compilation
             self._began, self._first = now, step
-        self._step, self._loss = step, loss
+        self._step, self._loss = step, "" if loss is None else f"loss {loss:.4f}"
         if self._bar is not None and self._task is not None:
-            text = f"loss {loss:.4f} {self._measured} {self._left(now)}"
+            text = f"{self._loss} {self._measured} {self._left(now)}"
             self._bar.update(self._task, completed=step, description=text, stage=self._stage)
         elif self._shows and now - self._told >= _EVERY:
             self._told = now
-            self._print(
-                f"{self._stage}  step {step}/{self._total}  loss {loss:.4f}  {self._measured}  {self._left(now)}"
-            )
+            self._print(f"{self._stage}  step {step}/{self._total}  {self._loss}  {self._measured}  {self._left(now)}")
 
     def _left(self, now: float) -> str:
         """Remaining time; empty before two steps are done."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from typing import Any, Literal
 
 from torch.optim import Optimizer
@@ -41,6 +42,9 @@ class Settings:
         parallel: `auto`, `none`, `ddp` or `fsdp`; `auto` is `ddp` with several ranks.
         device: `auto`, `cpu`, `cuda`, `cuda:1`.
         workers: processes that load samples.
+        tf32: whether a GPU multiplies f32 matrices and convolves in TF32; None leaves what torch is set to.
+        cudnn_benchmark: whether cuDNN tries its algorithms for each new shape and takes the fastest.
+        profile: steps of which a trace is written, as `START:STOP` (STOP is not included); None: no trace.
         validate_every: steps between validations; None validates at the end of each stage.
         save_every: steps between checkpoints; None saves at boundaries and at the end only.
         keep: number of checkpoints to keep; None keeps all.
@@ -69,6 +73,9 @@ class Settings:
     parallel: ParallelKind = "auto"
     device: str = "auto"
     workers: int = 0
+    tf32: bool | None = None
+    cudnn_benchmark: bool = False
+    profile: str | None = None
     validate_every: int | None = None
     save_every: int | None = None
     keep: int | None = 3
@@ -98,6 +105,8 @@ class Settings:
             if getattr(self, name) not in known:
                 words = f"{', '.join(known[:-1])} or {known[-1]}"
                 raise InputError(f"{name}: expected {words}, got {getattr(self, name)!r}")
+        if self.profile is not None:
+            profiled(self.profile)
         if self.accumulate > self.batch:
             raise InputError(
                 f"accumulate: expected at most the batch size {self.batch}, got {self.accumulate}; use a larger batch"
@@ -119,6 +128,19 @@ CHOICES = {
     "nan": ("stop", "skip"),
 }
 """Settings that take one of a few words, with these words."""
+
+
+def profiled(text: str) -> tuple[int, int]:
+    """Returns the first step of a trace and the one after the last, from a text such as `10:13`.
+
+    Raises:
+        InputError: the text is something else.
+    """
+    found = re.fullmatch(r"\s*(\d{1,12})\s*:\s*(\d{1,12})\s*", text, re.ASCII)
+    start, stop = (int(found[1]), int(found[2])) if found is not None else (0, 0)
+    if start >= stop:
+        raise InputError(f"profile: expected START:STOP with START below STOP, such as 10:13, got {text!r}")
+    return start, stop
 
 
 def factor(settings: Settings, step: int, total: int, boundary: int = 0) -> float:

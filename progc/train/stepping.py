@@ -1,4 +1,7 @@
-"""One optimizer step: micro-batches, mixed precision, clipping, and a guard that can skip the step."""
+"""One optimizer step: micro-batches, mixed precision, clipping, and a guard that can skip the step.
+
+The host starts the work of a step and reads its values later: see `Stepper`.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +22,7 @@ from progc.schedule.running import RunningStage
 from progc.train.parallel.base import Parallel
 from progc.train.progress import Meter
 from progc.train.settings import Settings
+from progc.train.skipping import can_skip, step_unless
 
 if TYPE_CHECKING:
     from progc.emit.stage_module import StageModule
@@ -32,18 +36,24 @@ WINDOW = 50
 LEAST = 10
 """Number of steps of the current stage before a loss can count as a spike."""
 
+LONGEST = 50
+"""Number of steps after which the host reads the values of steps at the latest, so that a failed run ends soon."""
+
 
 class Guard:
     """Decides which steps are skipped, and when the run has to end.
 
     A step is skipped if its loss or the norm of its gradient is not finite, or, with `spike`, if its loss is that many
     standard deviations above the mean of the last `WINDOW` steps.
+
+    Attributes:
+        in_a_row: number of steps that were skipped since the last one that was taken.
     """
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self._recent: deque[float] = deque(maxlen=WINDOW)
-        self._skipped = 0
+        self.in_a_row = 0
 
     def judge(self, loss: float, norm: float) -> str | None:
         """Returns why a step is skipped; None if it may be taken.
@@ -54,16 +64,16 @@ class Guard:
         reason = self._reason(loss, norm)
         if reason is None:
             self._recent.append(loss)
-            self._skipped = 0
+            self.in_a_row = 0
             return None
         if self.settings.nan == "stop" and not (math.isfinite(loss) and math.isfinite(norm)):
             raise CheckError(
                 f"{reason}; the weights were not changed: lower the learning rate, or skip such steps with nan=skip"
             )
-        self._skipped += 1
-        if self._skipped > self.settings.max_skipped:
+        self.in_a_row += 1
+        if self.in_a_row > self.settings.max_skipped:
             raise CheckError(
-                f"{self._skipped} steps in a row were skipped, the last because {reason}; lower the learning rate "
+                f"{self.in_a_row} steps in a row were skipped, the last because {reason}; lower the learning rate "
                 "and resume from an earlier checkpoint"
             )
         return reason
@@ -85,33 +95,67 @@ class Guard:
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the state, JSON data."""
-        return {"recent": list(self._recent), "skipped": self._skipped}
+        return {"recent": list(self._recent), "skipped": self.in_a_row}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores what `state_dict` returned."""
         self._recent = deque((float(value) for value in state["recent"]), maxlen=WINDOW)
-        self._skipped = int(state["skipped"])
+        self.in_a_row = int(state["skipped"])
 
 
-@dataclasses.dataclass(frozen=True)
 class Outcome:
-    """The result of one step.
+    """The result of one step; loss, norm and decision stay on the device until one of them is read.
 
     Attributes:
-        loss: mean loss over all samples of the step, over all ranks.
-        norm: norm of all gradients together, before clipping.
         samples: number of samples, over all ranks.
-        skipped: why the step was skipped; None if it was taken.
+        left_out: 1 if the step was skipped, else 0: f32, 0-d, on the device. None if the host has decided.
     """
 
-    loss: float
-    norm: float
-    samples: int
-    skipped: str | None = None
+    def __init__(self, stepper: Stepper, seen: torch.Tensor, samples: int, left_out: torch.Tensor | None) -> None:
+        self.samples, self.left_out = samples, left_out
+        self._stepper, self.seen = stepper, seen
+        self.found: tuple[float, float] | None = None
+        self.judged = False
+        self._skipped: str | None = None
+
+    @property
+    def loss(self) -> float:
+        """Mean loss over all samples of the step, over all ranks."""
+        return self._read()[0]
+
+    @property
+    def norm(self) -> float:
+        """Norm of all gradients together, before clipping."""
+        return self._read()[1]
+
+    @property
+    def skipped(self) -> str | None:
+        """Why the step was skipped; None if it was taken."""
+        self._read()
+        return self._skipped
+
+    def judge(self, reason: str | None) -> None:
+        """Sets why the step was skipped."""
+        self.judged, self._skipped = True, reason
+
+    def _read(self) -> tuple[float, float]:
+        if not self.judged:
+            self._stepper.read(self)
+        assert self.found is not None
+        return self.found
 
 
 class Stepper:
-    """Trains the module of one stage, step by step."""
+    """Trains the module of one stage, step by step.
+
+    Where the optimizer can skip a step on the device (`progc.train.skipping`), a step does not wait for the device. A
+    flag on the device decides what the guard decides later on the host, from the same two numbers: whether loss and
+    norm are finite. With `nan=stop` the flag stays set, so that nothing changes until the host has seen it. A spike is
+    found by a computation on the host, so runs that look for spikes wait in every step.
+
+    Attributes:
+        waiting: steps that the guard has not judged on the host.
+    """
 
     def __init__(
         self,
@@ -142,13 +186,19 @@ class Stepper:
         # Frozen parameters must not keep a gradient: weight decay and momentum would keep moving them.
         for parameter in module.parameters():
             parameter.grad = None
+        self.waiting: deque[Outcome] = deque()
+        self._defers = settings.spike is None and can_skip(optimizer)
+        self._ending: torch.Tensor | None = None
 
     def step(self, micro_batches: Sequence[Any]) -> Outcome:
         """Runs forward and backward of every micro-batch, then updates the weights unless the guard skips the step.
 
         Raises:
-            CheckError: the guard ends the run; weights and optimizer are unchanged.
+            CheckError: the guard ends the run, because of this step or of one that was waiting; weights and optimizer
+                are as they were before that step.
         """
+        if self.full:
+            self.read()
         sizes = [samples_in(batch) for batch in micro_batches]
         total = torch.zeros((), device=self.parallel.device)
         for number, (batch, size) in enumerate(zip(micro_batches, sizes, strict=True), 1):
@@ -162,15 +212,63 @@ class Stepper:
             total += loss.detach().float()
         self.scaler.unscale_(self.optimizer)
         norm = self.parallel.clip(self.trained, self.settings.clip)
-        seen_loss, seen_norm = torch.stack([self.parallel.mean(total), norm.to(total)]).tolist()
-        # An fp16 scale that is too large gives a norm that is not finite: the scaler skips the step itself.
-        scaling = self.scaler.is_enabled() and seen_loss == seen_loss and not _finite(seen_norm)
-        skipped = "the gradient scale is halved" if scaling else self.guard.judge(seen_loss, seen_norm)
-        if skipped is None or scaling:
+        seen = torch.stack([self.parallel.mean(total), norm.to(total)])
+        left_out = self._left_out(seen) if self._defers else None
+        outcome = Outcome(self, seen, sum(sizes) * self.parallel.world, left_out)
+        self.waiting.append(outcome)
+        if left_out is not None:
+            step_unless(self.optimizer, left_out)
+        elif outcome.skipped is None:
             self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        return Outcome(seen_loss, seen_norm, sum(sizes) * self.parallel.world, skipped)
+        return outcome
+
+    @property
+    def full(self) -> bool:
+        """Whether the host has to read the waiting steps before it takes another one.
+
+        After `LONGEST` steps, so that a run that has to end does so soon; and before a step that would follow one with
+        which the guard ends the run for skipping too many.
+        """
+        left = self.settings.max_skipped + 1 - self.guard.in_a_row if self.settings.nan == "skip" else LONGEST
+        return len(self.waiting) >= min(LONGEST, left)
+
+    def read(self, last: Outcome | None = None) -> None:
+        """Reads the values of all waiting steps, which waits for the device, and lets the guard judge them in order.
+
+        Args:
+            last: the last step to judge; None judges all.
+
+        Raises:
+            CheckError: the guard ends the run.
+        """
+        new = [outcome for outcome in self.waiting if outcome.found is None]
+        if new:
+            for outcome, values in zip(new, torch.stack([o.seen for o in new]).tolist(), strict=True):
+                outcome.found = values[0], values[1]
+        while self.waiting and (last is None or not last.judged):
+            outcome = self.waiting.popleft()
+            assert outcome.found is not None
+            outcome.judge(self._reason(*outcome.found))
+
+    def _reason(self, loss: float, norm: float) -> str | None:
+        # An fp16 scale that is too large gives a norm that is not finite: halving the scale is all that is needed.
+        if self.scaler.is_enabled() and loss == loss and not math.isfinite(norm):
+            return "the gradient scale is halved"
+        return self.guard.judge(loss, norm)
+
+    def _left_out(self, seen: torch.Tensor) -> torch.Tensor:
+        """The flag of this step, from loss and norm `[2]`: what `_reason` decides from the same values."""
+        odd = seen * 0 != 0  # 0 times infinity is not a number
+        left_out = odd.any()
+        if self.settings.nan == "stop":
+            ending = left_out
+            if self.scaler.is_enabled():
+                ending = left_out & ~((seen[0] == seen[0]) & odd[1])
+            self._ending = ending if self._ending is None else self._ending | ending
+            left_out = left_out | self._ending
+        return left_out.float()
 
 
 @dataclasses.dataclass
@@ -212,7 +310,3 @@ def samples_in(batch: Any) -> int:
         if isinstance(leaf, torch.Tensor) and leaf.dim():
             return leaf.shape[0]
     return 1
-
-
-def _finite(value: float) -> bool:
-    return value - value == 0.0

@@ -19,6 +19,7 @@ from progc.checkpoints import Saver, load
 from progc.data.loading import steps, steps_per_epoch
 from progc.data.staged import check_sizes, for_stage, not_set
 from progc.data.task import Task
+from progc.errors import CheckError
 from progc.ir.program import Program
 from progc.ir.random_state import seed_everything
 from progc.lift.averages import Averages
@@ -28,13 +29,16 @@ from progc.schedule.schedule import Schedule
 from progc.train.ahead import LookAhead
 from progc.train.boundary import Clock, Crossing
 from progc.train.emitting import emitted, expected_compiles
+from progc.train.ending import Ending
 from progc.train.keeping import Keeping, Rules, newest
+from progc.train.machine import Profile, device_settings
 from progc.train.metrics import Metrics
 from progc.train.parallel import Parallel
 from progc.train.parallel.processes import opened_parallel
 from progc.train.progress import Meter, Progress
 from progc.train.run_folder import Asked, Result, held, listening
 from progc.train.settings import Settings, factor, set_rates
+from progc.train.skipping import fused_options
 from progc.train.stepping import Active, Guard, Outcome, Stepper
 from progc.train.watching import Seen, Watch, never_told
 
@@ -117,6 +121,8 @@ class Trainer:
             micro=max(self.settings.batch // self.parallel.world // self.settings.accumulate, 1),
         )  # fmt: skip
         self._asked = Asked()
+        self._ending = Ending(self._asked, self.parallel)
+        self._unread: list[tuple[int, Outcome]] = []
 
     def fit(self, *, begin: Callable[[], None] | None = None) -> Result:
         """Trains to the end of the schedule, from the newest checkpoint in the run folder if there is one.
@@ -132,7 +138,12 @@ class Trainer:
             CheckError: growth that should be lossless is not, ranks differ, or the loss is not finite.
         """
         writes = self.parallel.rank == 0
-        with held(self.run, writes), listening() as self._asked, self.progress:
+        self._profile = Profile(self.run, self.settings, self.parallel.rank, self.parallel.device, self.progress.note)
+        with (
+            held(self.run, writes), listening() as self._asked, self.progress, device_settings(self.settings),
+            self._profile,
+        ):  # fmt: skip
+            self._ending = Ending(self._asked, self.parallel)
             if begin is not None:
                 begin()
             for note in self.notes:
@@ -166,7 +177,7 @@ class Trainer:
         )  # fmt: skip
         self.watch = Watch(
             self.schedule, self.settings, self.parallel, self.keeping, self.seen, self.controller, self.log,
-            self.progress, per_unit=self._per_unit, left=self._left,
+            self.progress, per_unit=self._per_unit, ending=self._ending,
         )  # fmt: skip
         programs = stages(
             self.program, self.schedule, source=self.source, optimizer=self._on_device(self._make_optimizer),
@@ -217,27 +228,18 @@ class Trainer:
 
     def _train(self, active: Active) -> bool:
         """Trains until the stage is over; returns False if a signal stopped the run before."""
-        settings = self.settings
         active.meter.begin()
         self.watch.look(active, self.step)  # the run may have been stopped during a validation
-        if self._left():  # the first step of a stage may have to compile
+        if self._ending.now():  # the first step of a stage may have to compile
             self._leave(active)
             return False
         while not self.watch.over(active, self.step):
             for micro_batches in self._batches(active):
                 active.meter.arrived()
-                rate = factor(settings, self.step, self.total, active.start)
-                set_rates(active.running.optimizer, rate)
-                outcome = active.stepper.step(micro_batches)
-                if outcome.skipped is None and active.running.ema is not None:
-                    active.running.ema.update(active.module)
-                self.step += 1
-                active.meter.step(outcome.samples)
-                self._note(active, outcome)
-                self.watch.look(active, self.step)
-                if settings.save_every is not None and self.step % settings.save_every == 0:
-                    self.keeping.save(active.running, active.module, self.step)
-                if self._left():
+                self._profile.begin(self.step)
+                self._step(active, micro_batches)
+                self._profile.end(self.step)
+                if self._ends(active):
                     self._leave(active)
                     return False
                 if self.watch.over(active, self.step):
@@ -245,12 +247,40 @@ class Trainer:
                 self._ahead.begin(active.index)
         return True
 
-    def _left(self) -> bool:
-        """Whether a signal on any rank asks to stop: a rank that stopped alone would leave the others waiting.
+    def _step(self, active: Active, micro_batches: list[Any]) -> None:
+        """Takes one step. The host does not wait for the device here, unless something needs a value of this step."""
+        rate = factor(self.settings, self.step, self.total, active.start)
+        set_rates(active.running.optimizer, rate)
+        try:
+            outcome = active.stepper.step(micro_batches)
+        except CheckError as error:
+            raise CheckError(f"step {self.step + 1}: {error}") from error
+        if active.running.ema is not None:
+            if outcome.left_out is not None:
+                active.running.ema.update(active.module, unless=outcome.left_out)
+            elif outcome.skipped is None:
+                active.running.ema.update(active.module)
+        self.step += 1
+        self._unread.append((self.step, outcome))
+        if outcome.left_out is None or active.stepper.full or self.watch.wants_loss(self.step):
+            self._read()
+        active.meter.step(outcome.samples)
+        self.watch.trained(self.step, self.seen.last)
+        self.progress.step(self.step, self.seen.last)
+        if self.step % self.settings.log_every == 0:
+            self._log(active)
 
-        All ranks have to call this equally often.
-        """
-        return self.parallel.any(bool(self._asked))
+    def _ends(self, active: Active) -> bool:
+        """Validates and saves if that is due; returns whether the run has to end."""
+        if self.watch.due(active, self.step):
+            self._read()
+            self._ending.settle()
+        self.watch.look(active, self.step)
+        every = self.settings.save_every
+        if every is not None and self.step % every == 0:
+            self._save(active)
+        # At a boundary ranks exchange other messages, so none of these may be under way.
+        return self._ending.now() if self.watch.over(active, self.step) else self._ending.later()
 
     def _leave(self, active: Active) -> None:
         if self.step:
@@ -259,9 +289,15 @@ class Trainer:
         else:
             self.progress.note("stopped before the first step")
 
+    def _save(self, active: Active) -> None:
+        """Saves a checkpoint of this step, which holds what the values of all steps so far amount to."""
+        self._read()
+        self._ending.settle()
+        self.keeping.save(active.running, active.module, self.step)
+
     def _saved(self, active: Active) -> None:
         """Saves a checkpoint of this step and waits until it is complete."""
-        self.keeping.save(active.running, active.module, self.step)
+        self._save(active)
         self.keeping.saver.wait()
 
     def _batches(self, active: Active) -> Iterator[list[Any]]:
@@ -273,25 +309,36 @@ class Trainer:
             workers=self.settings.workers, device=self.parallel.device,
         )  # fmt: skip
 
-    def _note(self, active: Active, outcome: Outcome) -> None:
-        """Writes the metrics of a step, and passes its loss to the rules of the schedule."""
-        self.seen.add(outcome.loss, outcome.skipped is not None)
-        if outcome.skipped is not None:
-            self.log.write("note", self.step, {"skipped": outcome.skipped, "loss": outcome.loss})
-        self.watch.trained(self.step, outcome.loss)
-        self.progress.step(self.step, outcome.loss)
-        if self.step % self.settings.log_every == 0:
-            values = {
-                "loss": self.seen.take(),
-                "lr": max(group["lr"] for group in active.running.optimizer.param_groups),
-                "grad_norm": outcome.norm,
-                "skipped": self.seen.skipped,
-                "epoch": (self.step - 1) // self._per_epoch,
-                "stage": active.index,
-            }
-            measured = active.meter.read()
-            self.log.write("train", self.step, {**values, "measured": measured})
-            self.progress.measured(measured)
+    def _read(self) -> None:
+        """Reads the values of the last steps, which waits for the device, and adds them to the running sums.
+
+        Raises:
+            CheckError: the guard ends the run because of one of these steps.
+        """
+        unread, self._unread = self._unread, []
+        for step, outcome in unread:
+            try:
+                skipped = outcome.skipped
+            except CheckError as error:
+                raise CheckError(f"step {step}: {error}") from error
+            self.seen.add(outcome.loss, skipped is not None, outcome.norm)
+            if skipped is not None:
+                self.log.write("note", step, {"skipped": skipped, "loss": outcome.loss})
+
+    def _log(self, active: Active) -> None:
+        """Writes the metrics of this step."""
+        self._read()
+        values = {
+            "loss": self.seen.take(),
+            "lr": max(group["lr"] for group in active.running.optimizer.param_groups),
+            "grad_norm": self.seen.norm,
+            "skipped": self.seen.skipped,
+            "epoch": (self.step - 1) // self._per_epoch,
+            "stage": active.index,
+        }
+        measured = active.meter.read()
+        self.log.write("train", self.step, {**values, "measured": measured})
+        self.progress.measured(measured)
 
     # --- resuming --------------------------------------------------------------------------------------------------
 
@@ -320,7 +367,7 @@ class Trainer:
             following = next(programs)
         with clock.timed("compile"):
             failed = self._ahead.finish(lambda: bool(self._asked))
-        if self._left():
+        if self._ending.now():
             self._leave(active)
             return None
         if failed is not None:
@@ -357,7 +404,7 @@ class Trainer:
     # --- making -----------------------------------------------------------------------------------------------------
 
     def _adamw(self, module: nn.Module) -> Optimizer:
-        return torch.optim.AdamW(module.parameters(), lr=self.settings.lr)
+        return torch.optim.AdamW(module.parameters(), lr=self.settings.lr, **fused_options(module, {}))
 
     def _on_device(self, make: Callable[[nn.Module], Any]) -> Callable[[nn.Module], Any]:
         """Moves the module to the training device before something is made from it."""

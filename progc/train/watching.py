@@ -19,8 +19,9 @@ from progc.data.task import Task
 from progc.errors import InputError
 from progc.lift.averages import Averages
 from progc.schedule.controlling import Controller
-from progc.schedule.rules import Gain
+from progc.schedule.rules import Gain, Plateau
 from progc.schedule.schedule import Schedule
+from progc.train.ending import Ending
 from progc.train.keeping import Keeping
 from progc.train.metrics import Metrics
 from progc.train.parallel import Parallel
@@ -48,7 +49,7 @@ class Watch:
         progress: Progress,
         *,
         per_unit: int,
-        left: Callable[[], bool],
+        ending: Ending,
     ) -> None:
         """
         Args:
@@ -61,12 +62,13 @@ class Watch:
             log: metrics of the run.
             progress: shows results.
             per_unit: optimizer steps per unit of the schedule (epoch or step).
-            left: whether the run has to end, the same on all ranks; a validation then ends without a result.
+            ending: whether the run has to end; a validation then ends without a result.
         """
         self.settings, self.parallel, self.keeping, self.seen = settings, parallel, keeping, seen
         self.controller, self.log, self.progress = controller, log, progress
         self.metrics: dict[str, float] = {}
-        self._per_unit, self._left = per_unit, left
+        self._per_unit, self._ending = per_unit, ending
+        self._losses = any(isinstance(rule, Plateau) for rule in schedule.rules)
         self._higher = all(rule.higher for rule in _gains(schedule))
 
     def over(self, active: Active, step: int) -> bool:
@@ -75,10 +77,20 @@ class Watch:
             return self.controller.stage > active.index
         return step >= active.stop
 
-    def trained(self, step: int, loss: float) -> None:
-        """Passes the loss of a step to the rules."""
+    def wants_loss(self, step: int) -> bool:
+        """Returns whether a rule decides by the loss of this step, so that the host has to read it at once."""
+        return self.controller is not None and self._losses and step % self._per_unit == 0
+
+    def trained(self, step: int, loss: float | None) -> None:
+        """Tells the rules that a step is done, with its loss if `wants_loss` asked for it."""
         if self.controller is not None and step % self._per_unit == 0:
-            self.controller.observe(step // self._per_unit, loss=loss)
+            self.controller.observe(step // self._per_unit, loss=loss if self._losses else None)
+
+    def due(self, active: Active, step: int) -> bool:
+        """Returns whether a validation is due after `step` steps of the run."""
+        every = self.settings.validate_every
+        due = step > 0 and (self.over(active, step) or (every is not None and step % every == 0))
+        return due and self.seen.validated != step and active.task.validation is not None
 
     def look(self, active: Active, step: int) -> None:
         """Validates if it is due, and passes the result to the rules.
@@ -86,9 +98,8 @@ class Watch:
         Each part is done once per step, however often this is called: a run that was stopped in between does the rest
         when it resumes.
         """
-        over, every = self.over(active, step), self.settings.validate_every
-        due = step > 0 and (over or (every is not None and step % every == 0))
-        if due and self.seen.validated != step and active.task.validation is not None:
+        over = self.over(active, step)
+        if self.due(active, step):
             self._validate(active, step)
         if step % self._per_unit == 0 and (news := self.seen.news()) is not None:
             if self.controller is not None and not over:
@@ -97,8 +108,10 @@ class Watch:
     def _validate(self, active: Active, step: int) -> None:
         running = active.running
         found = evaluate(
-            active.module, active.task, running.inputs, running.ema, self.parallel, self.settings, self._left
-        )
+            active.module, active.task, running.inputs, running.ema, self.parallel, self.settings,
+            self._ending.later,
+        )  # fmt: skip
+        self._ending.settle()
         if found is None:
             return
         self.metrics, self.seen.validated = found, step
@@ -198,18 +211,23 @@ class Seen:
     Attributes:
         best: best value of `score` so far; None before the first.
         skipped: number of steps skipped in the whole run.
+        last: loss of the last step that the host has read; None before the first.
+        norm: norm of the gradient of that step.
         validated: step of the last complete validation; None before the first.
     """
 
     def __init__(self) -> None:
         self.best: float | None = None
         self.skipped = 0
+        self.last: float | None = None
+        self.norm: float | None = None
         self.validated: int | None = None
         self._sum, self._count = 0.0, 0
         self._news: tuple[float, float] | None = None
 
-    def add(self, loss: float, skipped: bool) -> None:
-        """Adds the loss of a step."""
+    def add(self, loss: float, skipped: bool, norm: float) -> None:
+        """Adds the loss of a step, and the norm of its gradient."""
+        self.last, self.norm = loss, norm
         if skipped:
             self.skipped += 1
         else:

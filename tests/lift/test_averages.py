@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from progc.ir.program import Average, Program
 from progc.lift.averages import DECAYS, attached
 from progc.pipeline.manager import run
 from tests import nets
+from tests.fake_cuda import CUDA, all_on_cuda, fake_cuda, refused
 from tests.growth.target import test_outputs, test_untie
 from tests.lift.optimizers.running import fresh, parameters, train
 from tests.toy_passes import AddBias
@@ -116,6 +118,65 @@ def test_state_goes_through_safetensors(tmp_path: Path) -> None:
     ):
         with pytest.raises(InputError, match=f"averages: {message}; expected decays"):
             again.load_state_dict(bad)
+
+
+def normed() -> nn.Module:
+    """Floating-point and integer buffers beside parameters, and two names of one of them."""
+    torch.manual_seed(3)
+    net = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 4), nn.BatchNorm1d(4))
+    net[2].weight = net[0].weight
+    return net
+
+
+def test_an_update_may_be_left_out_where_the_device_says_so() -> None:
+    """Then nothing changes, whatever the step has left in running statistics; otherwise it is the update itself."""
+    ours, theirs = (progc.EMA(normed(), [0.9, 0.5]) for _ in range(2))
+    net = normed()
+    for step, skipped in enumerate([0.0, 1.0, 0.0, 0.0, 1.0]):
+        net(torch.randn(8, 4) + step)
+        with torch.no_grad():
+            kept = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+            for parameter in net.parameters():
+                parameter.add_(0.1 * torch.randn_like(parameter))
+            if skipped:
+                net[1].running_var.fill_(math.nan)
+                net[3].running_mean.fill_(math.inf)
+        before = {decay: {n: t.clone() for n, t in own.items()} for decay, own in ours.tensors.items()}
+        ours.update(net, unless=torch.tensor(skipped))
+        if skipped:
+            assert all(torch.equal(t, before[d][n]) for d, own in ours.tensors.items() for n, t in own.items())
+            net.load_state_dict(kept)
+        else:
+            theirs.update(net)
+            assert not torch.equal(ours.tensors[0.9]["0.weight"], before[0.9]["0.weight"])
+        for decay, own in theirs.tensors.items():
+            for name, tensor in own.items():
+                assert torch.allclose(ours.tensors[decay][name], tensor, rtol=1e-5, atol=1e-6), name
+    assert ours.num_updates == theirs.num_updates == 3
+    assert int(ours.state_dict()["num_updates"]) == 3
+    ours.num_updates = 7
+    assert ours.num_updates == 7
+
+
+def test_a_left_out_update_does_not_count_for_the_warm_up() -> None:
+    ours, theirs = (progc.EMA(normed(), [0.9], warmup=True) for _ in range(2))
+    net = normed()
+    for skipped in (1.0, 0.0, 1.0, 0.0):
+        ours.update(net, unless=torch.tensor(skipped))
+        if not skipped:
+            theirs.update(net)
+        with torch.no_grad():
+            net[0].weight.mul_(1.1)
+    assert torch.allclose(ours.tensors[0.9]["0.weight"], theirs.tensors[0.9]["0.weight"])
+
+
+def test_the_host_does_not_wait_for_an_update() -> None:
+    with fake_cuda():
+        tensors = all_on_cuda(normed().state_dict(keep_vars=True))
+        ema = progc.EMA(tensors, [0.9])
+        ema.update(tensors, unless=torch.zeros((), device=CUDA))
+        ema.update(tensors)
+        assert refused(lambda: ema.num_updates)
 
 
 # --- growth carries them --------------------------------------------------------------------------------------------

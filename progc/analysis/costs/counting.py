@@ -18,7 +18,7 @@ from progc.analysis.costs.cost import StageCost
 from progc.analysis.costs.operations import Operation, Recorder
 from progc.errors import InputError, one_line
 from progc.ir.check import GraphRun, empty_like
-from progc.ir.deferred import device_of
+from progc.ir.devices import captured_device
 from progc.ir.program import Program
 
 ADAM_STATES = 2
@@ -127,7 +127,11 @@ def batch_of(program: Program, batch: int | None) -> int:
 
 def empty(program: Program, batch: int) -> tuple[dict[str, torch.Tensor], list[Any]]:
     """Returns empty tensors by name and empty inputs at a batch size, for a run in a fake mode."""
-    tensors = {name: _fake(tensor) for name, tensor in program.tensors.items() if name not in program.tied}
+    tensors = {
+        name: empty_like(tensor, captured_device(program, tensor))
+        for name, tensor in program.tensors.items()
+        if name not in program.tied
+    }
     inputs = [
         _fake(leaf, batch if free else None) if isinstance(leaf, torch.Tensor) else leaf
         for leaf, free in zip(program.flat_example(), program.signature.batch_dims, strict=True)
@@ -164,7 +168,6 @@ def _step(program: Program, batch: int) -> Step:
 
 def _fake(tensor: torch.Tensor, batch: int | None = None) -> torch.Tensor:
     """Returns an empty tensor of the same layout, with size `batch` in dim 0 if given."""
-    device = device_of(tensor)
     if batch is not None and batch != tensor.shape[0]:
-        return torch.empty((batch, *tensor.shape[1:]), dtype=tensor.dtype, device=device)
-    return empty_like(tensor, device)
+        return torch.empty((batch, *tensor.shape[1:]), dtype=tensor.dtype, device=tensor.device)
+    return empty_like(tensor)

@@ -23,6 +23,8 @@ from progc.lift.optimizers.holdings import Holdings, commit, holdings, settled
 
 _TENSORS, _REST = "optimizer.safetensors", "optimizer.json"
 _FORMAT = 1
+_OWN = ("foreach", "fused")
+"""Options that say how the optimizer at hand computes a step on its device, and not what; they are not loaded."""
 
 
 def optimizer_state(optimizer: Optimizer, program: Program) -> dict[str, Any]:
@@ -71,7 +73,7 @@ def load_optimizer_state(optimizer: Optimizer, program: Program, saved: Mapping[
     options = []
     for index, group in enumerate(saved["groups"]):
         base = present.options[index] if index < len(present.options) else optimizer.defaults
-        options.append({**base, **group["options"]})
+        options.append({**base, **group["options"], **{key: base[key] for key in _OWN if key in base}})
     found = settled(Holdings(options, groups, dict(saved["parked"]), dict(saved["state"])), program)
     homes = found.homes
     left = [name for name in present.homes if name not in homes]

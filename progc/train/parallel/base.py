@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable
+import datetime
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -14,6 +15,10 @@ if TYPE_CHECKING:
 
     from progc.emit.stage_module import StageModule
     from progc.lift.averages import Averages
+
+
+TIMEOUT = datetime.timedelta(hours=2)
+"""Timeout of collectives: a rank that compiles keeps the others waiting for minutes."""
 
 
 class Parallel(Protocol):
@@ -52,6 +57,9 @@ class Parallel(Protocol):
     def any(self, flag: bool) -> bool:
         """Returns whether the flag is set on some rank; the same answer on all ranks."""
 
+    def asked(self, flag: bool) -> Callable[[], bool]:
+        """Starts what `any` does and returns at once; the returned function waits for the answer. Call it once."""
+
 
 class Single:
     """One process on one device: nothing is wrapped and nothing is reduced. See `Parallel`."""
@@ -89,3 +97,7 @@ class Single:
     def any(self, flag: bool) -> bool:
         """Returns the flag."""
         return flag
+
+    def asked(self, flag: bool) -> Callable[[], bool]:
+        """See `Parallel.asked`."""
+        return lambda: flag

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import datetime
 import os
 
 import torch
 import torch.distributed as dist
 
 from progc.errors import InputError, one_line
-from progc.train.parallel.base import Parallel, Single
-
-TIMEOUT = datetime.timedelta(hours=2)
-"""Timeout of collectives: a rank that compiles keeps the others waiting for minutes."""
+from progc.train.parallel.base import TIMEOUT, Parallel, Single
 
 
 def opened_parallel(kind: str, device: str) -> Parallel:

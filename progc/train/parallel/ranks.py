@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,7 +11,8 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from progc.train.parallel.base import Single
+from progc.ranks.agreeing import apart
+from progc.train.parallel.base import TIMEOUT, Single
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
@@ -26,6 +27,7 @@ class Ranks(Single):
     def __init__(self, device: torch.device) -> None:
         super().__init__(device)
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
+        self._apart: Any = None
 
     def mean(self, value: torch.Tensor) -> torch.Tensor:
         """See `Parallel.mean`."""
@@ -38,6 +40,23 @@ class Ranks(Single):
         largest = torch.tensor(float(flag), device=self.device)
         dist.all_reduce(largest, op=dist.ReduceOp.MAX)
         return bool(largest.item())
+
+    def asked(self, flag: bool) -> Callable[[], bool]:
+        """See `Parallel.asked`.
+
+        The message is on the CPU, in a group of its own: it neither waits for what the device computes nor stands in
+        line with the reduction of gradients.
+        """
+        if self._apart is None:
+            self._apart = apart(TIMEOUT)
+        largest = torch.tensor(float(flag))
+        work = dist.all_reduce(largest, op=dist.ReduceOp.MAX, group=self._apart, async_op=True)
+
+        def answer() -> bool:
+            work.wait()
+            return bool(largest.item())
+
+        return answer
 
 
 class Ddp(Ranks):

@@ -17,6 +17,7 @@ import torch
 from torch import fx
 
 from progc.errors import one_line
+from progc.ir.devices import captured_device
 from progc.ir.layouts import Evaluator, Layout
 from progc.ir.operations import op_name
 from progc.ir.program import Mode, Program, TensorMeta
@@ -102,7 +103,8 @@ class Walk(Choices):
     def tensor(self, name: str) -> SizedValue:
         """Returns a tensor of the program, with the dims that follow the image at their new size."""
         tensor = self.program.tensors[name]
-        return self.free(("tensor", name), Layout.of(tensor), name)
+        layout = dataclasses.replace(Layout.of(tensor), device=captured_device(self.program, tensor))
+        return self.free(("tensor", name), layout, name)
 
     def free(self, owner: tuple[str, ...], layout: Layout, table: str | None = None) -> SizedValue:
         """Returns a value whose sizes may follow the image."""
