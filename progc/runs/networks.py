@@ -19,6 +19,8 @@ from progc.models.source import Source
 if TYPE_CHECKING:
     from progc.data.task import Task
     from progc.ir.program import Program
+    from progc.runs.config import Config
+    from progc.schedule.schedule import Schedule
 
 Phase = Callable[[str], contextlib.AbstractContextManager[None]]
 """Shows that a phase of the work is running, such as `capture`."""
@@ -69,6 +71,16 @@ class ModelAndData:
             data,
             seed,
         )
+
+    @classmethod
+    def of(cls, config: Config, schedule: Schedule | None = None) -> ModelAndData:
+        """Reads what a configuration names; the target of a finished plan holds where the configuration has none.
+
+        Raises:
+            InputError: the source or the target does not exist.
+        """
+        to = config.to if config.to is not None or schedule is None else schedule.model.target
+        return cls.open(config.source, to=to, weights=config.weights, data=config.data, seed=config.settings.seed)
 
     def check_data(self, what: str) -> None:
         """Checks that samples are named, before anything is captured.

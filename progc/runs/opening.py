@@ -78,8 +78,7 @@ def opened(config: Config, *, run: Path | None = None, weights: bool = True, pha
 
     maker = chosen(config.optimizer, settings.lr)
     given = _given(config, run)
-    to = config.to if config.to is not None or given is None else given.model.target
-    named = ModelAndData.open(config.source, to=to, weights=config.weights, data=config.data, seed=settings.seed)
+    named = ModelAndData.of(config, given)
     named.check_data(f"training {config.source}")
     options = None if given is not None else _plan_options(config)
     searching = options is not None and options.searching
@@ -87,7 +86,7 @@ def opened(config: Config, *, run: Path | None = None, weights: bool = True, pha
     start = named.captured(real=weights or searching, phase=during, note=notes.append)
     inits = parse_inits(config.init) if config.init is not None else {}
     full = named.grown(start, real=searching, phase=during, note=notes.append)
-    smaller = start if to is not None else None
+    smaller = start if named.to is not None else None
     with during("data"):
         task = named.task(full)
 
@@ -97,7 +96,7 @@ def opened(config: Config, *, run: Path | None = None, weights: bool = True, pha
         if given is not None:
             return given
         assert options is not None
-        return plan_with(full, options, task=task, source=config.source, target=to, start=smaller)
+        return plan_with(full, options, task=task, source=config.source, target=named.to, start=smaller)
 
     with during("plan"):
         schedule = _agreed(planned)
