@@ -11,7 +11,7 @@ from progc.cli.common import captured, millions, versions
 from progc.cli.terminal import Terminal
 from progc.errors import NotLosslessError
 from progc.files.writing import check_output, json_text, output_folder, write_json
-from progc.models.opening import open_source
+from progc.runs.sources import open_network, origin_of
 
 if TYPE_CHECKING:
     from progc.ir.check import Difference
@@ -24,6 +24,7 @@ def run_apply(
     pipeline: str,
     *,
     weights: Path | None,
+    average: float | None,
     ema: Path | None,
     out: Path | None,
     seed: int,
@@ -39,7 +40,7 @@ def run_apply(
 
     terminal = Terminal()
     passes = parse(pipeline)
-    opened = open_source(source)
+    opened = open_network(source, weights=weights, average=average, note=terminal.note)
     if out is not None:
         check_output(out)
 
@@ -61,7 +62,7 @@ def run_apply(
         report: dict[str, Any] = {
             "source": source,
             "pipeline": to_text(passes),
-            "weights": str(weights) if weights is not None else opened.trained,
+            "weights": origin_of(opened, weights),
             "ema": str(ema) if ema is not None else None,
             "seed": seed,
             "passes": [

@@ -1,0 +1,110 @@
+"""The stage identifier of a network that is exported: the row of one stage is folded into the weights, or it is kept.
+
+Sampling with the row of the last stage is what AutoProg-Zero publishes (Li et al. 2024, arXiv 2410.00350).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+from progc.errors import CheckError, InputError, NotLosslessError
+from progc.schedule.schedule import Schedule
+
+if TYPE_CHECKING:
+    from progc.ir.program import Program
+
+KEEP, NULL = "keep", "null"
+
+
+@dataclasses.dataclass(frozen=True)
+class Identifier:
+    """What becomes of the stage identifier.
+
+    Attributes:
+        row: the row that is folded; None if there is no identifier or it is kept.
+        kept: whether the network keeps its identifier, with the stage as an input.
+    """
+
+    row: int | None
+    kept: bool = False
+
+    @classmethod
+    def choose(cls, text: str | None, schedule: Schedule, stage: int) -> Identifier:
+        """Reads `--sid`.
+
+        Args:
+            text: `keep`, `null` or the number of a row; None: the row of `stage`.
+            schedule: the stages of the run.
+            stage: index of the stage that is exported.
+
+        Raises:
+            InputError: the run has no identifier, or no such row.
+        """
+        rows = [own.sid for own in schedule.stages if own.sid is not None]
+        if not rows:
+            if text is not None:
+                raise InputError(f"--sid {text}: the stages of this run have no identifier; leave out --sid")
+            return cls(None)
+        if text == KEEP:
+            return cls(None, kept=True)
+        null = max(len(schedule.stages), *(row + 1 for row in rows))  # as the trainer makes the table
+        if text is None:
+            own = schedule.stages[stage].sid
+            return cls(null if own is None else own)
+        row = null if text == NULL else int(text) if text.isdecimal() else -1
+        if not 0 <= row <= null:
+            raise InputError(f"--sid {text}: expected a row from 0 to {null - 1}, null or keep")
+        return cls(row)
+
+
+@dataclasses.dataclass(frozen=True)
+class Folding:
+    """A network that is ready to be exported.
+
+    Attributes:
+        program: the network.
+        reference: what it must compute: the network of the run, with its stage fixed where it is folded.
+        into: parameters that took the row.
+        tolerance: largest relative difference between both, in float64.
+        max_abs, max_rel: differences of outputs in float64; None if nothing was folded.
+    """
+
+    program: Program
+    reference: Program
+    into: tuple[str, ...] = ()
+    tolerance: float = 0.0
+    max_abs: float | None = None
+    max_rel: float | None = None
+
+
+def folded(program: Program, identifier: Identifier, *, seed: int = 0) -> Folding:
+    """Folds the identifier into the weights, and measures that nothing else changes.
+
+    Raises:
+        NotLosslessError: no parameter can take the row.
+        CheckError: the folded network computes something else, which is an error of progc.
+    """
+    from progc.lift.revert import TOLERANCE, measure, tolerance
+    from progc.passes.inject_sid import InjectSid
+    from progc.passes.remove_sid import RemoveSid
+    from progc.pipeline.manager import apply, run
+
+    if identifier.row is None or program.sid is None:
+        return Folding(program, program, tolerance=TOLERANCE)
+    fixed = apply(program, [InjectSid(stage=str(identifier.row), dropout=0.0)])
+    try:
+        result, (step,) = run(program, [RemoveSid(stage=identifier.row)])
+    except NotLosslessError as error:
+        reason = str(error).removeprefix("remove-sid: ").rpartition("; ")[0]
+        raise NotLosslessError(f"{reason}; give --sid {KEEP} to export the network with its identifier") from error
+    assert step.lift is not None
+    lifts = [step.lift]
+    difference, limit = measure(fixed, result, lifts, seed=seed), tolerance(lifts)
+    if not difference.max_rel <= limit:
+        raise CheckError(
+            f"row {identifier.row} folded into the weights changes outputs by {difference.max_rel:.1e} (float64, "
+            f"relative; limit {limit:g}); nothing was written; please report this"
+        )
+    into = tuple(entry.name for entry in step.lift.tensors)
+    return Folding(result, fixed, into, limit, difference.max_abs, difference.max_rel)
