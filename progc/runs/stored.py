@@ -142,6 +142,25 @@ class StoredRun:
         else:
             yield from steps(self.path)
 
+    def manifests(self) -> Iterator[tuple[int, Path, Manifest | InputError]]:
+        """Yields the checkpoints, newest first, each with its manifest, or with the reason why that cannot be read."""
+        for step, folder in self.checkpoints():
+            try:
+                yield step, folder, read_manifest(folder)
+            except NewerFormat:
+                raise
+            except InputError as error:
+                yield step, folder, error
+
+    def newest_stage(self) -> int:
+        """Returns the stage of the newest weights by their manifest, which is not verified; 0 if there are none."""
+        if self.finished:
+            return len(self.schedule.stages) - 1
+        known = (manifest.stage for _, _, manifest in self.manifests() if not isinstance(manifest, InputError))
+        stage = next(known, 0)
+        self.check_stage(stage)
+        return stage
+
     def check_stage(self, stage: int) -> None:
         """Checks that the schedule has a stage of this index.
 
@@ -170,11 +189,12 @@ class StoredRun:
             step = next((step for step, _ in self.checkpoints()), None)
             return StoredWeights(self.path / WEIGHTS, last, step, _file_averages(self.path))
         kept, damaged = set(), []
-        for step, folder in self.checkpoints():
+        for step, folder, found in self.manifests():
             try:
-                manifest = read_manifest(folder)
-                kept.add(manifest.stage)
-                if stage is not None and manifest.stage != stage:
+                if isinstance(found, InputError):
+                    raise found
+                kept.add(found.stage)
+                if stage is not None and found.stage != stage:
                     continue
                 manifest = verify(folder)
             except NewerFormat:
