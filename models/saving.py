@@ -13,7 +13,7 @@ from progc.models.source import FAMILIES, Source, adapter_of
 if TYPE_CHECKING:
     from torch import nn
 
-_HAS = "diffusers: and transformers: have one"
+_HAS = "only models of diffusers and transformers have one"
 
 
 def check_folder(source: Source) -> None:

@@ -42,7 +42,7 @@ def run_export(
     averages = ", ".join(map(repr, report["averages"])) or "none"
     rows = [
         ("run", f"{report['run']}, {whole}"),
-        ("stage", f"{report['stage']} of {report['stages']} (counted from 0){step}"),
+        ("stage", f"{report['stage']} of stages 0 to {report['stages'] - 1}{step}"),
         ("weights", report["weights"]),
         ("average", f"none (there are: {averages})" if report["average"] is None else f"decay {report['average']!r}"),
         ("identifier", _identifier(report["sid"], report["folded_into"])),

@@ -33,14 +33,14 @@ class Request:
 
     Attributes:
         network: the run, and which of its weights.
-        identifier: what becomes of the stage identifier.
+        identifier: what becomes of the stage identifier; None if there is none.
         form: a key of `SUFFIXES`.
         path: the file or folder to write.
         force: whether an existing one is replaced.
     """
 
     network: TrainedNetwork
-    identifier: Identifier
+    identifier: Identifier | None
     form: str
     path: Path
     force: bool = False
@@ -75,7 +75,7 @@ class Request:
             from progc.runs.exporting.graph_files import check_onnx
 
             check_onnx()
-        request = cls(network, identifier, form, to if to is not None else _default(network, form), force)
+        request = cls(network, identifier, form, to if to is not None else _default(network, sid, form), force)
         request.check_target()
         return request
 
@@ -107,14 +107,14 @@ def export(request: Request, *, phase: Phase, note: Note) -> dict[str, Any]:
     program = network.program(phase=phase, note=note)
     with phase("check"):
         folding = folded(program, request.identifier)
-    if request.identifier.kept:
+    kept = request.identifier is not None and request.identifier.kept
+    if kept:
         own = OwnClass(NOT_TRIED, "the network keeps its identifier, which the class does not have")
     else:
         own = in_own_class(run, weights.stage, folding, phase=phase)
     with phase("write"):
         _write(request, folding.program, own)
     measured = own.difference if own.difference is not None else folding
-    sid = None if program.sid is None else "kept" if request.identifier.kept else request.identifier.row
     return {
         "run": str(run.path),
         "path": str(request.path),
@@ -126,7 +126,7 @@ def export(request: Request, *, phase: Phase, note: Note) -> dict[str, Any]:
         "stage": weights.stage,
         "stages": len(run.schedule.stages),
         "finished": run.finished,
-        "sid": sid,
+        "sid": "kept" if kept else folding.row,
         "folded_into": list(folding.into),
         "class": own.status,
         "class_reason": own.reason or None,
@@ -153,22 +153,24 @@ def _form(form: str | None, to: Path | None) -> str:
     return found
 
 
-def _default(network: TrainedNetwork, form: str) -> Path:
+def _default(network: TrainedNetwork, sid: str | None, form: str) -> Path:
     """A name that says which network it is; in the folder of the run, also for one of its checkpoints."""
     parts = ["export"]
     if not network.run.finished or network.weights.stage + 1 < len(network.run.schedule.stages):
         parts.append(f"step-{network.weights.step}")
     if network.average is not None:
         parts.append(f"ema-{network.average!r}")
+    if sid is not None:
+        parts.append(f"sid-{sid}")
     folder = network.run.path if network.weights.path != network.run.path else network.run.path.resolve().parent
     return folder / f"{'-'.join(parts)}{SUFFIXES[form]}"
 
 
-def _check_library(network: TrainedNetwork, identifier: Identifier) -> None:
+def _check_library(network: TrainedNetwork, identifier: Identifier | None) -> None:
     from progc.models.saving import check_folder
 
     run, stage = network.run, network.weights.stage
-    if identifier.kept:
+    if identifier is not None and identifier.kept:
         raise InputError("--format folder cannot keep the identifier, which the class does not have; leave out --sid keep")
     source = full_source(run)
     if source is None:

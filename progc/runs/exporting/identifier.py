@@ -22,16 +22,16 @@ class Identifier:
     """What becomes of the stage identifier.
 
     Attributes:
-        row: the row that is folded; None if there is no identifier or it is kept.
+        row: the row that is folded; None: the null row.
         kept: whether the network keeps its identifier, with the stage as an input.
     """
 
-    row: int | None
+    row: int | None = None
     kept: bool = False
 
     @classmethod
-    def choose(cls, text: str | None, schedule: Schedule, stage: int) -> Identifier:
-        """Reads `--sid`.
+    def choose(cls, text: str | None, schedule: Schedule, stage: int) -> Identifier | None:
+        """Reads `--sid`; returns None if the network has no identifier.
 
         Args:
             text: `keep`, `null` or the number of a row; None: the row of `stage`.
@@ -45,17 +45,15 @@ class Identifier:
         if not rows:
             if text is not None:
                 raise InputError(f"--sid {text}: the stages of this run have no identifier; leave out --sid")
-            return cls(None)
-        if text == KEEP:
-            return cls(None, kept=True)
-        null = max(len(schedule.stages), *(row + 1 for row in rows))  # as the trainer makes the table
+            return None
         if text is None:
-            own = schedule.stages[stage].sid
-            return cls(null if own is None else own)
-        row = null if text == NULL else int(text) if text.isdecimal() else -1
-        if not 0 <= row <= null:
-            raise InputError(f"--sid {text}: expected a row from 0 to {null - 1}, null or keep")
-        return cls(row)
+            return cls(schedule.stages[stage].sid)  # a stage without a row of its own trains the null row
+        if text in (KEEP, NULL):
+            return cls(kept=text == KEEP)
+        count = max(len(schedule.stages), *(row + 1 for row in rows))
+        if not text.isdecimal() or int(text) >= count:
+            raise InputError(f"--sid {text}: expected a row from 0 to {count - 1}, {NULL} or {KEEP}")
+        return cls(int(text))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +63,7 @@ class Folding:
     Attributes:
         program: the network.
         reference: what it must compute: the network of the run, with its stage fixed where it is folded.
+        row: the row that was folded; None if none was.
         into: parameters that took the row.
         tolerance: largest relative difference between both, in float64.
         max_abs, max_rel: differences of outputs in float64; None if nothing was folded.
@@ -72,14 +71,20 @@ class Folding:
 
     program: Program
     reference: Program
+    row: int | None = None
     into: tuple[str, ...] = ()
     tolerance: float = 0.0
     max_abs: float | None = None
     max_rel: float | None = None
 
 
-def folded(program: Program, identifier: Identifier, *, seed: int = 0) -> Folding:
+def folded(program: Program, identifier: Identifier | None, *, seed: int = 0) -> Folding:
     """Folds the identifier into the weights, and measures that nothing else changes.
+
+    Args:
+        program: the network of the run; its stage is an input if it has an identifier.
+        identifier: what becomes of it; None if there is none.
+        seed: seed of the inputs that are compared.
 
     Raises:
         NotLosslessError: no parameter can take the row.
@@ -90,11 +95,13 @@ def folded(program: Program, identifier: Identifier, *, seed: int = 0) -> Foldin
     from progc.passes.remove_sid import RemoveSid
     from progc.pipeline.manager import apply, run
 
-    if identifier.row is None or program.sid is None:
+    sid = program.sid
+    if identifier is None or identifier.kept or sid is None:
         return Folding(program, program, tolerance=TOLERANCE)
-    fixed = apply(program, [InjectSid(stage=str(identifier.row), dropout=0.0)])
+    row = sid.null if identifier.row is None else identifier.row
+    fixed = apply(program, [InjectSid(stage=str(row), dropout=0.0)])
     try:
-        result, (step,) = run(program, [RemoveSid(stage=identifier.row)])
+        result, (step,) = run(program, [RemoveSid(stage=row)])
     except NotLosslessError as error:
         reason = str(error).removeprefix("remove-sid: ").rpartition("; ")[0]
         raise NotLosslessError(f"{reason}; give --sid {KEEP} to export the network with its identifier") from error
@@ -103,8 +110,8 @@ def folded(program: Program, identifier: Identifier, *, seed: int = 0) -> Foldin
     difference, limit = measure(fixed, result, lifts, seed=seed), tolerance(lifts)
     if not difference.max_rel <= limit:
         raise CheckError(
-            f"row {identifier.row} folded into the weights changes outputs by {difference.max_rel:.1e} (float64, "
-            f"relative; limit {limit:g}); nothing was written; please report this"
+            f"row {row} folded into the weights changes outputs by {difference.max_rel:.1e} (float64, relative; limit "
+            f"{limit:g}); nothing was written; please report this"
         )
     into = tuple(entry.name for entry in step.lift.tensors)
-    return Folding(result, fixed, into, limit, difference.max_abs, difference.max_rel)
+    return Folding(result, fixed, row, into, limit, difference.max_abs, difference.max_rel)
