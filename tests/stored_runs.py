@@ -35,7 +35,7 @@ DECAYS = (0.5, 0.9)
 
 
 @pytest.fixture(scope="session")
-def _trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def session_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("trained")
     (folder / "net.py").write_text(NET + DATA)
     sets = (
@@ -49,10 +49,10 @@ def _trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def trained_run(_trained: Path, tmp_path: Path) -> Path:
+def trained_run(session_run: Path, tmp_path: Path) -> Path:
     """A copy of a finished run of two stages (2 and 4 blocks) with an identifier, averages and all checkpoints."""
     run = tmp_path / "run"
-    shutil.copytree(_trained, run)
+    shutil.copytree(session_run, run)
     return run
 
 

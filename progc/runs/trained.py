@@ -140,7 +140,8 @@ def with_tensors(program: Program, tensors: Mapping[str, torch.Tensor], origin: 
     for name, old in program.tensors.items():
         canonical = program.tied.get(name, name)
         if canonical not in made:
-            new = found[canonical].to(old.dtype) if canonical in found else values(old)
+            # A copy: tensors of a checkpoint are parts of one buffer, which would be saved and kept in memory whole.
+            new = found[canonical].to(old.dtype, copy=True) if canonical in found else values(old)
             if isinstance(old, nn.Parameter) and not isinstance(new, nn.Parameter):
                 new = nn.Parameter(new, requires_grad=old.requires_grad)
             made[canonical] = new

@@ -59,6 +59,8 @@ def test_averages_and_unfinished_runs(trained_run: Path) -> None:
     with pytest.raises(InputError, match="has no average of decay 0.1"):
         TrainedNetwork.open(trained_run, average=0.1)
     unfinished(trained_run, 2)
+    weight = program_at(trained_run).tensors["head.weight"]
+    assert weight.untyped_storage().nbytes() == weight.nbytes  # a checkpoint is read as one buffer
     assert len(program_at(trained_run, average=0.5).chains["blocks"].blocks) == 2
     assert origin_of(TrainedNetwork.open(trained_run, average=0.5), None) == str(trained_run / "step-00000002")
 

@@ -142,7 +142,8 @@ def _form(form: str | None, to: Path | None) -> str:
     if form is not None:
         if form not in SUFFIXES:
             raise InputError(f"--format {form}: expected {', '.join(SUFFIXES)}")
-        if to is not None and SUFFIXES[form] and to.suffix in SUFFIXES.values() and to.suffix != SUFFIXES[form]:
+        others = {suffix for name, suffix in SUFFIXES.items() if suffix and name != form}
+        if to is not None and to.suffix in others:
             raise InputError(f"--to {to} has the suffix of another format than --format {form}; leave out one of them")
         return form
     if to is None:
