@@ -96,7 +96,7 @@ def finished_run(run: Path, source: str, *, to: str | None = None, keys: Mapping
     generator = torch.Generator().manual_seed(1)
     made = {
         name: torch.randn(tensor.shape, generator=generator).mul(0.1) + tensor.detach()
-        if tensor.is_floating_point() and name not in last.tied
+        if tensor.is_floating_point() and last.specs[name].persistent
         else tensor.detach()
         for name, tensor in last.tensors.items()
     }
