@@ -17,9 +17,7 @@ from progc.ir.program import Program
 from progc.ir.tensor_file import write_tensors
 from progc.models.opening import open_source
 from progc.runs.config import checked
-from progc.runs.opening import PLAN
-from progc.runs.record import CONFIG
-from progc.runs.stored import WEIGHTS
+from progc.runs.folder import CONFIG, PLAN, WEIGHTS
 from progc.schedule.running import outlines
 from progc.schedule.schedule import Schedule
 from tests.command import NET
@@ -73,7 +71,9 @@ def damage(folder: Path, name: str = "model.safetensors") -> None:
     (folder / name).write_bytes(data)
 
 
-def finished_run(run: Path, source: str, *, to: str | None = None, keys: Mapping[str, Any] | None = None, **plan: Any) -> Program:
+def finished_run(
+    run: Path, source: str, *, to: str | None = None, keys: Mapping[str, Any] | None = None, **plan: Any
+) -> Program:
     """Writes the folder of a finished run without training: its weights are those of the source, and noise.
 
     Args:

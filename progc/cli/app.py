@@ -286,7 +286,9 @@ def passes(
 
 @app.command()
 def diff(
-    a: Annotated[str, typer.Argument(metavar="A", help="A model, a run, or a folder written by --out.", show_default=False)],
+    a: Annotated[
+        str, typer.Argument(metavar="A", help="A model, a run, or a folder written by --out.", show_default=False)
+    ],
     b: Annotated[
         str | None,
         typer.Argument(metavar="[B]", help="Another model or folder. Default: A after --pipeline.", show_default=False),

@@ -9,8 +9,8 @@ from progc.cli.common import captured
 from progc.cli.terminal import Terminal
 from progc.errors import InputError
 from progc.files.writing import json_text
+from progc.runs.folder import is_run
 from progc.runs.sources import Network, open_network
-from progc.runs.stored import is_run
 
 if TYPE_CHECKING:
     from progc.ir.program import Program

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,13 +10,12 @@ from progc.checkpoints.searching import is_checkpoint
 from progc.cli.checkpoint import print_checkpoint
 from progc.cli.common import millions
 from progc.cli.explained import ReasonChain
-from progc.cli.stored_run import print_run
 from progc.cli.terminal import Terminal
 from progc.errors import InputError
 from progc.files.reading import read_folder
 from progc.files.writing import json_text
 from progc.models.opening import open_source
-from progc.runs.stored import StoredRun, is_run
+from progc.runs.folder import is_run
 
 if TYPE_CHECKING:
     from progc.ir.program import Program
@@ -45,15 +45,17 @@ def run_inspect(
         if is_checkpoint(text) and stage is None:
             print_checkpoint(Path(text), as_json)
         elif run:
+            from progc.cli.stored_run import print_run
+
             print_run(Path(text), stage, as_json)
         else:
             _print_folder(Path(text), as_json)
         return
     terminal = Terminal()
-    opened = StoredRun.open(text) if run else open_source(text)
+    make = _of_run(terminal, Path(text), stage) if run else _of_source(terminal, open_source(text))
     parts: dict[str, Any] = {}
     with terminal.running():
-        program = _stage(terminal, opened, stage) if isinstance(opened, StoredRun) else _skeleton(terminal, opened)
+        program = make()
         from progc.analysis.axes import axes_of
         from progc.analysis.chains import chains_of
 
@@ -78,25 +80,31 @@ def run_inspect(
         terminal.print("\n\n".join(str(part).rstrip("\n") for part in parts.values()))
 
 
-def _skeleton(terminal: Terminal, source: Source) -> Program:
-    with terminal.phase("build"):
-        model = source.build_skeleton()
-        example = source.example(model)
-    with terminal.phase("capture"):
+def _of_source(terminal: Terminal, source: Source) -> Callable[[], Program]:
+    """Captures the skeleton of a source."""
+
+    def make() -> Program:
         from progc.capturing.capture import capture
 
-        return capture(model, *example)
+        with terminal.phase("build"):
+            model = source.build_skeleton()
+            example = source.example(model)
+        with terminal.phase("capture"):
+            return capture(model, *example)
+
+    return make
 
 
-def _stage(terminal: Terminal, run: StoredRun, stage: int | None) -> Program:
-    """The network of a stage of a run, without its weights; by default that of the newest weights."""
+def _of_run(terminal: Terminal, path: Path, stage: int | None) -> Callable[[], Program]:
+    """Opens a run, and makes the network of a stage without its weights; by default that of the newest weights."""
+    from progc.runs.stored import StoredRun
     from progc.runs.trained import stage_programs
 
-    if stage is None:
-        stage = run.newest_stage()
-    run.check_stage(stage)
-    terminal.note(f"stage {stage} of {run.path}")
-    return stage_programs(run, phase=terminal.phase)[stage]
+    run = StoredRun.open(path)
+    chosen = run.newest_stage() if stage is None else stage
+    run.check_stage(chosen)
+    terminal.note(f"stage {chosen} of {run.path}")
+    return lambda: stage_programs(run, phase=terminal.phase)[chosen]
 
 
 def _facts(program: Program) -> dict[str, Any]:

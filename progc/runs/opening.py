@@ -20,6 +20,7 @@ from progc.errors import InputError, did_you_mean
 from progc.pipeline.text import parse_inits
 from progc.ranks.agreeing import raise_together, rank, told
 from progc.runs.config import Config, OptimizerSection
+from progc.runs.folder import PLAN
 from progc.runs.networks import ModelAndData, Phase
 from progc.schedule.schedule import Schedule
 from progc.search.options import PlanOptions, run_length
@@ -28,9 +29,6 @@ from progc.train.settings import Settings
 if TYPE_CHECKING:
     from progc.data.task import Task
     from progc.ir.program import Program
-
-PLAN = "plan.json"
-"""The schedule in the folder of a run: a run that resumes does not plan again."""
 
 
 @dataclasses.dataclass(frozen=True)

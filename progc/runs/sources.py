@@ -9,8 +9,8 @@ from progc.errors import InputError
 from progc.models.opening import open_source
 from progc.models.source import Source
 from progc.runs import networks
+from progc.runs.folder import is_run
 from progc.runs.networks import Note, Phase
-from progc.runs.stored import is_run
 from progc.runs.trained import TrainedNetwork
 
 if TYPE_CHECKING:
@@ -35,7 +35,9 @@ def open_network(
     """
     if not is_run(text):
         if average is not None:
-            raise InputError(f"--average {average!r} needs a run, but {text} is not one; give averaged weights as a file")
+            raise InputError(
+                f"--average {average!r} needs a run, but {text} is not one; give averaged weights as a file"
+            )
         return open_source(text)
     if weights is not None:
         raise InputError(f"{text} is a run and has its own weights; leave out --weights {weights}")

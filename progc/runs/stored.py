@@ -15,8 +15,7 @@ from progc.checkpoints.searching import is_checkpoint, steps, verify
 from progc.errors import InputError
 from progc.files.reading import MAX_GIVEN, read_object
 from progc.runs.config import Config, checked
-from progc.runs.opening import PLAN
-from progc.runs.record import CONFIG
+from progc.runs.folder import AVERAGE, CONFIG, PLAN, WEIGHTS, is_run
 from progc.schedule.schedule import Schedule
 
 if TYPE_CHECKING:
@@ -24,22 +23,11 @@ if TYPE_CHECKING:
 
     from progc.checkpoints import Manifest
 
-WEIGHTS = "model.safetensors"
-_AVERAGE = "model-ema-"
 _SCHEDULE = "schedule.json"
 _UNNAMED = (
     "so the network of the run has no name that progc could open (it was trained from Python); load its weights into "
     "your own model with progc.checkpoints.load(CHECKPOINT).weights()"
 )
-
-
-def is_run(path: str | Path) -> bool:
-    """Returns whether a folder is that of a run or a checkpoint, by the names in it; it may be damaged."""
-    folder = Path(path)
-    if not folder.is_dir():
-        return False
-    own = (folder / CONFIG).is_file() and (folder / PLAN).is_file()
-    return own or is_checkpoint(folder) or next(steps(folder), None) is not None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -224,14 +212,14 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _average_file(folder: Path, decay: float) -> Path:
-    return folder / f"{_AVERAGE}{decay!r}.safetensors"
+    return folder / f"{AVERAGE}{decay!r}.safetensors"
 
 
 def _file_averages(folder: Path) -> tuple[float, ...]:
     found = []
-    for path in folder.glob(f"{_AVERAGE}*.safetensors"):
+    for path in folder.glob(f"{AVERAGE}*.safetensors"):
         try:
-            decay = float(path.name.removeprefix(_AVERAGE).removesuffix(".safetensors"))
+            decay = float(path.name.removeprefix(AVERAGE).removesuffix(".safetensors"))
         except ValueError:
             continue
         if _average_file(folder, decay) == path:

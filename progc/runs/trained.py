@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from progc.errors import InputError
+from progc.runs.folder import CONFIG
 from progc.runs.networks import ModelAndData, Note, Phase
-from progc.runs.record import CONFIG
 from progc.runs.stored import StoredRun, StoredWeights
 
 if TYPE_CHECKING:
@@ -145,6 +145,4 @@ def with_tensors(program: Program, tensors: Mapping[str, torch.Tensor], origin: 
             if isinstance(old, nn.Parameter) and not isinstance(new, nn.Parameter):
                 new = nn.Parameter(new, requires_grad=old.requires_grad)
             made[canonical] = new
-    return program.replace(
-        tensors={name: made[program.tied.get(name, name)] for name in program.tensors}, averages=()
-    )
+    return program.replace(tensors={name: made[program.tied.get(name, name)] for name in program.tensors}, averages=())

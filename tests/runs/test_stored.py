@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 from progc.errors import InputError
-from progc.runs.stored import StoredRun, is_run
+from progc.runs.folder import is_run
+from progc.runs.stored import StoredRun
 from tests.stored_runs import DECAYS, STEPS, damage, unfinished
 
 

@@ -115,7 +115,9 @@ def test_a_source_that_moved_or_changed_is_refused(trained_run: Path, monkeypatc
 def test_one_of_several_tied_names_is_enough() -> None:
     program = progc.capture(TinyLM(), (torch.randint(0, 13, (2, 6)),))
     ((alias, canonical),) = program.tied.items()
-    state = {name: tensor + 1 if tensor.is_floating_point() else tensor for name, tensor in program.state_dict().items()}
+    state = {
+        name: tensor + 1 if tensor.is_floating_point() else tensor for name, tensor in program.state_dict().items()
+    }
     for left_out in (alias, canonical):
         given = {name: tensor for name, tensor in state.items() if name != left_out}
         found = with_tensors(program, given, Path("weights"))

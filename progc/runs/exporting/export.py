@@ -172,7 +172,9 @@ def _check_library(network: TrainedNetwork, identifier: Identifier | None) -> No
 
     run, stage = network.run, network.weights.stage
     if identifier is not None and identifier.kept:
-        raise InputError("--format folder cannot keep the identifier, which the class does not have; leave out --sid keep")
+        raise InputError(
+            "--format folder cannot keep the identifier, which the class does not have; leave out --sid keep"
+        )
     source = full_source(run)
     if source is None:
         raise InputError(f"{run.path} grows to sizes that no config describes; export it with --format safetensors")

@@ -161,7 +161,9 @@ def _compare(program: Program, found: Any, what: str) -> None:
         expected = ProgramModule(program).eval()(*program.example[0], **program.example[1])
     pairs = _tensors(plain(expected)), _tensors(found)
     if [tuple(a.shape) for a in pairs[0]] != [tuple(b.shape) for b in pairs[1]]:
-        raise CheckError(f"{what} has outputs of other shapes than the network; nothing was written; please report this")
+        raise CheckError(
+            f"{what} has outputs of other shapes than the network; nothing was written; please report this"
+        )
     for a, b in zip(*pairs, strict=True):
         if not a.numel():
             continue

@@ -154,7 +154,9 @@ def test_a_class_that_computes_something_else_is_noticed(tmp_path: Path) -> None
 
 
 def test_an_identifier_that_cannot_be_folded_can_be_kept(tmp_path: Path) -> None:
-    text = NET.replace("nn.Linear(5, dim)", "nn.Linear(5, dim, bias=False)").replace("nn.LayerNorm(dim)", "nn.Identity()")
+    text = NET.replace("nn.Linear(5, dim)", "nn.Linear(5, dim, bias=False)").replace(
+        "nn.LayerNorm(dim)", "nn.Identity()"
+    )
     (tmp_path / "net.py").write_text(text)
     finished_run(tmp_path / "run", f"{tmp_path / 'net.py'}:big", sid=True)
     with pytest.raises(NotLosslessError, match=r"no parameter can absorb .*; give --sid keep to export") as error:

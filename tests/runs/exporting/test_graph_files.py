@@ -1,4 +1,4 @@
-"""Graphs with weights as files: names of inputs, free batch sizes, plain outputs, and checks before they are written."""
+"""Graphs with weights as files: names of inputs, free batch sizes, plain outputs, checks before they are written."""
 
 from __future__ import annotations
 
@@ -100,7 +100,9 @@ def test_plain_outputs() -> None:
     assert plain([OrderedDict(a=(value,))]) == [{"a": (value,)}] and type(plain(OrderedDict())) is dict
 
 
-def test_a_graph_that_computes_something_else_is_not_written(trained_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_graph_that_computes_something_else_is_not_written(
+    trained_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     real = graph_files._exported
 
     def wrong(program: Program) -> Any:
