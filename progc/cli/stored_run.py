@@ -45,15 +45,9 @@ def print_run(path: Path, stage: int | None, as_json: bool) -> None:
 def _facts(run: StoredRun) -> dict[str, Any]:
     checkpoints: list[dict[str, Any]] = []
     for step, folder, manifest in run.manifests():
-        damaged = isinstance(manifest, InputError)
-        checkpoints.append(
-            {
-                "name": folder.name,
-                "step": step,
-                "stage": None if damaged else manifest.stage,
-                "state": "damaged" if damaged else f"stage {manifest.stage}",
-            }
-        )
+        stage = None if isinstance(manifest, InputError) else manifest.stage
+        state = "damaged" if stage is None else f"stage {stage}"
+        checkpoints.append({"name": folder.name, "step": step, "stage": stage, "state": state})
     return {
         "run": str(run.path),
         "finished": run.finished,
