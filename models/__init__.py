@@ -1,10 +1,11 @@
 """Sources and targets: models by file or library name, size presets, and one adapter per model library.
 
-An adapter is a module with two functions. It is imported only if its library is used:
+An adapter is a module with two functions, or three. It is imported only if its library is used:
 
     locate(name) -> (construct, trained)    `construct()` builds the model; `trained` names the checkpoint whose weights
                                             it loads, or None; raises InputError for an unknown name
     example(model) -> (args, kwargs) | None example inputs of a built model, drawn from a fixed seed, batch size 2
+    save(model, folder, name)               writes the folder that the library's `from_pretrained` reads, if it has one
 
 May import `capturing`, `ir` and below.
 """

@@ -135,3 +135,15 @@ def example(model: nn.Module) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
 
 def _first(config: Any, *names: str) -> Any:
     return next((value for value in (getattr(config, name, None) for name in names) if value is not None), None)
+
+
+def save(model: nn.Module, folder: Path, name: str | None = None) -> None:
+    """Writes config.json and the weights as safetensors, for `from_pretrained` of the class.
+
+    Args:
+        model: a model of the library.
+        folder: an empty folder.
+        name: the source that the model was built from, as for `locate`; None if the user's own code built it.
+    """
+    saving: Any = model
+    saving.save_pretrained(folder, safe_serialization=True)

@@ -125,3 +125,18 @@ def example(model: nn.Module) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         channels = getattr(config, "num_channels", 3)
         return (), {"pixel_values": torch.randn(2, channels, height, width, generator=generator)}
     return None
+
+
+def save(model: nn.Module, folder: Path, name: str | None = None) -> None:
+    """Writes config.json and the weights as safetensors, for `from_pretrained` of the class.
+
+    Args:
+        model: a model of the library.
+        folder: an empty folder.
+        name: the source that the model was built from, as for `locate`; None if the user's own code built it.
+    """
+    saving: Any = model
+    if name is not None and hasattr(saving.config, "use_cache"):  # `locate` turned the cache off, for training
+        _, values = read_config(Path(name))
+        saving.config.use_cache = values.get("use_cache", type(saving.config)().use_cache)
+    saving.save_pretrained(folder)

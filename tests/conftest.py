@@ -29,6 +29,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from tests import zoo
 from tests.golden_files import golden, pytest_addoption  # noqa: F401  found here by pytest
+from tests.stored_runs import session_run, trained_run  # noqa: F401
 
 # Sums in one order: results do not depend on how many cores the machine has.
 torch.set_num_threads(1)

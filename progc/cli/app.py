@@ -27,6 +27,15 @@ SourceArgument = Annotated[
         show_default=False,
     ),
 ]
+NetworkArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="SOURCE|RUN",
+        help="A model (path.py[:name], timm:NAME, torchvision:NAME, diffusers:NAME|PATH, or transformers:PATH), or the "
+        "folder of a run or of one of its checkpoints, with its weights.",
+        show_default=False,
+    ),
+]
 WeightsOption = Annotated[
     Path | None,
     typer.Option("--weights", metavar="FILE", help="Weights to load: .safetensors, or .pt with tensors only."),
@@ -50,6 +59,12 @@ InitOption = Annotated[
         metavar="TEXT",
         help="How new weights are made, such as width=zero,depth=stack. Width: copy (default), zero or random. "
         "Depth: identity (default), interpolate, stack, mogrow or random; mogrow also has source=all and ema=DECAY.",
+    ),
+]
+AverageOption = Annotated[
+    float | None,
+    typer.Option(
+        "--average", metavar="D", help="Take the averaged weights (EMA) of this decay; for a run that keeps averages."
     ),
 ]
 OutOption = Annotated[
@@ -81,7 +96,7 @@ def _options(
 
 @app.command()
 def grow(
-    source: SourceArgument,
+    source: NetworkArgument,
     to: Annotated[
         str,
         typer.Option(
@@ -225,8 +240,8 @@ def inspect(
     source: Annotated[
         str,
         typer.Argument(
-            metavar="SOURCE|DIR|PLAN",
-            help="A model, a folder written by --out, or a plan written by progc plan.",
+            metavar="SOURCE|DIR|PLAN|RUN",
+            help="A model, a folder written by --out, a plan written by progc plan, a run, or a checkpoint.",
             show_default=False,
         ),
     ],
@@ -241,11 +256,19 @@ def inspect(
             "--explain", metavar="AXIS", help="Explain why an axis may or may not grow: its name, a pattern, or `all`."
         ),
     ] = None,
-    stage: Annotated[int | None, typer.Option("--stage", metavar="K", help="Show one stage of a plan in full.")] = None,
+    stage: Annotated[
+        int | None,
+        typer.Option(
+            "--stage", metavar="K", help="Show stage K of a plan or run in full, or its network. Default: the newest."
+        ),
+    ] = None,
     model_arg: ModelArgOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show what progc finds in a model, an output folder or a plan. Folders and plans are read without running code."""
+    """Show what progc finds in a model, an output folder, a plan or a run.
+
+    Folders, plans and runs are read without running code; tables and graph of a run's network need its source.
+    """
     from progc.cli.common import with_args
     from progc.cli.inspect import run_inspect
 
@@ -262,7 +285,7 @@ def inspect(
 
 @app.command()
 def apply(
-    source: SourceArgument,
+    source: NetworkArgument,
     pipeline: Annotated[
         str,
         typer.Option(
@@ -271,6 +294,7 @@ def apply(
     ],
     model_arg: ModelArgOption = None,
     weights: WeightsOption = None,
+    average: AverageOption = None,
     ema: EmaOption = None,
     init: InitOption = None,
     out: OutOption = None,
@@ -282,8 +306,9 @@ def apply(
     from progc.cli.common import with_args
 
     run_apply(
-        with_args(source, model_arg), pipeline, weights=weights, ema=ema, init=init, out=out, seed=seed, as_json=as_json
-    )
+        with_args(source, model_arg), pipeline, weights=weights, average=average, ema=ema, init=init, out=out,
+        seed=seed, as_json=as_json,
+    )  # fmt: skip
 
 
 @app.command()
@@ -300,7 +325,9 @@ def passes(
 
 @app.command()
 def diff(
-    a: Annotated[str, typer.Argument(metavar="A", help="A model, or a folder written by --out.", show_default=False)],
+    a: Annotated[
+        str, typer.Argument(metavar="A", help="A model, a run, or a folder written by --out.", show_default=False)
+    ],
     b: Annotated[
         str | None,
         typer.Argument(metavar="[B]", help="Another model or folder. Default: A after --pipeline.", show_default=False),
@@ -400,6 +427,57 @@ def train(
     }  # fmt: skip
     sets = [*(f"source_args.{name}={text}" for name, text in args.items()), *(settings or ())]
     run_train(given, flags=flags, sets=sets, dry_run=dry_run, smoke=smoke, as_json=as_json)
+
+
+@app.command()
+def export(
+    run: Annotated[
+        Path,
+        typer.Argument(
+            metavar="RUN", help="Folder of a run, finished or not, or of one of its checkpoints.", show_default=False
+        ),
+    ],
+    average: AverageOption = None,
+    stage: Annotated[
+        int | None,
+        typer.Option(
+            "--stage",
+            metavar="K",
+            help="Export the network as stage K left it, from its last kept checkpoint. Default: the final network, or "
+            "that of the newest checkpoint of an unfinished run.",
+        ),
+    ] = None,
+    sid: Annotated[
+        str | None,
+        typer.Option(
+            "--sid",
+            metavar="ROW",
+            help="The row of the stage identifier that is folded into the weights (0, 1, ... or null), or keep, which "
+            "leaves the stage an input. Default: the row of the exported stage.",
+        ),
+    ] = None,
+    form: Annotated[
+        str | None,
+        typer.Option(
+            "--format",
+            metavar="NAME",
+            help="safetensors (default), pt2 (torch.export), onnx, or folder: config and weights for from_pretrained "
+            "of diffusers or transformers.",
+        ),
+    ] = None,
+    to: Annotated[
+        Path | None,
+        typer.Option(
+            "--to", metavar="PATH", help="What to write; its suffix tells the format. Default: export.* in the run."
+        ),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing file or exported folder.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Write the network of a run, under the names of your own class, after checking that it computes the same."""
+    from progc.cli.export import run_export
+
+    run_export(run, average=average, stage=stage, sid=sid, form=form, to=to, force=force, as_json=as_json)
 
 
 @app.command()

@@ -12,7 +12,7 @@ from progc.cli.common import captured, millions, versions
 from progc.cli.terminal import Terminal
 from progc.errors import InputError, NotLosslessError
 from progc.files.writing import check_output, json_text, output_folder, write_json
-from progc.models.opening import open_source
+from progc.runs.sources import open_network, origin_of
 
 if TYPE_CHECKING:
     from progc.ir.check import Difference
@@ -25,6 +25,7 @@ def run_apply(
     pipeline: str,
     *,
     weights: Path | None,
+    average: float | None,
     ema: Path | None,
     init: str | None,
     out: Path | None,
@@ -43,7 +44,7 @@ def run_apply(
     passes = parse(pipeline)
     if init is not None:
         passes = _with_inits(passes, init, parse_inits(init))
-    opened = open_source(source)
+    opened = open_network(source, weights=weights, average=average, note=terminal.note)
     if out is not None:
         check_output(out)
 
@@ -65,7 +66,7 @@ def run_apply(
         report: dict[str, Any] = {
             "source": source,
             "pipeline": to_text(passes),
-            "weights": str(weights) if weights is not None else opened.trained,
+            "weights": origin_of(opened, weights),
             "ema": str(ema) if ema is not None else None,
             "seed": seed,
             "passes": [

@@ -10,14 +10,14 @@ from progc.cli.terminal import Terminal
 
 if TYPE_CHECKING:
     from progc.ir.program import Program
-    from progc.models.source import Source
+    from progc.runs.sources import Network
 
 
-def captured(terminal: Terminal, source: Source, weights: Path | None, seed: int) -> Program:
-    """Builds, loads and captures a source, with its phases and notes on the terminal; see `progc.runs.networks`."""
-    from progc.runs import networks
+def captured(terminal: Terminal, network: Network, weights: Path | None, seed: int) -> Program:
+    """Builds, loads and captures a source or the network of a run, with its phases and notes on the terminal."""
+    from progc.runs.sources import program_of
 
-    return networks.captured(source, weights=weights, seed=seed, phase=terminal.phase, note=terminal.note)
+    return program_of(network, weights=weights, seed=seed, phase=terminal.phase, note=terminal.note)
 
 
 def with_args(source: str, texts: Sequence[str] | None) -> str:

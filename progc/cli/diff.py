@@ -1,4 +1,4 @@
-"""`progc diff`: shows what changed between two programs, each a model or a folder written by --out."""
+"""`progc diff`: shows what changed between two programs, each a model, a run or a folder written by --out."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from progc.cli.common import captured
 from progc.cli.terminal import Terminal
 from progc.errors import InputError
 from progc.files.writing import json_text
-from progc.models.opening import open_source
+from progc.runs.folder import is_run
+from progc.runs.sources import Network, open_network
 
 if TYPE_CHECKING:
     from progc.ir.program import Program
@@ -31,20 +32,21 @@ def run_diff(
     passes = parse(pipeline) if pipeline is not None else []
     second = a if b is None else b
     for text, wanted in ((second, "--pipeline" * bool(passes)), (a, "--weights" * (weights is not None))):
-        if wanted and Path(text).is_dir():
+        if wanted and _is_output(text):
             raise InputError(f"{wanted} needs a model, but {text} is a folder; give the model itself")
     for text in (a, second):
-        if graph and Path(text).is_dir():
+        if graph and _is_output(text):
             raise InputError(
                 f"--graph needs a model, but {text} is an output folder without a graph; give the model itself"
             )
-        if not Path(text).is_dir():
-            open_source(text)
-
     terminal = Terminal()
+    sides = {
+        text: Path(text) if _is_output(text) else open_network(text, weights=given, note=terminal.note)
+        for text, given in ((second, None), (a, weights))
+    }
     with terminal.running():
-        before = _side(terminal, a, weights, seed)
-        after = before if b is None else _side(terminal, b, None, seed)
+        before = _side(terminal, sides[a], weights, seed)
+        after = before if b is None else _side(terminal, sides[second], None, seed)
         if passes and not isinstance(after, Path):
             from progc.pipeline.manager import apply
 
@@ -58,7 +60,10 @@ def run_diff(
     terminal.print(json_text(found.to_json()) if as_json else str(found))
 
 
-def _side(terminal: Terminal, text: str, weights: Path | None, seed: int) -> Program | Path:
-    if Path(text).is_dir():
-        return Path(text)
-    return captured(terminal, open_source(text), weights, seed)
+def _is_output(text: str) -> bool:
+    """Whether a text names a folder that has no graph: any but that of a run."""
+    return Path(text).is_dir() and not is_run(text)
+
+
+def _side(terminal: Terminal, side: Network | Path, weights: Path | None, seed: int) -> Program | Path:
+    return side if isinstance(side, Path) else captured(terminal, side, weights, seed)

@@ -13,9 +13,10 @@ from progc.cli.explained import Explainer
 from progc.cli.terminal import Terminal
 from progc.errors import CheckError, TargetError
 from progc.files.writing import check_output, json_text, output_folder, write_json
-from progc.models.opening import open_source, open_target, resolve_target
+from progc.models.opening import open_target, resolve_target
 from progc.models.sizes import Sizes
 from progc.pipeline.text import parse_inits
+from progc.runs.sources import open_network, origin_of
 
 if TYPE_CHECKING:
     from progc.ir.program import Program
@@ -42,7 +43,7 @@ def run_grow(
     terminal = Terminal()
     inits = parse_inits(init) if init is not None else {}
     target = open_target(to)
-    opened = open_source(source)
+    opened = open_network(source, weights=weights, note=terminal.note)
     if out is not None:
         check_output(out)
 
@@ -84,7 +85,7 @@ def run_grow(
             report = {
                 "source": source,
                 "target": to,
-                "weights": str(weights) if weights is not None else opened.trained,
+                "weights": origin_of(opened, weights),
                 "ema": str(ema) if ema is not None else None,
                 "init": dict(growth.plan.inits),
                 "lossy": lossy,

@@ -1,7 +1,8 @@
-"""`progc inspect`: shows what progc finds in a model, or what an output folder or a plan holds."""
+"""`progc inspect`: shows what progc finds in a model, or what an output folder, a plan or a run holds."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,15 +16,17 @@ from progc.files.reading import read_folder
 from progc.files.writing import json_text
 from progc.models.opening import open_source
 from progc.models.source import of_library
+from progc.runs.folder import is_run
 
 if TYPE_CHECKING:
     from progc.ir.program import Program
+    from progc.models.source import Source
 
 
 def run_inspect(
     text: str, *, axes: bool, chains: bool, graph: bool, explain: str | None, stage: int | None, as_json: bool
 ) -> None:
-    """Prints a summary, or the requested tables and graph. For a plan, prints all of it or one stage.
+    """Prints a summary, or the requested tables and graph. For a plan or a run, prints all of it or one stage.
 
     Raises:
         ProgcError: see the exit codes of `progc.cli`.
@@ -34,29 +37,29 @@ def run_inspect(
             raise InputError(f"{text} is a plan and holds no graph; give the model itself as SOURCE")
         _print_plan(Path(text), stage, as_json)
         return
-    if stage is not None:
-        raise InputError(f"--stage {stage} needs a plan, got {text}; give the .json file written by progc plan")
-    if Path(text).is_dir():
+    run = is_run(text)
+    if stage is not None and not run:
+        raise InputError(f"--stage {stage} needs a plan or a run, got {text}; give a file written by progc plan")
+    if Path(text).is_dir() and not (run and of_model):
         if of_model:
             raise InputError(f"{text} is an output folder and holds no graph; give the model itself as SOURCE")
-        if is_checkpoint(text):
+        if is_checkpoint(text) and stage is None:
             print_checkpoint(Path(text), as_json)
-            return
-        _print_folder(Path(text), as_json)
+        elif run:
+            from progc.cli.stored_run import print_run
+
+            print_run(Path(text), stage, as_json)
+        else:
+            _print_folder(Path(text), as_json)
         return
     terminal = Terminal()
-    opened = open_source(text)
+    make = _of_run(terminal, Path(text), stage) if run else _of_source(terminal, open_source(text))
     parts: dict[str, Any] = {}
     with terminal.running():
-        with terminal.phase("build"):
-            model = opened.build_skeleton()
-            example = opened.example(model)
-        with terminal.phase("capture"):
-            from progc.analysis.axes import axes_of
-            from progc.analysis.chains import chains_of
-            from progc.capturing.capture import capture
+        program = make()
+        from progc.analysis.axes import axes_of
+        from progc.analysis.chains import chains_of
 
-            program = capture(model, *example)
         everything = not (axes or chains or graph or explain is not None)
         with terminal.phase("analyse"):
             if axes or everything:
@@ -76,6 +79,33 @@ def run_inspect(
         _print_summary(terminal, program)
     else:
         terminal.print("\n\n".join(str(part).rstrip("\n") for part in parts.values()))
+
+
+def _of_source(terminal: Terminal, source: Source) -> Callable[[], Program]:
+    """Captures the skeleton of a source."""
+
+    def make() -> Program:
+        from progc.capturing.capture import capture
+
+        with terminal.phase("build"):
+            model = source.build_skeleton()
+            example = source.example(model)
+        with terminal.phase("capture"):
+            return capture(model, *example)
+
+    return make
+
+
+def _of_run(terminal: Terminal, path: Path, stage: int | None) -> Callable[[], Program]:
+    """Opens a run, and makes the network of a stage without its weights; by default that of the newest weights."""
+    from progc.runs.stored import StoredRun
+    from progc.runs.trained import stage_programs
+
+    run = StoredRun.open(path)
+    chosen = run.newest_stage() if stage is None else stage
+    run.check_stage(chosen)
+    terminal.note(f"stage {chosen} of {run.path}")
+    return lambda: stage_programs(run, phase=terminal.phase)[chosen]
 
 
 def _facts(program: Program) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from progc.errors import InputError
+from progc.models.arguments import split
 from progc.models.opening import open_source, open_target, resolve_target, with_drop_path
 from progc.models.sizes import Sizes
 from progc.models.source import Source
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from progc.data.regularisation import Regularisation
     from progc.data.task import Task
     from progc.ir.program import Program
+    from progc.runs.config import Config
+    from progc.schedule.schedule import Schedule
 
 Phase = Callable[[str], contextlib.AbstractContextManager[None]]
 """Shows that a phase of the work is running, such as `capture`."""
@@ -103,6 +106,17 @@ class ModelAndData:
         more = f" ({self.undropped})" if self.undropped else ""
         return tuple(f"{note}{more}" for note in notes)
 
+    @classmethod
+    def of(cls, config: Config, schedule: Schedule | None = None) -> ModelAndData:
+        """Reads what a configuration names; the target of a finished plan holds where the configuration has none.
+
+        Raises:
+            InputError: the source or the target does not exist.
+        """
+        to = config.to if config.to is not None or schedule is None else schedule.model.target
+        source = _source_text(config, schedule)
+        return cls.open(source, to=to, weights=config.weights, data=config.data, seed=config.settings.seed)
+
     def check_data(self, what: str) -> None:
         """Checks that samples are named, before anything is captured.
 
@@ -165,6 +179,16 @@ class ModelAndData:
             note(text)
         with phase("grow"):
             return grow_with_report(start, aim, seed=self.seed, check=real).program
+
+
+def _source_text(config: Config, given: Schedule | None) -> str:
+    """The source, with arguments that its plan was made with besides those that the run gives."""
+    own, planned = config.model, None if given is None else given.model.source
+    if planned is not None:
+        (plain, args), (same, more) = split(own), split(planned)
+        if plain == same and args.items() <= more.items():
+            return planned
+    return own
 
 
 def captured(

@@ -18,10 +18,10 @@ from torch.optim import Optimizer
 
 from progc.data.staged import check_sizes
 from progc.errors import InputError, did_you_mean
-from progc.models.arguments import split
 from progc.pipeline.text import parse_inits
 from progc.ranks.agreeing import raise_together, rank, told
 from progc.runs.config import Config, OptimizerSection
+from progc.runs.folder import PLAN
 from progc.runs.networks import ModelAndData, Phase
 from progc.schedule.schedule import Schedule
 from progc.search.options import PlanOptions, run_length
@@ -31,9 +31,6 @@ from progc.train.skipping import fused_options
 if TYPE_CHECKING:
     from progc.data.task import Task
     from progc.ir.program import Program
-
-PLAN = "plan.json"
-"""The schedule in the folder of a run: a run that resumes does not plan again."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,9 +78,7 @@ def opened(config: Config, *, run: Path | None = None, weights: bool = True, pha
 
     maker = chosen(config.optimizer, settings.lr, sharded=settings.parallel == "fsdp")
     given = _given(config, run)
-    to = config.to if config.to is not None or given is None else given.model.target
-    text = _source_text(config, given)
-    named = ModelAndData.open(text, to=to, weights=config.weights, data=config.data, seed=settings.seed)
+    named = ModelAndData.of(config, given)
     named.check_data(f"training {config.source}")
     options = None if given is not None else _plan_options(config)
     searching = options is not None and options.searching
@@ -93,7 +88,7 @@ def opened(config: Config, *, run: Path | None = None, weights: bool = True, pha
     start = named.captured(real=weights or searching, phase=during, note=notes.append)
     inits = parse_inits(text) if (text := _init_text(config, given)) is not None else {}
     full = named.grown(start, real=searching, phase=during, note=notes.append)
-    smaller = start if to is not None else None
+    smaller = start if named.to is not None else None
     with during("data"):
         task = named.task(full)
 
@@ -122,16 +117,6 @@ def _given(config: Config, run: Path | None) -> Schedule | None:
     if run is not None and (run / PLAN).exists():
         return Schedule.read(run / PLAN)
     return Schedule.read(config.plan.file) if config.plan.file is not None else None
-
-
-def _source_text(config: Config, given: Schedule | None) -> str:
-    """The source, with arguments that its plan was made with besides those that the run gives."""
-    own, planned = config.model, None if given is None else given.model.source
-    if planned is not None:
-        (plain, args), (same, more) = split(own), split(planned)
-        if plain == same and args.items() <= more.items():
-            return planned
-    return own
 
 
 def _init_text(config: Config, given: Schedule | None) -> str | None:

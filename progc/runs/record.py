@@ -17,11 +17,10 @@ from progc.files.reading import read_object
 from progc.files.writing import check_output, replace_json
 from progc.ranks.agreeing import raise_together, rank, world
 from progc.runs.config import Config, difference
-from progc.runs.opening import PLAN
+from progc.runs.folder import CONFIG, PLAN
 from progc.schedule.schedule import Schedule
 from progc.train.run_folder import LOCK
 
-CONFIG = "config.json"
 RUN = "run.json"
 LIBRARIES = ("torch", "numpy", "safetensors", "timm", "torchvision", "transformers", "diffusers")
 

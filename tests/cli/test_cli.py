@@ -253,7 +253,7 @@ def _interrupted(*_args: Any, **_kwargs: Any) -> None:
     raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("command", ["grow", "plan", "inspect", "apply", "passes", "train", "doctor", "plot"])
+@pytest.mark.parametrize("command", ["grow", "plan", "inspect", "apply", "passes", "train", "export", "doctor", "plot"])
 def test_every_command_explains_itself(run: Command, command: str) -> None:
     outcome = run(command, "--help")
     assert outcome.code == 0 and outcome.err == "" and outcome.out.startswith(f"Usage: progc {command} ")
@@ -270,12 +270,15 @@ OPTIONS: dict[str, set[str]] = {
         "--sid-init", "--regularise", "--init", "--out", "--json", "--help",
     },
     "inspect": {"--axes", "--chains", "--graph", "--explain", "--stage", "--model-arg", "--json", "--help"},
-    "apply": {"--pipeline", "--model-arg", "--weights", "--ema", "--init", "--out", "--seed", "--json", "--help"},
+    "apply": {
+        "--pipeline", "--model-arg", "--weights", "--average", "--ema", "--init", "--out", "--seed", "--json", "--help",
+    },
     "passes": {"--help"},
     "train": {
         "--out", "--data", "--to", "--model-arg", "--weights", "--plan", "--strategy", "--stages", "--epochs",
         "--steps", "--batch", "--lr", "--seed", "--init", "--set", "--dry-run", "--smoke", "--json", "--help",
     },
+    "export": {"--average", "--stage", "--sid", "--format", "--to", "--force", "--json", "--help"},
     "doctor": {"--folder", "--json", "--help"},
     "plot": {"--out", "--json", "--help"},
 }  # fmt: skip
