@@ -99,13 +99,13 @@ def _of_source(terminal: Terminal, source: Source) -> Callable[[], Program]:
 def _of_run(terminal: Terminal, path: Path, stage: int | None) -> Callable[[], Program]:
     """Opens a run, and makes the network of a stage without its weights; by default that of the newest weights."""
     from progc.runs.stored import StoredRun
-    from progc.runs.trained import stage_programs
+    from progc.runs.trained import stage_program
 
     run = StoredRun.open(path)
     chosen = run.newest_stage() if stage is None else stage
     run.check_stage(chosen)
     terminal.note(f"stage {chosen} of {run.path}")
-    return lambda: stage_programs(run, phase=terminal.phase)[chosen]
+    return lambda: stage_program(run, chosen, phase=terminal.phase)
 
 
 def _facts(program: Program) -> dict[str, Any]:

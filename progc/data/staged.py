@@ -9,6 +9,7 @@ with itself make a sample depend on its batch, and so on ranks and micro-batches
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -42,6 +43,25 @@ def for_stage(task: Task, regularisation: Regularisation, program: Program) -> T
     if alpha:
         task = dataclasses.replace(task, samples=Mixed(task.samples, alpha, classes_of(program)))
     return task if size is None else dataclasses.replace(task, size=size, of=run)
+
+
+def candidate_tasks(
+    task: Task, regularisation: Regularisation, programs: Sequence[Program]
+) -> tuple[Task, tuple[Task, ...]]:
+    """Returns the task whose samples a search loads, and the task of each of its candidates.
+
+    Samples are loaded at the largest image size and not yet fitted: which candidate a step trains is not known then.
+
+    Args:
+        task: task of the run.
+        regularisation: regularisation of the search.
+        programs: the candidates; no values are read.
+    """
+    sizes = [_image_size(program) for program in programs]
+    largest = max(range(len(programs)), key=lambda number: math.prod(sizes[number] or (0,)))
+    loading = for_stage(task, regularisation, programs[largest])
+    fitted = tuple(dataclasses.replace(loading, size=size) for size in sizes)
+    return dataclasses.replace(loading, size=None), fitted
 
 
 def not_set(task: Task, wanted: Sequence[Regularisation], program: Program) -> tuple[str, ...]:

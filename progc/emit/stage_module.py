@@ -253,9 +253,12 @@ def emit(
     )
 
 
-def unit_paths(module: StageModule) -> tuple[str, ...]:
-    """Returns the paths of submodules that are called block by block, for FSDP and activation checkpointing."""
-    return module._units
+def unit_paths(module: nn.Module) -> tuple[str, ...]:
+    """Returns the paths of submodules that are called block by block, for FSDP and activation checkpointing.
+
+    A module that is not cut into blocks, such as a supernet, has none.
+    """
+    return module._units if isinstance(module, StageModule) else ()
 
 
 def regions(module: StageModule, mode: Mode) -> dict[str, Region]:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from progc.checkpoints.searching import is_checkpoint, steps
+from progc.schedule.schedule import PLAN
 
 CONFIG = "config.json"
 """The configuration."""
-PLAN = "plan.json"
-"""The schedule: a run that resumes does not plan again."""
 WEIGHTS = "model.safetensors"
 """The weights of a finished run."""
 AVERAGE = "model-ema-"

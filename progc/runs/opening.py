@@ -21,9 +21,8 @@ from progc.errors import InputError, did_you_mean
 from progc.pipeline.text import parse_inits
 from progc.ranks.agreeing import raise_together, rank, told
 from progc.runs.config import Config, OptimizerSection
-from progc.runs.folder import PLAN
 from progc.runs.networks import ModelAndData, Phase
-from progc.schedule.schedule import Schedule
+from progc.schedule.schedule import PLAN, Schedule
 from progc.search.options import PlanOptions, run_length
 from progc.train.settings import Settings
 from progc.train.skipping import fused_options

@@ -17,8 +17,8 @@ from progc.files.reading import read_object
 from progc.files.writing import check_output, replace_json
 from progc.ranks.agreeing import raise_together, rank, world
 from progc.runs.config import Config, difference
-from progc.runs.folder import CONFIG, PLAN
-from progc.schedule.schedule import Schedule
+from progc.runs.folder import CONFIG
+from progc.schedule.schedule import PLAN, Schedule
 from progc.train.run_folder import LOCK
 
 RUN = "run.json"

@@ -15,8 +15,8 @@ from progc.checkpoints.searching import is_checkpoint, steps, verify
 from progc.errors import InputError
 from progc.files.reading import MAX_GIVEN, read_object
 from progc.runs.config import Config, checked
-from progc.runs.folder import AVERAGE, CONFIG, PLAN, WEIGHTS, is_run
-from progc.schedule.schedule import Schedule
+from progc.runs.folder import AVERAGE, CONFIG, WEIGHTS, is_run
+from progc.schedule.schedule import PLAN, Schedule
 
 if TYPE_CHECKING:
     import torch

@@ -68,24 +68,29 @@ class TrainedNetwork:
             InputError: the source cannot be built or is not the network of the run any more, or the weights do not fit.
             CaptureError, TargetError: as for training.
         """
-        found = stage_programs(self.run, phase=phase)[self.weights.stage]
+        found = stage_program(self.run, self.weights.stage, phase=phase)
         average = f", average of decay {self.average!r}" if self.average is not None else ""
         note(f"weights of {self.run.path}: stage {self.weights.stage}, from {self.origin}{average}")
         with phase("weights"):
             return with_tensors(found, self.weights.tensors(self.average), self.weights.file(self.average))
 
 
-def stage_programs(run: StoredRun, *, phase: Phase) -> list[Program]:
-    """Returns the programs of all stages of a run; their parameters have shapes only.
+def stage_program(run: StoredRun, index: int, *, phase: Phase) -> Program:
+    """Returns the program of a stage of a run; its parameters have shapes only.
 
     Raises:
-        InputError: the source cannot be built, or is not the network of the run any more.
+        InputError: the source cannot be built, or is not the network of the run any more, or the run has not yet
+            decided the stage.
         CaptureError, TargetError: as for training.
     """
-    from progc.pipeline.text import parse_inits
-    from progc.schedule.running import outlines
+    from progc.schedule.stage_programs import StagePrograms
 
     config = run.config
+    if index in run.schedule.open:
+        raise InputError(
+            f"{run.path}: the search of stage {index} has not yet chosen its network; resume the run, or take an "
+            "earlier stage with --stage"
+        )
     try:
         # The weights that the run started from are not needed; all others come from the run itself.
         named = dataclasses.replace(ModelAndData.of(config, run.schedule), weights=None)
@@ -104,12 +109,7 @@ def stage_programs(run: StoredRun, *, phase: Phase) -> list[Program]:
             f"parameters, now {full.class_name} with {full.num_parameters():,}); restore its code of that time"
         ) from error
     with phase("stages"):
-        return outlines(
-            full,
-            run.schedule,
-            source=start if named.to is not None else None,
-            inits=parse_inits(config.init) if config.init is not None else None,
-        )
+        return StagePrograms.of(full, run.schedule).outline(index)
 
 
 def with_tensors(program: Program, tensors: Mapping[str, torch.Tensor], origin: Path) -> Program:

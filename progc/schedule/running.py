@@ -310,7 +310,9 @@ class _Run:
         inits = None if self.search is None else self.search.growth(self.schedule)
         return self.programs.grow(carried, self._at, index, inits=inits)
 
-    def _running(self, before: Program, found: Grown, index: int, **more: Any) -> RunningStage:
+    def _running(
+        self, before: Program, found: Grown, index: int, stage: Stage | None = None, **more: Any
+    ) -> RunningStage:
         """The stage, ready to train: optimizer and averages follow, or are made of the first module."""
         begun = not self._begun
         now = found.program.complete()
@@ -323,7 +325,7 @@ class _Run:
             self._begun = True
         lossless = None if begun else found.lossless
         return RunningStage(
-            self.schedule.stages[index], now, made, self._span(index), self.held, found.notes, lossless,
+            stage or self.schedule.stages[index], now, made, self._span(index), self.held, found.notes, lossless,
             self.controller, tolerance(found.lifts), schedule=self.schedule, **more,
         )  # fmt: skip
 
@@ -377,7 +379,7 @@ class _Run:
         span = self._span(index)
         end = span[0]
         if searching.total:
-            running = self._running(before, found, index, search=searching)
+            running = self._running(before, found, index, largest, search=searching)
             self.search.forget(running.optimizer)
             running.ema = searching.attach(running.optimizer, running.ema)
             end = running.stop = span[0] + self._units(searching.total)

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from progc.ir.program import Program
 
 FORMAT = "progc schedule"
+PLAN = "plan.json"
+"""The schedule in the folder of a run."""
 VERSION = 1
 STRATEGIES = ("linear", "one-shot", "zero-shot")
 MODES = ("default", "reference")

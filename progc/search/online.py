@@ -280,6 +280,12 @@ class SupernetStage(SearchStage):
         """See the class."""
         return self._search.decay(self.total)
 
+    def twin(self) -> SupernetModule:
+        """Returns another module over the same tensors, which a wrapper of several processes may change."""
+        self._refresh()
+        own = [self.module.buffers_of(number) for number in range(len(self.module.members))]
+        return SupernetModule(self._search.supernet, own)
+
     @property
     def sizes(self) -> list[tuple[int, int] | None]:
         """Height and width of the images of each sub-network; None without images."""
@@ -319,16 +325,10 @@ class SupernetStage(SearchStage):
         Returns:
             Its index.
         """
-        per_epoch = self._online.per_epoch
-        epoch, place = divmod(self._first + step, per_epoch)
-        order = draws(self._schedule.seed, epoch, per_epoch, len(self.module.members))
-        self.module.chosen = order[place]
-        return order[place]
-
-    @property
-    def _first(self) -> int:
-        """A number of steps before the stage, so that every stage draws another order."""
-        return self._index * 10_000 * self._online.per_epoch
+        # Drawn for the whole search, from the stage and the seed alone: a resumed run draws the same.
+        order = draws(self._schedule.seed, self._index, self.total, len(self.module.members))
+        self.module.chosen = order[step]
+        return order[step]
 
     def evaluate(self, step: int) -> None:
         """Evaluates all candidates if it is due before step `step` of the search; `total` is its end."""

@@ -7,7 +7,7 @@ such as running statistics, are further buffers.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -26,17 +26,22 @@ class SupernetModule(ProgramModule):
     Attributes:
         members: the sub-networks.
         chosen: index of the sub-network that a call runs; None runs the whole supernet.
+        leaves_out: that a call may leave parameters out, which wrappers of several processes have to know.
     """
 
-    def __init__(self, supernet: Supernet) -> None:
+    leaves_out = True
+
+    def __init__(self, supernet: Supernet, buffers: Sequence[Mapping[str, torch.Tensor]] | None = None) -> None:
+        """
+        Args:
+            supernet: the program and its sub-networks.
+            buffers: the buffers that each sub-network has of its own; None takes those that it was cut out with.
+        """
         super().__init__(supernet.program)
         self.members: tuple[SubNetwork, ...] = supernet.members
         self.chosen: int | None = None
-        own = {
-            f"{OWN}.{number}.{name}": tensor
-            for number, member in enumerate(self.members)
-            for name, tensor in member.statistics.items()
-        }
+        given = [member.statistics for member in self.members] if buffers is None else buffers
+        own = {f"{OWN}.{number}.{name}": tensor for number, held in enumerate(given) for name, tensor in held.items()}
         register_all(self, own, dict.fromkeys(own, TensorSpec("buffer")))
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:

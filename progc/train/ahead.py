@@ -116,16 +116,25 @@ class LookAhead:
             device: device on which stages train.
             micro: samples per micro-batch.
         """
-        self.schedule, self.task, self.settings = schedule, task, settings
+        self.program, self.schedule, self.task, self.settings = program, schedule, task, settings
         self.device, self.micro = device, micro
         self._wanted = settings.ahead and settings.compile != "eager"
         self._begun: int | None = None
         self._next: NextStage | None = None
         self._programs = StagePrograms.of(program, schedule)
 
+    def follow(self, schedule: Schedule) -> None:
+        """Takes the schedule as far as it is decided; all stages that were known stay as they were."""
+        self.schedule = schedule
+        for stage in schedule.stages:
+            if stage != self._programs.stages[stage.index]:
+                self._programs.replace(stage)
+
     def begin(self, index: int) -> None:
         """Starts compiling the stage after stage `index`, once that has taken a step; further calls do nothing."""
         if not self._wanted or self._begun == index or index + 1 >= len(self.schedule.stages):
+            return
+        if self.schedule.stages[index + 1].open:  # nobody knows its network yet
             return
         self._begun = index
         (present, call), (following, next_call) = (

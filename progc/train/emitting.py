@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 import torch._functorch.config
+from torch import nn
 from torch._dynamo.exc import TorchDynamoException
 
 from progc.emit import emit, regions
@@ -51,9 +52,12 @@ def emitted(program: Program, settings: Settings, device: torch.device, tell: Te
     return emit(program, settings.compile, recompute=settings.recompute, modes=("train",), compiler=compiling)
 
 
-def expected_compiles(module: StageModule) -> int:
-    """Returns how many functions a stage compiles for its train graph, at one size of micro-batch."""
-    return len(regions(module, "train"))
+def expected_compiles(module: nn.Module) -> int:
+    """Returns how many functions a stage compiles for its train graph, at one size of micro-batch.
+
+    A supernet is not compiled: every step runs another part of it.
+    """
+    return len(regions(module, "train")) if isinstance(module, StageModule) else 0
 
 
 class Compiling:

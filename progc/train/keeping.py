@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from progc.checkpoints import Saver, State, latest, mark_best
 from progc.data.order import DataPosition
@@ -20,7 +21,7 @@ from progc.train.settings import Settings
 
 if TYPE_CHECKING:
     from progc.checkpoints import Checkpoint
-    from progc.emit.stage_module import StageModule
+    from progc.search.online import SupernetStage
 
 
 class Keeping:
@@ -66,7 +67,7 @@ class Keeping:
         epoch, place = divmod(step, self._per_epoch)
         return DataPosition(self.settings.seed, epoch, place * self.settings.batch)
 
-    def save(self, running: RunningStage, module: StageModule, step: int) -> None:
+    def save(self, running: RunningStage, module: nn.Module, step: int) -> None:
         """Saves a checkpoint of this step, unless it is already saved.
 
         Raises:
@@ -87,7 +88,7 @@ class Keeping:
         if self.parallel.rank == 0:
             mark_best(self.run, step, value)
 
-    def restore(self, checkpoint: Checkpoint, running: RunningStage, module: StageModule) -> int:
+    def restore(self, checkpoint: Checkpoint, running: RunningStage, module: nn.Module) -> int:
         """Restores a checkpoint into the stage it was saved in, and returns its step.
 
         Raises:
@@ -126,6 +127,26 @@ def newest(run: Path, tell: Callable[[str], None]) -> Path | None:
         failed = error
     raise_together(failed)
     return told(found)
+
+
+class Searching:
+    """The search that trains now, as an object with a `state_dict`.
+
+    Attributes:
+        stage: the search; None where none trains.
+    """
+
+    def __init__(self) -> None:
+        self.stage: SupernetStage | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the state of the search, JSON data; empty where none trains."""
+        return {} if self.stage is None else self.stage.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores what `state_dict` returned."""
+        if self.stage is not None and state:
+            self.stage.load_state_dict(state)
 
 
 class Rules:

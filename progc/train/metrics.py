@@ -84,10 +84,14 @@ class Metrics:
         if self._wandb is not None:
             self._wandb.log(numbers, step=step)
 
-    def cut(self, step: int, stage: int) -> None:
+    def cut(self, step: int, stage: int, *, searching: bool = False) -> None:
         """Removes the lines written after the checkpoint of `step` in `stage`, and an unfinished last line.
 
-        A boundary is written at the step at which the previous stage ended; it stays if that stage is over.
+        A boundary is written at the step at which the previous stage ended; it stays if that stage is over. So does
+        what a search decided.
+
+        Args:
+            searching: whether the search of `stage` has not ended in that checkpoint.
 
         Raises:
             InputError: the disk refuses.
@@ -98,7 +102,7 @@ class Metrics:
         try:
             with replacing(self.path) as temporary, temporary.open("w", encoding="utf-8") as file:
                 for line in _lines(self.path):
-                    if _before(line, step, stage):
+                    if _before(line, step, stage, searching):
                         file.write(json.dumps(finite(line), allow_nan=False) + "\n")
             self._file = _appending(self.path)
         except OSError as error:
@@ -118,10 +122,10 @@ class Metrics:
             self._wandb.finish()
 
 
-def _before(line: Mapping[str, Any], step: int, stage: int) -> bool:
-    if line.get("kind") == "boundary":
+def _before(line: Mapping[str, Any], step: int, stage: int, searching: bool) -> bool:
+    if line.get("kind") in ("boundary", "decision"):
         last = line.get("stage", 0)
-        return isinstance(last, int) and last <= stage
+        return isinstance(last, int) and last <= stage - (searching and line["kind"] == "decision")
     return int(line["step"]) <= step
 
 

@@ -9,7 +9,7 @@ import dataclasses
 import math
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -23,9 +23,6 @@ from progc.train.parallel.base import Parallel
 from progc.train.progress import Meter
 from progc.train.settings import Settings
 from progc.train.skipping import can_skip, step_unless
-
-if TYPE_CHECKING:
-    from progc.emit.stage_module import StageModule
 
 AMP_DTYPES = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -279,18 +276,22 @@ class Active:
         running: the stage as `progc.stages` yields it.
         module: module under the names of the user's model, not wrapped.
         task: samples at the image size of the stage, with its regularisation.
+        loading: the task whose samples are loaded; in a search, images that are as large as the largest candidate's.
+        candidates: in a search, the task of each sub-network, at its own image size.
         stepper: trains the module.
         meter: measures the speed.
         start, stop: optimizer steps between which the stage trains; with rules, `stop` applies if no rule ends it.
     """
 
     running: RunningStage
-    module: StageModule
+    module: nn.Module
     task: Task
     stepper: Stepper
     meter: Meter
     start: int
     stop: int
+    loading: Task
+    candidates: tuple[Task, ...] = ()
 
     @property
     def index(self) -> int:

@@ -17,20 +17,21 @@ from torch.optim import Optimizer
 
 from progc.checkpoints import Saver, load
 from progc.data.loading import steps, steps_per_epoch
-from progc.data.staged import check_sizes, for_stage, not_set
+from progc.data.staged import candidate_tasks, check_sizes, for_stage, not_set
 from progc.data.task import Task
 from progc.errors import CheckError
 from progc.ir.program import Program
 from progc.ir.random_state import seed_everything
 from progc.lift.averages import Averages
 from progc.schedule.controlling import Controller
-from progc.schedule.running import RunningStage, stages, trained
-from progc.schedule.schedule import Schedule
+from progc.schedule.running import RunningStage, trained
+from progc.schedule.schedule import PLAN, Schedule
+from progc.search.online import OnlineSearch, SupernetStage, check_length, stages
 from progc.train.ahead import LookAhead
-from progc.train.boundary import Clock, Crossing
+from progc.train.boundary import Clock, Crossing, check_same, digest
 from progc.train.emitting import emitted, expected_compiles
 from progc.train.ending import Ending
-from progc.train.keeping import Keeping, Rules, newest
+from progc.train.keeping import Keeping, Rules, Searching, newest
 from progc.train.machine import Profile, device_settings
 from progc.train.metrics import Metrics
 from progc.train.parallel import Parallel
@@ -39,7 +40,7 @@ from progc.train.progress import Meter, Progress
 from progc.train.run_folder import Asked, Result, held, listening
 from progc.train.settings import Settings, factor, set_rates
 from progc.train.skipping import fused_options
-from progc.train.stepping import Active, Guard, Outcome, Stepper
+from progc.train.stepping import Active, Guard, Outcome, Stepper, autocast
 from progc.train.watching import Seen, Watch, never_told
 
 if TYPE_CHECKING:
@@ -122,6 +123,8 @@ class Trainer:
         )  # fmt: skip
         self._asked = Asked()
         self._ending = Ending(self._asked, self.parallel)
+        self._online = self._search() if schedule.reopened.open else None
+        self._searching = Searching()
         self._unread: list[tuple[int, Outcome]] = []
 
     def fit(self, *, begin: Callable[[], None] | None = None) -> Result:
@@ -167,10 +170,13 @@ class Trainer:
             self.log.cut(0, 0)  # removes lines of a run that was killed before its first checkpoint
         seed_everything(self.settings.seed)
         start = checkpoint.manifest.stage if checkpoint is not None else 0
+        self._resume_schedule(checkpoint)
         self.controller = self._controller(checkpoint)
         controllers: dict[str, Any] = {"guard": self.guard, "seen": self.seen}
         if self.controller is not None:
             controllers["stages"] = Rules(self.controller)
+        if self._online is not None:
+            controllers["search"] = self._searching
         self.keeping = Keeping(
             self.run, saver, self.schedule, self.settings, self.parallel, self.scaler, controllers, self._per_epoch,
             self.config,
@@ -182,15 +188,18 @@ class Trainer:
         programs = stages(
             self.program, self.schedule, source=self.source, optimizer=self._on_device(self._make_optimizer),
             ema=self._on_device(lambda module: Averages(module, self.settings.ema)) if self.settings.ema else None,
-            inits=self.inits, start=start, total=self.units, controller=self.controller,
+            inits=self.inits, start=start, total=self.units, controller=self.controller, search=self._online,
         )  # fmt: skip
         try:
-            active: Active | None = self._entered(next(programs), checkpoint)
+            first = next(programs)
+            self._decided(first)
+            active: Active | None = self._entered(first, checkpoint)
             while active is not None and self._train(active):
                 if active.index + 1 == len(self.schedule.stages):
                     self._finish(active)
                     return True
-                active = self._crossed(active, programs)
+                searched = active.running.search is not None
+                active = self._chosen(active, programs) if searched else self._crossed(active, programs)
             return False
         finally:
             self._ahead.cancel()
@@ -199,24 +208,32 @@ class Trainer:
 
     def _entered(self, running: RunningStage, checkpoint: Checkpoint | None = None) -> Active:
         """Makes a stage ready to train: emits it, restores a checkpoint if one is given, and wraps it."""
+        search = running.search
+        self._searching.stage = search
         running.module.to(self.parallel.device)
         program = trained(running.program, running.module)
-        module = emitted(program, self.settings, self.parallel.device, self.progress.note)
+        module: nn.Module
+        if search is not None:
+            module = search.twin().train()  # every step runs another part of it, so nothing is compiled
+        else:
+            module = emitted(program, self.settings, self.parallel.device, self.progress.note)
         if checkpoint is not None:
             self.step = self.keeping.restore(checkpoint, running, module)
-            self.log.cut(self.step, running.stage.index)
+            self.log.cut(self.step, running.stage.index, searching=search is not None)
             self.progress.note(f"resumes from {checkpoint.path.name}, stage {running.stage.index}")
         elif self.active is None:
             seed_everything(self.settings.seed + 1_000_003 * self.parallel.rank)  # dropout differs between ranks
-        wrapped = self.parallel.wrap(module, running.optimizer, running.ema)
-        task = for_stage(self.task, running.stage.regularisation, running.program)
-        stepper = Stepper(
-            wrapped, task, running.inputs, running.optimizer, self.parallel, self.scaler, self.guard, self.settings
-        )
+        stepper = self._stepper(running, module)
         cost = running.stage.cost
         flops = None if cost is None else cost.flops * self.settings.batch // max(cost.batch, 1) // self.parallel.world
-        start, stop = running.start * self._per_unit, running.stop * self._per_unit
-        self.active = Active(running, module, task, stepper, Meter(flops, self.parallel.device), start, stop)
+        start, stop = running.begun * self._per_unit, running.stop * self._per_unit
+        loading, candidates = stepper.task, ()
+        if search is not None:
+            stop = start + search.total
+            loading, candidates = candidate_tasks(self.task, running.stage.regularisation, search.programs)
+        self.active = Active(
+            running, module, stepper.task, stepper, Meter(flops, self.parallel.device), start, stop, loading, candidates
+        )
         later = self.schedule.later(running.stage.index, self.units)
         self.progress.stage(
             running.stage.index, len(self.schedule.stages), self.step, stop, self.total,
@@ -225,6 +242,14 @@ class Trainer:
         for note in running.notes:
             self.progress.note(note)
         return self.active
+
+    def _stepper(self, running: RunningStage, module: nn.Module) -> Stepper:
+        """Wraps the module of a stage, and makes what trains it."""
+        wrapped = self.parallel.wrap(module, running.optimizer, running.ema)
+        task = for_stage(self.task, running.stage.regularisation, running.program)
+        return Stepper(
+            wrapped, task, running.inputs, running.optimizer, self.parallel, self.scaler, self.guard, self.settings
+        )
 
     def _train(self, active: Active) -> bool:
         """Trains until the stage is over; returns False if a signal stopped the run before."""
@@ -237,6 +262,8 @@ class Trainer:
             for micro_batches in self._batches(active):
                 active.meter.arrived()
                 self._profile.begin(self.step)
+                if active.running.search is not None:
+                    micro_batches = self._choose(active, active.running.search, micro_batches)
                 self._step(active, micro_batches)
                 self._profile.end(self.step)
                 if self._ends(active):
@@ -244,8 +271,103 @@ class Trainer:
                     return False
                 if self.watch.over(active, self.step):
                     break
-                self._ahead.begin(active.index)
+                if active.running.search is None:
+                    self._ahead.begin(active.index)
         return True
+
+    # --- searches ---------------------------------------------------------------------------------------------------
+
+    def _search(self) -> OnlineSearch:
+        """What decides the open stages.
+
+        Raises:
+            InputError: a search does not fit into its stage.
+        """
+        settings = self.settings
+        micro = max(settings.batch // self.parallel.world // settings.accumulate, 1)
+        made = OnlineSearch(
+            self.program, self.schedule, self.task, batch=settings.batch, micro=micro,
+            autocast=lambda: autocast(self.parallel.device, settings), progress=self.progress.note,
+        )  # fmt: skip
+        check_length(self.schedule.reopened, made, [*self.schedule.starts(self.units), self.units], self._per_unit)
+        return made
+
+    def _resume_schedule(self, checkpoint: Checkpoint | None) -> None:
+        """Takes what searches had decided when the checkpoint was saved; later decisions are taken again."""
+        self.schedule = self.schedule.reopened
+        known = None if checkpoint is None else checkpoint.schedule
+        if known is not None and known.same_run(self.schedule):
+            self.schedule = known
+        self._ahead.follow(self.schedule)
+
+    def _choose(self, active: Active, search: SupernetStage, micro_batches: list[Any]) -> list[Any]:
+        """Prepares a step of a search: evaluates candidates if that is due, and chooses the sub-network that trains.
+
+        Returns:
+            The micro-batches at the image size of the sub-network.
+        """
+        place = self.step - active.start
+        if place in search.marks:
+            self._evaluate(active, search, place)
+        number = search.choose(place)
+        active.module.chosen = number  # type: ignore[assignment]
+        active.stepper.task = active.candidates[number]
+        return [active.candidates[number].fit(batch) for batch in micro_batches]
+
+    def _evaluate(self, active: Active, search: SupernetStage, place: int) -> None:
+        """Evaluates the candidates on rank 0, with whole tensors."""
+        running = active.running
+        self._read()
+        self._ending.settle()
+        sharded = self.parallel.name == "fsdp"
+        if sharded:
+            self.parallel.unwrap(running.optimizer, running.ema)
+        if self.parallel.rank == 0:
+            search.evaluate(place)
+        if sharded:
+            active.module = search.twin().train()
+            active.stepper = self._stepper(running, active.module)
+
+    def _chosen(self, active: Active, programs: Iterator[RunningStage]) -> Active | None:
+        """Ends a search: returns the stage with the network that it chose; None if a signal stopped the run.
+
+        The checkpoint comes first, as at a boundary: a run that ends here decides the same again.
+        """
+        running, clock = active.running, Clock()
+        with clock.timed("save"):
+            self._saved(active)
+        with clock.timed("wrap"):
+            self.parallel.unwrap(running.optimizer, running.ema)
+        with clock.timed("search"):
+            following = next(programs)
+        if self._ending.now():
+            self._leave(active)
+            return None
+        following.module.to(self.parallel.device)
+        own = digest(following.module, following.optimizer, following.ema)
+        check_same(own)
+        with clock.timed("wrap"):
+            entered = self._entered(following)
+        self._decided(following, seconds=dict(clock.phases), hash=own, compiles=expected_compiles(entered.module))
+        self.guard.boundary()
+        return entered
+
+    def _decided(self, running: RunningStage, **more: Any) -> None:
+        """Records what a search decided, in the metrics and in the plan of the run."""
+        if running.schedule is not None and running.schedule is not self.schedule:
+            self.schedule = self.keeping.schedule = running.schedule
+            self._ahead.follow(self.schedule)
+        decision = running.decision
+        if decision is None:
+            return
+        if self.parallel.rank == 0:
+            self.schedule.write(self.run / PLAN)
+        point = str(running.stage.point)
+        seconds = {f"seconds_{name}": spent for name, spent in more.pop("seconds", {}).items()}
+        values = {"stage": decision.stage, "point": point, "reason": decision.reason, **more}
+        measured = {"seconds_search": decision.seconds, **seconds}
+        self.log.write("decision", self.step, {**values, "scores": decision.to_json(), "measured": measured})
+        self.progress.note(f"stage {decision.stage + 1} is decided: {decision.reason}")
 
     def _step(self, active: Active, micro_batches: list[Any]) -> None:
         """Takes one step. The host does not wait for the device here, unless something needs a value of this step."""
@@ -304,7 +426,7 @@ class Trainer:
         """Micro-batches of the rest of the current epoch; the position follows from the step."""
         position = self.keeping.position(self.step)
         return steps(
-            active.task, batch=self.settings.batch, seed=position.seed, epoch=position.epoch, start=position.index,
+            active.loading, batch=self.settings.batch, seed=position.seed, epoch=position.epoch, start=position.index,
             rank=self.parallel.rank, world=self.parallel.world, accumulate=self.settings.accumulate,
             workers=self.settings.workers, device=self.parallel.device,
         )  # fmt: skip
@@ -375,6 +497,7 @@ class Trainer:
         if running.ended is not None:
             self.progress.note(f"stage {active.index + 1} ends: {running.ended.reason}")
         record = crossing.close(following, self.step)
+        self._decided(following)
         with clock.timed("wrap"):
             entered = self._entered(following)
         record = dataclasses.replace(

@@ -72,8 +72,8 @@ class Watch:
         self._higher = all(rule.higher for rule in _gains(schedule))
 
     def over(self, active: Active, step: int) -> bool:
-        """Returns whether a stage is over after `step` steps of the run."""
-        if self.controller is not None:
+        """Returns whether a stage, or the search at its beginning, is over after `step` steps of the run."""
+        if self.controller is not None and active.running.search is None:
             return self.controller.stage > active.index
         return step >= active.stop
 
@@ -89,7 +89,8 @@ class Watch:
     def due(self, active: Active, step: int) -> bool:
         """Returns whether a validation is due after `step` steps of the run."""
         every = self.settings.validate_every
-        due = step > 0 and (self.over(active, step) or (every is not None and step % every == 0))
+        ends = self.over(active, step) and active.running.search is None  # the stage continues after its search
+        due = step > 0 and (ends or (every is not None and step % every == 0))
         return due and self.seen.validated != step and active.task.validation is not None
 
     def look(self, active: Active, step: int) -> None:
@@ -180,6 +181,8 @@ def evaluate(
             found = seen()
             for decay in ema.decays if ema is not None else ():
                 assert ema is not None
+                if decay not in settings.ema and settings.ema:  # that of a search
+                    continue
                 if found is None:
                     break
                 with averaged(module, ema, decay):

@@ -16,7 +16,7 @@ from progc.ir.program import Program
 from progc.models.opening import open_source
 from progc.runs.sources import open_network, origin_of, program_of
 from progc.runs.stored import StoredRun
-from progc.runs.trained import TrainedNetwork, stage_programs, with_tensors
+from progc.runs.trained import TrainedNetwork, stage_program, with_tensors
 from tests.command import NET
 from tests.stored_runs import finished_run, unfinished
 from tests.training import TinyLM
@@ -73,7 +73,7 @@ def test_growth_from_a_smaller_source(tmp_path: Path, monkeypatch: pytest.Monkey
     last = finished_run(tmp_path / "run", "net.py:Net", to=to, keys={"init": "depth=stack"})
     found = program_at(tmp_path / "run")
     assert all(torch.equal(found.tensors[name], tensor) for name, tensor in last.persistent().items())
-    first, _ = stage_programs(StoredRun.open(tmp_path / "run"), phase=phase)
+    first = stage_program(StoredRun.open(tmp_path / "run"), 0, phase=phase)
     assert first.num_parameters() == 667 < found.num_parameters()
 
 

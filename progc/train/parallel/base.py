@@ -13,7 +13,6 @@ from torch import nn
 if TYPE_CHECKING:
     from torch.optim import Optimizer
 
-    from progc.emit.stage_module import StageModule
     from progc.lift.averages import Averages
 
 
@@ -39,7 +38,7 @@ class Parallel(Protocol):
     world: int
     device: torch.device
 
-    def wrap(self, module: StageModule, optimizer: Optimizer | None, ema: Averages | None) -> nn.Module:
+    def wrap(self, module: nn.Module, optimizer: Optimizer | None, ema: Averages | None) -> nn.Module:
         """Returns the module to call for a stage; optimizer and averages then hold its tensors (shards with FSDP)."""
 
     def unwrap(self, optimizer: Optimizer | None, ema: Averages | None) -> None:
@@ -71,7 +70,7 @@ class Single:
     def __init__(self, device: torch.device) -> None:
         self.device = device
 
-    def wrap(self, module: StageModule, optimizer: Optimizer | None, ema: Averages | None) -> nn.Module:
+    def wrap(self, module: nn.Module, optimizer: Optimizer | None, ema: Averages | None) -> nn.Module:
         """Returns the module itself."""
         return module
 

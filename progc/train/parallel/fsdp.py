@@ -26,7 +26,6 @@ from progc.train.parallel.ranks import Ranks, same_buffers
 if TYPE_CHECKING:
     from torch.optim import Optimizer
 
-    from progc.emit.stage_module import StageModule
     from progc.lift.averages import Averages
 
 
@@ -41,7 +40,7 @@ class Fsdp(Ranks):
         self._root: FSDPModule | None = None
         self._pairs: dict[str, tuple[nn.Parameter, nn.Parameter]] = {}
 
-    def wrap(self, module: StageModule, optimizer: Optimizer | None, ema: Averages | None) -> nn.Module:
+    def wrap(self, module: nn.Module, optimizer: Optimizer | None, ema: Averages | None) -> nn.Module:
         """Shards the module in place, with the tensors of optimizer and averages.
 
         Raises:
@@ -153,7 +152,7 @@ class Fsdp(Ranks):
                 )
 
 
-def _units(module: StageModule) -> list[str]:
+def _units(module: nn.Module) -> list[str]:
     """Paths of blocks that share no parameter with the rest of the module, inner ones first.
 
     A tied parameter belongs to the root: two units would each keep a copy of it, which would no longer be tied.

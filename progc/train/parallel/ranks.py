@@ -17,7 +17,6 @@ from progc.train.parallel.base import TIMEOUT, Single
 if TYPE_CHECKING:
     from torch.optim import Optimizer
 
-    from progc.emit.stage_module import StageModule
     from progc.lift.averages import Averages
 
 
@@ -72,13 +71,16 @@ class Ddp(Ranks):
         super().__init__(device)
         self._wrapped: DistributedDataParallel | None = None
 
-    def wrap(self, module: StageModule, optimizer: Optimizer | None, ema: Averages | None) -> nn.Module:
+    def wrap(self, module: nn.Module, optimizer: Optimizer | None, ema: Averages | None) -> nn.Module:
         """Returns a new wrapper; a wrapper kept from an earlier stage would not reduce layers that train only now."""
         if not any(parameter.requires_grad for parameter in module.parameters()):
             self._wrapped = None
             return module
         ids = [self.device.index] if self.device.type == "cuda" else None
-        self._wrapped = DistributedDataParallel(module, device_ids=ids, broadcast_buffers=False)
+        self._wrapped = DistributedDataParallel(
+            module, device_ids=ids, broadcast_buffers=False,
+            find_unused_parameters=getattr(module, "leaves_out", False),
+        )  # fmt: skip
         return self._wrapped
 
     def unwrap(self, optimizer: Optimizer | None, ema: Averages | None) -> None:
