@@ -79,6 +79,7 @@ def opened(config: Config, *, run: Path | None = None, weights: bool = True, pha
     settings = config.settings
 
     maker = chosen(config.optimizer, settings.lr)
+    resumed = run is not None and (run / PLAN).exists()
     given = _given(config, run)
     to = config.to if config.to is not None or given is None else given.model.target
     text = _source_text(config, given)
@@ -106,7 +107,8 @@ def opened(config: Config, *, run: Path | None = None, weights: bool = True, pha
 
     with during("plan"):
         schedule = _agreed(planned)
-        schedule = _with_length(schedule, config)
+        if not resumed:  # the schedule of a run has its length
+            schedule = _cooled(_with_length(schedule, config), settings.cooldown)
         schedule.check(full)
         schedule.starts()
         check_sizes(task, [stage.point.resolution for stage in schedule.stages])
@@ -174,6 +176,21 @@ def _with_length(schedule: Schedule, config: Config) -> Schedule:
     if schedule.rules and unit != schedule.unit:
         raise InputError(f"the plan's rules count {schedule.unit}; give the length in {schedule.unit}, not in {unit}")
     return dataclasses.replace(schedule, total=total, unit=unit)
+
+
+def _cooled(schedule: Schedule, cooldown: int) -> Schedule:
+    """The schedule with further epochs or steps in its last stage; the others begin where they began."""
+    if not cooldown:
+        return schedule
+    assert schedule.total is not None
+    starts = [*schedule.starts(), schedule.total]
+    total = schedule.total + cooldown
+    ends = [*starts[1:-1], total]
+    stages = tuple(
+        dataclasses.replace(stage, share=(end - begin) / total)
+        for stage, begin, end in zip(schedule.stages, starts, ends, strict=False)
+    )
+    return dataclasses.replace(schedule, stages=stages, total=total)
 
 
 def _counted(full: Program, schedule: Schedule, batch: int) -> tuple[Schedule, tuple[str, ...]]:

@@ -33,6 +33,7 @@ def shortened(run: Opened, steps: int) -> Opened:
         keep=None,
         log_every=1,
         rewarm=min(run.settings.rewarm, steps - 1),
+        cooldown=min(run.settings.cooldown, steps - 1),
     )
     return dataclasses.replace(run, schedule=short, settings=settings)
 

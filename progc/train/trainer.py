@@ -19,6 +19,7 @@ from progc.checkpoints import Saver, load
 from progc.data.loading import steps, steps_per_epoch
 from progc.data.staged import check_sizes, for_stage, not_set
 from progc.data.task import Task
+from progc.errors import InputError
 from progc.ir.program import Program
 from progc.ir.random_state import seed_everything
 from progc.lift.averages import Averages
@@ -106,6 +107,11 @@ class Trainer:
         schedule.starts(units)  # refuses a length that is unknown or too short
         assert units is not None
         self.units, self.total = units, units * self._per_unit
+        if self.settings.cooldown >= units:
+            raise InputError(
+                f"cooldown: expected fewer than the {units} {schedule.unit} of the run, got {self.settings.cooldown}"
+            )
+        self._cooldown = self.settings.cooldown * self._per_unit
         check_sizes(task, [stage.point.resolution for stage in schedule.stages])
         self.notes = (*not_set(task, schedule.regularisations, program), *never_told(task, schedule, self.settings))
         self.step = 0
@@ -226,7 +232,7 @@ class Trainer:
         while not self.watch.over(active, self.step):
             for micro_batches in self._batches(active):
                 active.meter.arrived()
-                rate = factor(settings, self.step, self.total, active.start)
+                rate = factor(settings, self.step, self.total - self._cooldown, active.start)
                 set_rates(active.running.optimizer, rate)
                 outcome = active.stepper.step(micro_batches)
                 if outcome.skipped is None and active.running.ema is not None:
