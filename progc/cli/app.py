@@ -152,6 +152,14 @@ def plan(
             "--stages", metavar="K", help="Number of stages; the last one is the full network.", min=1, max=100
         ),
     ] = 4,
+    decide: Annotated[
+        str,
+        typer.Option(
+            "--decide",
+            metavar="WHEN",
+            help="When a search decides: before training (default), or in training, at each boundary.",
+        ),
+    ] = "before",
     mode: Annotated[
         str, typer.Option("--mode", metavar="NAME", help="default, or reference for the published procedure.")
     ] = "default",
@@ -230,7 +238,7 @@ def plan(
         strategy=strategy, stages=stages, mode=mode, depths=depths, widths=widths, resolutions=resolutions,
         unfreeze=unfreeze, batch=batch, seed=seed, total=total, unit=unit, measure=measure, regularise=regularise,
         settings={key: literal(text) for key, text in key_values(settings or (), example="batches=4").items()}, sid=sid,
-        sid_init=sid_init, init=init,
+        sid_init=sid_init, init=init, decide=decide,
     )  # fmt: skip
     run_plan(with_args(source, model_arg), options, to=to, data=data, weights=weights, out=out, as_json=as_json)
 
@@ -384,6 +392,14 @@ def train(
         str | None,
         typer.Option("--strategy", metavar="NAME", help="How stages are chosen: linear, one-shot or zero-shot."),
     ] = None,
+    decide: Annotated[
+        str | None,
+        typer.Option(
+            "--decide",
+            metavar="WHEN",
+            help="When a search decides: in training, at each boundary (default), or before training.",
+        ),
+    ] = None,
     stages: Annotated[
         int | None,
         typer.Option("--stages", metavar="K", help="Number of stages; 1 trains the full network throughout."),
@@ -421,7 +437,8 @@ def train(
     flags = {
         "out": ("--out", out), "data": ("--data", data), "to": ("--to", to), "weights": ("--weights", weights),
         "init": ("--init", init),
-        "plan.file": ("--plan", plan), "plan.strategy": ("--strategy", strategy), "plan.stages": ("--stages", stages),
+        "plan.file": ("--plan", plan), "plan.strategy": ("--strategy", strategy),
+        "plan.decide": ("--decide", decide), "plan.stages": ("--stages", stages),
         "epochs": ("--epochs", epochs), "steps": ("--steps", steps), "train.batch": ("--batch", batch),
         "train.seed": ("--seed", seed), "train.lr": ("--lr", lr),
     }  # fmt: skip

@@ -33,6 +33,7 @@ class PlanSection(Section):
 
     file: str | None = None
     strategy: Literal["linear", "one-shot", "zero-shot"] = "linear"
+    decide: Literal["before", "training"] = "training"
     stages: int = 4
     mode: Literal["default", "reference"] = "default"
     depths: Levels = None

@@ -76,6 +76,7 @@ def opened(config: Config, *, run: Path | None = None, weights: bool = True, pha
     settings = config.settings
 
     maker = chosen(config.optimizer, settings.lr, sharded=settings.parallel == "fsdp")
+    resumed = run is not None and (run / PLAN).exists()
     given = _given(config, run)
     named = ModelAndData.of(config, given)
     named.check_data(f"training {config.source}")
@@ -101,7 +102,8 @@ def opened(config: Config, *, run: Path | None = None, weights: bool = True, pha
 
     with during("plan"):
         schedule = _agreed(planned)
-        schedule = _with_length(schedule, config)
+        if not resumed:  # the schedule of a run has its length
+            schedule = _cooled(_with_length(schedule, config), settings.cooldown)
         schedule.check(full)
         schedule.starts()
         check_sizes(task, [stage.point.resolution for stage in schedule.stages])
@@ -112,10 +114,10 @@ def opened(config: Config, *, run: Path | None = None, weights: bool = True, pha
 
 
 def _given(config: Config, run: Path | None) -> Schedule | None:
-    """The existing schedule: the one of the run, else the one of the plan file."""
+    """The existing schedule: the one of the run, else the one of the plan file, with all that it has decided."""
     if run is not None and (run / PLAN).exists():
         return Schedule.read(run / PLAN)
-    return Schedule.read(config.plan.file) if config.plan.file is not None else None
+    return Schedule.read(config.plan.file).closed if config.plan.file is not None else None
 
 
 def _init_text(config: Config, given: Schedule | None) -> str | None:
@@ -159,6 +161,21 @@ def _with_length(schedule: Schedule, config: Config) -> Schedule:
     if schedule.rules and unit != schedule.unit:
         raise InputError(f"the plan's rules count {schedule.unit}; give the length in {schedule.unit}, not in {unit}")
     return dataclasses.replace(schedule, total=total, unit=unit)
+
+
+def _cooled(schedule: Schedule, cooldown: int) -> Schedule:
+    """The schedule with further epochs or steps in its last stage; the others begin where they began."""
+    if not cooldown:
+        return schedule
+    assert schedule.total is not None
+    starts = [*schedule.starts(), schedule.total]
+    total = schedule.total + cooldown
+    ends = [*starts[1:-1], total]
+    stages = tuple(
+        dataclasses.replace(stage, share=(end - begin) / total)
+        for stage, begin, end in zip(schedule.stages, starts, ends, strict=False)
+    )
+    return dataclasses.replace(schedule, stages=stages, total=total)
 
 
 def _counted(full: Program, schedule: Schedule, batch: int) -> tuple[Schedule, tuple[str, ...]]:

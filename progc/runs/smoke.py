@@ -11,6 +11,7 @@ import torch
 
 from progc import checkpoints
 from progc.checkpoints.searching import steps as steps_of
+from progc.data.loading import steps_per_epoch
 from progc.errors import CheckError
 from progc.ranks.agreeing import rank
 from progc.runs.opening import Opened
@@ -25,6 +26,10 @@ def shortened(run: Opened, steps: int) -> Opened:
     stages = tuple(dataclasses.replace(stage, share=share) for stage in schedule.stages)
     total = steps * len(stages)
     short: Schedule = dataclasses.replace(schedule, stages=stages, total=total, unit="steps", rules=())
+    if short.open and short.strategy == "one-shot":  # a search takes half of its stage
+        per_epoch = steps_per_epoch(run.task, run.settings.batch)
+        searched = {"epochs": max(steps // 2, 1) / per_epoch, "batches": 1}
+        short = dataclasses.replace(short, settings={**short.settings, **searched})
     settings = dataclasses.replace(
         run.settings,
         total=total,
@@ -33,6 +38,7 @@ def shortened(run: Opened, steps: int) -> Opened:
         keep=None,
         log_every=1,
         rewarm=min(run.settings.rewarm, steps - 1),
+        cooldown=min(run.settings.cooldown, steps - 1),
     )
     return dataclasses.replace(run, schedule=short, settings=settings)
 

@@ -30,7 +30,9 @@ class Settings:
         seed: seed of data order, random transforms and the global generators.
         lr: peak learning rate of parameter groups without their own.
         lr_schedule: `constant`, `linear` or `cosine`.
-        warmup: fraction of the run over which the learning rate rises from 0.
+        warmup: fraction of the run over which the learning rate rises from `warmup_floor`.
+        warmup_floor: learning rate of the first step; 0 rises evenly from 0, which no step has.
+        cooldown: epochs or steps, in the unit of the schedule, at the end of the run that train at `min_lr`.
         min_lr: learning rate at the end of the run, as a fraction of the peak.
         rewarm: steps over which the learning rate rises again from 0 after each boundary.
         clip: largest norm of all gradients together; None does not clip.
@@ -62,6 +64,8 @@ class Settings:
     lr: float = 1e-3
     lr_schedule: str = "cosine"
     warmup: float = 0.05
+    warmup_floor: float = 0.0
+    cooldown: int = 0
     min_lr: float = 0.0
     rewarm: int = 0
     clip: float | None = None
@@ -91,7 +95,7 @@ class Settings:
         for name in ("total", "validate_every", "save_every", "keep"):
             if getattr(self, name) is not None:
                 self._at_least(name, 1)
-        for name in ("workers", "rewarm"):
+        for name in ("workers", "rewarm", "cooldown"):
             self._at_least(name, 0)
         for name in ("warmup", "min_lr"):
             value = getattr(self, name)
@@ -101,6 +105,12 @@ class Settings:
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
                 raise InputError(f"{name}: expected a number above 0, got {value!r}")
+        if not 0 <= self.warmup_floor <= self.lr:
+            raise InputError(
+                f"warmup_floor: expected a learning rate from 0 to lr, which is {self.lr:g}, got {self.warmup_floor!r}"
+            )
+        if self.cooldown and not self.min_lr:
+            raise InputError("cooldown: min_lr is 0, so nothing would train; set min_lr to a fraction of the peak")
         for name, known in CHOICES.items():
             if getattr(self, name) not in known:
                 words = f"{', '.join(known[:-1])} or {known[-1]}"
@@ -146,19 +156,22 @@ def profiled(text: str) -> tuple[int, int]:
 def factor(settings: Settings, step: int, total: int, boundary: int = 0) -> float:
     """Returns the factor on the peak learning rates for the next step, after `step` of `total` steps.
 
-    The factor rises linearly over the first `warmup` of the run. Then it is constant, or falls linearly or as a cosine
-    (Loshchilov and Hutter, SGDR, ICLR 2017) to `min_lr`, which the last step comes close to. After a boundary it rises
-    again from 0 over `rewarm` steps to the value that it would have without the boundary.
+    The factor rises linearly over the first `warmup` of the run, from `warmup_floor` at the first step if that is set.
+    Then it is constant, or falls linearly or as a cosine (Loshchilov and Hutter, SGDR, ICLR 2017) to `min_lr`, which
+    the last step comes close to. Steps after the last one cool down at `min_lr`. After a boundary it rises again from 0
+    over `rewarm` steps to the value that it would have without the boundary.
 
     Args:
         settings: settings of the run.
         step: optimizer steps done.
-        total: optimizer steps of the run.
+        total: optimizer steps of the run, without those that cool down.
         boundary: step at which the current stage began; 0 in the first stage.
     """
-    warm = round(settings.warmup * total)
+    warm, floor = round(settings.warmup * total), settings.warmup_floor / settings.lr
     if step < warm:
-        value = (step + 1) / warm
+        value = floor + (1.0 - floor) * step / warm if floor else (step + 1) / warm
+    elif step >= total:
+        value = settings.min_lr
     else:
         progress = (step - warm) / max(total - warm, 1)
         shape = {

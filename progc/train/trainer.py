@@ -19,7 +19,7 @@ from progc.checkpoints import Saver, load
 from progc.data.loading import steps, steps_per_epoch
 from progc.data.staged import candidate_tasks, check_sizes, for_stage, not_set
 from progc.data.task import Task
-from progc.errors import CheckError
+from progc.errors import CheckError, InputError
 from progc.ir.program import Program
 from progc.ir.random_state import seed_everything
 from progc.lift.averages import Averages
@@ -111,6 +111,11 @@ class Trainer:
         schedule.starts(units)  # refuses a length that is unknown or too short
         assert units is not None
         self.units, self.total = units, units * self._per_unit
+        if self.settings.cooldown >= units:
+            raise InputError(
+                f"cooldown: expected fewer than the {units} {schedule.unit} of the run, got {self.settings.cooldown}"
+            )
+        self._cooldown = self.settings.cooldown * self._per_unit
         check_sizes(task, [stage.point.resolution for stage in schedule.stages])
         self.notes = (*not_set(task, schedule.regularisations, program), *never_told(task, schedule, self.settings))
         self.step = 0
@@ -371,7 +376,7 @@ class Trainer:
 
     def _step(self, active: Active, micro_batches: list[Any]) -> None:
         """Takes one step. The host does not wait for the device here, unless something needs a value of this step."""
-        rate = factor(self.settings, self.step, self.total, active.start)
+        rate = factor(self.settings, self.step, self.total - self._cooldown, active.start)
         set_rates(active.running.optimizer, rate)
         try:
             outcome = active.stepper.step(micro_batches)

@@ -265,7 +265,7 @@ OPTIONS: dict[str, set[str]] = {
         "--help",
     },
     "plan": {
-        "--to", "--strategy", "--stages", "--mode", "--depths", "--widths", "--resolutions", "--unfreeze", "--epochs",
+        "--to", "--strategy", "--decide", "--stages", "--mode", "--depths", "--widths", "--resolutions", "--unfreeze", "--epochs",
         "--steps", "--batch", "--data", "--model-arg", "--weights", "--seed", "--measure", "--set", "--sid",
         "--sid-init", "--regularise", "--init", "--out", "--json", "--help",
     },
@@ -275,7 +275,8 @@ OPTIONS: dict[str, set[str]] = {
     },
     "passes": {"--help"},
     "train": {
-        "--out", "--data", "--to", "--model-arg", "--weights", "--plan", "--strategy", "--stages", "--epochs",
+        "--out", "--data", "--to", "--model-arg", "--weights", "--plan", "--strategy", "--decide", "--stages",
+        "--epochs",
         "--steps", "--batch", "--lr", "--seed", "--init", "--set", "--dry-run", "--smoke", "--json", "--help",
     },
     "export": {"--average", "--stage", "--sid", "--format", "--to", "--force", "--json", "--help"},

@@ -150,6 +150,17 @@ def test_the_same_command_goes_on_with_the_schedule_that_is_there(
     assert json.loads((folder / "config.json").read_text())["train"]["log_every"] == 3
 
 
+def test_a_cool_down_follows_the_last_stage(run: Command, net: Path, trainer: Made) -> None:
+    more = ("--set", "train.cooldown=3", "--set", "train.min_lr=0.1")
+    for _ in range(2):  # the second command resumes
+        assert start(run, net, *more).code == 0
+    for given in trainer.given:
+        schedule = given["schedule"]
+        assert (schedule.starts(), schedule.total, given["settings"].total) == ([0, 2], 7, 7)
+        assert given["settings"].cooldown == 3
+    assert start(run, net, *more, "--dry-run").code == 0
+
+
 def test_another_run_in_the_folder_is_refused(run: Command, net: Path, trainer: Made) -> None:
     assert start(run, net).code == 0
     for more, message in (

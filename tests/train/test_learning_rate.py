@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from progc.errors import InputError
 from progc.train.settings import Settings, factor, set_rates
 
 
@@ -18,6 +21,29 @@ def test_it_rises_and_falls_as_published() -> None:
     assert found[55] == pytest.approx(0.1 + 0.9 / 2, abs=0.01)  # half of the cosine
     assert found[-1] == pytest.approx(0.1, abs=1e-3)
     assert found[10:] == sorted(found[10:], reverse=True)
+
+
+def test_it_rises_from_a_floor_and_cools_down_at_the_lowest_rate() -> None:
+    settings = Settings(lr=1.6e-3, warmup=0.2, warmup_floor=1e-6, min_lr=1e-5 / 1.6e-3, cooldown=10)
+    rates = [1.6e-3 * factor(settings, step, 100) for step in range(110)]
+    assert rates[:20] == pytest.approx([1e-6 + (1.6e-3 - 1e-6) * step / 20 for step in range(20)])
+    assert rates[20] == pytest.approx(1.6e-3) and rates[100:] == pytest.approx([1e-5] * 10)
+    plain = Settings(lr=1.6e-3, warmup=0.2, min_lr=1e-5 / 1.6e-3)
+    assert rates[20:100] == [1.6e-3 * factor(plain, step, 100) for step in range(20, 100)]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"warmup_floor": 2e-3}, "warmup_floor: expected a learning rate from 0 to lr, which is 0.001, got 0.002"),
+        ({"warmup_floor": -1.0}, "warmup_floor: expected a learning rate from 0 to lr"),
+        ({"cooldown": 2}, "cooldown: min_lr is 0, so nothing would train"),
+        ({"cooldown": -1, "min_lr": 0.1}, "cooldown: expected an integer of at least 0"),
+    ],
+)
+def test_floors_and_cool_downs_that_make_no_sense(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Settings(**values)
 
 
 def test_behind_a_boundary_it_rises_again_to_where_it_would_be() -> None:

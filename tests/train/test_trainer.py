@@ -50,6 +50,15 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
+def test_a_cool_down_trains_at_the_lowest_rate(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"cooldown": 2, "min_lr": 0.25, "lr": 0.01, "log_every": 1, "validate_every": None}
+    train(tmp_path / "run", **settings)
+    rates = [line["lr"] for line in lines(tmp_path / "run") if line["kind"] == "train"]
+    assert rates[-2:] == [0.0025, 0.0025] and rates[-3] > 0.0025
+    with pytest.raises(InputError, match="cooldown: expected fewer than the 12 steps of the run, got 12"):
+        trainer(tmp_path / "other", **{**settings, "cooldown": 12})
+
+
 def test_the_weights_load_into_the_users_own_class(whole: Path) -> None:
     for file in ("model.safetensors", "model-ema-0.9.safetensors"):
         model().load_state_dict(load_file(whole / file), strict=True)
