@@ -18,8 +18,8 @@ from progc.ir.tensor_file import write_tensors
 from progc.models.opening import open_source
 from progc.runs.config import checked
 from progc.runs.folder import CONFIG, PLAN, WEIGHTS
-from progc.schedule.running import outlines
 from progc.schedule.schedule import Schedule
+from progc.schedule.stage_programs import StagePrograms
 from tests.command import NET
 
 DATA = """
@@ -92,7 +92,7 @@ def finished_run(
     options = {"stages": 2, "total": 4, "unit": "steps", "count": False, "start": small, **plan}
     schedule: Schedule = progc.plan(program, **options)
     config = checked({"source": source, "to": to, "steps": 4, "out": str(run), **(keys or {})})
-    last = outlines(program, schedule, source=small)[-1].complete()
+    last = StagePrograms.of(program, schedule).outline(len(schedule.stages) - 1).complete()
     generator = torch.Generator().manual_seed(1)
     made = {
         name: torch.randn(tensor.shape, generator=generator).mul(0.1) + tensor.detach()

@@ -66,7 +66,7 @@ class Averages:
         self.warmup, self.warmup_gamma, self.warmup_power = warmup, warmup_gamma, warmup_power
         self._updates = 0
         self._left_out: torch.Tensor | None = None
-        named = named_tensors(source)
+        named = tracked_tensors(source)
         self._copies = {decay: _copied(named) for decay in self.decays}
 
     @property
@@ -108,7 +108,7 @@ class Averages:
         Raises:
             InputError: names or shapes differ from the tracked ones; nothing is changed.
         """
-        named = named_tensors(source)
+        named = tracked_tensors(source)
         pairs = {}
         for decay, copy in self._copies.items():
             _check(copy, named)
@@ -134,7 +134,7 @@ class Averages:
         if decay in self.decays or not 0 <= decay < 1:
             raise InputError(f"decay {decay}: expected a new one, at least 0 and below 1, next to {list(self.decays)}")
         self.decays = (*self.decays, float(decay))
-        self._copies[float(decay)] = _copied(named_tensors(source))
+        self._copies[float(decay)] = _copied(tracked_tensors(source))
 
     def remove(self, decay: float) -> None:
         """Removes the copy with this decay."""
@@ -184,14 +184,19 @@ EmaLike = Averages | Average | Mapping[str, torch.Tensor] | nn.Module
 """Types that `ema=` accepts: averages in training, an average, tensors by name, or a module that holds them."""
 
 
-def named_tensors(source: Any) -> dict[str, torch.Tensor]:
-    """Returns the tensors of a state dict by name, aliases included, without the prefixes of torch's wrappers.
+def tracked_tensors(source: Any) -> dict[str, torch.Tensor]:
+    """Returns the tensors that averages track, by name: all of `named_tensors`, unless a module says otherwise.
 
-    A module that holds more than averages should track says which tensors those are by a method `tracked`.
+    A module that holds more than averages should track, such as a supernet, has a method `tracked`.
     """
+    tracked = getattr(source, "tracked", None) if isinstance(source, nn.Module) else None
+    return named_tensors(tracked() if callable(tracked) else source)
+
+
+def named_tensors(source: Any) -> dict[str, torch.Tensor]:
+    """Returns the tensors of a state dict by name, aliases included, without the prefixes of torch's wrappers."""
     if isinstance(source, nn.Module):
-        tracked = getattr(source, "tracked", None)
-        held = tracked() if callable(tracked) else source.state_dict(keep_vars=True)
+        held = source.state_dict(keep_vars=True)
         named = {name: tensor for name, tensor in held.items() if isinstance(tensor, torch.Tensor)}
     else:
         named = dict(source.persistent() if hasattr(source, "persistent") else source)
@@ -324,7 +329,7 @@ def _values(ema: EmaLike | Sequence[EmaLike]) -> list[Average]:
         elif isinstance(item, Average):
             found.append(item)
         elif isinstance(item, (nn.Module, Mapping)):
-            found.append(Average({name: tensor.detach() for name, tensor in named_tensors(item).items()}))
+            found.append(Average({name: tensor.detach() for name, tensor in tracked_tensors(item).items()}))
         else:
             raise InputError(f"ema: expected progc.EMA, a module or tensors by name, found {type(item).__name__}")
     return found

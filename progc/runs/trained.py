@@ -1,7 +1,7 @@
 """The network of a run as a program: its graph from configuration and schedule, its weights from the run's folder.
 
-The graph of a stage is the one that the trainer trains: the source is built and captured again, and the passes of the
-schedule run on its shapes (`progc.schedule.outlines`). All tensors that a state dict holds then come from the run.
+The graph of a stage is the one that the trainer trains: the source is built and captured again, and the stage is cut
+out of it on shapes (`progc.schedule.stage_programs`). All tensors that a state dict holds then come from the run.
 """
 
 from __future__ import annotations

@@ -29,6 +29,7 @@ from progc.errors import InputError
 from progc.ir.program import Program
 from progc.ir.random_state import seeded
 from progc.lift.averages import Averages, EmaLike
+from progc.ranks.agreeing import rank
 from progc.schedule.point import Point
 from progc.schedule.running import RunningStage, SearchStage, trained
 from progc.schedule.running import stages as decided_stages
@@ -361,7 +362,7 @@ class SupernetStage(SearchStage):
         self._refresh()
         start = time.perf_counter()
         search, places = self._search, self._search.places
-        for mark in self.marks:
+        for mark in self.marks if rank() == 0 else ():
             self.evaluate(mark)
         points = [self._schedule.space.point(place) for place in places]
         self.module.chosen = None
@@ -390,12 +391,17 @@ class SupernetStage(SearchStage):
 
     def state_dict(self) -> dict[str, Any]:
         """Returns what a resumed run needs besides tensors, JSON data."""
-        return {"losses": self._search.losses, "times": self._search.times_by_backward, "seconds": self._seconds}
+        search = self._search
+        return {
+            "losses": search.losses, "times": search.times_by_backward, "growth": search.growth,
+            "seconds": self._seconds,
+        }  # fmt: skip
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores what `state_dict` returned."""
         self._search.losses = [list(map(list, found)) for found in state["losses"]]
         self._search.times_by_backward = list(state["times"])
+        self._search.growth = str(state["growth"])
         self._seconds = float(state["seconds"])
 
 

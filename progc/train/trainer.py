@@ -371,7 +371,8 @@ class Trainer:
         seconds = {f"seconds_{name}": spent for name, spent in more.pop("seconds", {}).items()}
         values = {"stage": decision.stage, "point": point, "reason": decision.reason, **more}
         measured = {"seconds_search": decision.seconds, **seconds}
-        self.log.write("decision", self.step, {**values, "scores": decision.to_json(), "measured": measured})
+        scores = {**decision.to_json(), "seconds": None}  # they are measured
+        self.log.write("decision", self.step, {**values, "scores": scores, "measured": measured})
         self.progress.note(f"stage {decision.stage + 1} is decided: {decision.reason}")
 
     def _step(self, active: Active, micro_batches: list[Any]) -> None:

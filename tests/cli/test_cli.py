@@ -265,7 +265,8 @@ OPTIONS: dict[str, set[str]] = {
         "--help",
     },
     "plan": {
-        "--to", "--strategy", "--decide", "--stages", "--mode", "--depths", "--widths", "--resolutions", "--unfreeze", "--epochs",
+        "--to", "--strategy", "--decide", "--stages", "--mode", "--depths", "--widths", "--resolutions", "--unfreeze",
+        "--epochs",
         "--steps", "--batch", "--data", "--model-arg", "--weights", "--seed", "--measure", "--set", "--sid",
         "--sid-init", "--regularise", "--init", "--out", "--json", "--help",
     },
