@@ -10,7 +10,7 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,20 @@ import torch
 from progc.ir.program import Program
 from tests.train.running import lines, outcome, program, train
 
-KINDS = ("moment", "save", "boundary")
+KINDS: Mapping[str, tuple[str, int]] = {
+    "moment": ("", 1),
+    "save": ("os.fsync", 60),
+    "boundary": ("progc.train.boundary.Clock.timed", 24),
+}
+"""Where runs are killed: the function at one of whose first calls, and how many; without one at any moment."""
+
+SEARCHING = {
+    **KINDS,
+    "training of the supernet": ("progc.search.online.SupernetStage.choose", 8),
+    "evaluation": ("progc.search.one_shot_stage.StageSearch.evaluate", 6),
+    "choice": ("progc.search.online.SupernetStage.finish", 2),
+}
+"""The same for runs with one-shot searches."""
 
 
 def warm() -> Program:
@@ -27,19 +40,34 @@ def warm() -> Program:
     return program()
 
 
-def trial(folder: Path, count: int, seed: int, full: Program) -> dict[str, Any]:
+def trial(
+    folder: Path,
+    count: int,
+    seed: int,
+    full: Program,
+    start: Callable[[Path, Program], Any] = lambda run, full: train(run, full=full),
+    where: Mapping[str, tuple[str, int]] = KINDS,
+) -> dict[str, Any]:
     """Runs, each killed until it is finished or `count` kills are done in all; compared with one that was not.
+
+    Args:
+        folder: an empty folder.
+        count: number of kills in all; each of a kind that is drawn.
+        seed: seed of everything that is drawn.
+        full: the full network.
+        start: trains in a run folder.
+        where: the kinds of kills.
 
     Returns:
         `kills` by kind, `runs`, `wrong`: what went wrong, in sentences.
     """
     rng = random.Random(seed)
-    start = time.perf_counter()
-    code = forked(lambda: train(folder / "whole", full=full), folder / "log")
+    began = time.perf_counter()
+    code = forked(lambda: start(folder / "whole", full), folder / "log")
     assert code == 0, (folder / "log").read_text()
-    length = time.perf_counter() - start
+    length = time.perf_counter() - began
     expected = outcome(folder / "whole"), lines(folder / "whole")
-    kills = dict.fromkeys(KINDS, 0)
+    kills = dict.fromkeys(where, 0)
     wrong: list[str] = []
     runs = 0
     while sum(kills.values()) < count and len(wrong) < 10:
@@ -47,8 +75,8 @@ def trial(folder: Path, count: int, seed: int, full: Program) -> dict[str, Any]:
         runs += 1
         while True:
             done = sum(kills.values()) >= count
-            kind = None if done else rng.choice(KINDS)
-            code = attempt(run, kind, rng, length, full, folder / "log")
+            kind = None if done else rng.choice(list(where))
+            code = attempt(run, kind and where[kind], rng, length, lambda path: start(path, full), folder / "log")
             if code == -signal.SIGKILL and kind is not None:
                 kills[kind] += 1
             elif code == 0:
@@ -62,18 +90,24 @@ def trial(folder: Path, count: int, seed: int, full: Program) -> dict[str, Any]:
     return {"kills": kills, "runs": runs, "wrong": wrong}
 
 
-def attempt(run: Path, kind: str | None, rng: random.Random, length: float, full: Program, log: Path) -> int:
+def attempt(
+    run: Path,
+    kind: tuple[str, int] | None,
+    rng: random.Random,
+    length: float,
+    start: Callable[[Path], Any],
+    log: Path,
+) -> int:
     """Trains in a child that is killed somewhere; its exit code, negative for a signal."""
-    at = rng.randint(1, {"save": 60, "boundary": 24}.get(kind or "", 1))
+    name, calls = kind or ("", 1)
+    at = rng.randint(1, calls)
 
     def body() -> None:
-        if kind == "save":
-            dies_at("os.fsync", at)
-        elif kind == "boundary":
-            dies_at("progc.train.boundary.Clock.timed", at)
-        train(run, full=full)
+        if name:
+            dies_at(name, at)
+        start(run)
 
-    if kind == "moment":
+    if kind is not None and not name:
         return forked(body, log, after=rng.uniform(0.0, length))
     return forked(body, log)
 

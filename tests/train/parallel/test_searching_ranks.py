@@ -25,9 +25,7 @@ def test_two_ranks_decide_as_one(case: tuple[str, str], tmp_path: Path) -> None:
     assert done.stdout.count(f"step {STAGES * STEPS} finished True;") == 2
     train(tmp_path / "one", plan(strategy))
     plans = [Schedule.read(tmp_path / name / "plan.json") for name in ("one", "two")]
-    for own in zip(*(schedule.decisions for schedule in plans), strict=True):
-        assert [candidate.point for candidate in own[0].candidates] == [
-            candidate.point for candidate in own[1].candidates
-        ]
+    one, two = (schedule.decisions[0].candidates for schedule in plans)
+    assert [candidate.point for candidate in one] == [candidate.point for candidate in two]
     losses = [[line["loss"] for line in lines(tmp_path / name) if line["kind"] == "train"] for name in ("one", "two")]
     assert losses[0][0] == pytest.approx(losses[1][0], rel=1e-4)  # later ones differ: dropout draws other numbers
