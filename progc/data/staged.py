@@ -35,7 +35,7 @@ def for_stage(task: Task, regularisation: Regularisation, program: Program) -> T
     Raises:
         InputError: the stage asks for mixup, but the network is not a classifier.
     """
-    size, run = _image_size(program), task.of or task
+    size, run = image_size(program), task.of or task
     if task.staged is not None and size is not None:
         task = task.staged(regularisation, size)
     alpha = regularisation.mixup
@@ -57,7 +57,7 @@ def not_set(task: Task, wanted: Sequence[Regularisation], program: Program) -> t
     """
     if any(each.mixup for each in wanted):
         data_order.fetch(Mixed(task.samples, 1.0, classes_of(program)), [0], 0, 0)
-    if task.staged is not None and _image_size(program) is not None:
+    if task.staged is not None and image_size(program) is not None:
         return ()
     names = {"rand_augment": "RandAugment", "random_erasing": "random erasing"}
     asked = [words for name, words in names.items() if any(getattr(each, name) for each in wanted)]
@@ -84,8 +84,8 @@ def check_sizes(task: Task, sizes: Iterable[tuple[int, int] | None]) -> None:
             task.at_size(batch, size)
 
 
-def _image_size(program: Program) -> tuple[int, int] | None:
-    """Height and width of the images of a program; None if it takes no images."""
+def image_size(program: Program) -> tuple[int, int] | None:
+    """Returns height and width of the images of a program; None if it takes no images."""
     from progc.transforms.resolution.images import find_images
 
     try:

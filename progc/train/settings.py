@@ -44,6 +44,7 @@ class Settings:
         device: `auto`, `cpu`, `cuda`, `cuda:1`.
         workers: processes that load samples.
         validate_every: steps between validations; None validates at the end of each stage.
+        validate_full: whether stages with smaller images are validated at the full image size as well.
         save_every: steps between checkpoints; None saves at boundaries and at the end only.
         keep: number of checkpoints to keep; None keeps all.
         save_in_background: whether training continues while a checkpoint is written.
@@ -74,6 +75,7 @@ class Settings:
     device: str = "auto"
     workers: int = 0
     validate_every: int | None = None
+    validate_full: bool = True
     save_every: int | None = None
     keep: int | None = 3
     save_in_background: bool = True

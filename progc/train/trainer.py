@@ -172,7 +172,7 @@ class Trainer:
         )  # fmt: skip
         self.watch = Watch(
             self.schedule, self.settings, self.parallel, self.keeping, self.seen, self.controller, self.log,
-            self.progress, per_unit=self._per_unit, left=self._left,
+            self.progress, task=self.task, full=self.program, per_unit=self._per_unit, left=self._left,
         )  # fmt: skip
         programs = stages(
             self.program, self.schedule, source=self.source, optimizer=self._on_device(self._make_optimizer),
@@ -203,6 +203,7 @@ class Trainer:
             self.progress.note(f"resumes from {checkpoint.path.name}, stage {running.stage.index}")
         elif self.active is None:
             seed_everything(self.settings.seed + 1_000_003 * self.parallel.rank)  # dropout differs between ranks
+        self.watch.enter(running)
         wrapped = self.parallel.wrap(module, running.optimizer, running.ema)
         task = for_stage(self.task, running.stage.regularisation, running.program)
         stepper = Stepper(
