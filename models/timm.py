@@ -79,7 +79,8 @@ def _build(name: str, args: dict[str, Any]) -> nn.Module:
     if config and config.get("input_size") and ("in_chans" in args or size is not None):
         channels, *sides = config["input_size"]
         sides = sides if size is None else [size, size] if isinstance(size, int) else list(size)
-        model.pretrained_cfg = {**config, "input_size": (args.get("in_chans", channels), *sides)}
+        # `nn.Module` is annotated to take tensors and modules only.
+        vars(model)["pretrained_cfg"] = {**config, "input_size": (args.get("in_chans", channels), *sides)}
     return model
 
 

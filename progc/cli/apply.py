@@ -126,17 +126,18 @@ def _with_inits(passes: Sequence[Pass], text: str, inits: Mapping[str, str]) -> 
     from progc.passes.grow_width import GrowWidth
     from progc.pipeline.text import depth_options
 
-    options = {"depth": (GrowDepth, depth_options(inits)), "width": (GrowWidth, {"init": inits.get("width")})}
+    options: list[tuple[str, Pass, dict[str, Any]]] = [
+        ("depth", GrowDepth(), depth_options(inits)),
+        ("width", GrowWidth(), {"init": inits.get("width")}),
+    ]
     found = list(passes)
-    for kind in (kind for kind in options if kind in inits):
-        grows, values = options[kind]
-        if not any(isinstance(item, grows) for item in passes):
-            raise InputError(f"--init {text}: the pipeline has no {grows.name}; add it, or remove {kind}= from --init")
-        default = grows().init
-        found = [
-            dataclasses.replace(item, **values) if isinstance(item, grows) and item.init == default else item
-            for item in found
-        ]
+    for kind, plain, values in options:
+        own = [place for place, item in enumerate(found) if isinstance(item, type(plain))]
+        if kind in inits and not own:
+            raise InputError(f"--init {text}: the pipeline has no {plain.name}; add it, or remove {kind}= from --init")
+        for place in own if kind in inits else ():
+            if getattr(found[place], "init", None) == getattr(plain, "init", None):
+                found[place] = dataclasses.replace(found[place], **values)
     return found
 
 

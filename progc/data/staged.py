@@ -17,10 +17,14 @@ import numpy as np
 import torch
 
 from progc.data import order as data_order
+from progc.data.parts import names
 from progc.data.regularisation import Regularisation
 from progc.data.task import Task
 from progc.errors import InputError, TargetError
 from progc.ir.program import Program
+
+DENSE = ("area", "nearest", "noise")
+"""What a part may be that is neither an image nor fixed."""
 
 
 def for_stage(task: Task, regularisation: Regularisation, program: Program) -> Task:
@@ -36,7 +40,7 @@ def for_stage(task: Task, regularisation: Regularisation, program: Program) -> T
     Raises:
         InputError: the stage asks for mixup, but the network is not a classifier.
     """
-    size, run = _image_size(program), task.of or task
+    size, run = image_size(program), task.of or task
     if task.staged is not None and size is not None:
         task = task.staged(regularisation, size)
     alpha = regularisation.mixup
@@ -77,7 +81,7 @@ def not_set(task: Task, wanted: Sequence[Regularisation], program: Program) -> t
     """
     if any(each.mixup for each in wanted):
         data_order.fetch(Mixed(task.samples, 1.0, classes_of(program)), [0], 0, 0)
-    if task.staged is not None and _image_size(program) is not None:
+    if task.staged is not None and image_size(program) is not None:
         return ()
     names = {"rand_augment": "RandAugment", "random_erasing": "random erasing"}
     asked = [words for name, words in names.items() if any(getattr(each, name) for each in wanted)]
@@ -87,25 +91,34 @@ def not_set(task: Task, wanted: Sequence[Regularisation], program: Program) -> t
     return (f"{' and '.join(asked)} of the plan {'are' if len(asked) > 1 else 'is'} not applied: {own}",)
 
 
-def check_sizes(task: Task, sizes: Iterable[tuple[int, int] | None]) -> None:
+def check_sizes(task: Task, sizes: Iterable[tuple[int, int] | None]) -> tuple[str, ...]:
     """Checks, before training, that batches can have the image sizes of all stages.
 
     Args:
         task: task of the run.
         sizes: height and width of each stage; None where it has no image.
 
+    Returns:
+        A note that says what dense targets and noise were taken for; empty if there are none, or if the task says it.
+
     Raises:
         InputError: it is not known what a part of a batch is, or it cannot have one of the sizes.
     """
     wanted = [size for size in dict.fromkeys(sizes) if size is not None]
-    if wanted and task.staged is None:
-        batch = task.collate(data_order.fetch(task.samples, [0], 0, 0))
-        for size in wanted:
-            task.at_size(batch, size)
+    if not wanted or task.staged is not None:
+        return ()
+    batch = task.collate(data_order.fetch(task.samples, [0], 0, 0))
+    for size in wanted:
+        task.at_size(batch, size)
+    if "kinds" not in vars(task) or task.parts is not None:  # nothing was looked at
+        return ()
+    told = [f"{name} as {word}" for name, word in zip(names(batch), task.kinds, strict=True) if word in DENSE]
+    more = "(found from the samples; `parts` in the file says it otherwise)"
+    return (f"at other image sizes a batch has {', '.join(told)} {more}",) if told else ()
 
 
-def _image_size(program: Program) -> tuple[int, int] | None:
-    """Height and width of the images of a program; None if it takes no images."""
+def image_size(program: Program) -> tuple[int, int] | None:
+    """Returns height and width of the images of a program; None if it takes no images."""
     from progc.transforms.resolution.images import find_images
 
     try:

@@ -86,7 +86,8 @@ def opened(config: Config, *, run: Path | None = None, weights: bool = True, pha
     if options is not None:
         named = named.with_drop_path(options.drop_path, notes.append)
     start = named.captured(real=weights or searching, phase=during, note=notes.append)
-    inits = parse_inits(text) if (text := _init_text(config, given)) is not None else {}
+    init = _init_text(config, given)
+    inits = {} if init is None else parse_inits(init)
     full = named.grown(start, real=searching, phase=during, note=notes.append)
     smaller = start if named.to is not None else None
     with during("data"):
@@ -106,7 +107,7 @@ def opened(config: Config, *, run: Path | None = None, weights: bool = True, pha
             schedule = _cooled(_with_length(schedule, config), settings.cooldown)
         schedule.check(full)
         schedule.starts()
-        check_sizes(task, [stage.point.resolution for stage in schedule.stages])
+        notes += check_sizes(task, [stage.point.resolution for stage in schedule.stages])
         schedule, told_of = _counted(full, schedule, settings.batch)
     notes += named.not_set(full, schedule.regularisations)
     settings = dataclasses.replace(settings, total=schedule.total)

@@ -128,10 +128,10 @@ def _for_all(chains: Sequence[Chain], wish: Wish, notes: list[str], mode: str) -
         raise InputError(f"depths `{wish.text}`: no chain of this network can be shorter; remove depths")
     if mode == "reference":
         whole = 1 if wish.relative else sum(chain.siblings for chain in _counted(chains, SMALLEST))
-        parts = [value / whole for value in wish.values]
-        if parts[-1] != 1:
+        levels = [value / whole for value in wish.values]
+        if levels[-1] != 1:
             raise InputError(f"depths `{wish.text}`: expected the full network, {whole}, as the last level; add it")
-        return _published(chains, parts, notes)
+        return _published(chains, levels, notes)
     if wish.relative:
         return {chain.name: [_nearest(chain, value * chain.siblings) for value in wish.values] for chain in chains}
     whole = sum(chain.siblings for chain in chains)

@@ -48,6 +48,7 @@ class Settings:
         cudnn_benchmark: whether cuDNN tries its algorithms for each new shape and takes the fastest.
         profile: steps of which a trace is written, as `START:STOP` (STOP is not included); None: no trace.
         validate_every: steps between validations; None validates at the end of each stage.
+        validate_full: whether stages with smaller images are validated at the full image size as well.
         save_every: steps between checkpoints; None saves at boundaries and at the end only.
         keep: number of checkpoints to keep; None keeps all.
         save_in_background: whether training continues while a checkpoint is written.
@@ -81,6 +82,7 @@ class Settings:
     cudnn_benchmark: bool = False
     profile: str | None = None
     validate_every: int | None = None
+    validate_full: bool = True
     save_every: int | None = None
     keep: int | None = 3
     save_in_background: bool = True

@@ -188,7 +188,7 @@ class Trainer:
         )  # fmt: skip
         self.watch = Watch(
             self.schedule, self.settings, self.parallel, self.keeping, self.seen, self.controller, self.log,
-            self.progress, per_unit=self._per_unit, ending=self._ending,
+            self.progress, task=self.task, full=self.program, per_unit=self._per_unit, ending=self._ending,
         )  # fmt: skip
         programs = stages(
             self.program, self.schedule, source=self.source, optimizer=self._on_device(self._make_optimizer),
@@ -228,6 +228,7 @@ class Trainer:
             self.progress.note(f"resumes from {checkpoint.path.name}, stage {running.stage.index}")
         elif self.active is None:
             seed_everything(self.settings.seed + 1_000_003 * self.parallel.rank)  # dropout differs between ranks
+        self.watch.enter(running)
         stepper = self._stepper(running, module)
         cost = running.stage.cost
         flops = None if cost is None else cost.flops * self.settings.batch // max(cost.batch, 1) // self.parallel.world

@@ -1,6 +1,7 @@
 """Watches a run: validation, the best checkpoint, and what the rules that end stages are given.
 
-Validation runs with the trained weights and with each averaged copy. `Seen` holds the running sums and the best
+Validation runs with the trained weights and with each averaged copy, at the image size of the stage and at that of the
+full network. `Seen` holds the running sums and the best
 validation, which are part of a checkpoint.
 """
 
@@ -15,13 +16,17 @@ import torch
 from torch import nn
 
 from progc.data.loading import validate
+from progc.data.staged import image_size
 from progc.data.task import Task
 from progc.errors import InputError
+from progc.ir.program import Program
 from progc.lift.averages import Averages
 from progc.schedule.controlling import Controller
 from progc.schedule.rules import Gain, Plateau
+from progc.schedule.running import RunningStage
 from progc.schedule.schedule import Schedule
 from progc.train.ending import Ending
+from progc.train.full_size import PREFIX, FullSize
 from progc.train.keeping import Keeping
 from progc.train.metrics import Metrics
 from progc.train.parallel import Parallel
@@ -48,6 +53,8 @@ class Watch:
         log: Metrics,
         progress: Progress,
         *,
+        task: Task,
+        full: Program,
         per_unit: int,
         ending: Ending,
     ) -> None:
@@ -61,15 +68,23 @@ class Watch:
             controller: applies the rules; None if the schedule has none.
             log: metrics of the run.
             progress: shows results.
+            task: task of the run.
+            full: the full network.
             per_unit: optimizer steps per unit of the schedule (epoch or step).
             ending: whether the run has to end; a validation then ends without a result.
         """
         self.settings, self.parallel, self.keeping, self.seen = settings, parallel, keeping, seen
         self.controller, self.log, self.progress = controller, log, progress
         self.metrics: dict[str, float] = {}
+        self._task, self._size = task, image_size(full) if settings.validate_full else None
+        self._full: FullSize | None = None
         self._per_unit, self._ending = per_unit, ending
         self._losses = any(isinstance(rule, Plateau) for rule in schedule.rules)
         self._higher = all(rule.higher for rule in _gains(schedule))
+
+    def enter(self, running: RunningStage) -> None:
+        """Prepares the validation of a stage at the full image size, before the stage is wrapped."""
+        self._full = FullSize.of(running, self._task, self._size)
 
     def over(self, active: Active, step: int) -> bool:
         """Returns whether a stage, or the search at its beginning, is over after `step` steps of the run."""
@@ -113,6 +128,10 @@ class Watch:
             self._ending.later,
         )  # fmt: skip
         self._ending.settle()
+        if found is not None and self._full is not None:
+            more = self._full.evaluate(running, active.module, self.parallel, self.settings, self._ending.later)
+            self._ending.settle()
+            found = None if more is None else found | more
         if found is None:
             return
         self.metrics, self.seen.validated = found, step
@@ -280,12 +299,16 @@ class Seen:
 def score(metrics: Mapping[str, float], higher: bool = True) -> float | None:
     """Returns one number for a validation: top-1 accuracy, or the negative loss; None if there is neither.
 
+    Metrics at the full image size count where there are any, so that stages are compared at one size.
+
     Args:
         metrics: results of a validation.
         higher: whether higher is better; if False, the loss itself is returned.
     """
-    accuracies = [value for name, value in metrics.items() if name.rpartition("/")[2] == "top1"]
-    losses = [value for name, value in metrics.items() if name.rpartition("/")[2] == "loss"]
+    full = {name: value for name, value in metrics.items() if name.startswith(PREFIX)}
+    counted = full or metrics
+    accuracies = [value for name, value in counted.items() if name.rpartition("/")[2] == "top1"]
+    losses = [value for name, value in counted.items() if name.rpartition("/")[2] == "loss"]
     if not higher:
         return min(losses, default=None)
     return max(accuracies or [-loss for loss in losses], default=None)

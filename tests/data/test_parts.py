@@ -126,6 +126,18 @@ def test_what_lies_between_a_map_and_noise_is_asked_for_when_it_is_resized() -> 
         Task(TensorDataset(smooth, smooth[..., :5])).at_size([smooth, smooth[..., :5]], (8, 8))
 
 
+def test_what_was_found_is_told() -> None:
+    smooth, noise, labels = made()
+    told = check_sizes(Task(TensorDataset(smooth + noise, noise)), [(8, 8)])
+    assert told == (
+        "at other image sizes a batch has item 0 as nearest, item 1 as noise (found from the samples; `parts` in the "
+        "file says it otherwise)",
+    )
+    assert check_sizes(Task(TensorDataset(smooth, labels[:, 0, 0])), [(8, 8)]) == ()
+    assert check_sizes(Task(TensorDataset(smooth, noise), parts=("image", "noise")), [(8, 8)]) == ()
+    assert check_sizes(Task(TensorDataset(smooth, noise)), [None, (16, 16)]) == ()
+
+
 def test_names_of_the_task_win_and_are_checked() -> None:
     smooth, noise, _ = made()
     rows = [{"picture": smooth[k], "target": noise[k], "class": 3} for k in range(8)]

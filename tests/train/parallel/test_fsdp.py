@@ -15,7 +15,7 @@ import torch
 
 from progc.checkpoints import Checkpoint, latest, load
 from progc.errors import InputError
-from tests.train.parallel.starting import python, train
+from tests.train.parallel.starting import ROOT, python, train
 from tests.train.running import lines
 
 # Seven runs in one to three processes. For each commit two processes train in test_ddp.py, two ranks save and load in
@@ -159,3 +159,22 @@ def test_tied_weights_running_statistics_and_averages() -> None:
     done = python(str(Path(__file__).with_name("tied_script.py")), processes=2)
     assert done.returncode == 0, done.stderr[-4000:]
     assert done.stdout.count("alike;") == 2
+
+
+def test_the_full_image_size_is_validated_from_spread_tensors(tmp_path: Path) -> None:
+    found = []
+    for processes, kind in ((0, "none"), (2, "fsdp")):
+        run = tmp_path / kind
+        done = python(
+            "-m", "progc", "train", str(ROOT / "examples" / "digits_vit.py"), "--stages", "2", "--steps", "4",
+            "--batch", "16", "--out", str(run), "--set", f"train.parallel={kind}", "--set", "plan.depths=none", "--set",
+            "plan.resolutions=[4,8]", "--set", "train.compile=eager", "--set", "train.ema=[0.5]",
+            processes=processes,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-4000:]
+        found.append([line for line in lines(run) if line["kind"] == "validation"])
+    (small, last), (spread, _) = found
+    names = [name for name in small if name.startswith("full/")]
+    assert {"full/loss", "full/top1", "full/ema-0.5/loss", "full/ema-0.5/top1"} <= set(names)
+    assert not any(name.startswith("full/") for name in last)
+    assert [spread[name] for name in names] == pytest.approx([small[name] for name in names], rel=1e-3, abs=0.01)
