@@ -46,7 +46,7 @@ AREAS: dict[str, tuple[str, ...]] = {
     "freezing": ("freezing", "test_freeze.py", "test_freeze_grow.py"),
     "trainer": (
         "test_boundary.py", "test_guards.py", "test_learning_rate.py", "test_stepping.py", "test_hashing.py",
-        "test_trainer.py", "test_running.py",
+        "test_trainer.py", "test_running.py", "test_skipping.py", "test_ending.py",
     ),
     "resolution": ("resolution", "test_grow_resolution.py"),
     "shrinking": ("shrinking", "test_shrink.py", "test_shrink_models.py"),

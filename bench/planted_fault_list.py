@@ -398,7 +398,7 @@ _TRAINER = (
         "elif outcome.skipped is None:\n                active.running",
         "else:\n                active.running",
         "Averages move in steps that were left out.",
-        ("test_trainer.py",),
+        ("test_skipping.py",),
     ),
     Fault(
         "trainer-weight", "trainer", "progc/train/stepping.py",

@@ -88,3 +88,14 @@ def test_rank_correlation_is_spearmans() -> None:
     assert spearman([1, 2, 3, 4], [4, 3, 2, 1]) == pytest.approx(-1)
     assert spearman([1, 2, 3, 4, 5], [2, 1, 4, 3, 5]) == pytest.approx(0.8)
     assert spearman([1, 2, 2, 3], [1, 2, 2, 3]) == pytest.approx(1)
+
+
+def test_the_overhead_of_pairs_has_an_interval() -> None:
+    """Order statistics by the sign test: of 10 pairs, the second and the ninth; of few pairs all of them."""
+    from bench.trainer import paired
+
+    bare = [100.0] * 10
+    assert paired([100.0 + step for step in range(10)], bare) == {"median": 4.5, "low": 1.0, "high": 8.0}
+    assert paired([101.0, 99.0, 100.0], bare[:3]) == {"median": 0.0, "low": -1.0, "high": 1.0}
+    slow = [100.0, 200.0] * 5  # a machine that changes its speed changes nothing
+    assert paired([1.01 * value for value in slow], slow)["median"] == 1.0

@@ -84,7 +84,7 @@ class Watch:
 
     def enter(self, running: RunningStage) -> None:
         """Prepares the validation of a stage at the full image size, before the stage is wrapped."""
-        self._full = FullSize.of(running, self._task, self._size)
+        self._full = None if running.search is not None else FullSize.of(running, self._task, self._size)
 
     def over(self, active: Active, step: int) -> bool:
         """Returns whether a stage, or the search at its beginning, is over after `step` steps of the run."""

@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 from progc.data.loading import steps, steps_per_epoch, validate
 from progc.data.task import Task
 from progc.errors import InputError
+from tests.fake_cuda import CUDA, fake_cuda, refused
 
 
 class Noisy(Dataset[tuple[Tensor, int]]):
@@ -72,6 +73,47 @@ def test_the_naive_way_depends_on_what_was_drawn_before() -> None:
         loader = torch.utils.data.DataLoader(Noisy(26), 8, shuffle=True)
         drawn.append(next(iter(loader))[0])
     assert not torch.equal(*drawn)
+
+
+def test_batches_go_to_a_gpu_from_pinned_memory_while_the_host_continues(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy that the host waits for raises on the fake device."""
+    asked = []
+
+    def loader(samples: Any, **options: Any) -> list[Any]:
+        asked.append(options["pin_memory"])
+        return [[torch.empty(8, 2), torch.empty(8, dtype=torch.int64)]] * 3
+
+    with fake_cuda():
+        monkeypatch.setattr("progc.data.loading.DataLoader", loader)
+        assert all(tensor.device == CUDA for step in serving(CUDA) for tensor in step[0])
+        assert all(tensor.device.type == "cpu" for step in serving(torch.device("cpu")) for tensor in step[0])
+        assert refused(lambda: torch.empty(8).to(CUDA))
+    assert asked == [True, False]
+
+
+def serving(device: torch.device) -> list[list[Any]]:
+    return list(steps(Task(Noisy(26)), batch=8, seed=3, epoch=1, device=device))
+
+
+def test_a_validation_waits_for_a_gpu_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For its result; batches, losses and counts before it follow one another without the host."""
+    pinned = []
+    monkeypatch.setattr(Tensor, "pin_memory", lambda tensor: pinned.append(tensor) or tensor)
+    reached = []
+
+    def mean(sums: Tensor) -> Tensor:
+        reached.append(sums)
+        return sums
+
+    with fake_cuda():
+        task = Task(Noisy(3), validation=Noisy(26))
+        assert refused(lambda: validate(logits, task, batch=8, mean=mean, device=CUDA))
+    assert [sums.shape for sums in reached] == [(4,)] and reached[0].device == CUDA
+    assert len(pinned) == 2 * 4
+
+
+def logits(batch: Any) -> Tensor:
+    return batch[0].sum(1, keepdim=True).expand(-1, 3)
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,10 @@ def check(program: Program, how: str) -> None:
             outputs, _ = run_float64(there, "eval", leaves)
             assert all(leaf.device == CUDA for leaf in outputs if isinstance(leaf, Tensor))
             return
-        module = ProgramModule(there) if how == "module" else emit(there, "eager")
+        if how == "module":
+            module: nn.Module = ProgramModule(there)
+        else:  # regions as they are compiled, with rates as tensors, but run as they are
+            module = emit(there, how, compiler=lambda function, **options: function)  # type: ignore[arg-type]
         with torch.no_grad():
             module.eval()(*args, **kwargs)
         loss_of(module.train()(*args, **kwargs)).backward()
@@ -86,7 +89,7 @@ def check(program: Program, how: str) -> None:
 def test_a_staged_network_runs_on_another_device(name: str) -> None:
     """As the module of a program, as the module of a stage, and in the check of a boundary."""
     program = staged(name)
-    for how in ("module", "stage", "float64"):
+    for how in ("module", "eager", "regions", "float64"):
         check(program, how)
 
 
@@ -108,9 +111,11 @@ def test_a_device_of_its_own_and_a_value_that_is_read_are_noticed() -> None:
     """In modules of a user, which nobody has captured; once captured, the first one follows its parameters."""
     with fake_cuda():
         x = torch.empty(2, 4, device=CUDA)
-        assert refused(lambda: Planted(True).to(CUDA)(x))
+        with CUDA:
+            reads, places = Planted(True), Planted(False)
+        assert refused(lambda: reads(x))
         with pytest.raises(RuntimeError, match="same device"):
-            Planted(False).to(CUDA)(x)
+            places(x)
     program = progc.capture(Planted(False), (torch.randn(2, 4),))
     for how in ("stage", "float64"):
         with fake_cuda():

@@ -19,6 +19,7 @@ from progc.runs.config import OptimizerSection as Section
 from progc.runs.config_file import configured, override, read
 from progc.runs.opening import chosen, slots
 from progc.train.settings import Settings
+from tests.fake_cuda import CUDA, fake_cuda
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs/training.md"
@@ -110,6 +111,8 @@ def test_flags_go_over_the_file_and_set_over_both(tmp_path: Path) -> None:
         (["train.ema=0.5"], r"`train.ema`: expected a list of numbers, got 0.5$"),
         (["train.ema=['a']"], r"`train.ema`: expected a list of numbers, got 'a'$"),
         (["train.clip=-1"], r"`train.clip`: expected a number above 0, got -1.0$"),
+        (["train.profile=13:10"], r"^--set train.profile=13:10: `train.profile`: expected START:STOP with START below"),
+        (["train.tf32=yes"], r"`train.tf32`: expected true or false or left out, got 'yes'$"),
         (["epochs=0"], r"^--set epochs=0: `epochs`: expected an integer of at least 1, got 0$"),
         (["epochs=1", "steps=4"], r"`epochs` and `steps` are both given; the length of the run is one of them$"),
         (["plan.file=p.json"], r"run.toml: `plan.file` is a finished plan; leave out `plan.depths`, or leave out"),
@@ -234,7 +237,7 @@ def test_what_may_change_exists() -> None:
 
 def test_the_page_names_every_key_with_its_default() -> None:
     default = dict(flat(Config(source="").to_json()))
-    rows = re.findall(r"^\| `([a-z_.]+)` \|([^|]*)\|.*\|$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+    rows = re.findall(r"^\| `([a-z_.0-9]+)` \|([^|]*)\|.*\|$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
     found = {key: value.strip() for key, value in rows if not key.endswith((".json", ".jsonl"))}
     assert found.keys() == default.keys()
     for key, value in found.items():
@@ -269,6 +272,12 @@ def test_optimizers_by_name() -> None:
     assert made.param_groups[1]["betas"] == (0.5, 0.6)
     made = chosen(Section(name="lamb"), 0.1)(nn.Linear(2, 2))
     assert type(made).__module__.startswith("timm.optim") and made.param_groups[1]["weight_decay"] == 0.0
+    assert not made.defaults.get("fused")
+    with fake_cuda():
+        there = nn.Linear(2, 2, device=CUDA)
+        for name, sharded, fused in (("adamw", True, True), ("sgd", False, True), ("sgd", True, None)):
+            made = chosen(Section(name=name), 0.1, sharded=sharded)(there)
+            assert made.defaults["fused"] is fused
     assert [slots(chosen(Section(name=name), 0.1)) for name in ("adamw", "sgd", "lion", "lamb")] == [2, 1, 1, 2]
 
 

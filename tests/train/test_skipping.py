@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from progc.checkpoints import latest, load
 from progc.data.task import Task, cross_entropy
 from progc.errors import CheckError
+from progc.lift.averages import Averages
 from progc.train.parallel import Single
 from progc.train.settings import Settings
 from progc.train.skipping import can_skip, fused_options, step_unless
@@ -312,6 +313,28 @@ def failing_once() -> Callable[[Any, Any], Tensor]:
         return value * math.nan if calls[0] == 2 and outputs.requires_grad else value
 
     return loss
+
+
+@pytest.mark.parametrize("more", [FUSED, {}], ids=["on the device", "on the host"])
+def test_averages_stand_still_in_a_step_that_is_left_out(tmp_path: Path, more: dict[str, Any]) -> None:
+    seen = []
+
+    class Watching(Averages):
+        def update(self, source: Any, *, unless: Tensor | None = None) -> None:
+            before = self.tensors[0.9]["head.bias"].clone()
+            super().update(source, unless=unless)
+            seen.append(not torch.equal(before, self.tensors[0.9]["head.bias"]))
+
+    settings = Settings(batch=BATCH, compile="eager", nan="skip", ema=(0.9,), seed=1, log_every=100)
+    data = Interrupted(samples(72), 3 * BATCH, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    own = Trainer(
+        schedule(), program=program(), task=Task(data, failing_once()), run=tmp_path, settings=settings, **more
+    )  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("progc.train.trainer.Averages", Watching)
+        assert own.fit().step == 3
+    assert own.active is not None and own.active.running.ema.num_updates == 2 and own.seen.skipped == 1
+    assert seen == ([True, False, True] if more else [True, True])
 
 
 def test_a_run_that_fails_says_where_and_keeps_its_checkpoint(tmp_path: Path) -> None:

@@ -53,6 +53,18 @@ def test_training_goes_on_after_save_and_load(kind: str, tmp_path: Path) -> None
     assert torch.equal(train(grown, optimizer, 3), train(other, again, 3))
 
 
+def test_how_a_step_is_computed_is_up_to_the_optimizer_at_hand() -> None:
+    """A state that a fused optimizer left on a GPU is loaded on a machine without one, and the other way round."""
+    program = fresh("mlp")
+    for own, other in (({"fused": True}, {}), ({}, {"fused": True}), ({"foreach": True}, {"fused": True})):
+        optimizer = torch.optim.AdamW(parameters(program), lr=0.5, **own)
+        again = torch.optim.AdamW(parameters(program), lr=0.1, **other)
+        load_optimizer_state(again, program, optimizer_state(optimizer, program))
+        (group,) = again.param_groups
+        assert (group["fused"], group["foreach"], group["lr"]) == (other.get("fused"), None, 0.5)
+        train(program, again, 1)
+
+
 def test_the_state_says_names_and_is_the_optimizers_own() -> None:
     program = fresh("mlp")
     optimizer = two_groups(program, "adamw")
