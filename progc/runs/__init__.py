@@ -1,4 +1,4 @@
-"""Runs as the user sees them: configuration, opening, dry and smoke runs, records, plots and `progc doctor`.
+"""Runs as the user sees them: configuration, opening, dry and smoke runs, records, plots, exports and `progc doctor`.
 
 May import `train` and everything below it; only `cli` builds on it.
 """

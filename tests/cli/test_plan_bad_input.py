@@ -273,5 +273,5 @@ def test_options_that_do_not_go_together(refused: Refused, net: str, tmp_path: P
     assert "is a plan and holds no graph" in refused("inspect", path, "--axes")
     assert "there is no stage 4; the plan has stages 0 to 3" in refused("inspect", path, "--stage", "4")
     assert "there is no stage -1" in refused("inspect", path, "--stage", "-1", "--json")
-    assert "--stage 1 needs a plan, got " in refused("inspect", net, "--stage", "1")
-    assert "--stage 1 needs a plan, got " in refused("inspect", tmp_path, "--stage", "1")
+    assert "--stage 1 needs a plan or a run, got " in refused("inspect", net, "--stage", "1")
+    assert "--stage 1 needs a plan or a run, got " in refused("inspect", tmp_path, "--stage", "1")

@@ -17,6 +17,7 @@ from progc.errors import CheckError, InputError
 from progc.models.opening import open_source
 from progc.models.saving import check_folder, save_folder
 from progc.runs.exporting.export import Request, export
+from progc.runs.exporting.own_class import OwnClass
 from progc.runs.trained import TrainedNetwork
 from tests.stored_runs import finished_run
 
@@ -138,17 +139,12 @@ def test_a_library_that_loses_a_weight_is_noticed(tmp_path: Path, monkeypatch: p
         save_folder(source.build(), tmp_path / "out", source)
 
 
-def test_an_exported_folder_is_replaced_only_by_force(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_exported_folder_is_replaced_only_by_force(tmp_path: Path) -> None:
     finished_run(tmp_path / "run", f"transformers:{config(tmp_path / 'source', LANGUAGE)}")
     folder = config(tmp_path / "out", {})
     (folder / "model.safetensors").touch()
     with pytest.raises(InputError, match="out exists; add --force"):
         exported(tmp_path / "run", to=folder)
-    with monkeypatch.context() as patch:
-        patch.setattr(progc.models.saving.adapter_of("transformers"), "save", _failing)
-        with pytest.raises(InputError, match=r"GPT2LMHeadModel cannot be written as a folder: no reason; export safet"):
-            exported(tmp_path / "run", to=folder, force=True)
-    assert (folder / "config.json").read_text() == "{}"
     exported(tmp_path / "run", to=folder, force=True)
     assert json.loads((folder / "config.json").read_text())["n_layer"] == 2
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "run", "source"]
@@ -157,8 +153,21 @@ def test_an_exported_folder_is_replaced_only_by_force(tmp_path: Path, monkeypatc
         exported(tmp_path / "run", to=folder, force=True)
 
 
-def _failing(model: nn.Module, folder: Path, name: str | None) -> None:
-    raise ValueError("no reason")
+def test_a_replacement_that_fails_leaves_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(model: nn.Module, folder: Path, name: str | None) -> None:
+        (folder / "config.json").write_text("half")
+        raise ValueError("no reason")
+
+    monkeypatch.setattr(progc.models.saving.adapter_of("transformers"), "save", failing)
+    source = f"transformers:{config(tmp_path / 'source', LANGUAGE)}"
+    finished_run(tmp_path / "run", source)
+    monkeypatch.setattr("progc.runs.exporting.export.in_own_class", lambda *args, **more: own)
+    own = OwnClass("equal", model=open_source(source).build())
+    folder = config(tmp_path / "out", {})
+    with pytest.raises(InputError, match=r"GPT2LMHeadModel cannot be written as a folder: no reason; export safeten"):
+        exported(tmp_path / "run", to=folder, force=True)
+    assert (folder / "config.json").read_text() == "{}"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "run", "source"]
 
 
 def test_a_stage_that_no_config_describes_is_refused(tmp_path: Path) -> None:
