@@ -61,7 +61,7 @@ def candidate_tasks(
         regularisation: regularisation of the search.
         programs: the candidates; no values are read.
     """
-    sizes = [_image_size(program) for program in programs]
+    sizes = [image_size(program) for program in programs]
     largest = max(range(len(programs)), key=lambda number: math.prod(sizes[number] or (0,)))
     loading = for_stage(task, regularisation, programs[largest])
     fitted = tuple(dataclasses.replace(loading, size=size) for size in sizes)

@@ -236,7 +236,8 @@ def _update_unless(pairs: Iterable[Pair], decay: float, unless: torch.Tensor) ->
     Buffers are selected instead of multiplied by 0: a step that is left out may have written what is not finite into
     running statistics. They are small and many, so they are joined.
     """
-    scaled, selected = [], []
+    scaled: list[Pair] = []
+    selected: list[Pair] = []
     for average, value in pairs:
         own = scaled if isinstance(value, nn.Parameter) and average.is_floating_point() else selected
         own.append((average, value))

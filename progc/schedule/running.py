@@ -13,7 +13,7 @@ drop rates are set for the next stage, and optimizer and averages are re-pointed
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -144,6 +144,7 @@ class SearchStage(Protocol):
         module: the supernet.
         total: optimizer steps of the search.
         marks: steps of the search before which candidates are evaluated; `total` stands for its end.
+        programs: the programs of the sub-networks.
         owns_averages: whether the averages were made for the search alone.
     """
 
@@ -152,7 +153,19 @@ class SearchStage(Protocol):
     marks: tuple[int, ...]
 
     @property
+    def programs(self) -> list[Program]: ...
+
+    @property
     def owns_averages(self) -> bool: ...
+
+    def twin(self) -> ProgramModule:
+        """Returns another module over the same tensors, which a wrapper of several processes may change."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns what a resumed run needs besides tensors, JSON data."""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores what `state_dict` returned."""
 
     def attach(self, optimizer: Any, ema: Any) -> Any:
         """Takes optimizer and averages; returns the averages to update after each step."""
@@ -367,7 +380,7 @@ class _Run:
             return self.programs.cut(before, index, storage="share").program
         return self.programs.grow(before, self._at, index, verify=False).program
 
-    def _searched(self, before: Program, index: int) -> Iterator[RunningStage]:
+    def _searched(self, before: Program, index: int) -> Generator[RunningStage, None, Program]:
         """Yields the stage with its supernet, then with the network that was chosen."""
         assert self.search is not None
         largest, places = self.search.largest(self.schedule, index)
@@ -396,7 +409,8 @@ class _Run:
         self.search.forget(self.held[0])
         made = ProgramModule(now).train()
         if not self._begun:
-            self.held = tuple(m(made) if m else own for m, own in zip(self._makers, self.held, strict=True))
+            makers, held = self._makers, self.held
+            self.held = (makers[0](made) if makers[0] else held[0], makers[1](made) if makers[1] else held[1])
             self._begun = True
         running = RunningStage(
             self.schedule.stages[index], now, made, (end, span[1]), self.held, winner.notes, False, self.controller,

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from progc.data.loading import validate
 from progc.data.staged import for_stage, image_size
@@ -25,7 +26,6 @@ from progc.train.settings import Settings
 from progc.train.stepping import autocast, samples_in
 
 if TYPE_CHECKING:
-    from progc.emit.stage_module import StageModule
     from progc.lift.lift import Lift
 
 PREFIX = "full/"
@@ -65,7 +65,7 @@ class FullSize:
     def evaluate(
         self,
         running: RunningStage,
-        module: StageModule,
+        module: nn.Module,
         parallel: Parallel,
         settings: Settings,
         stop: Callable[[], bool] = lambda: False,

@@ -14,14 +14,13 @@ from progc.data.order import DataPosition
 from progc.errors import InputError
 from progc.ranks.agreeing import raise_together, rank, told
 from progc.schedule.controlling import Controller
-from progc.schedule.running import RunningStage
+from progc.schedule.running import RunningStage, SearchStage
 from progc.schedule.schedule import Schedule
 from progc.train.parallel import Parallel
 from progc.train.settings import Settings
 
 if TYPE_CHECKING:
     from progc.checkpoints import Checkpoint
-    from progc.search.online import SupernetStage
 
 
 class Keeping:
@@ -137,7 +136,7 @@ class Searching:
     """
 
     def __init__(self) -> None:
-        self.stage: SupernetStage | None = None
+        self.stage: SearchStage | None = None
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the state of the search, JSON data; empty where none trains."""

@@ -16,7 +16,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 
-def fused_options(module: nn.Module, options: Mapping[str, Any], *, sharded: bool = False) -> dict[str, bool]:
+def fused_options(module: nn.Module, options: Mapping[str, Any], *, sharded: bool = False) -> dict[str, Any]:
     """Returns the options of torch's Adam, AdamW or SGD that make its steps fused on a GPU; none on other devices.
 
     On a CPU there is nothing to wait for, and results stay those of the default implementation.

@@ -24,9 +24,9 @@ from progc.ir.program import Program
 from progc.ir.random_state import seed_everything
 from progc.lift.averages import Averages
 from progc.schedule.controlling import Controller
-from progc.schedule.running import RunningStage, trained
+from progc.schedule.running import RunningStage, SearchStage, trained
 from progc.schedule.schedule import PLAN, Schedule
-from progc.search.online import OnlineSearch, SupernetStage, check_length, stages
+from progc.search.online import OnlineSearch, check_length, stages
 from progc.train.ahead import LookAhead
 from progc.train.boundary import Clock, Crossing, check_same, digest
 from progc.train.emitting import emitted, expected_compiles
@@ -233,7 +233,7 @@ class Trainer:
         cost = running.stage.cost
         flops = None if cost is None else cost.flops * self.settings.batch // max(cost.batch, 1) // self.parallel.world
         start, stop = running.begun * self._per_unit, running.stop * self._per_unit
-        loading, candidates = stepper.task, ()
+        loading, candidates = stepper.task, tuple[Task, ...]()
         if search is not None:
             stop = start + search.total
             loading, candidates = candidate_tasks(self.task, running.stage.regularisation, search.programs)
@@ -306,7 +306,7 @@ class Trainer:
             self.schedule = known
         self._ahead.follow(self.schedule)
 
-    def _choose(self, active: Active, search: SupernetStage, micro_batches: list[Any]) -> list[Any]:
+    def _choose(self, active: Active, search: SearchStage, micro_batches: list[Any]) -> list[Any]:
         """Prepares a step of a search: evaluates candidates if that is due, and chooses the sub-network that trains.
 
         Returns:
@@ -320,7 +320,7 @@ class Trainer:
         active.stepper.task = active.candidates[number]
         return [active.candidates[number].fit(batch) for batch in micro_batches]
 
-    def _evaluate(self, active: Active, search: SupernetStage, place: int) -> None:
+    def _evaluate(self, active: Active, search: SearchStage, place: int) -> None:
         """Evaluates the candidates on rank 0, with whole tensors."""
         running = active.running
         self._read()
