@@ -24,6 +24,7 @@ from torch.utils import _pytree as pytree
 import progc
 from progc.ir.program import Program
 from tests import nets
+from tests.sweeps import some
 
 Built = tuple[nn.Module, tuple[Any, ...], dict[str, Any]]
 
@@ -162,11 +163,14 @@ ALIKE = {"timm:deit_tiny_patch16_224@64", "timm:efficientnet_b0@64", "timm:resne
 """Networks that have the operations of another one here, or a part of them: sweeps run them in `make test-all`."""
 
 
+CORE = ("transformers:gpt2", "timm:resnet18@64", "own:einsum")
+"""For sweeps of which every network takes seconds: a language model, a convolutional network, a packed transformer."""
+
+
 def swept(names: Iterable[str]) -> list[Any]:
     """Names for `pytest.mark.parametrize`; those in `ALIKE` are slow."""
-    import pytest  # bench/ uses this file, and does not need it
-
-    return [pytest.param(name, marks=[pytest.mark.slow] if name in ALIKE else []) for name in names]
+    names = list(names)
+    return some(names, [name for name in names if name not in ALIKE])
 
 
 def perturb(model: nn.Module, seed: int = 0) -> nn.Module:

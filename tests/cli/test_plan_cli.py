@@ -26,6 +26,9 @@ def datasets():
 """
 """For a network of NET."""
 
+TWO = ("--depths", "none", "--widths", "none", "--unfreeze", "prefix:2")
+"""Options of a space with two candidates."""
+
 IMAGE_NET = """
 import torch
 from torch import nn
@@ -152,7 +155,7 @@ def test_a_linear_plan_reads_no_weight(run: Command, net: Path, monkeypatch: pyt
         return plan(program, *options, **more)
 
     monkeypatch.setattr(progc.search.plan, "plan_with", watched)
-    for more in ([], ["--to", "depth=6"], ["--strategy", "zero-shot", "--batch", "16"]):
+    for more in ([], ["--to", "depth=6"], ["--strategy", "zero-shot", "--batch", "16", *TWO]):
         assert run("plan", f"{net}:big", "--stages", "2", *more).code == 0
     assert seen == [True, True, False]
 
@@ -190,7 +193,7 @@ def test_growth_without_check_makes_no_weights(net: Path) -> None:
 
 @pytest.mark.parametrize("strategy", ["zero-shot", "one-shot"])
 def test_a_search_uses_the_samples_of_the_file(run: Command, net: Path, tmp_path: Path, strategy: str) -> None:
-    settings = ["--set", "epochs=2"] if strategy == "one-shot" else []
+    settings = ["--set", "epochs=2"] if strategy == "one-shot" else [*TWO]
     arguments = ["plan", f"{net}:big", "--strategy", strategy, "--stages", "2", "--batch", "16", *settings]
     out = tmp_path / "plan.json"
     outcome = run(*arguments, "--out", out)
@@ -206,7 +209,7 @@ def test_samples_may_come_from_another_file(run: Command, net: Path, tmp_path: P
     bare, data = tmp_path / "bare.py", tmp_path / "data.py"
     bare.write_text(NET)
     data.write_text("import torch\n" + DATA)
-    arguments = ("--strategy", "zero-shot", "--stages", "2", "--batch", "16", "--json")
+    arguments = ("--strategy", "zero-shot", "--stages", "2", "--batch", "16", *TWO, "--json")
     outcome = run("plan", f"{bare}:big", "--data", data, *arguments)
     assert outcome.code == 0, outcome.err
     own = run("plan", f"{net}:big", *arguments)

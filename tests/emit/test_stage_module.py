@@ -17,6 +17,7 @@ from progc.emit import emit, regions, unit_paths
 from progc.errors import InputError
 from progc.ir.program import Program
 from tests import zoo
+from tests.sweeps import some
 
 # Dynamo looks at .grad of what comes in, and what comes out of the block before is no leaf.
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
@@ -56,7 +57,7 @@ def dropping(depth: int = 4, rate: float = 0.2) -> Program:
 
 
 @pytest.mark.parametrize("train", [True, False], ids=["train", "eval"])
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", some(NETWORKS, (*zoo.CORE, "own:flat", "own:tied", "diffusers:dit")))
 def test_eager_is_bit_identical(name: str, train: bool) -> None:
     program = fresh(name)
     whole, pieces = copy.deepcopy(program.module()), emit(program, "eager")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import warnings
 
 import pytest
@@ -13,6 +14,7 @@ import progc
 from progc.ir.program import Program
 from progc.pipeline.manager import run
 from tests import zoo
+from tests.sweeps import some
 
 Size = tuple[int, int]
 
@@ -54,7 +56,9 @@ def timm_model(name: str, **options: object) -> nn.Module:
     return model.eval()
 
 
-@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "deit_tiny_distilled_patch16_224"])
+@pytest.mark.parametrize(
+    "name", some(["vit_tiny_patch16_224", "deit_tiny_distilled_patch16_224"], ["vit_tiny_patch16_224"])
+)
 def test_tokens_with_a_position_table(name: str) -> None:
     model = timm_model(name, img_size=64, depth=2, embed_dim=48)
     program = captured(model, 64)
@@ -104,18 +108,23 @@ def windowed(size: int = 56) -> nn.Module:
     )
 
 
+@functools.cache
+def windows() -> tuple[nn.Module, Program]:
+    model = zoo.perturb(windowed()).eval()
+    return model, captured(model, 56)
+
+
 @pytest.mark.parametrize(
     ("size", "options", "library"),
     [
-        ((84, 84), "", {"window_size": 7}),
+        pytest.param((84, 84), "", {"window_size": 7}, marks=pytest.mark.slow),
         ((112, 56), "", {"window_size": 7}),
-        ((112, 112), "windows=scale", {}),
+        pytest.param((112, 112), "windows=scale", {}, marks=pytest.mark.slow),
         ((64, 96), "windows=scale", {}),
     ],
 )
 def test_windows(size: Size, options: str, library: dict[str, int]) -> None:
-    model = zoo.perturb(windowed()).eval()
-    program = captured(model, 56)
+    model, program = windows()
     other = windowed()
     other.load_state_dict(model.state_dict(), strict=False)
     with warnings.catch_warnings():
@@ -134,7 +143,7 @@ def test_a_window_that_covered_the_image_is_noted_when_there_are_several() -> No
 
 
 def test_a_size_that_windows_forbid() -> None:
-    program = captured(windowed().eval(), 56)
+    _, program = windows()
     with pytest.raises(progc.errors.TargetError, match=r"cannot take 80x80: .*nearest sizes that work are 56 and 84"):
         progc.apply(program, "grow-resolution{to=80}")
 
@@ -147,13 +156,13 @@ def in_float32(program: Program, model: nn.Module, size: Size) -> float:
     return float((found.sample - expected.sample).abs().max() / expected.sample.abs().max())
 
 
-@pytest.mark.parametrize("size", [(16, 16), (4, 4), (12, 12)])
+@pytest.mark.parametrize("size", some([(16, 16), (4, 4), (12, 12)], [(4, 4)]))
 def test_a_diffusion_transformer(size: Size) -> None:
     model, program = zoo.captured("diffusers:dit")
     assert in_float32(resized(program, size), model, size) < 1e-5
 
 
-@pytest.mark.parametrize("size", [(32, 32), (8, 8), (16, 24)])
+@pytest.mark.parametrize("size", some([(32, 32), (8, 8), (16, 24)], [(16, 24)]))
 def test_a_diffusion_network_of_convolutions(size: Size) -> None:
     model, program = zoo.captured("diffusers:unet")
     assert in_float32(resized(program, size), model, size) < 1e-5

@@ -12,6 +12,7 @@ from progc.pipeline.manager import run
 from tests import zoo
 from tests.grown import EXACT
 from tests.passes.test_inject_sid import adaptive, with_rows
+from tests.sweeps import some
 from tests.transforms.sid import nets
 
 NAMES = ("own:flat", "own:einsum", "timm:vit_tiny_patch16_224@64", "diffusers:dit", "transformers:gpt2")
@@ -66,7 +67,7 @@ def test_axes_keep_their_names() -> None:
     assert [axis.name for axis in staged.axes.axes] == [*(axis.name for axis in program.axes.axes), "stage_embedding"]
 
 
-@pytest.mark.parametrize("name", ["own:flat", "timm:vit_tiny_patch16_224@64", "diffusers:dit"])
+@pytest.mark.parametrize("name", some(["own:flat", "timm:vit_tiny_patch16_224@64", "diffusers:dit"], ["own:flat"]))
 def test_injected_grown_and_folded(name: str) -> None:
     """The order of a whole schedule; the result has the parameters of a network that was grown without it."""
     _, staged = zoo.captured(f"{name}|inject-sid{{stages=3 stage=1 init=normal}}")

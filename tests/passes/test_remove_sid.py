@@ -18,6 +18,7 @@ from progc.pipeline.manager import run
 from tests import zoo
 from tests.grown import gap, outputs
 from tests.passes.test_inject_sid import adaptive, with_rows
+from tests.sweeps import some
 
 EXACT = 1e-12
 FOLDED = {
@@ -36,7 +37,7 @@ FOLDED = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", FOLDED)
+@pytest.mark.parametrize("name", some(FOLDED, zoo.CORE))
 def test_the_users_own_class_loads_the_weights(name: str) -> None:
     _, staged = zoo.captured(f"{name}|inject-sid{{stages=3 init=normal stage=2}}")
     staged = with_rows(staged, 0.1)

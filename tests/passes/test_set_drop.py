@@ -16,6 +16,7 @@ from progc.ir.verify import verify
 from progc.pipeline.manager import run
 from progc.transforms.dropping import find_drops, is_linear
 from tests import nets, zoo
+from tests.sweeps import some
 from tests.zoo import perturb
 
 SEED = 3
@@ -112,7 +113,7 @@ def output(module: nn.Module, seed: int = SEED) -> Tensor:
     return found if isinstance(found, Tensor) else found[0]
 
 
-@pytest.mark.parametrize("make", MODELS)
+@pytest.mark.parametrize("make", some(MODELS, [timm_vit, torchvision_row, Compared]))
 def test_a_rate_that_is_set_is_that_of_the_users_module_built_with_it(make: Callable[[float], nn.Module]) -> None:
     """Bit by bit, under one seed: captured at 0.2 and set to 0.1 against built with 0.1."""
     program = captured(make)
@@ -125,7 +126,9 @@ def test_a_rate_that_is_set_is_that_of_the_users_module_built_with_it(make: Call
     assert torch.equal(after.module().eval()(images())[0], program.module().eval()(images())[0])
 
 
-@pytest.mark.parametrize("make", [timm_vit, torchvision_row, transformers_swin, Compared])
+@pytest.mark.parametrize(
+    "make", some([timm_vit, torchvision_row, transformers_swin, Compared], [torchvision_row, Compared])
+)
 def test_rate_zero_is_exact_and_can_be_undone(make: Callable[[float], nn.Module]) -> None:
     program = captured(make)
     zero = progc.apply(program, "set-drop{path=0.0}")

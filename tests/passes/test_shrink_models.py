@@ -10,6 +10,7 @@ from progc.ir.program import Program
 from progc.pipeline.manager import run
 from tests import zoo
 from tests.nets import EinsumTransformer, FlatMixer
+from tests.sweeps import some
 from tests.transforms.shrinking.small import captured, check_class, shrunk
 
 STORAGES = ["share", "copy"]
@@ -168,7 +169,7 @@ RUN = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("name", zoo.swept(RUN))
+@pytest.mark.parametrize("name", some(RUN, ["transformers:llama", "timm:mixer_s32_224"]))
 def test_sub_networks_of_the_zoo_run_and_train(name: str) -> None:
     program = zoo.captured(name)[1]
     text = "width=*0.5" if name in ("diffusers:unet", "timm:mobilenetv3_small_100@64") else "depth=0.5 width=*0.5"

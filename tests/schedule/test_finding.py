@@ -42,7 +42,9 @@ def _depths(space: Space) -> list[list[int]]:
         ("own:flat", ["g_#"], [[2], [3], [4]], [8, 12, 16]),
         ("timm:resnet18@64", ["layer1"], [[1], [2]], [32, 40, 56, 64]),
         # windows of 7 over patches of 2: no other size fits; blocks of the second chain come in pairs
-        ("timm:swin@56", ["layers.1.blocks", "layers.2.blocks"], [[2, 1], [4, 2]], []),
+        pytest.param(
+            "timm:swin@56", ["layers.1.blocks", "layers.2.blocks"], [[2, 1], [4, 2]], [], marks=pytest.mark.slow
+        ),
         ("diffusers:dit", ["transformer_blocks"], [[1], [2]], [4, 6, 8]),
         ("transformers:bert", ["encoder.layer"], [[2], [3]], []),
     ],
@@ -57,6 +59,7 @@ def test_spaces_by_analysis(name: str, chains: list[str], depths: list[list[int]
     assert any("resolution does not vary" in note for note in found.notes) == (not sides)
 
 
+@pytest.mark.slow  # twelve blocks; smaller networks have the same grids below
 def test_levels_are_those_of_the_published_grid() -> None:
     """Patches of 16, an image of 224, 12 blocks: on the grid of 32 pixels, as published."""
     import timm
@@ -246,7 +249,7 @@ def test_a_start_that_is_narrower() -> None:
         ("transformers:bert", {"resolutions": "16,32"}, "no input is an image"),
         ("timm:swin@56", {"resolutions": "0.5,1.0"}, "the network takes no image smaller than 56 pixels"),
         ("own:image", {"widths": "8,12"}, "expected the full width, 16, as the last level, got 12; add 16"),
-        ("timm:swin@56", {"widths": "8,16"}, "8 does not grow to 16 exactly"),
+        pytest.param("timm:swin@56", {"widths": "8,16"}, "8 does not grow to 16 exactly", marks=pytest.mark.slow),
         ("transformers:bert", {"widths": "0.5,1"}, "no axis of this network can change"),
         ("own:image", {"unfreeze": "interleave"}, "expected shape:levels such as interleave:4"),
         ("own:image", {"unfreeze": "prefixes:4"}, "there is no shape `prefixes`; did you mean prefix?"),

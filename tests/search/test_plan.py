@@ -45,11 +45,11 @@ def _double(name: str) -> Program:
     ("name", "options"),
     [
         ("own:image", {"depths": "1,2,3,4", "widths": "8,16", "resolutions": "16,24,32"}),
-        ("torchvision:vit", {"resolutions": "16,32", "widths": "0.5,1"}),
+        pytest.param("torchvision:vit", {"resolutions": "16,32", "widths": "0.5,1"}, marks=pytest.mark.slow),
         ("timm:resnet18@64", {"resolutions": "32,64", "widths": "0.5,1"}),
-        ("timm:swin@56", {"stages": 2}),
-        ("diffusers:dit", {"widths": "0.5,1"}),
-        ("diffusers:unet", {"resolutions": "8,16", "stages": 2}),
+        pytest.param("timm:swin@56", {"stages": 2}, marks=pytest.mark.slow),
+        pytest.param("diffusers:dit", {"widths": "0.5,1"}, marks=pytest.mark.slow),
+        pytest.param("diffusers:unet", {"resolutions": "8,16", "stages": 2}, marks=pytest.mark.slow),
     ],
 )
 def test_every_stage_builds_and_grows_into_the_next_one(name: str, options: dict[str, Any]) -> None:

@@ -93,9 +93,14 @@ def test_a_run_with_the_older_order_of_data_does_not_continue(tmp_path: Path, mo
 
 
 @pytest.mark.parametrize(
-    ("asked", "step"), [(10, STEPS), (40, STEPS), (50, 5), (63, 5)],
-    ids=["at the end of a stage", "by the last sample", "inside a stage", "of the averages"],
-)  # fmt: skip
+    ("asked", "step"),
+    [
+        pytest.param(10, STEPS, id="at the end of a stage", marks=pytest.mark.slow),
+        pytest.param(40, STEPS, id="by the last sample"),
+        pytest.param(50, 5, id="inside a stage", marks=pytest.mark.slow),
+        pytest.param(63, 5, id="of the averages"),
+    ],
+)
 def test_a_validation_does_not_hold_a_signal_up(whole: Path, tmp_path: Path, asked: int, step: int) -> None:
     """The resumed run does it once, and its metrics are those of an uninterrupted run."""
     run = tmp_path / "run"

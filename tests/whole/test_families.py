@@ -11,6 +11,7 @@ from progc.ir.check import compare_train, stochastic
 from progc.ir.program import Program
 from progc.lift.revert import tolerance
 from progc.models.sizes import parse_sizes
+from tests.sweeps import some
 from tests.zoo import perturb
 
 GROWTHS = {
@@ -23,13 +24,12 @@ GROWTHS = {
 }
 
 
-# Attention of two streams that are joined: diffusers has a larger and a smaller network of it here.
-SLOW = {"diffusers:SD3Transformer2DModel"}
+QUICK = ("transformers:MixtralForCausalLM", "transformers:T5ForConditionalGeneration")
 
 
 @pytest.fixture(
     scope="module",
-    params=[pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in GROWTHS],
+    params=some(GROWTHS, QUICK),
 )
 def captured(request: pytest.FixtureRequest) -> tuple[str, Program]:
     model, args, kwargs = next(spec for spec in specs() if spec.key == request.param).build()

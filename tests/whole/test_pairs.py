@@ -125,7 +125,9 @@ def _swin(*depths: int) -> nn.Module:
     ("small", "large", "side"),
     [
         pytest.param(lambda: _wide(64), lambda: _wide(128), 32, id="resnet50 to wide_resnet50_2"),
-        pytest.param(lambda: _swin(2, 2), lambda: _swin(2, 6), 28, id="swin_tiny to swin_small"),
+        pytest.param(
+            lambda: _swin(2, 2), lambda: _swin(2, 6), 28, id="swin_tiny to swin_small", marks=pytest.mark.slow
+        ),
     ],
 )
 def test_pairs_at_a_small_size(small: Callable[[], nn.Module], large: Callable[[], nn.Module], side: int) -> None:

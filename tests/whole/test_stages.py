@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 import progc
 from tests.command import Command, in_process
+from tests.sweeps import some
 from tests.zoo import perturb
 
 STAGES = (
@@ -86,7 +87,7 @@ def own(folder: Path) -> tuple[str, str, nn.Module]:
     return str(path), STAGES.format(small=8, depth=4, full=16), scope["build"]()
 
 
-@pytest.mark.parametrize("make", [pytest.param(vit, marks=pytest.mark.slow), dit, own])  # the first one is of full size
+@pytest.mark.parametrize("make", some([vit, dit, own], [own]))
 def test_a_pipeline_of_all_passes(
     make: Callable[[Path], tuple[str, str, nn.Module]], run: Command, tmp_path: Path
 ) -> None:

@@ -7,6 +7,7 @@ import pytest
 from progc.analysis.chains import Chain
 from progc.ir.program import MODES
 from tests import zoo
+from tests.sweeps import some
 
 # Per network: chain name, kind, period, numbers of its blocks, siblings.
 EXPECTED: dict[str, list[tuple[str, str, int, list[int], int]]] = {
@@ -85,7 +86,13 @@ def row(chain: Chain) -> tuple[str, str, int, list[int], int]:
     return chain.name, chain.kind, chain.period, [block.index for block in chain.blocks], chain.siblings
 
 
-@pytest.mark.parametrize("name", zoo.swept(EXPECTED))
+QUICK = (
+    "timm:vit_tiny_patch16_224@64", "timm:resnet18@64", "timm:convnext_atto@64", "timm:densenet121@64",
+    "timm:mixer_s32_224", "torchvision:vit", "diffusers:dit", "transformers:gpt2", "transformers:llama",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", some(EXPECTED, QUICK))
 def test_table(name: str) -> None:
     table = zoo.captured(name)[1].chains
     assert [row(chain) for chain in table] == EXPECTED[name]
@@ -93,7 +100,7 @@ def test_table(name: str) -> None:
     assert strided == STRIDED.get(name, [])
 
 
-@pytest.mark.parametrize("name", zoo.swept(EXPECTED))
+@pytest.mark.parametrize("name", some(EXPECTED, QUICK))
 def test_blocks_are_consistent_with_the_program(name: str) -> None:
     program = zoo.captured(name)[1]
     for chain in program.chains:

@@ -14,6 +14,7 @@ import progc
 from progc.growth.grow import Growth, grow_with_report
 from progc.passes.grow_width import GrowWidth
 from tests.grown import EXACT, assert_loads, train_gap
+from tests.sweeps import some
 from tests.zoo import captured, image, perturb
 
 
@@ -87,6 +88,7 @@ def llama(width: int, heads: int) -> nn.Module:
 
 IMAGE: Mapping[str, Any] = {"x": image(16).double()}
 TEXT: Mapping[str, Any] = {"input_ids": torch.randint(0, 20, (2, 7), generator=torch.Generator().manual_seed(3))}
+QUICK = ("vit 96 to 160", "class attention", "tied head", "rms norm and grouped queries")
 CASES: dict[str, tuple[Callable[..., nn.Module], tuple[int, int], tuple[int, int], Mapping[str, Any]]] = {
     "vit 96 to 160": (vit, (96, 3), (160, 5), IMAGE),
     "vit 192 to 256": (vit, (192, 3), (256, 4), IMAGE),
@@ -101,7 +103,7 @@ CASES: dict[str, tuple[Callable[..., nn.Module], tuple[int, int], tuple[int, int
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", some(CASES, QUICK))
 def test_a_class_of_another_width_takes_the_weights(name: str) -> None:
     build, small, large, inputs = CASES[name]
     module = perturb(build(*small)).double().eval()

@@ -24,6 +24,8 @@ OPTIMIZERS: dict[str, Make] = {
     "rmsprop": lambda p: torch.optim.RMSprop(p, lr=1e-3, momentum=0.9, eps=1e-6),
     "adafactor": lambda p: torch.optim.Adafactor(p, lr=1e-2, weight_decay=0.1),
 }
+ROUNDING = 1e-10
+"""Float64 after 100 steps: two widths sum in different orders. A wrong learning rate gives 1e-4."""
 CASES = [(name, kind) for name in ("mlp", "lm", "einsum", "flat", "conv") for kind in ("adamw", "sgd")]
 CASES += [("mlp", "adam"), ("mlp", "rmsprop"), ("mlp", "adafactor"), ("einsum", "adafactor")]
 
@@ -44,13 +46,13 @@ def test_100_steps_small_are_100_steps_grown(name: str, kind: str) -> None:
     start = {key: tensor.detach().clone() for key, tensor in small.tensors.items()}
     large = progc.apply(program, widened(program), optimizer=optimizer, correct_rates=True)
     difference = train(large, optimizer, 100) - train(small, small_optimizer, 100)
-    assert difference.abs().max() < 1e-12
+    assert difference.abs().max() < ROUNDING
     lift = run(small, widened(small))[1][0].lift
     assert lift is not None
     moved = max(float((start[key] - tensor).abs().max().detach()) for key, tensor in small.tensors.items())
     assert moved > 0.01
     for key, expected in lift.apply(small.tensors).items():
-        assert (large.tensors[key] - expected).abs().max() < 1e-12, key
+        assert (large.tensors[key] - expected).abs().max() < ROUNDING, key
 
 
 @pytest.mark.parametrize("kind", ["adamw", "sgd"])
@@ -62,7 +64,7 @@ def test_the_same_through_grow(kind: str) -> None:
     small, small_optimizer = twin(program, optimizer, OPTIMIZERS[kind])
     large = progc.grow(program, width=2, noise=0.0, optimizer=optimizer, correct_rates=True)
     assert large.num_parameters() > 1.9 * small.num_parameters()
-    assert (train(large, optimizer, 100) - train(small, small_optimizer, 100)).abs().max() < 1e-12
+    assert (train(large, optimizer, 100) - train(small, small_optimizer, 100)).abs().max() < ROUNDING
 
 
 def test_what_goes_wrong_without() -> None:
@@ -88,7 +90,7 @@ def test_lion_follows_too() -> None:
     train(program, optimizer, 5)
     small, again = twin(program, optimizer, lambda p: Lion(p, lr=1e-4, weight_decay=0.1))
     large = progc.apply(program, widened(program), optimizer=optimizer, correct_rates=True)
-    assert (train(large, optimizer, 20) - train(small, again, 20)).abs().max() < 1e-12
+    assert (train(large, optimizer, 20) - train(small, again, 20)).abs().max() < ROUNDING
 
 
 def test_factors_multiply_over_steps() -> None:

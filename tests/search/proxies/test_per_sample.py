@@ -17,6 +17,7 @@ from progc.search.proxies.local import SharedUse
 from progc.search.proxies.running import Network
 from progc.search.proxies.sample_dims import find_samples
 from tests.search.proxies import networks
+from tests.sweeps import some
 
 SEPARATE = [
     "dropped",
@@ -43,13 +44,13 @@ def difference(name: str, of: str, pipeline: str = "", one_by_one: bool = False)
     return float((found.matrix - expected).abs().max() / expected.abs().max()), found.coupled
 
 
-@pytest.mark.parametrize("name", SEPARATE)
+@pytest.mark.parametrize("name", some(SEPARATE, ("dropped", "transformers:gpt2", "own:einsum", "own:flat", "own:tied")))
 def test_one_backward_gives_what_a_loop_gives(name: str) -> None:
     error, coupled = difference(name, "loss")
     assert error < 1e-5 and coupled == ""
 
 
-@pytest.mark.parametrize("name", ["dropped", "diffusers:dit", "diffusers:unet"])
+@pytest.mark.parametrize("name", some(["dropped", "diffusers:dit", "diffusers:unet"], ["dropped", "diffusers:dit"]))
 def test_of_the_outputs_as_published(name: str) -> None:
     error, coupled = difference(name, "outputs")
     assert error < 1e-5 and coupled == ""

@@ -7,10 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from tests.train.parallel.starting import ROOT, python
+from progc.cli import main
+from tests.command import NET
+from tests.train.parallel.starting import python
 
-RUN = [
-    "train", str(ROOT / "examples" / "digits_vit.py"), "--stages", "2", "--steps", "8", "--batch", "16", "--lr", "1e-3",
+DATA = """
+def datasets():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(96, 5, generator=generator)
+    return (x, x[:, :3].argmax(1)), (x[:32], x[:32, :3].argmax(1))
+"""
+OPTIONS = [
+    "--stages", "2", "--steps", "8", "--batch", "16", "--lr", "1e-3",
     "--set", "plan.unfreeze=prefix:2", "--set", "plan.resolutions=none", "--set", "train.compile=eager",
     "--set", "train.log_every=1", "--set", "train.ema=[0.9]", "--set", "train.clip=1.0", "--set", "train.warmup=0.0",
 ]  # fmt: skip
@@ -23,11 +31,11 @@ def metrics(run: Path, kind: str) -> list[dict[str, object]]:
 
 def test_two_processes_train_as_one(tmp_path: Path) -> None:
     """Freezing and unfreezing between the stages; every boundary compares hashes of the ranks."""
-    for processes in (1, 2):
-        done = python(
-            "-m", "progc", *RUN, "--out", str(tmp_path / str(processes)), processes=processes if processes > 1 else 0
-        )
-        assert done.returncode == 0, done.stderr
+    (tmp_path / "net.py").write_text(NET + DATA)
+    options = ["train", f"{tmp_path / 'net.py'}:big", *OPTIONS, "--out"]
+    assert main([*options, str(tmp_path / "1")]) == 0
+    done = python("-m", "progc", *options, str(tmp_path / "2"), processes=2)
+    assert done.returncode == 0, done.stderr
     one, two = ([line["loss"] for line in metrics(tmp_path / str(n), "train")] for n in (1, 2))
     assert len(one) == 8
     assert one == pytest.approx(two, rel=1e-4)
@@ -35,7 +43,7 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
     assert len(second) == 1 and second[0]["lossless"] is True
     assert first[0]["loss_before"] == pytest.approx(second[0]["loss_before"], rel=1e-4)
     validated = [metrics(tmp_path / str(n), "validation")[-1] for n in (1, 2)]
-    assert validated[0]["top1"] == pytest.approx(validated[1]["top1"], abs=0.01)
+    assert validated[0]["top1"] == pytest.approx(validated[1]["top1"], abs=0.04)
     assert validated[0]["loss"] == pytest.approx(validated[1]["loss"], rel=1e-3)
 
 
