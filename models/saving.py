@@ -52,7 +52,7 @@ def save_folder(model: nn.Module, folder: Path, source: Source) -> None:
         raise InputError(
             f"{type(model).__name__} cannot be written as a folder: {one_line(error, 300)}; export safetensors"
         ) from error
-    construct, _ = adapter.locate(str(folder))
+    construct, _ = adapter.locate(str(folder), {})
     found, expected = construct().state_dict(), model.state_dict()
     odd = sorted(found.keys() ^ expected.keys())
     odd = odd or [name for name, value in expected.items() if not torch.equal(found[name], value)]

@@ -183,7 +183,7 @@ class SearchStage(Protocol):
         """Removes what only the search needed."""
 
 
-class Search(Protocol):
+class Decider(Protocol):
     """Decides the open stages of a schedule; see `progc.search.online.OnlineSearch`.
 
     Attributes:
@@ -229,7 +229,7 @@ def stages(
     start: int = 0,
     total: int | None = None,
     controller: Controller | None = None,
-    search: Search | None = None,
+    search: Decider | None = None,
 ) -> Iterator[RunningStage]:
     """Iterates over the stages of a schedule, growing the network between them.
 
@@ -287,7 +287,7 @@ class _Run:
         schedule: Schedule,
         bounds: Sequence[int],
         up: bool,
-        search: Search | None,
+        search: Decider | None,
         controller: Controller | None,
         optimizer: Any,
         ema: Any,

@@ -160,3 +160,18 @@ class Rules:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Does nothing: the controller was already built from this state, since it decides which stage is built."""
+
+
+def controller_of(schedule: Schedule, total: int, checkpoint: Checkpoint | None) -> Controller | None:
+    """Returns what ends the stages of a run, as far as it was when the checkpoint was saved; None without rules.
+
+    Args:
+        schedule: schedule of the run.
+        total: length of the run in the unit of the schedule.
+        checkpoint: the checkpoint that the run resumes from; None at its beginning.
+    """
+    if not schedule.rules:
+        return None
+    if checkpoint is None:
+        return Controller.of(schedule, total)
+    return Controller.from_state(checkpoint.controller("stages"))

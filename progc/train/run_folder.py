@@ -23,6 +23,9 @@ from progc.ranks.agreeing import raise_together
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
+
+    from progc.lift.averages import Averages
 
 LOCK = ".lock"
 
@@ -79,6 +82,18 @@ def _locked(descriptor: int) -> bool:
     except OSError:  # a file system without locks
         return True
     return True
+
+
+def write_results(run: Path, module: nn.Module, ema: Averages | None) -> None:
+    """Writes the weights of a finished run, and those of each averaged copy, under the names of the user's model.
+
+    Raises:
+        InputError: the disk refuses.
+    """
+    write_weights(run / "model.safetensors", module.state_dict())
+    for decay in ema.decays if ema is not None else ():
+        assert ema is not None
+        write_weights(run / f"model-ema-{decay!r}.safetensors", ema.tensors[decay])
 
 
 def write_weights(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:

@@ -23,24 +23,24 @@ from progc.errors import CheckError, InputError
 from progc.ir.program import Program
 from progc.ir.random_state import seed_everything
 from progc.lift.averages import Averages
-from progc.schedule.controlling import Controller
 from progc.schedule.running import RunningStage, SearchStage, trained
 from progc.schedule.schedule import PLAN, Schedule
-from progc.search.online import OnlineSearch, check_length, stages
+from progc.search.online import stages
 from progc.train.ahead import LookAhead
 from progc.train.boundary import Clock, Crossing, check_same, digest
+from progc.train.deciding import as_saved, decision_line, next_batches, online_search
 from progc.train.emitting import emitted, expected_compiles
 from progc.train.ending import Ending
-from progc.train.keeping import Keeping, Rules, Searching, newest
+from progc.train.keeping import Keeping, Rules, Searching, controller_of, newest
 from progc.train.machine import Profile, device_settings
 from progc.train.metrics import Metrics
 from progc.train.parallel import Parallel
 from progc.train.parallel.processes import opened_parallel
 from progc.train.progress import Meter, Progress
-from progc.train.run_folder import Asked, Result, held, listening
+from progc.train.run_folder import Asked, Result, held, listening, write_results
 from progc.train.settings import Settings, factor, set_rates
 from progc.train.skipping import fused_options
-from progc.train.stepping import Active, Guard, Outcome, Stepper, autocast
+from progc.train.stepping import Active, Guard, Outcome, Stepper
 from progc.train.watching import Seen, Watch, never_told
 
 if TYPE_CHECKING:
@@ -128,7 +128,10 @@ class Trainer:
         )  # fmt: skip
         self._asked = Asked()
         self._ending = Ending(self._asked, self.parallel)
-        self._online = self._search() if schedule.reopened.open else None
+        self._online = online_search(
+            program, schedule, task, self.settings, self.parallel, self.progress,
+            starts=[*schedule.starts(units), units], per_unit=self._per_unit,
+        )  # fmt: skip
         self._searching = Searching()
         self._unread: list[tuple[int, Outcome]] = []
 
@@ -175,8 +178,9 @@ class Trainer:
             self.log.cut(0, 0)  # removes lines of a run that was killed before its first checkpoint
         seed_everything(self.settings.seed)
         start = checkpoint.manifest.stage if checkpoint is not None else 0
-        self._resume_schedule(checkpoint)
-        self.controller = self._controller(checkpoint)
+        self.schedule = as_saved(self.schedule, checkpoint)
+        self._ahead.follow(self.schedule)
+        self.controller = controller_of(self.schedule, self.units, checkpoint)
         controllers: dict[str, Any] = {"guard": self.guard, "seen": self.seen}
         if self.controller is not None:
             controllers["stages"] = Rules(self.controller)
@@ -271,6 +275,8 @@ class Trainer:
                 if active.running.search is not None:
                     micro_batches = self._choose(active, active.running.search, micro_batches)
                 self._step(active, micro_batches)
+                if active.running.search is not None:
+                    active.module.chosen = None  # type: ignore[assignment]  # validation runs the whole supernet
                 self._profile.end(self.step)
                 if self._ends(active):
                     self._leave(active)
@@ -283,42 +289,12 @@ class Trainer:
 
     # --- searches ---------------------------------------------------------------------------------------------------
 
-    def _search(self) -> OnlineSearch:
-        """What decides the open stages.
-
-        Raises:
-            InputError: a search does not fit into its stage.
-        """
-        settings = self.settings
-        micro = max(settings.batch // self.parallel.world // settings.accumulate, 1)
-        made = OnlineSearch(
-            self.program, self.schedule, self.task, batch=settings.batch, micro=micro,
-            autocast=lambda: autocast(self.parallel.device, settings), progress=self.progress.note,
-        )  # fmt: skip
-        check_length(self.schedule.reopened, made, [*self.schedule.starts(self.units), self.units], self._per_unit)
-        return made
-
-    def _resume_schedule(self, checkpoint: Checkpoint | None) -> None:
-        """Takes what searches had decided when the checkpoint was saved; later decisions are taken again."""
-        self.schedule = self.schedule.reopened
-        known = None if checkpoint is None else checkpoint.schedule
-        if known is not None and known.same_run(self.schedule):
-            self.schedule = known
-        self._ahead.follow(self.schedule)
-
     def _choose(self, active: Active, search: SearchStage, micro_batches: list[Any]) -> list[Any]:
-        """Prepares a step of a search: evaluates candidates if that is due, and chooses the sub-network that trains.
-
-        Returns:
-            The micro-batches at the image size of the sub-network.
-        """
+        """Prepares a step of a search, and returns the micro-batches at the image size of the chosen sub-network."""
         place = self.step - active.start
         if place in search.marks:
             self._evaluate(active, search, place)
-        number = search.choose(place)
-        active.module.chosen = number  # type: ignore[assignment]
-        active.stepper.task = active.candidates[number]
-        return [active.candidates[number].fit(batch) for batch in micro_batches]
+        return next_batches(active, search, place, micro_batches)
 
     def _evaluate(self, active: Active, search: SearchStage, place: int) -> None:
         """Evaluates the candidates on rank 0, with whole tensors."""
@@ -358,7 +334,7 @@ class Trainer:
         self.guard.boundary()
         return entered
 
-    def _decided(self, running: RunningStage, **more: Any) -> None:
+    def _decided(self, running: RunningStage, seconds: Mapping[str, float] | None = None, **more: Any) -> None:
         """Records what a search decided, in the metrics and in the plan of the run."""
         if running.schedule is not None and running.schedule is not self.schedule:
             self.schedule = self.keeping.schedule = running.schedule
@@ -368,12 +344,7 @@ class Trainer:
             return
         if self.parallel.rank == 0:
             self.schedule.write(self.run / PLAN)
-        point = str(running.stage.point)
-        seconds = {f"seconds_{name}": spent for name, spent in more.pop("seconds", {}).items()}
-        values = {"stage": decision.stage, "point": point, "reason": decision.reason, **more}
-        measured = {"seconds_search": decision.seconds, **seconds}
-        scores = {**decision.to_json(), "seconds": None}  # they are measured
-        self.log.write("decision", self.step, {**values, "scores": scores, "measured": measured})
+        self.log.write("decision", self.step, decision_line(running, seconds or {}, **more))
         self.progress.note(f"stage {decision.stage + 1} is decided: {decision.reason}")
 
     def _step(self, active: Active, micro_batches: list[Any]) -> None:
@@ -469,15 +440,6 @@ class Trainer:
         self.log.write("train", self.step, {**values, "measured": measured})
         self.progress.measured(measured)
 
-    # --- resuming --------------------------------------------------------------------------------------------------
-
-    def _controller(self, checkpoint: Checkpoint | None) -> Controller | None:
-        if not self.schedule.rules:
-            return None
-        if checkpoint is None:
-            return Controller.of(self.schedule, self.units)
-        return Controller.from_state(checkpoint.controller("stages"))
-
     # --- boundaries -------------------------------------------------------------------------------------------------
 
     def _crossed(self, active: Active, programs: Iterator[RunningStage]) -> Active | None:
@@ -525,11 +487,7 @@ class Trainer:
         running = active.running
         self.parallel.unwrap(running.optimizer, running.ema)
         if self.parallel.rank == 0:
-            from progc.train.run_folder import write_weights
-
-            write_weights(self.run / "model.safetensors", running.module.state_dict())
-            for decay in running.ema.decays if running.ema is not None else ():
-                write_weights(self.run / f"model-ema-{decay!r}.safetensors", running.ema.tensors[decay])
+            write_results(self.run, running.module, running.ema)
 
     # --- making -----------------------------------------------------------------------------------------------------
 
