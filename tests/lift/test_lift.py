@@ -101,6 +101,28 @@ def test_shares_are_noisy_per_row_and_equal_without_noise() -> None:
     torch.testing.assert_close(equal, weight.repeat_interleave(3, 1) / 3, rtol=3e-7, atol=0)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("copies", [2, 3])
+def test_shares_add_up_however_large_the_noise(dtype: torch.dtype, copies: int) -> None:
+    """No share is larger than its weight: it would need a bit more than the dtype has."""
+    weight, index_map = torch.randn(8, 16).to(dtype), IndexMap.leaf(16, 16 * copies)
+    grown = apply_one(weight, TensorLift("w", "w", (None, index_map), (Split(1),)), noise=5.0)
+    assert torch.equal(folded(grown, index_map, 1), weight)
+    assert (grown.abs() <= weight.abs().repeat_interleave(copies, 1)).all()
+
+
+@pytest.mark.parametrize("summed", [0, 1])
+def test_copies_of_an_output_get_shares_of_their_own(summed: int) -> None:
+    """Copies with equal shares would get equal gradients and never part."""
+    weight, dims = torch.randn(4, 3), (IndexMap.leaf(4, 8), IndexMap.leaf(3, 6))
+    grown, equal = (
+        apply_one(weight, TensorLift("w", "w", dims, (Split(summed),)), noise=noise).movedim(summed, 1)
+        for noise in (0.3, 0.0)
+    )
+    assert (grown[::2] != grown[1::2]).all()
+    assert torch.equal(equal[::2], equal[1::2])
+
+
 def test_zero_weights_get_shares_around_zero() -> None:
     """The copies of a silenced branch would never part otherwise."""
     weight = torch.randn(6, 4)
@@ -216,6 +238,13 @@ def test_scalar_gates_and_fills() -> None:
     grown = apply_one(gate, TensorLift("g", "g", (), (), (Scale(0, (0.0,)),), fresh=True))
     assert grown.shape == () and grown == 0 and isinstance(grown, nn.Parameter)
     assert apply_one(torch.randn(3), TensorLift("n", "n", fill=1.0)).tolist() == [1, 1, 1]
+
+
+def test_random_rows_of_a_wider_fan_in_are_drawn_with_the_root_of_the_ratio() -> None:
+    """A sum over 12 instead of 3 units then varies as much as before."""
+    weight, dims = torch.randn(4, 3), (IndexMap.leaf(4, 6, "free"), IndexMap.leaf(3, 12, "free"))
+    plain, summed = (apply_one(weight, TensorLift("w", "w", dims, splits)) for splits in ((), (Split(1),)))
+    assert plain[4:].all() and torch.equal(summed[4:], 0.5 * plain[4:])
 
 
 def test_frozen_parameters_stay_frozen() -> None:
