@@ -19,6 +19,16 @@ from progc.cli.options import (
     SourceArgument,
     WeightsOption,
 )
+from progc.cli.schedule_options import (
+    DepthsOption,
+    ResolutionsOption,
+    RuleOption,
+    SharesOption,
+    StagesOption,
+    StrategyOption,
+    UnfreezeOption,
+    WidthsOption,
+)
 from progc.models.sizes import PRESETS
 
 app = typer.Typer(
@@ -99,15 +109,10 @@ def plan(
             help="The full network: sizes, a preset or a model, as for grow. Default: SOURCE itself.",
         ),
     ] = None,
-    strategy: Annotated[
-        str, typer.Option("--strategy", metavar="NAME", help="How stages are chosen: linear, one-shot or zero-shot.")
-    ] = "linear",
-    stages: Annotated[
-        int,
-        typer.Option(
-            "--stages", metavar="K", help="Number of stages; the last one is the full network.", min=1, max=100
-        ),
-    ] = 4,
+    strategy: StrategyOption = None,
+    stages: StagesOption = None,
+    shares: SharesOption = None,
+    rules: RuleOption = None,
     decide: Annotated[
         str,
         typer.Option(
@@ -119,22 +124,10 @@ def plan(
     mode: Annotated[
         str, typer.Option("--mode", metavar="NAME", help="default, or reference for the published procedure.")
     ] = "default",
-    depths: Annotated[
-        str | None, typer.Option("--depths", metavar="TEXT", help="Depth levels, such as 0.5:1:4, 6,8,12 or none.")
-    ] = None,
-    widths: Annotated[
-        str | None, typer.Option("--widths", metavar="TEXT", help="Width levels, such as 0.5:1:2. Default: none.")
-    ] = None,
-    resolutions: Annotated[
-        str | None,
-        typer.Option("--resolutions", metavar="TEXT", help="Image sizes in pixels, such as 128,160,192,224 or none."),
-    ] = None,
-    unfreeze: Annotated[
-        str | None,
-        typer.Option(
-            "--unfreeze", metavar="TEXT", help="Which blocks train: interleave:4, prefix:4, suffix:4 or none."
-        ),
-    ] = None,
+    depths: DepthsOption = None,
+    widths: WidthsOption = None,
+    resolutions: ResolutionsOption = None,
+    unfreeze: UnfreezeOption = None,
     epochs: Annotated[int | None, typer.Option("--epochs", metavar="N", help="Length of the run in epochs.")] = None,
     steps: Annotated[int | None, typer.Option("--steps", metavar="N", help="Length of the run in steps.")] = None,
     batch: Annotated[
@@ -187,14 +180,16 @@ def plan(
     from progc.cli.common import with_args
     from progc.cli.plan import run_plan
     from progc.files.values import key_values, literal
+    from progc.schedule.stage_shares import stages_from_text
     from progc.search.options import PlanOptions, run_length
 
     total, unit = run_length(epochs, steps)
     options = PlanOptions(
-        strategy=strategy, stages=stages, mode=mode, depths=depths, widths=widths, resolutions=resolutions,
-        unfreeze=unfreeze, batch=batch, seed=seed, total=total, unit=unit, measure=measure, regularise=regularise,
-        settings={key: literal(text) for key, text in key_values(settings or (), example="batches=4").items()}, sid=sid,
-        sid_init=sid_init, init=init, decide=decide,
+        strategy=strategy or "linear", stages=stages_from_text(stages, 100), shares=shares, mode=mode, depths=depths,
+        widths=widths, resolutions=resolutions, unfreeze=unfreeze, batch=batch, seed=seed, total=total, unit=unit,
+        measure=measure, regularise=regularise, sid=sid,
+        settings={key: literal(text) for key, text in key_values(settings or (), example="batches=4").items()},
+        sid_init=sid_init, init=init, decide=decide, rules=rules or (),
     )  # fmt: skip
     run_plan(with_args(source, model_arg), options, to=to, data=data, weights=weights, out=out, as_json=as_json)
 
@@ -344,10 +339,7 @@ def train(
         Path | None,
         typer.Option("--plan", metavar="FILE", help="A plan written by progc plan; replaces [plan] of the config."),
     ] = None,
-    strategy: Annotated[
-        str | None,
-        typer.Option("--strategy", metavar="NAME", help="How stages are chosen: linear, one-shot or zero-shot."),
-    ] = None,
+    strategy: StrategyOption = None,
     decide: Annotated[
         str | None,
         typer.Option(
@@ -356,10 +348,9 @@ def train(
             help="When a search decides: in training, at each boundary (default), or before training.",
         ),
     ] = None,
-    stages: Annotated[
-        int | None,
-        typer.Option("--stages", metavar="K", help="Number of stages; 1 trains the full network throughout."),
-    ] = None,
+    stages: StagesOption = None,
+    shares: SharesOption = None,
+    rules: RuleOption = None,
     epochs: Annotated[int | None, typer.Option("--epochs", metavar="N", help="Length of the run in epochs.")] = None,
     steps: Annotated[int | None, typer.Option("--steps", metavar="N", help="Length of the run in steps.")] = None,
     batch: Annotated[int | None, typer.Option("--batch", metavar="N", help="Batch size over all ranks.")] = None,
@@ -388,13 +379,15 @@ def train(
     """Train a network progressively. Run the same command again to resume."""
     from progc.cli.train import run_train
     from progc.files.values import key_values
+    from progc.schedule.stage_shares import stages_from_text
 
     args = key_values(model_arg or (), example="num_classes=10", option="--model-arg")
     flags = {
         "out": ("--out", out), "data": ("--data", data), "to": ("--to", to), "weights": ("--weights", weights),
         "init": ("--init", init),
         "plan.file": ("--plan", plan), "plan.strategy": ("--strategy", strategy),
-        "plan.decide": ("--decide", decide), "plan.stages": ("--stages", stages),
+        "plan.decide": ("--decide", decide), "plan.stages": ("--stages", stages_from_text(stages)),
+        "plan.shares": ("--shares", shares), "plan.rules": ("--rule", rules or None),
         "epochs": ("--epochs", epochs), "steps": ("--steps", steps), "train.batch": ("--batch", batch),
         "train.seed": ("--seed", seed), "train.lr": ("--lr", lr),
     }  # fmt: skip

@@ -17,6 +17,7 @@ import pydantic
 from progc.errors import InputError, did_you_mean
 from progc.models.arguments import joined
 from progc.pipeline.text import parse_inits
+from progc.schedule.stage_shares import DEFAULT_STAGES
 from progc.train.settings import Settings
 
 Levels: TypeAlias = str | int | float | list[Any] | dict[str, Any] | None
@@ -34,7 +35,9 @@ class PlanSection(Section):
     file: str | None = None
     strategy: Literal["linear", "one-shot", "zero-shot"] = "linear"
     decide: Literal["before", "training"] = "training"
-    stages: int = 4
+    stages: int | Literal["auto"] | None = None
+    shares: str | list[float] | None = None
+    rules: list[str | dict[str, Any]] = []
     mode: Literal["default", "reference"] = "default"
     depths: Levels = None
     widths: Levels = None
@@ -208,6 +211,8 @@ def difference(before: Mapping[str, Any], now: Config) -> str | None:
         if any(key == name or key.startswith(f"{name}.") for name in MAY_CHANGE):
             continue
         was, will = old.get(key, default.get(key)), new.get(key, default.get(key))
+        if key == "plan.stages":  # runs of earlier versions have the number that is now the default
+            was, will = was or DEFAULT_STAGES, will or DEFAULT_STAGES
         if was != will:
             return f"`{key}` was {_shown(was)} and is {_shown(will)} now"
     return None
@@ -252,7 +257,8 @@ def expected(annotation: Any) -> str:
         words = [expected(item) for item in inner if item is not type(None)]
         return " or ".join(dict.fromkeys([*words, *(["left out"] if type(None) in inner else [])]))
     if origin is Literal:
-        return f"{', '.join(map(str, inner[:-1]))} or {inner[-1]}"
+        words = [*map(str, inner)]
+        return f"{', '.join(words[:-1])} or {words[-1]}" if len(words) > 1 else words[0]
     if origin in (list, tuple):
         return "a list of numbers" if float in inner else "a list"
     plain = {int: "an integer", float: "a number", str: "text", bool: "true or false"}

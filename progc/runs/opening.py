@@ -107,6 +107,7 @@ def opened(config: Config, *, run: Path | None = None, weights: bool = True, pha
             schedule = _cooled(_with_length(schedule, config), settings.cooldown)
         schedule.check(full)
         schedule.starts()
+        settings.check_stages(len(schedule.stages))
         notes += check_sizes(task, [stage.point.resolution for stage in schedule.stages])
         schedule, told_of = _counted(full, schedule, settings.batch)
     notes += named.not_set(full, schedule.regularisations)

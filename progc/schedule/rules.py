@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from progc.errors import InputError
+from progc.errors import InputError, did_you_mean
+from progc.files.values import literal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,6 +95,8 @@ class Gain(_Rule):
                 "rule gain: expected fraction of at least 0, and best or next for against, got "
                 f"{self.fraction!r} and {self.against!r}"
             )
+        if not isinstance(self.higher, bool):
+            raise InputError(f"rule gain: higher: expected true or false, got {self.higher!r}")
 
 
 Rule = Plateau | Gain
@@ -113,6 +117,50 @@ def rule_from_json(data: Any) -> Rule:
     if unknown:
         raise InputError(f"rule {cls.kind}: unknown key `{sorted(unknown)[0]}`; keys are {', '.join(names)}")
     return cls(**{name: value for name, value in data.items() if name != "kind"})
+
+
+Rules = str | Rule | Mapping[str, Any] | Sequence[Any]
+"""Rules as users give them: texts such as `gain{window=2}`, rules, objects with a `kind`, or several of these."""
+_TEXT = re.compile(r"\s*([\w-]+)\s*(?:\{([^{}]*)\}\s*)?")
+_OPTION = re.compile(r"\s*([\w-]+)\s*=\s*([^\s,=]+)\s*,?")
+
+
+def rules_of(given: Rules) -> tuple[Rule, ...]:
+    """Returns the rules that a user gives.
+
+    Raises:
+        InputError: an unknown kind or option, a value out of range, or a text that cannot be read.
+    """
+    if isinstance(given, (Plateau, Gain)):
+        return (given,)
+    if isinstance(given, str):
+        return (rule_from_text(given),)
+    if isinstance(given, Sequence):
+        return tuple(rule for item in given for rule in rules_of(item))
+    return (rule_from_json(given),)
+
+
+def rule_from_text(text: str) -> Rule:
+    """Reads a rule such as `plateau` or `gain{window=2 fraction=0.2}`; spaces or commas separate options.
+
+    Raises:
+        InputError: as for `rules_of`.
+    """
+    whole = _TEXT.fullmatch(text)
+    if whole is None:
+        raise InputError(f"rule `{text}`: expected a kind and its options: plateau or gain{{window=2 fraction=0.2}}")
+    kind, options = whole[1], whole[2] or ""
+    if kind not in RULES:
+        hint = did_you_mean(kind, RULES) or f"; expected {' or '.join(RULES)}"
+        raise InputError(f"rule `{text}`: unknown kind `{kind}`{hint}")
+    if _OPTION.sub("", options).strip():
+        raise InputError(f"rule `{text}`: expected options key=value in the braces, such as {kind}{{window=2}}")
+    data: dict[str, Any] = {"kind": kind}
+    for name, value in _OPTION.findall(options):
+        if name in data:
+            raise InputError(f"rule `{text}`: `{name}` is given twice; give it once")
+        data[name] = literal(value)
+    return rule_from_json(data)
 
 
 # --- what rules remember, and how they decide -----------------------------------------------------------------------

@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +18,7 @@ from progc.schedule.point import Point
 from progc.schedule.rules import Rule, rule_from_json
 from progc.schedule.space import Space
 from progc.schedule.stage import COUNTED, MEASURED, Stage, speedups
+from progc.schedule.stage_shares import begins
 
 if TYPE_CHECKING:
     from progc.ir.program import Program
@@ -290,15 +290,10 @@ class Schedule:
         length = self.total if total is None else total
         if length is None:
             raise InputError("schedule: the length of the run is not known; give the number of epochs or steps")
-        # As fractions: thirds of a length add up to integers, which sums of floats miss by rounding.
-        shares = [Fraction(stage.share).limit_denominator(10**6) for stage in self.stages]
-        found = [math.floor(length * sum(shares[:k], Fraction(0))) for k in range(len(shares))]
-        if any(b <= a for a, b in zip(found, [*found[1:], length], strict=True)):
-            raise InputError(
-                f"schedule: {length} {self.unit} are too few for {len(self.stages)} stages; give at least one for each "
-                "stage"
-            )
-        return found
+        try:
+            return begins([stage.share for stage in self.stages], length, self.unit)
+        except InputError as error:
+            raise InputError(f"schedule: {error}") from error
 
     def costs(self) -> list[float] | None:
         """Returns the training cost of a sample in each stage: in seconds if all are known, else in FLOPs, or None."""

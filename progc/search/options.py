@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from progc.data.regularisation import Regularisation
@@ -11,7 +11,9 @@ from progc.errors import InputError, did_you_mean
 from progc.pipeline.text import parse_inits
 from progc.schedule.level_texts import Levels, items
 from progc.schedule.regularising import PUBLISHED
+from progc.schedule.rules import Rules, rules_of
 from progc.schedule.schedule import MODES, STRATEGIES, UNITS
+from progc.schedule.stage_shares import AUTO, DEFAULT_STAGES, Shares, begins, checked_shares, stage_shares
 
 SID_INITS = ("zero", "normal")
 """How the rows of a stage identifier may start."""
@@ -26,7 +28,11 @@ class PlanOptions:
 
     Attributes:
         strategy: `linear` takes the levels of the space in order; `zero-shot` and `one-shot` search, and need a task.
-        stages: number of stages, at least 1.
+        stages: number of stages, at least 1. `auto`: the largest number of levels of a dimension. None: the number of
+            `shares`, else 4.
+        shares: the part of the run that each stage takes, one number per stage (parts that sum to 1, or whole numbers
+            as proportions), `late` or `even` (see `progc.schedule.stage_shares`). None: `even`.
+        rules: rules that end stages early or late: texts such as `gain{window=2}`, or objects with a `kind`.
         mode: `default`, or `reference` for the published procedure.
         depths, widths, resolutions, unfreeze: levels of the growth space, as on the command line (see
             `progc.schedule.finding.find`). `none` keeps the dimension fixed; None finds its levels.
@@ -53,7 +59,7 @@ class PlanOptions:
     """
 
     strategy: str = "linear"
-    stages: int = 4
+    stages: int | str | None = None
     mode: str = "default"
     depths: Levels = None
     widths: Levels = None
@@ -71,6 +77,8 @@ class PlanOptions:
     sid_init: str | None = None
     init: str | None = None
     decide: str = "before"
+    shares: Shares = None
+    rules: Rules = ()
 
     def __post_init__(self) -> None:
         for what, value, known in (
@@ -82,13 +90,16 @@ class PlanOptions:
             if value not in known:
                 hint = did_you_mean(str(value), known) or f"; expected {', '.join(known[:-1])} or {known[-1]}"
                 raise InputError(f"plan: unknown {what} `{value}`{hint}")
-        for what, number in (("stages", self.stages), (self.unit, self.total), ("batch", self.batch)):
-            if (number is not None or what == "stages") and not _at_least_one(number):
+        self._check_stages()
+        self._check_rules()
+        for what, number in ((self.unit, self.total), ("batch", self.batch)):
+            if number is not None and not _at_least_one(number):
                 raise InputError(f"plan: {what}: expected an integer of at least 1, got {number!r}")
-        if self.total is not None and self.total < self.stages:
-            raise InputError(
-                f"plan: {self.total} {self.unit} are too few for {self.stages} stages; give at least one for each stage"
-            )
+        if self.total is not None and self.stages != AUTO:
+            try:
+                begins(self.stage_shares, self.total, self.unit)
+            except InputError as error:
+                raise InputError(f"plan: {error}") from error
         if self.regularise is None:
             object.__setattr__(self, "regularise", True)
         elif isinstance(self.regularise, str):
@@ -106,15 +117,71 @@ class PlanOptions:
                 "strategy one-shot or zero-shot"
             )
 
+    def _check_stages(self) -> None:
+        """Reads the shares, and takes the number of stages from them if it is not given."""
+        try:
+            shares = checked_shares(self.shares)
+        except InputError as error:
+            raise InputError(f"plan: {error}") from error
+        object.__setattr__(self, "shares", shares)
+        given = len(shares) if isinstance(shares, tuple) else None
+        if self.stages is None:
+            object.__setattr__(self, "stages", given or DEFAULT_STAGES)
+        if self.stages != AUTO and not _at_least_one(self.stages):
+            raise InputError(f"plan: stages: expected an integer of at least 1, got {self.stages!r}")
+        if given is not None and self.stages not in (AUTO, given):
+            raise InputError(
+                f"plan: {given} shares are given for {self.stages} stages; give one share per stage, or leave out the "
+                "number of stages"
+            )
+
+    def _check_rules(self) -> None:
+        try:
+            object.__setattr__(self, "rules", rules_of(self.rules))
+        except InputError as error:
+            raise InputError(f"plan: {error}") from error
+        if self.rules and self.stages == 1:
+            raise InputError("plan: a rule ends a stage before the last, and one stage is planned; remove the rules")
+
+    def with_levels(self, levels: int) -> PlanOptions:
+        """Returns the options with a number of stages, where it is `auto`.
+
+        Args:
+            levels: the largest number of levels of a dimension of the space.
+
+        Raises:
+            InputError: shares for another number of stages, or too few epochs or steps.
+        """
+        if self.stages != AUTO:
+            return self
+        if isinstance(self.shares, tuple) and len(self.shares) != levels:
+            raise InputError(
+                f"plan: {len(self.shares)} shares are given, and stages auto makes {levels} stages, one per level; "
+                "give one share per level, or leave out auto"
+            )
+        return dataclasses.replace(self, stages=levels)
+
+    @property
+    def num_stages(self) -> int | None:
+        """The number of stages; None while it depends on the levels that are found."""
+        return self.stages if isinstance(self.stages, int) else None
+
+    @property
+    def stage_shares(self) -> tuple[float, ...]:
+        """The share of each stage; their number must be known."""
+        assert isinstance(self.stages, int)
+        assert not isinstance(self.shares, Sequence) or isinstance(self.shares, (str, tuple))
+        return stage_shares(self.shares, self.stages)
+
     @property
     def searching(self) -> bool:
         """Whether stages are chosen by a search before training."""
-        return self.strategy != "linear" and self.stages > 1 and self.decide == "before"
+        return self.strategy != "linear" and self.num_stages != 1 and self.decide == "before"
 
     @property
     def opens(self) -> bool:
         """Whether stages are left open, to be chosen by a search in training."""
-        return self.strategy != "linear" and self.stages > 1 and self.decide == "training"
+        return self.strategy != "linear" and self.num_stages != 1 and self.decide == "training"
 
     @property
     def needs_task(self) -> bool:
@@ -153,6 +220,8 @@ class PlanOptions:
             found["batch"] = self.batch
         if self.init is not None:
             found["init"] = self.init
+        if self.shares is not None:
+            found["shares"] = self.shares if isinstance(self.shares, str) else ",".join(f"{x:g}" for x in self.shares)
         starts = self.sid_init or ("normal" if self.mode == "reference" and self.numbers_stages else "zero")
         if starts != "zero":
             found["sid_init"] = starts

@@ -14,9 +14,11 @@ from progc.errors import InputError
 from progc.schedule.finding import find
 from progc.schedule.level_texts import Levels
 from progc.schedule.point import SHAPES
+from progc.schedule.rules import Rules, rules_of
 from progc.schedule.schedule import Decision, ModelRef, Schedule
 from progc.schedule.space import Index, Space
 from progc.schedule.stage import Stage
+from progc.schedule.stage_shares import DEFAULT_STAGES, Shares
 from progc.search.options import PlanOptions
 
 if TYPE_CHECKING:
@@ -32,7 +34,9 @@ def plan(
     program: Program,
     *,
     strategy: str = "linear",
-    stages: int = 4,
+    stages: int | str | None = None,
+    shares: Shares = None,
+    rules: Rules = (),
     mode: str = "default",
     space: Space | None = None,
     depths: Levels = None,
@@ -70,7 +74,7 @@ def plan(
         progress: called with a sentence that says what is being done.
 
     Returns:
-        The schedule. Its stages have equal length; its `notes` say what was rounded or could not vary.
+        The schedule. Its `notes` say what was rounded or could not vary.
 
     Raises:
         InputError: an option is out of range, nothing varies in the space, the network cannot have the levels (the
@@ -79,6 +83,8 @@ def plan(
     options = PlanOptions(
         strategy=strategy,
         stages=stages,
+        shares=shares,
+        rules=rules,
         mode=mode,
         depths=depths,
         widths=widths,
@@ -116,16 +122,19 @@ def plan_with(
     """Plans a training run from options that are checked already; arguments, result and errors as for `plan`."""
     _check(program, options, task)
     chosen, notes = _space(program, space, options, start)
+    options = options.with_levels(_most_levels(chosen))
+    number = len(options.stage_shares)
+    _check_identifier(program, number)
     tell = progress or (lambda text: None)
     decisions: Sequence[Decision] = ()
     if options.searching:
         assert task is not None
-        tell(f"{options.strategy} search over {options.stages - 1} stages")
+        tell(f"{options.strategy} search over {number - 1} stages")
         places, decisions = _searched(program, chosen, task, options, progress)
     else:
         if options.opens:
             _check_search(chosen, options)
-        places = linear(chosen, options.stages)
+        places = linear(chosen, number)
     made = _stages(program, chosen, places, options)
     if options.count or options.measure:
         tell("counting the cost of the stages")
@@ -143,6 +152,7 @@ def plan_with(
         decisions=tuple(decisions),
         settings=options.recorded,
         notes=notes,
+        rules=rules_of(options.rules),
     )
 
 
@@ -162,10 +172,15 @@ def _check(program: Program, options: PlanOptions, task: Task | None) -> None:
             f"plan: sid_init {options.sid_init} is for a new stage identifier, and this network already has one, which "
             "keeps its rows; remove sid_init"
         )
-    if program.sid is not None and options.stages > program.sid.stages:
+    if options.num_stages is not None:
+        _check_identifier(program, options.num_stages)
+
+
+def _check_identifier(program: Program, stages: int) -> None:
+    if program.sid is not None and stages > program.sid.stages:
         raise InputError(
-            f"plan: the stage identifier has rows for {program.sid.stages} stages, not for {options.stages}; plan at "
-            f"most {program.sid.stages} stages, or inject it with stages={options.stages}"
+            f"plan: the stage identifier has rows for {program.sid.stages} stages, not for {stages}; plan at most "
+            f"{program.sid.stages} stages, or inject it with stages={stages}"
         )
 
 
@@ -184,11 +199,13 @@ def _space(
         levels = options.levels
         if options.strategy == "zero-shot" and "unfreeze" not in levels:
             levels["unfreeze"] = published_unfreezing(program, options.mode)
-        made = find(program, **levels, levels=max(options.stages, 2), start=start, mode=options.mode)
+        made = find(
+            program, **levels, levels=max(options.num_stages or DEFAULT_STAGES, 2), start=start, mode=options.mode
+        )
         found, notes = made.space, made.notes
-        if options.stages > 1:
+        if options.num_stages != 1:
             made.check()
-    if options.stages > 1 and found.empty:
+    if options.num_stages != 1 and found.empty:
         raise InputError("plan: the space has a single point; give more levels, or plan one stage")
     if options.strategy == "one-shot" and found.unfreeze:
         raise InputError(
@@ -220,7 +237,7 @@ def _searched(
         program,
         space,
         task,
-        stages=options.stages,
+        stages=len(options.stage_shares),
         batch=SEARCH_BATCH if options.batch is None else options.batch,
         seed=options.seed,
         mode=options.mode,
@@ -241,10 +258,17 @@ def _check_search(space: Space, options: PlanOptions) -> None:
 
     if options.strategy == "one-shot":
         OneShotSettings.of(options.search_settings)
-        one_shot_candidates(space, None, 0, options.stages, options.mode)
+        one_shot_candidates(space, None, 0, len(options.stage_shares), options.mode)
     else:
         ZeroShotOptions.of(options.search_settings, options.mode)
-        zero_shot_candidates(space, None, 0, options.stages, options.mode)
+        zero_shot_candidates(space, None, 0, len(options.stage_shares), options.mode)
+
+
+def _most_levels(space: Space) -> int:
+    """The largest number of levels of a dimension; of several shapes that unfreeze, the linear schedule takes one."""
+    sizes = space.shape
+    shapes = [level.shape for level in space.unfreeze]
+    return max(sizes.resolution, sizes.depth, sizes.width, *(shapes.count(shape) for shape in shapes))
 
 
 def linear(space: Space, stages: int) -> list[Index]:
@@ -295,7 +319,7 @@ def _stages(program: Program, space: Space, places: Sequence[Index], options: Pl
     numbered = options.numbers_stages or program.sid is not None
     return tuple(
         Stage(
-            k, point, 1 / number, k if numbered else None, strengths[k],
+            k, point, options.stage_shares[k], k if numbered else None, strengths[k],
             decided="open" if options.opens and k < number - 1 else "plan",
         )
         for k, point in enumerate(points)

@@ -29,7 +29,10 @@ class Settings:
         total: length of the run in the unit of the schedule; None uses the length of the schedule.
         seed: seed of data order, random transforms and the global generators.
         lr: peak learning rate of parameter groups without their own.
-        lr_schedule: `constant`, `linear` or `cosine`.
+        lr_schedule: `constant`, `linear`, `cosine`, `wsd` (constant, then linear over the last `decay` of the run) or
+            `linear-to-zero`.
+        decay: fraction of the run over which `wsd` decays; None: 0.2. Other schedules have none.
+        stage_lr: factors on the learning rate, one per stage; empty: 1 in all.
         warmup: fraction of the run over which the learning rate rises from `warmup_floor`.
         warmup_floor: learning rate of the first step; 0 rises evenly from 0, which no step has.
         cooldown: epochs or steps, in the unit of the schedule, at the end of the run that train at `min_lr`.
@@ -64,6 +67,8 @@ class Settings:
     seed: int = 0
     lr: float = 1e-3
     lr_schedule: str = "cosine"
+    decay: float | None = None
+    stage_lr: tuple[float, ...] = ()
     warmup: float = 0.05
     warmup_floor: float = 0.0
     cooldown: int = 0
@@ -117,6 +122,7 @@ class Settings:
             if getattr(self, name) not in known:
                 words = f"{', '.join(known[:-1])} or {known[-1]}"
                 raise InputError(f"{name}: expected {words}, got {getattr(self, name)!r}")
+        self._check_schedule()
         if self.profile is not None:
             profiled(self.profile)
         if self.accumulate > self.batch:
@@ -126,14 +132,50 @@ class Settings:
         if (self.amp, self.parallel) == ("fp16", "fsdp"):
             raise InputError("amp: fp16 needs a gradient scaler, which parallel=fsdp does not have; use bf16 or ddp")
 
+    def check_stages(self, number: int) -> None:
+        """Checks that `stage_lr` has a factor for each stage, or none.
+
+        Raises:
+            InputError: it has another number of factors.
+        """
+        if self.stage_lr and len(self.stage_lr) != number:
+            raise InputError(
+                f"stage_lr: expected one factor for each of the {number} stages, got {len(self.stage_lr)}; give as "
+                "many as the plan has stages"
+            )
+
+    def _check_schedule(self) -> None:
+        if self.decay is not None:
+            if self.lr_schedule != "wsd":
+                raise InputError(
+                    f"decay: only the schedule wsd has it, and lr_schedule is {self.lr_schedule}; use wsd, or leave "
+                    "out decay"
+                )
+            if not 0 < self.decay <= 1:
+                raise InputError(f"decay: expected a fraction of the run above 0 and at most 1, got {self.decay!r}")
+        if self.lr_schedule == "wsd" and self.warmup + (self.decay or DECAY) > 1:
+            raise InputError(
+                f"decay: warmup and decay take {self.warmup + (self.decay or DECAY):g} of the run together; give at "
+                "most 1"
+            )
+        if self.lr_schedule == "linear-to-zero" and self.min_lr:
+            raise InputError(
+                f"min_lr: the schedule linear-to-zero ends at 0, got {self.min_lr:g}; use linear, or leave out min_lr"
+            )
+        for value in self.stage_lr:
+            if not 0 < value < float("inf"):
+                raise InputError(f"stage_lr: expected factors above 0, got {value!r}")
+
     def _at_least(self, name: str, least: int) -> None:
         value: Any = getattr(self, name)
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise InputError(f"{name}: expected an integer of at least {least}, got {value!r}")
 
 
+DECAY = 0.2
+"""Fraction of the run over which `wsd` decays by default."""
 CHOICES = {
-    "lr_schedule": ("constant", "linear", "cosine"),
+    "lr_schedule": ("constant", "linear", "cosine", "wsd", "linear-to-zero"),
     "amp": ("none", "bf16", "fp16"),
     "compile": ("regions", "whole", "eager"),
     "parallel": ("auto", "none", "ddp", "fsdp"),
@@ -155,19 +197,22 @@ def profiled(text: str) -> tuple[int, int]:
     return start, stop
 
 
-def factor(settings: Settings, step: int, total: int, boundary: int = 0) -> float:
+def factor(settings: Settings, step: int, total: int, boundary: int = 0, stage: int = 0) -> float:
     """Returns the factor on the peak learning rates for the next step, after `step` of `total` steps.
 
     The factor rises linearly over the first `warmup` of the run, from `warmup_floor` at the first step if that is set.
     Then it is constant, or falls linearly or as a cosine (Loshchilov and Hutter, SGDR, ICLR 2017) to `min_lr`, which
-    the last step comes close to. Steps after the last one cool down at `min_lr`. After a boundary it rises again from 0
-    over `rewarm` steps to the value that it would have without the boundary.
+    the last step comes close to. `wsd` is constant, and falls linearly over the last `decay` of the run (Hu et al.,
+    MiniCPM, 2024; linearly as in Hägele et al., NeurIPS 2024). `linear-to-zero` falls to 0 (Bergsma et al., ICLR 2025).
+    Steps after the last one cool down at `min_lr`. After a boundary it rises again from 0 over `rewarm` steps to the
+    value that it would have without the boundary. The factor of the stage (`stage_lr`) multiplies all of these.
 
     Args:
         settings: settings of the run.
         step: optimizer steps done.
         total: optimizer steps of the run, without those that cool down.
         boundary: step at which the current stage began; 0 in the first stage.
+        stage: index of the current stage.
     """
     warm, floor = round(settings.warmup * total), settings.warmup_floor / settings.lr
     if step < warm:
@@ -176,8 +221,11 @@ def factor(settings: Settings, step: int, total: int, boundary: int = 0) -> floa
         value = settings.min_lr
     else:
         progress = (step - warm) / max(total - warm, 1)
+        decay = max(round((settings.decay or DECAY) * total), 1)
         shape = {
             "constant": 1.0,
+            "wsd": min((total - step) / decay, 1.0),
+            "linear-to-zero": 1.0 - progress,
             "linear": 1.0 - progress,
             "cosine": (1.0 + math.cos(math.pi * progress)) / 2,
         }[settings.lr_schedule]
@@ -185,7 +233,7 @@ def factor(settings: Settings, step: int, total: int, boundary: int = 0) -> floa
     since = step - boundary
     if boundary > 0 and since < settings.rewarm:
         value *= (since + 1) / settings.rewarm
-    return value
+    return value * settings.stage_lr[stage] if settings.stage_lr else value
 
 
 def set_rates(optimizer: Optimizer, value: float) -> None:

@@ -109,6 +109,7 @@ class Trainer:
         self._per_unit = per_epoch if schedule.unit == "epochs" else 1
         units = self.settings.total or schedule.total
         schedule.starts(units)  # refuses a length that is unknown or too short
+        self.settings.check_stages(len(schedule.stages))
         assert units is not None
         self.units, self.total = units, units * self._per_unit
         if self.settings.cooldown >= units:
@@ -349,7 +350,7 @@ class Trainer:
 
     def _step(self, active: Active, micro_batches: list[Any]) -> None:
         """Takes one step. The host does not wait for the device here, unless something needs a value of this step."""
-        rate = factor(self.settings, self.step, self.total - self._cooldown, active.start)
+        rate = factor(self.settings, self.step, self.total - self._cooldown, active.start, active.index)
         set_rates(active.running.optimizer, rate)
         try:
             outcome = active.stepper.step(micro_batches)

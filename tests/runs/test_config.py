@@ -107,7 +107,10 @@ def test_flags_go_over_the_file_and_set_over_both(tmp_path: Path) -> None:
         (["train.batch=0"], r"^--set train.batch=0: `train.batch`: expected an integer of at least 1, got 0$"),
         (["train.batch=none"], r"`train.batch`: expected an integer, got 'none'$"),
         (["train.amp=fp8"], r"`train.amp`: expected none, bf16 or fp16, got 'fp8'$"),
-        (["train.lr_schedule=cosin"], r"`train.lr_schedule`: expected constant, linear or cosine, got 'cosin'$"),
+        (
+            ["train.lr_schedule=cosin"],
+            r"`train.lr_schedule`: expected constant, linear, cosine, wsd or linear-to-zero, got 'cosin'$",
+        ),
         (["train.ema=0.5"], r"`train.ema`: expected a list of numbers, got 0.5$"),
         (["train.ema=['a']"], r"`train.ema`: expected a list of numbers, got 'a'$"),
         (["train.clip=-1"], r"`train.clip`: expected a number above 0, got -1.0$"),

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from progc.errors import InputError
 from progc.schedule import ModelRef, Point, Schedule, Space, Stage, StageCost
 from progc.schedule.controlling import Controller, Ended
-from progc.schedule.rules import Gain, Plateau, rule_from_json
+from progc.schedule.rules import Gain, Plateau, rule_from_json, rules_of
 
 RULES = [
     Plateau(window=3, threshold=0.05, smoothing=0.5),
@@ -27,6 +27,36 @@ def drive(controller: Controller, losses: list[float], until: int | None = None)
         loss = losses[step - 1]
         controller.observe(step, loss=loss, validation=loss, seconds=1.5 * step + loss)
     return controller.log
+
+
+def test_rules_as_users_write_them() -> None:
+    assert rules_of("plateau") == (Plateau(),) and rules_of(()) == ()
+    assert rules_of("gain{window=2 fraction=0.2, against=next higher=false}") == (
+        Gain(window=2, fraction=0.2, against="next", higher=False),
+    )
+    assert rules_of(["plateau{}", {"kind": "gain"}, Gain(window=3)]) == (Plateau(), Gain(), Gain(window=3))
+    assert rules_of({"kind": "plateau", "window": 7}) == (Plateau(window=7),)
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ("plato", "rule `plato`: unknown kind `plato`; did you mean plateau?"),
+        ("plateau{window}", "expected options key=value in the braces, such as plateau{window=2}"),
+        ("plateau{window=2", "expected a kind and its options: plateau or"),
+        ("plateau{window=2 window=3}", "`window` is given twice"),
+        ("gain{kind=plateau}", "`kind` is given twice"),
+        ("plateau{size=2}", "rule plateau: unknown key `size`; keys are least, most, window"),
+        ("plateau{window=2.5}", "window: expected an integer of at least 1, got 2.5"),
+        ("gain{higher=no}", "rule gain: higher: expected true or false, got 'no'"),
+        ("", "expected a kind and its options"),
+        ([3], "expected an object with the kind plateau or gain, got 3"),
+    ],
+)
+def test_wrong_rules_are_refused_in_one_line(said: Any, message: str) -> None:
+    with pytest.raises(InputError) as error:
+        rules_of(said)
+    assert message in str(error.value) and "\n" not in str(error.value)
 
 
 def flat(steps: int) -> list[float]:

@@ -17,8 +17,9 @@ from progc.search.plan import plan
 def test_the_keywords_of_plan_are_the_options_with_their_defaults() -> None:
     keywords = {name: parameter.default for name, parameter in inspect.signature(plan).parameters.items()}
     keywords["settings"] = keywords["settings"] or {}
-    options = PlanOptions()
-    fields = {field.name: getattr(options, field.name) for field in dataclasses.fields(PlanOptions)}
+    fields = {
+        field.name: {} if field.name == "settings" else field.default for field in dataclasses.fields(PlanOptions)
+    }
     assert fields == {name: keywords[name] for name in fields}
     assert keywords.keys() - fields.keys() == {"program", "space", "task", "source", "target", "start", "progress"}
 
@@ -45,6 +46,18 @@ def test_an_identifier_starts_at_zero_or_as_published() -> None:
     assert "sid_init" not in PlanOptions(sid=True, mode="reference", sid_init="zero").recorded
 
 
+def test_the_number_of_stages() -> None:
+    assert (
+        PlanOptions().stages == 4 and PlanOptions(shares="late").stages == 4 and PlanOptions(shares="1,1").stages == 2
+    )
+    automatic = PlanOptions("one-shot", stages="auto", shares="late")
+    assert automatic.searching and automatic.num_stages is None
+    assert automatic.with_levels(3).stage_shares == (0.5, 0.25, 0.25) and not automatic.with_levels(1).searching
+    assert PlanOptions(stages=2).with_levels(3).stages == 2
+    with pytest.raises(InputError, match="2 steps are too few for 3 stages"):
+        PlanOptions(stages="auto", total=2, unit="steps").with_levels(3)
+
+
 def test_a_search_and_measured_steps_need_a_task() -> None:
     assert not PlanOptions().needs_task and not PlanOptions("one-shot", stages=1).needs_task
     assert PlanOptions("one-shot").needs_task and PlanOptions(measure=True).needs_task
@@ -56,6 +69,14 @@ def test_a_search_and_measured_steps_need_a_task() -> None:
         ({"strategy": "liner"}, "unknown strategy `liner`; did you mean linear?"),
         ({"strategy": None}, "unknown strategy `None`; expected linear, one-shot or zero-shot"),
         ({"stages": True}, "stages: expected an integer of at least 1, got True"),
+        (
+            {"stages": 3, "shares": [1, 1]},
+            "2 shares are given for 3 stages; give one share per stage, or leave out the",
+        ),
+        ({"shares": "0.5,0.2"}, "plan: shares `0.5,0.2`: they sum to 0.7"),
+        ({"shares": [1, 9], "total": 3}, "3 epochs are too few for 2 stages of these shares: stage 0 would have none"),
+        ({"rules": "plato"}, "plan: rule `plato`: unknown kind"),
+        ({"rules": "plateau", "stages": 1}, "a rule ends a stage before the last, and one stage is planned"),
         ({"total": 3, "unit": "steps"}, "3 steps are too few for 4 stages"),
         ({"regularise": "drop=1"}, "`drop`"),
         ({"sid": True, "sid_init": "ones"}, "sid_init: expected zero or normal, got 'ones'"),

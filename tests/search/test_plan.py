@@ -167,6 +167,28 @@ def test_a_space_of_ones_own() -> None:
     assert [str(stage.point) for stage in schedule.stages] == ["blocks:1", "blocks:4"]
 
 
+def test_shares_give_lengths_and_number_of_stages() -> None:
+    program, plain = _program("own:image"), {"count": False, "regularise": False}
+    schedule = progc.plan(program, shares=[50, 20, 30], total=100, **plain)
+    assert [stage.share for stage in schedule.stages] == [0.5, 0.2, 0.3] and schedule.starts() == [0, 50, 70]
+    assert Schedule.from_json(schedule.to_json()) == schedule
+    ruled = progc.plan(program, rules=["plateau", {"kind": "gain", "window": 2}], **plain)
+    assert [rule.kind for rule in ruled.rules] == ["plateau", "gain"]
+    late = progc.plan(program, shares="late", stages=3, decide="training", strategy="zero-shot", **plain)
+    assert [stage.share for stage in late.stages] == [0.5, 0.25, 0.25] and late.open == (0, 1)
+    assert late.settings["shares"] == "late" and schedule.settings["shares"] == "0.5,0.2,0.3"
+
+
+def test_the_number_of_stages_follows_from_the_levels() -> None:
+    program, plain = _program("own:image"), {"count": False, "regularise": False}
+    schedule = progc.plan(program, stages="auto", depths="1,2,4", resolutions="none", **plain)
+    assert [stage.point.depths["blocks"] for stage in schedule.stages] == [1, 2, 4]
+    space = Space(unfreeze=SHAPES)  # several shapes: the linear schedule goes through the first
+    assert len(progc.plan(program, space=space, stages="auto", **plain).stages) == 4
+    with pytest.raises(InputError, match="2 shares are given, and stages auto makes 3 stages, one per level"):
+        progc.plan(program, stages="auto", shares=[1, 1], depths="1,2,4", resolutions="none", **plain)
+
+
 def test_the_function_and_growth_plans_have_names_of_their_own() -> None:
     import progc.growth.plan
     import progc.search.plan
