@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from progc.pipeline.manager import apply
     from progc.search.online import stages
     from progc.search.plan import plan
+    from progc.search.strategies import Strategy
     from progc.train.settings import Settings
     from progc.train.trainer import Trainer
 
@@ -40,6 +41,7 @@ _LAZY = {
     "grow": "progc.growth.grow",
     "apply": "progc.pipeline.manager",
     "plan": "progc.search.plan",
+    "Strategy": "progc.search.strategies",
     "diff": "progc.diffing",
     "ProgramDiff": "progc.diffing",
     "Program": "progc.ir.program",
@@ -68,6 +70,7 @@ __all__ = [
     "ProgramDiff",
     "Scale",
     "Settings",
+    "Strategy",
     "Task",
     "TensorLift",
     "Trainer",

@@ -18,6 +18,7 @@ from progc.errors import InputError, did_you_mean
 from progc.models.arguments import joined
 from progc.pipeline.text import parse_inits
 from progc.schedule.stage_shares import DEFAULT_STAGES
+from progc.search.strategies import check_strategy
 from progc.train.settings import Settings
 
 Levels: TypeAlias = str | int | float | list[Any] | dict[str, Any] | None
@@ -33,7 +34,7 @@ class PlanSection(Section):
     """Either `file`, a finished plan, or the options of `progc plan`."""
 
     file: str | None = None
-    strategy: Literal["linear", "one-shot", "zero-shot"] = "linear"
+    strategy: str = "linear"
     decide: Literal["before", "training"] = "training"
     stages: int | Literal["auto"] | None = None
     shares: str | list[float] | None = None
@@ -150,6 +151,10 @@ def checked(data: Mapping[str, Any], origin: Mapping[str, str] | None = None, wh
     except InputError as error:
         name, _, problem = str(error).partition(": ")
         raise told(f"train.{name}", f"`train.{name}`: {problem}") from error
+    try:
+        check_strategy(config.plan.strategy)
+    except InputError as error:
+        raise told("plan.strategy", f"`plan.strategy`: {error}") from error
     if config.epochs is not None and config.steps is not None:
         raise told("steps", "`epochs` and `steps` are both given; the length of the run is one of them")
     if config.plan.file is not None and (more := sorted(config.plan.model_fields_set - {"file"})):

@@ -28,6 +28,8 @@ PLAN = "plan.json"
 """The schedule in the folder of a run."""
 VERSION = 1
 STRATEGIES = ("linear", "one-shot", "zero-shot")
+SEARCHES = STRATEGIES[1:]
+"""Strategies that can decide a stage in training."""
 MODES = ("default", "reference")
 UNITS = ("epochs", "steps")
 DERIVED = ("speedup", "time_shares", "seconds", "versions")
@@ -166,7 +168,7 @@ class Schedule:
 
     Attributes:
         model: the full network.
-        strategy: one of `STRATEGIES`.
+        strategy: one of `STRATEGIES`, or the name of a strategy of another package.
         stages: the stages in order; the last one is the full network.
         space: the growth space that the stages were chosen from.
         mode: `reference` follows the published procedure, `default` is ours.
@@ -202,7 +204,6 @@ class Schedule:
 
     def __post_init__(self) -> None:
         for what, value, known in (
-            ("strategy", self.strategy, STRATEGIES),
             ("mode", self.mode, MODES),
             ("unit", self.unit, UNITS),
         ):
@@ -210,6 +211,11 @@ class Schedule:
                 raise InputError(
                     f"schedule: {what}: expected {', '.join(known[:-1])} or {known[-1]}, got {value!r}; fix the plan"
                 )
+        if not (isinstance(self.strategy, str) and self.strategy.isprintable() and self.strategy.strip()):
+            raise InputError(
+                f"schedule: strategy: expected {', '.join(STRATEGIES)} or the name of another one, got "
+                f"{self.strategy!r}; fix the plan"
+            )
         if not _whole(self.seed):
             raise InputError(f"schedule: seed: expected an integer, got {self.seed!r}; fix the plan")
         if self.total is not None and not (_whole(self.total) and self.total >= 1):
@@ -218,10 +224,10 @@ class Schedule:
             )
         if not self.stages:
             raise InputError("schedule: expected at least one stage, got none; make the plan with --stages 1 or more")
-        if self.stages[-1].open or (self.open and self.strategy == "linear"):
+        if self.stages[-1].open or (self.open and self.strategy not in SEARCHES):
             raise InputError(
-                "schedule: the last stage is the full network, and the linear strategy does not search; fix `decided` "
-                f"of stage {self.open[-1]}"
+                f"schedule: the last stage is the full network, and the {self.strategy} strategy does not search in "
+                f"training; fix `decided` of stage {self.open[-1]}"
             )
         indices = [stage.index for stage in self.stages]
         if indices != list(range(len(indices))):

@@ -12,8 +12,9 @@ from progc.pipeline.text import parse_inits
 from progc.schedule.level_texts import Levels, items
 from progc.schedule.regularising import PUBLISHED
 from progc.schedule.rules import Rules, rules_of
-from progc.schedule.schedule import MODES, STRATEGIES, UNITS
+from progc.schedule.schedule import MODES, SEARCHES, STRATEGIES, UNITS
 from progc.schedule.stage_shares import AUTO, DEFAULT_STAGES, Shares, begins, checked_shares, stage_shares
+from progc.search.strategies import check_strategy, load_strategy, made_strategy
 
 SID_INITS = ("zero", "normal")
 """How the rows of a stage identifier may start."""
@@ -28,6 +29,7 @@ class PlanOptions:
 
     Attributes:
         strategy: `linear` takes the levels of the space in order; `zero-shot` and `one-shot` search, and need a task.
+            Other names are those of classes that installed packages add (`progc.Strategy`).
         stages: number of stages, at least 1. `auto`: the largest number of levels of a dimension. None: the number of
             `shares`, else 4.
         shares: the part of the run that each stage takes, one number per stage (parts that sum to 1, or whole numbers
@@ -82,7 +84,6 @@ class PlanOptions:
 
     def __post_init__(self) -> None:
         for what, value, known in (
-            ("strategy", self.strategy, STRATEGIES),
             ("mode", self.mode, MODES),
             ("unit", self.unit, UNITS),
             ("time to decide", self.decide, DECIDE),
@@ -90,6 +91,10 @@ class PlanOptions:
             if value not in known:
                 hint = did_you_mean(str(value), known) or f"; expected {', '.join(known[:-1])} or {known[-1]}"
                 raise InputError(f"plan: unknown {what} `{value}`{hint}")
+        try:
+            check_strategy(self.strategy)
+        except InputError as error:
+            raise InputError(f"plan: {error}") from error
         self._check_stages()
         self._check_rules()
         for what, number in ((self.unit, self.total), ("batch", self.batch)):
@@ -111,6 +116,8 @@ class PlanOptions:
             raise InputError(f"plan: sid_init: expected {' or '.join(SID_INITS)}, got {self.sid_init!r}")
         if self.sid_init is not None and not self.numbers_stages:
             raise InputError(f"plan: sid_init {self.sid_init} is for a stage identifier; give sid as well (--sid)")
+        if self.foreign:
+            made_strategy(self.strategy, self.search_settings)
         if self.strategy == "linear" and self.search_settings:
             raise InputError(
                 f"plan: the linear strategy has no setting `{min(self.search_settings)}`; remove it, or choose the "
@@ -176,17 +183,24 @@ class PlanOptions:
     @property
     def searching(self) -> bool:
         """Whether stages are chosen by a search before training."""
-        return self.strategy != "linear" and self.num_stages != 1 and self.decide == "before"
+        before = self.strategy in SEARCHES and self.decide == "before"
+        return self.num_stages != 1 and (before or self.foreign)
 
     @property
     def opens(self) -> bool:
         """Whether stages are left open, to be chosen by a search in training."""
-        return self.strategy != "linear" and self.num_stages != 1 and self.decide == "training"
+        return self.strategy in SEARCHES and self.num_stages != 1 and self.decide == "training"
 
     @property
     def needs_task(self) -> bool:
         """Whether samples and a loss are needed for planning."""
-        return self.searching or self.measure
+        searches = self.searching and (not self.foreign or load_strategy(self.strategy).needs_task)
+        return searches or self.measure
+
+    @property
+    def foreign(self) -> bool:
+        """Whether the strategy is one of another package, which always decides before training."""
+        return self.strategy not in STRATEGIES
 
     @property
     def drop_path(self) -> float | None:

@@ -20,6 +20,7 @@ from progc.schedule.space import Index, Space
 from progc.schedule.stage import Stage
 from progc.schedule.stage_shares import DEFAULT_STAGES, Shares
 from progc.search.options import PlanOptions
+from progc.search.strategies import strategy_places
 
 if TYPE_CHECKING:
     from progc.data.task import Task
@@ -127,7 +128,10 @@ def plan_with(
     _check_identifier(program, number)
     tell = progress or (lambda text: None)
     decisions: Sequence[Decision] = ()
-    if options.searching:
+    if options.foreign and number > 1:
+        tell(f"strategy {options.strategy} over {number - 1} stages")
+        places, decisions = strategy_places(program, chosen, options, task)
+    elif options.searching:
         assert task is not None
         tell(f"{options.strategy} search over {number - 1} stages")
         places, decisions = _searched(program, chosen, task, options, progress)
@@ -157,7 +161,7 @@ def plan_with(
 
 
 def _check(program: Program, options: PlanOptions, task: Task | None) -> None:
-    if task is None and options.searching:
+    if task is None and options.searching and options.needs_task:
         raise InputError(
             f"plan: the {options.strategy} search needs samples and a loss; give a task (a file with datasets() and "
             "loss(outputs, batch)), or use the strategy linear"

@@ -115,7 +115,7 @@ def test_scores_that_are_no_number_stay_none(tmp_path: Path) -> None:
         ({"version": "1"}, "got '1'; update progc"),
         ({"format": "progc growth plan"}, "got 'progc growth plan'"),
         ({"speed": 3}, "unknown key `speed`"),
-        ({"strategy": "greedy"}, "strategy: expected linear, one-shot or zero-shot, got 'greedy'"),
+        ({"strategy": " "}, "strategy: expected linear, one-shot, zero-shot or the name of another one, got ' '"),
         ({"mode": "best"}, "mode: expected default or reference, got 'best'"),
         ({"unit": "hours"}, "unit: expected epochs or steps, got 'hours'"),
         ({"total": 0}, "total: expected an integer of at least 1, or null, got 0"),
