@@ -237,9 +237,10 @@ def test_python_of_the_guide_to_schedules_runs(tmp_path: Path) -> None:
     from progc.data.taskfile import load_task
 
     guide = ROOT / "docs" / "schedules.md"
-    data, named, plan = blocks(guide, "python")
+    data, named, plan, strategy = blocks(guide, "python")
     execute(guide, named)
     execute(guide, plan)
+    execute(guide, strategy)
     (tmp_path / "data.py").write_text(data, encoding="utf-8")
     task = load_task(tmp_path / "data.py")
     batch = next(task.batches(4, seed=0))

@@ -7,7 +7,7 @@ it, in `progc plan`, `progc train` and `progc.plan`. docs/schedules.md has an ex
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from progc.errors import InputError, ProgcError, did_you_mean, one_line
 from progc.pipeline.registry import NamedClasses
@@ -17,11 +17,39 @@ from progc.schedule.space import Index, Space
 if TYPE_CHECKING:
     from progc.data.task import Task
     from progc.ir.program import Program
-    from progc.search.options import PlanOptions
 
 ENTRY_POINTS = "progc.strategies"
 _OWN = {name: f"progc.search.plan:{name}" for name in STRATEGIES}
 _CLASSES = NamedClasses("strategy", "strategies", _OWN, ENTRY_POINTS)
+
+
+class StageOptions(Protocol):
+    """The options of a plan that a strategy reads; `progc.search.options.PlanOptions` has them.
+
+    Attributes:
+        strategy: name of the strategy.
+        search_settings: its settings.
+        num_stages: number of stages.
+        stage_shares: the part of the run that each stage takes.
+        mode: `default` or `reference`.
+        batch: samples per step; None if it is not given.
+        seed: seed of everything that is drawn at random.
+    """
+
+    @property
+    def strategy(self) -> str: ...
+    @property
+    def search_settings(self) -> dict[str, Any]: ...
+    @property
+    def num_stages(self) -> int | None: ...
+    @property
+    def stage_shares(self) -> tuple[float, ...]: ...
+    @property
+    def mode(self) -> str: ...
+    @property
+    def batch(self) -> int | None: ...
+    @property
+    def seed(self) -> int: ...
 
 
 class Strategy:
@@ -39,7 +67,7 @@ class Strategy:
     needs_task: ClassVar[bool] = False
 
     def stages(
-        self, program: Program, space: Space, options: PlanOptions, task: Task | None
+        self, program: Program, space: Space, options: StageOptions, task: Task | None
     ) -> tuple[Sequence[Index], Sequence[Decision]]:
         """Chooses the positions of all stages in the space.
 
@@ -47,8 +75,7 @@ class Strategy:
             program: the full network. Leave it as it is. Without `needs_task` its weights may be deferred.
             space: the levels of each dimension, ascending. `space.point(index)` is the network at a position, and
                 `progc.schedule.building.stage_program(program, point)` its program.
-            options: options of the plan. `options.num_stages` is the number of stages, `options.stage_shares` are their
-                parts of the run, `options.seed` is for everything that is drawn at random.
+            options: options of the plan.
             task: samples and loss; None if there are none.
 
         Returns:
@@ -107,7 +134,7 @@ def made_strategy(name: str, settings: Mapping[str, Any]) -> Strategy:
 
 
 def strategy_places(
-    program: Program, space: Space, options: PlanOptions, task: Task | None
+    program: Program, space: Space, options: StageOptions, task: Task | None
 ) -> tuple[list[Index], list[Decision]]:
     """Returns the positions and decisions of a strategy of another package, checked.
 

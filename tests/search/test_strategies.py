@@ -18,7 +18,7 @@ from progc.errors import InputError
 from progc.pipeline.registry import NamedClasses
 from progc.schedule import Index, Schedule, Space
 from progc.search.options import PlanOptions
-from progc.search.strategies import Strategy, load_strategy
+from progc.search.strategies import StageOptions, Strategy, load_strategy
 
 SPACE = Space(depths=({"1": 2}, {"1": 3}, {"1": 4}))
 
@@ -30,7 +30,7 @@ class Jump(Strategy):
     name: ClassVar[str] = "jump"
     level: int = 0
 
-    def stages(self, program: Any, space: Space, options: PlanOptions, task: Any) -> Any:
+    def stages(self, program: Any, space: Space, options: StageOptions, task: Any) -> Any:
         return [Index(depth=self.level)] * (len(options.stage_shares) - 1) + [space.last], []
 
 
@@ -47,7 +47,7 @@ class Answers(Strategy):
     name: ClassVar[str] = "answers"
     answer: ClassVar[Any] = None
 
-    def stages(self, program: Any, space: Space, options: PlanOptions, task: Any) -> Any:
+    def stages(self, program: Any, space: Space, options: StageOptions, task: Any) -> Any:
         return self.answer()
 
 
