@@ -68,10 +68,10 @@ def net(tmp_path: Path) -> str:
         ("--strategy liner", "unknown strategy `liner`; did you mean linear?"),
         ("--strategy best", "unknown strategy `best`; expected linear, one-shot or zero-shot"),
         ("--mode refrence", "unknown mode `refrence`; did you mean reference?"),
-        ("--stages 0", "Invalid value for '--stages'"),
-        ("--stages -1", "Invalid value for '--stages'"),
-        ("--stages 1000", "Invalid value for '--stages'"),
-        ("--stages four", "Invalid value for '--stages'"),
+        ("--stages 0", "expected an integer from 1 to 100, or auto for one stage per level"),
+        ("--stages -1", "expected an integer from 1 to 100, or auto for one stage per level"),
+        ("--stages 1000", "expected an integer from 1 to 100, or auto for one stage per level"),
+        ("--stages four", "expected an integer from 1 to 100, or auto for one stage per level"),
         ("--epochs 3 --stages 4", "3 epochs are too few for 4 stages"),
         ("--steps 0", "steps: expected an integer of at least 1, got 0"),
         ("--epochs 3 --steps 9", "`epochs` and `steps` are both given"),
@@ -229,7 +229,7 @@ def test_a_plan_of_a_newer_version(refused: Refused, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("stages", []), ("stages", None), ("stages", "four"), ("stages", [1]), ("strategy", "best"), ("mode", 3),
+        ("stages", []), ("stages", None), ("stages", "four"), ("stages", [1]), ("strategy", "best\n"), ("mode", 3),
         ("unit", "years"), ("seed", "x"), ("total", -1), ("total", "long"), ("model", None), ("model", {}),
         ("space", 3), ("space", {"depths": 1}), ("decisions", [1]), ("decisions", [{"stage": 0, "winner": 5}]),
         ("settings", 3), ("surprise", 1),
