@@ -240,6 +240,28 @@ def first_alias(node: fx.Node, write: bool) -> fx.Node | None:
     return None
 
 
+def stale_reads(graph: fx.Graph) -> Iterator[tuple[fx.Node, fx.Node]]:
+    """Yields (writer, reader): the reader sees an in-place write through an alias from before the write."""
+    order = {node: position for position, node in enumerate(graph.nodes)}
+    family: dict[fx.Node, list[fx.Node]] = {}
+    writes = []
+    for node in graph.nodes:
+        base = first_alias(node, write=False)
+        if base is not None:
+            members = family.setdefault(base, [base])
+            members.append(node)
+            family[node] = members
+        target = first_alias(node, write=True)
+        if target is not None:
+            writes.append((node, target))
+    for node, target in writes:
+        for member in family.get(target, [target]):
+            if order[member] < order[node]:
+                for reader in member.users:
+                    if order[reader] > order[node]:
+                        yield node, reader
+
+
 def set_literal(node: fx.Node, path: tuple[int | str, ...], old: int, new: int | float) -> None:
     """Replaces the argument at `path` (position or keyword, then indices into lists), in place.
 

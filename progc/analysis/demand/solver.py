@@ -16,10 +16,9 @@ import torch
 from torch import fx
 
 from progc.analysis.demand.factors import as_scale, expanded, same
-from progc.analysis.demand.steps import Factor, routes, spread, unknown
-from progc.errors import InputError
-from progc.ir.deferred import values
-from progc.ir.operations import RUNNING_NORMS, DemandRefused, argument, describe, mutates, op_name, shape_of
+from progc.analysis.demand.steps import Factor, holds_zeros, routes, spread, unknown, written
+from progc.ir.graphs import first_alias, stale_reads
+from progc.ir.operations import RUNNING_NORMS, DemandRefused, argument, describe, op_name, shape_of
 from progc.ir.program import MODES, Mode, Program
 from progc.lift.entry import Scale
 
@@ -116,6 +115,7 @@ class _Graph:
         self.program = program
         self.nodes = {node.name: node for node in graph.nodes}
         self.order = {node: position for position, node in enumerate(graph.nodes)}
+        self.stale = list(stale_reads(graph))
         self.uses: dict[str, list[fx.Node]] = {}
         for node in graph.nodes:
             if node.op == "get_attr":
@@ -141,7 +141,7 @@ def _proposals(program: Program, graph: _Graph, demand: Demand) -> list[Scales]:
     if not found:
         raise DemandRefused(f"no parameter can scale the value of {describe(node)}: {(reasons + search.reasons)[0]}")
     if demand.factor == 0:
-        found.sort(key=lambda scales: not all(_is_zero(program.tensors[name]) for name in scales))
+        found.sort(key=lambda scales: not all(holds_zeros(program.tensors[name]) for name in scales))
     return found
 
 
@@ -150,14 +150,6 @@ def _scale(name: str, mask: torch.Tensor, factor: float) -> Scale:
     if found is None:
         raise DemandRefused(f"parameter {name} would need different factors along two dims")
     return Scale(*found)
-
-
-def _is_zero(tensor: torch.Tensor) -> bool:
-    """Returns whether all values are zero; False for a program without weights."""
-    try:
-        return not bool(values(tensor).detach().any())
-    except InputError:
-        return False
 
 
 class _DemandSearch:
@@ -213,6 +205,7 @@ def _prove(graphs: Mapping[Mode, _Graph], demands: Sequence[Demand], scales: Sca
     for mode, graph in graphs.items():
         wanted = {graph.nodes[demand.nodes[mode]]: demand for demand in demands}
         factors: dict[fx.Node, Factor] = {}
+        met: dict[fx.Node, Factor] = {}
         todo: list[tuple[int, fx.Node]] = []
         for name, parts in scales.items():
             for node in graph.uses.get(name, ()):
@@ -232,7 +225,7 @@ def _prove(graphs: Mapping[Mode, _Graph], demands: Sequence[Demand], scales: Sca
             done.add(node)
             if node.op == "output":
                 raise reason or DemandRefused("a scaled value is an output of the network")
-            _check_side_effects(graph, node, factors)
+            _check_statistics(node, factors)
             _check_slope(node, factors)
             try:
                 result = spread(graph.program, node, factors)
@@ -241,13 +234,14 @@ def _prove(graphs: Mapping[Mode, _Graph], demands: Sequence[Demand], scales: Sca
                 reason, result = reason or error, unknown(node)
             if node in wanted:
                 _check_result(node, result, wanted.pop(node), reason)
-                result = None
+                met[node], result = result, None
             if result is not None:
                 factors[node] = result
                 for user in node.users:
                     heapq.heappush(todo, (graph.order[user], user))
         for node, demand in wanted.items():
             _check_result(node, None, demand, reason)
+        _check_writes(graph, factors, met)
 
 
 def _check_result(node: fx.Node, result: Factor, demand: Demand, reason: DemandRefused | None) -> None:
@@ -281,13 +275,45 @@ def _check_slope(node: fx.Node, factors: Mapping[fx.Node, Factor]) -> None:
         raise DemandRefused(f"{describe(node)} would read a silenced value, and its gradient at zero is infinite")
 
 
-def _check_side_effects(graph: _Graph, node: fx.Node, factors: Mapping[fx.Node, Factor]) -> None:
-    """Refuses a scaled value that is changed in place and read again, or that running statistics are taken of."""
+def _check_writes(graph: _Graph, factors: Mapping[fx.Node, Factor], met: Mapping[fx.Node, Factor]) -> None:
+    """Refuses writes after which memory that is read again would have another factor than before.
+
+    `y = self.up(x); y[:, 0] = self.row` writes to a view of `y`: what reads `y` afterwards reads the row, too.
+
+    Args:
+        graph: the graph that was followed.
+        factors: the factors that were found.
+        met: factors of the demanded values; what follows from these is no concern, except in their own memory.
+    """
+    known = {**factors, **met}
+    for node in graph.order if graph.stale else ():
+        base = None if node in met else first_alias(node, write=False)
+        if base is not None and known.get(base) is not None:
+            try:
+                known[node] = spread(graph.program, node, known)
+            except DemandRefused:
+                known[node] = unknown(node)
+    for writer, reader in graph.stale:
+        target = first_alias(writer, write=True)
+        assert target is not None
+        before = known.get(target)
+        if before is None and factors.keys().isdisjoint(writer.all_input_nodes):
+            continue
+        after = written(graph.program, writer, known)
+        assert not isinstance(before, list)
+        if isinstance(after, list) or not same(*torch.broadcast_tensors(_or_one(before), _or_one(after))):
+            raise DemandRefused(f"{describe(writer)} changes {target} in place, and {reader} reads its memory later")
+
+
+def _or_one(factor: torch.Tensor | None) -> torch.Tensor:
+    return torch.ones((), dtype=torch.float64) if factor is None else factor
+
+
+def _check_statistics(node: fx.Node, factors: Mapping[fx.Node, Factor]) -> None:
+    """Refuses a scaled value that running statistics are taken of."""
     target = node.args[0] if node.args else None
     if not isinstance(target, fx.Node) or factors.get(target) is None:
         return
-    if mutates(node) and any(graph.order[user] > graph.order[node] for user in target.users):
-        raise DemandRefused(f"{describe(node)} changes {target} in place, and {target} is read again later")
     silent = [factors.get(n) for n in (argument(node, "weight"), argument(node, "bias")) if isinstance(n, fx.Node)]
     if len(silent) == 2 and all(isinstance(own, torch.Tensor) and not own.any() for own in silent):
         return  # a norm whose result is zero for any statistics

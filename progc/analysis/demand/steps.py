@@ -14,6 +14,8 @@ from torch import fx
 
 from progc.analysis.demand.contractions import Contraction, contraction
 from progc.analysis.demand.factors import carry, reduce_any, same
+from progc.errors import InputError
+from progc.ir.deferred import values as values_of
 from progc.ir.operations import (
     HOMOGENEOUS,
     MOVEMENT,
@@ -186,6 +188,43 @@ def unknown(node: fx.Node) -> Factor:
     if isinstance(meta, tuple):
         return [nan.expand(item.shape) for item in several]
     return nan.expand(several[0].shape)
+
+
+def written(program: Program, node: fx.Node, factors: Mapping[fx.Node, Factor]) -> Factor:
+    """Returns the factor of what an operation writes in place: that of its result, and NaN if it has none.
+
+    Zeros have any factor, so where they are written, the factor of before is returned.
+
+    Raises:
+        DemandRefused: it reads a scaled value, and its result is not a tensor.
+    """
+    name = op_name(node)
+    if name == "zero" or (name == "fill" and _is_nothing(program, node.args[1])):
+        return factors.get(_node(node.args[0]))
+    if name == "copy":
+        return _plain(torch.broadcast_to(_full(factors, node.args[1]), shape_of(node)))
+    try:
+        return spread(program, node, factors)
+    except DemandRefused:
+        return unknown(node)
+
+
+def holds_zeros(tensor: torch.Tensor) -> bool:
+    """Returns whether all values of a tensor are zero; False for a program without weights."""
+    try:
+        return not bool(values_of(tensor).detach().any())
+    except InputError:
+        return False
+
+
+def _is_nothing(program: Program, item: Any) -> bool:
+    """Returns whether an argument is the number 0, or a constant tensor that is zero."""
+    while isinstance(item, fx.Node) and op_name(item) in POINTWISE:
+        item = item.args[0]
+    if isinstance(item, fx.Node):
+        constant = item.op == "get_attr" and program.specs[str(item.target)].kind == "constant"
+        return constant and holds_zeros(program.tensors[str(item.target)])
+    return bool(item == 0)
 
 
 def _through_activation(node: fx.Node, given: torch.Tensor | None) -> torch.Tensor | None:

@@ -13,8 +13,9 @@ from typing import Any
 from torch import fx
 
 from progc.analysis.demand.steps import moves
-from progc.analysis.padding.reading import Key, Reading, scalar, stale_reads
+from progc.analysis.padding.reading import Key, Reading, scalar
 from progc.analysis.padding.states import ALIKE, Differs, PaddingRefused, PadState, joined
+from progc.ir.graphs import stale_reads
 from progc.ir.operations import SHAPE_ONLY, argument, describe, op_name, shape_of
 from progc.ir.program import TensorMeta
 

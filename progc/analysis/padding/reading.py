@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 from torch import fx
@@ -12,7 +11,6 @@ from progc.analysis.axes import dims as D
 from progc.analysis.axes.dims import Atom, Dim
 from progc.analysis.axes.records import Value
 from progc.analysis.padding.states import PaddingRefused
-from progc.ir.graphs import first_alias
 from progc.ir.operations import argument, op_name
 from progc.ir.program import Mode, Program
 
@@ -123,28 +121,6 @@ class Reading:
         while isinstance(node, fx.Node) and op_name(node) in ("to", "_to_copy", "type_as", "clone", "contiguous"):
             node = node.args[0]
         return node
-
-
-def stale_reads(graph: fx.Graph) -> Iterator[tuple[fx.Node, fx.Node]]:
-    """Yields (writer, reader): the reader sees an in-place write through an alias from before the write."""
-    order = {node: position for position, node in enumerate(graph.nodes)}
-    family: dict[fx.Node, list[fx.Node]] = {}
-    writes = []
-    for node in graph.nodes:
-        base = first_alias(node, write=False)
-        if base is not None:
-            members = family.setdefault(base, [base])
-            members.append(node)
-            family[node] = members
-        target = first_alias(node, write=True)
-        if target is not None:
-            writes.append((node, target))
-    for node, target in writes:
-        for member in family.get(target, [target]):
-            if order[member] < order[node]:
-                for reader in member.users:
-                    if order[reader] > order[node]:
-                        yield node, reader
 
 
 def scalar(item: Any) -> bool:

@@ -74,6 +74,27 @@ def check(program: Program, factor: float, mask: Tensor | None = None) -> set[st
     return {name for name in tensors if not torch.equal(tensors[name], program.tensors[name])}
 
 
+def added_after(y: Tensor) -> Tensor:
+    return y * 2 + y.mul_(3.0)
+
+
+def with_part(y: Tensor, part: Tensor | float) -> Tensor:
+    y[:, 0] = part
+    return y
+
+
+def part_doubled(y: Tensor) -> Tensor:
+    y[:, 0] *= 2
+    return y
+
+
+def seen_through_a_view(y: Tensor, change: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    """A view from before the change, and what is returned by the change."""
+    view = y.view(2, 2, -1)
+    changed = change(y)
+    return view * 1, changed
+
+
 CASES: dict[
     str, tuple[Callable[..., tuple[Tensor, ...]], dict[str, nn.Module | nn.Parameter], tuple[int, ...], set[str]]
 ]
@@ -138,6 +159,19 @@ CASES = {
     ),
     "layer norm": (lambda m, x: (m.n(x), x), {"n": nn.LayerNorm(4)}, (2, 3, 4), {"n.weight", "n.bias"}),
     "group norm": (lambda m, x: (m.n(x),), {"n": nn.GroupNorm(2, 4)}, (2, 4, 3), {"n.weight", "n.bias"}),
+    "sum of a list": (
+        lambda m, x: (sum([m.a(x), m.b(x)]),),  # starts at the number 0
+        {"a": nn.Linear(4, 6), "b": nn.Linear(4, 6)}, (2, 4), {"a.weight", "a.bias", "b.weight", "b.bias"},
+    ),
+    "read before it is changed in place": (
+        lambda m, x: (added_after(m.a(x)),), {"a": nn.Linear(4, 6)}, (2, 4), {"a.weight", "a.bias"}
+    ),
+    "zeros written to a part": (
+        lambda m, x: (with_part(m.a(x), 0),), {"a": nn.Linear(4, 6)}, (2, 4), {"a.weight", "a.bias"}
+    ),
+    "part doubled in place": (
+        lambda m, x: (part_doubled(m.a(x)),), {"a": nn.Linear(4, 6)}, (2, 4), {"a.weight", "a.bias"}
+    ),
     "concatenated": (
         lambda m, x: (torch.cat([m.a(x), m.p.expand(2, -1, -1)], 1),),
         {"a": nn.Linear(4, 4), "p": parameter(1, 2, 4)}, (2, 3, 4), {"a.weight", "a.bias", "p"},
@@ -240,6 +274,17 @@ def test_tied_blocks_hold_together_or_not_at_all() -> None:
     assert {name for name, _ in solve(program, both)} == {"a.weight", "a.bias"}
 
 
+def test_a_constant_added_in_train_mode_is_found_in_the_proof() -> None:
+    """The search goes through the eval graph, the proof through both."""
+
+    def shifted(m: nn.Module, x: Tensor) -> tuple[Tensor, ...]:
+        return (m.a(x) + 1.0 if m.training else m.a(x),)
+
+    program = captured(Wrap(shifted, a=nn.Linear(4, 4)), torch.randn(2, 4))
+    with pytest.raises(DemandRefused, match="add.*adds values with different factors"):
+        scaled(program, 0.5)
+
+
 REFUSED: dict[str, tuple[Callable[..., tuple[Tensor, ...]], dict[str, nn.Module | nn.Parameter], str]] = {
     "softmax": (lambda m, x: (torch.softmax(m.a(x), -1),), {"a": nn.Linear(4, 4)}, r"aten.softmax.int \(softmax"),
     "relu": (lambda m, x: (F.relu(m.a(x)),), {"a": nn.Linear(4, 4)}, "never train"),
@@ -248,6 +293,17 @@ REFUSED: dict[str, tuple[Callable[..., tuple[Tensor, ...]], dict[str, nn.Module 
     "rounded": (lambda m, x: (torch.div(m.a(x), 2.0, rounding_mode="floor"),), {"a": nn.Linear(4, 4)}, "not linear"),
     "constant": (lambda m, x: (m.a(x) + 1.0,), {"a": nn.Linear(4, 4)}, "adds a constant"),
     "used twice": (lambda m, x: (m.a(x), m.a.weight * 2), {"a": nn.Linear(4, 4)}, "output of the network"),
+    "row written in place": (
+        lambda m, x: (with_part(m.a(x), m.p),), {"a": nn.Linear(4, 4), "p": parameter()}, "select.* in place"
+    ),
+    "number written in place": (lambda m, x: (with_part(m.a(x), 2.0),), {"a": nn.Linear(4, 4)}, "select.* in place"),
+    "added to under a view": (
+        lambda m, x: seen_through_a_view(m.a(x), lambda y: y.add_(x))[:1], {"a": nn.Linear(4, 4)}, "linear in place",
+    ),
+    "scaled under a view": (
+        lambda m, x: seen_through_a_view(m.a(x), lambda y: y.mul_(m.g))[::-1],
+        {"a": nn.Linear(4, 4), "g": parameter(4)}, "linear in place",
+    ),
     "buffer": (lambda m, x: (x.sign() * m.n.running_var + 0 * m.n(x),), {"n": nn.BatchNorm1d(4)}, "no parameter|input"),
 }  # fmt: skip
 
