@@ -240,8 +240,8 @@ _PADDING = (
     ),
     Fault(
         "padding-degree", "padding", "progc/analysis/padding/reading.py",
-        "if len(degrees) > 1 or -1 in degrees:",
-        "if -1 in degrees:",
+        "degrees = {self._degree(segment) for segment in atom.segments}",
+        "degrees = {max(self._degree(segment) for segment in atom.segments)}",
         "A concatenation with a part that does not grow is said to grow in proportion.",
         ("test_padding.py",),
     ),

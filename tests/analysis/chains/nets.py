@@ -100,15 +100,16 @@ class FlatNorm(nn.Module):
 
 
 class Lettered(nn.Module):
-    """Repeats whose parameters have no number."""
+    """Repeats whose parameters have names that end in letters, or in the digits that are given."""
 
-    def __init__(self, dim: int = 8) -> None:
+    def __init__(self, letters: str = "abc", dim: int = 8) -> None:
         super().__init__()
-        for letter in "abc":
+        self.letters = letters
+        for letter in letters:
             self.register_parameter(f"w_{letter}", nn.Parameter(torch.randn(dim, dim)))
 
     def forward(self, x: Tensor) -> Tensor:
-        for letter in "abc":
+        for letter in self.letters:
             x = x + torch.tanh(x @ getattr(self, f"w_{letter}"))
         return x
 
@@ -157,6 +158,17 @@ class Residual(nn.Module):
         return x + self.b(torch.tanh(self.a(x))) * self.scale
 
 
+class Masked(nn.Module):
+    """A residual block whose forward holds a constant tensor."""
+
+    def __init__(self, mask: list[float]) -> None:
+        super().__init__()
+        self.mask, self.a = mask, nn.Linear(len(mask), len(mask))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.tanh(self.a(x)) * torch.tensor(self.mask)
+
+
 class Skips(nn.Module):
     """Blocks in a list; the exit of block 1 also goes to the head, or the stem does."""
 
@@ -199,18 +211,20 @@ class TwoStreams(nn.Module):
 
 
 class NestedDense(nn.Module):
-    """Dense connections written as x = cat(x, layer(x))."""
+    """Dense connections written as x = cat(x, layer(x)); the output of one layer may be read at the end, too."""
 
-    def __init__(self, depth: int = 3, width: int = 4, rate: int = 4) -> None:
+    def __init__(self, depth: int = 3, width: int = 4, rate: int = 4, kept: int | None = None) -> None:
         super().__init__()
+        self.kept = kept
         self.layers = nn.ModuleList(nn.Conv2d(width + i * rate, rate, 3, padding=1) for i in range(depth))
         self.head = nn.Conv2d(width + depth * rate, 2, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x.relu()
+        x, parts = x.relu(), []
         for layer in self.layers:
-            x = torch.cat([x, layer(x)], 1)
-        return self.head(x)
+            parts.append(layer(x))
+            x = torch.cat([x, parts[-1]], 1)
+        return self.head(x) if self.kept is None else self.head(x) * parts[self.kept].mean()
 
 
 class Recurrent(nn.Module):

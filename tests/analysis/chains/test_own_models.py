@@ -53,6 +53,12 @@ def test_flat_alternating_blocks_have_period_two() -> None:
     assert chain.differences == ("window shift: 0, 1, 0, 1",)
 
 
+def test_a_chain_ends_with_a_whole_period() -> None:
+    blocks = [nets.Masked([1.0, 0.0, 1.0, 1.0]) if i % 2 else nets.Residual(4) for i in range(5)]
+    (chain,) = table_of(nn.Sequential(*blocks), torch.randn(2, 4))
+    assert (chain.period, numbers(chain), chain.siblings) == (2, [0, 1, 2, 3], 5)
+
+
 def test_block_spread_over_several_lists() -> None:
     table = table_of(nets.SplitLists(), torch.randn(2, 5, 16))
     (chain,) = table
@@ -77,6 +83,11 @@ def test_symbolic_trace_of_a_module() -> None:
 
 def test_names_without_a_number_are_refused() -> None:
     assert "do not differ in exactly one increasing number" in reason(table_of(nets.Lettered(), torch.randn(2, 8)))
+
+
+def test_numbers_with_gaps_are_refused() -> None:
+    """A block that is inserted after the first would be called as the second."""
+    assert "do not increase by one from block to block" in reason(table_of(nets.Lettered("024"), torch.randn(2, 8)))
 
 
 def test_numbers_that_do_not_agree_within_a_block_are_refused() -> None:
@@ -120,12 +131,25 @@ def test_blocks_with_inputs_of_their_own_are_refused() -> None:
     assert all("read different values from outside" in refused.reason for refused in table.refused)
 
 
+def test_blocks_with_another_constant_are_no_part_of_the_chain() -> None:
+    """The masks have one shape, and are values in the forward of the block."""
+    masks = ([1.0, 0.0, 1.0, 1.0], [1.0, 0.0, 1.0, 1.0], [0.0, 1.0, 1.0, 1.0])
+    (chain,) = table_of(nn.Sequential(*map(nets.Masked, masks)), torch.randn(2, 4))
+    assert numbers(chain) == [0, 1]
+
+
 def test_nested_concatenation_is_dense() -> None:
     program = program_of(nets.NestedDense(), torch.randn(2, 4, 6, 6))
     (chain,) = program.chains
     assert (chain.kind, numbers(chain)) == ("dense", [0, 1, 2])
     assert [len(values) for values in chain.carried["eval"]] == [1, 2, 3, 4]
     assert chain.cats["eval"][0] == ""
+
+
+@pytest.mark.parametrize("kept", [0, 1])
+def test_a_layer_that_something_else_reads_is_not_dense(kept: int) -> None:
+    """What reads it would miss the new layers."""
+    assert not table_of(nets.NestedDense(kept=kept), torch.randn(2, 4, 6, 6)).chains
 
 
 def test_blocks_called_twice_are_refused() -> None:
