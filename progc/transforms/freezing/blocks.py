@@ -75,10 +75,13 @@ class Blocks:
         for name, spec in self.program.specs.items():
             if spec.kind == "parameter":
                 groups.setdefault(self.program.tied.get(name, name), set()).add(name)
+        # One container may hold several chains: a block of another chain is no sibling, and a sibling counts once.
+        placed = {block.label: set(block.tensors) for chain in self._chains for block in chain.blocks}
         for chain in self._chains:
             pieces = {block.label: set(block.tensors) for block in chain.blocks}
-            pieces.update(_siblings(chain, [name for names in groups.values() for name in names], pieces))
-            for label, names in pieces.items():
+            siblings = _siblings(chain, [name for names in groups.values() for name in names], placed)
+            placed |= siblings
+            for label, names in {**pieces, **siblings}.items():
                 # A parameter tied to another part of the network does not belong to a block alone.
                 own = frozenset(canonical for canonical, aliases in groups.items() if aliases <= names)
                 if own:

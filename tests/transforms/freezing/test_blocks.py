@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
+import torch
+from torch import Tensor, nn
+
+import progc
 from progc.transforms.freezing.blocks import Blocks
+from tests.analysis.chains import nets
 from tests.transforms.freezing.networks import diffuser
 from tests.zoo import captured
 
@@ -54,3 +60,33 @@ def test_the_parameters_of_a_network_are_divided_without_rest() -> None:
             blocks.behind,
         ]
         assert sum(map(len, parts)) == len(set().union(*parts)) == len(list(program.parameters())), name
+
+
+class Tied(nn.Module):
+    """Three residual blocks; one weight of each is that of the head as well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.Sequential(*(nets.Residual(4) for _ in range(3)))
+        self.heads = nn.ModuleList(nn.Linear(4, 4) for _ in range(3))
+        for block, head in zip(self.blocks, self.heads, strict=True):
+            head.weight = block.a.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.blocks(x)
+        return sum(head(x) for head in self.heads)
+
+
+def test_what_a_block_shares_with_the_head_is_not_its_own() -> None:
+    """It would freeze with the block, and the head with it."""
+    blocks = Blocks(progc.capture(Tied(), (torch.randn(2, 4),)))
+    assert [unit.parameters for unit in blocks.units] == [
+        {f"blocks.{i}.a.bias", f"blocks.{i}.b.weight", f"blocks.{i}.b.bias"} for i in range(3)
+    ]
+
+
+@pytest.mark.parametrize("kept", [0, 1])
+def test_every_block_counts_once_where_a_skip_divides_a_container(kept: int) -> None:
+    """Into a block that stays and a chain, or into two chains."""
+    blocks = Blocks(progc.capture(nets.Skips(kept), (torch.randn(2, 8),)))
+    assert [unit.label for unit in blocks.units] == [f"blocks.{i}" for i in range(4)]
