@@ -177,6 +177,17 @@ def test_a_schedule_comes_back(tmp_path: Path) -> None:
     assert found.schedule == schedule and "schedule" in found.manifest.holds
 
 
+def test_the_second_number_of_a_pair_is_not_forgotten(tmp_path: Path) -> None:
+    """numpy draws normal numbers in pairs and keeps one of them."""
+    state = new_state()
+    np.random.standard_normal()
+    folder = save(tmp_path, state, 1)
+    expected = np.random.standard_normal(3).tolist()
+    np.random.standard_normal()
+    load(folder).restore(state)
+    assert np.random.standard_normal(3).tolist() == expected
+
+
 def test_a_rank_that_was_not_there_gets_numbers_of_its_own(tmp_path: Path) -> None:
     folder = save(tmp_path, State(nn.Linear(2, 2)), 0)
     draws = []

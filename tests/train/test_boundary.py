@@ -31,6 +31,9 @@ def crossed(
     batch = [images[:4], labels[:4]]
     programs = progc.stages(program or captured(), made, optimizer=adamw, ema=lambda m: progc.EMA(m, decays=(0.5,)))
     before = next(programs)
+    if before.program.sid is not None:  # its rows start equal, and training makes them differ
+        table = dict(before.module.named_parameters())[before.program.sid.table]
+        table.data.normal_()
     crossing = Crossing(before, Task(range(4)), batch, PARALLEL, Settings())
     with crossing.clock.timed("transform"):
         after = next(programs)

@@ -32,7 +32,7 @@ class Spoiled(torch.autograd.Function):
         return gradients[0] * float("inf")
 
 
-def stepper(scale: float = 64.0) -> tuple[Stepper, nn.Module, list[str]]:
+def stepper(scale: float = 64.0, amp: str = "fp16") -> tuple[Stepper, nn.Module, list[str]]:
     """A small network with momentum and weight decay, which move weights without a gradient, too."""
     torch.manual_seed(0)
     spoil: list[str] = []
@@ -44,18 +44,18 @@ def stepper(scale: float = 64.0) -> tuple[Stepper, nn.Module, list[str]]:
         return Spoiled.apply(value) if spoil else value
 
     net, data = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), samples(BATCH)
-    settings = Settings(batch=BATCH, amp="fp16", clip=1.0)
+    settings = Settings(batch=BATCH, amp=amp, clip=1.0)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, weight_decay=0.1)
-    scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+    scaler = torch.amp.GradScaler("cpu", init_scale=scale, enabled=amp == "fp16")
     made = Stepper(
         net, Task(data, loss), lambda _: {}, optimizer, Single(CPU), scaler, Guard(settings), settings
     )  # fmt: skip
     return made, net, spoil
 
 
-def batch() -> list[Any]:
-    """The samples in two micro-batches."""
-    return list(zip(*(tensor.tensor_split(2) for tensor in samples(BATCH).tensors), strict=True))
+def batch(*places: int) -> list[Any]:
+    """The samples in two micro-batches, or divided at the places given."""
+    return list(zip(*(tensor.tensor_split(places or 2) for tensor in samples(BATCH).tensors), strict=True))
 
 
 def state(made: Stepper, net: nn.Module) -> list[torch.Tensor]:
@@ -99,6 +99,18 @@ def test_the_step_does_not_depend_on_the_scale() -> None:
         ends.append((out.norm, state(made, net)))
     assert ends[0][0] == pytest.approx(ends[1][0], rel=1e-2) and ends[0][0] > 0.1
     assert all(torch.allclose(a, b, rtol=1e-2, atol=1e-4) for a, b in zip(ends[0][1], ends[1][1], strict=True))
+
+
+def test_every_sample_counts_once_whatever_the_micro_batches() -> None:
+    ends = []
+    for places in ((BATCH,), (2,), (5, 6)):
+        made, net, _ = stepper(amp="none")
+        micro_batches = [micro for micro in batch(*places) if len(micro[1])]
+        out = made.step(micro_batches)
+        ends.append((out.loss, out.norm, *state(made, net)))
+    for loss, norm, *tensors in ends[1:]:
+        assert (loss, norm) == (pytest.approx(ends[0][0]), pytest.approx(ends[0][1]))
+        torch.testing.assert_close(tensors, ends[0][2:])
 
 
 def test_a_run_in_fp16_goes_on_with_its_scale(tmp_path: Path) -> None:
