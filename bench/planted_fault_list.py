@@ -56,7 +56,7 @@ _AXES = (
         "shared = letter in kept and sum(letter in names for names in activations) > 1",
         "shared = sum(letter in names for names in activations) > 1",
         "The letter that an einsum of queries and keys sums over is taken for their heads.",
-        ("test_head_dims.py", "test_rules.py"),
+        ("test_table.py",),
     ),
     Fault(
         "axes-merged-reasons", "axes", "progc/analysis/axes/dims.py",
@@ -208,7 +208,7 @@ _PADDING = (
         'if kinds == {"mean", "const"} and not a.weights and not b.weights:',
         'if kinds == {"mean", "const"}:',
         "A weighted mean plus a constant is said to be the plain mean.",
-        ("test_padding.py",),
+        ("test_states.py",),
     ),
     Fault(
         "padding-mean-of-zeros", "padding", "progc/analysis/padding/norms.py",
@@ -243,7 +243,7 @@ _PADDING = (
         "degrees = {self._degree(segment) for segment in atom.segments}",
         "degrees = {max(self._degree(segment) for segment in atom.segments)}",
         "A concatenation with a part that does not grow is said to grow in proportion.",
-        ("test_padding.py",),
+        ("test_reading.py",),
     ),
 )  # fmt: skip
 

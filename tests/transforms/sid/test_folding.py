@@ -73,6 +73,9 @@ class Walk(nn.Module):
     def make_alpha(self, x: Tensor) -> Tensor:
         return torch.add(torch.relu(self.bare(x)), self.table, alpha=2)
 
+    def make_subtracted(self, x: Tensor) -> Tensor:
+        return torch.relu(self.bare(x)) - self.table
+
     def make_read_again(self, x: Tensor) -> Tensor:
         y = self.linear(x)
         return torch.relu(y) + y.mean(1, keepdim=True)
@@ -124,6 +127,7 @@ def test_a_row_is_folded(kind: str, targets: set[str]) -> None:
         ("half_cat", "has no bias"),
         ("side_by_side", "concatenates channels"),
         ("alpha", "does not preserve a constant"),
+        ("subtracted", "does not preserve a constant"),
         ("read_again", "does not preserve a constant"),
         ("twice", "table would take the row, and is also read elsewhere"),
         ("itself", "also read elsewhere"),
