@@ -217,12 +217,16 @@ def test_mask_over_tokens_is_refused() -> None:
         scaled(program, 0.25, mask)
 
 
-def test_masks_over_all_tokens_are_met_together() -> None:
-    """Steps of a scan: each asks for its own token, and one weight serves them all."""
-    program = captured(Wrap(lambda m, x: tuple(m.a(x).unbind(1)), a=nn.Linear(4, 6)), torch.randn(2, 3, 4))
+@pytest.mark.parametrize("added", [(), (6,), (1, 6)], ids=str)
+def test_masks_over_all_tokens_are_met_together(added: tuple[int, ...]) -> None:
+    """Steps of a scan: each asks for its own token, and one weight serves them all; so does what is broadcast."""
+    parts = {"a": nn.Linear(4, 6), **({"p": parameter(*added)} if added else {})}
+    program = captured(
+        Wrap(lambda m, x: tuple((m.a(x) + m.p if added else m.a(x)).unbind(1)), **parts), torch.randn(2, 3, 4)
+    )
     steps = [node.name for node in program.graphs["eval"].nodes if node.name.startswith("getitem")]
     demands = [Demand(dict.fromkeys(MODES, name), 0.25) for name in steps]
-    assert {name for name, _ in solve(program, demands)} == {"a.weight", "a.bias"}
+    assert {name for name, _ in solve(program, demands)} == {"a.weight", "a.bias", *(["p"] if added else [])}
     with pytest.raises(DemandRefused):
         solve(program, demands[:2])
 
