@@ -9,10 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from progc.checkpoints import latest, load
+from progc.train.boundary import Crossing
 from progc.train.ending import Ending
+from progc.train.keeping import Keeping
 from progc.train.parallel import Single
 from progc.train.run_folder import Asked
+from progc.train.trainer import Trainer
 from tests.train.parallel.starting import python
+from tests.train.running import STEPS, trainer
 
 CPU = torch.device("cpu")
 
@@ -94,6 +99,37 @@ def test_a_process_alone_knows_at_once() -> None:
     assert not ending.later() and not ending.now()
     asked(signal.SIGTERM, None)
     assert ending.later() and ending.now()
+
+
+def test_nothing_is_under_way_at_saves_boundaries_and_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A whole run of one rank of two: validations, checkpoints between and at boundaries, and steps without either."""
+    ranks = Recorded()
+    quiet = []
+
+    def checked(name: str, function: Callable[..., object]) -> Callable[..., object]:
+        def call(*args: object, **options: object) -> object:
+            assert not ranks.under_way, name
+            quiet.append(name)
+            return function(*args, **options)
+
+        return call
+
+    for owner, name in ((Keeping, "save"), (Keeping, "mark_best"), (Crossing, "close"), (Trainer, "_finish")):
+        monkeypatch.setattr(owner, name, checked(name, getattr(owner, name)))
+    assert trainer(tmp_path, parallel=ranks).fit().finished
+    assert ranks.under_way == 0 and set(quiet) == {"save", "mark_best", "close", "_finish"}
+    assert ranks.told.count("asked") == ranks.told.count("answered") > 4 * STEPS // 2
+
+
+def test_a_run_follows_a_signal_to_another_rank(tmp_path: Path) -> None:
+    """It saves, and leaves one step after the one in which that rank was asked."""
+    ranks = Recorded(other=3)  # the first question is asked before the first step
+    stopped = trainer(tmp_path, parallel=ranks, save_every=None)
+    result = stopped.fit()
+    assert not result.finished and result.step == 3 and ranks.under_way == 0
+    found = latest(tmp_path)
+    assert found is not None and load(found).manifest.step == 3
+    assert trainer(tmp_path, parallel=Recorded()).fit().finished
 
 
 RANKS = """
