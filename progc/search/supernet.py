@@ -58,6 +58,8 @@ class SubNetwork:
         module: runs the graphs of `program` on given tensors.
         size: height and width of its images in pixels; None without images.
         statistics: its own buffers, by name, as they were when it was cut out; empty if buffers are shared.
+        kept: for each tensor that is narrowed, what remains in each dim: a slice, int64 indices `[new]`, or None (all).
+            Worked out once, since every training step needs it.
     """
 
     point: Point
@@ -66,6 +68,7 @@ class SubNetwork:
     module: ProgramModule
     size: tuple[int, int] | None
     statistics: Mapping[str, torch.Tensor]
+    kept: Mapping[str, tuple[slice | torch.Tensor | None, ...]]
 
     def values(
         self, source: Mapping[str, torch.Tensor], statistics: Mapping[str, torch.Tensor] | None = None
@@ -96,8 +99,10 @@ class SubNetwork:
             entry = entries.get(name, TensorLift(name, name))
             if name in self.program.tied or entry.source not in source:
                 continue
+            if entry.resample is not None and not entry.resample.linear and name not in own:
+                continue  # computed from the size alone, once, when the sub-network was cut out
             tensor = source[entry.source]
-            value = own[name] if name in own else _inside(tensor, entry)
+            value = own[name] if name in own else _inside(tensor, entry, self.kept.get(name, ()))
             if self.program.specs[name].kind == "parameter" and not held.requires_grad:
                 value = value.detach()
             if value is not held:
@@ -126,19 +131,22 @@ class SubNetwork:
         return task.loss(torch.func.functional_call(self.module, dict(tensors), args, kwargs), fitted)
 
 
-def _inside(tensor: torch.Tensor, entry: TensorLift) -> torch.Tensor:
+def _inside(tensor: torch.Tensor, entry: TensorLift, kept: tuple[slice | torch.Tensor | None, ...]) -> torch.Tensor:
     """Applies an entry of the lift to a tensor, with gradients; returns the tensor itself if nothing changes."""
-    if entry.plain:
-        return tensor
-    if any(entry.dims):
-        steps = strides(entry.dims)
-        for dim, index_map in enumerate(entry.dims):
-            step = None if steps is None else steps[dim]
-            if step is not None:
-                tensor = tensor[(slice(None),) * dim + (step,)]
-            elif steps is None and index_map is not None and not index_map.unchanged:
-                tensor = tensor.index_select(dim, index_map.index().to(tensor.device))
+    for dim, part in enumerate(kept):
+        if isinstance(part, slice):
+            tensor = tensor[(slice(None),) * dim + (part,)]
+        elif part is not None:
+            tensor = tensor.index_select(dim, part.to(tensor.device, non_blocking=True))
     return tensor if entry.resample is None else entry.resample.mapped(tensor)
+
+
+def _kept(entry: TensorLift) -> tuple[slice | torch.Tensor | None, ...]:
+    """Returns what remains of a tensor, see `SubNetwork`."""
+    even = strides(entry.dims)
+    if even is not None:
+        return even
+    return tuple(None if one is None or one.unchanged else one.index() for one in entry.dims)
 
 
 class Supernet:
@@ -195,7 +203,8 @@ class Supernet:
         made = lift.apply(self.program.tensors)
         buffers = [n for n in small.tensors if small.specs[n].kind == "buffer" and n in made]
         statistics = {n: made[n].detach().clone() for n in buffers if n not in small.tied} if self._own else {}
-        return SubNetwork(point, small, lift, ProgramModule(small), _image_size(small), statistics)
+        kept_parts = {entry.name: _kept(entry) for entry in lift.tensors if any(entry.dims)}
+        return SubNetwork(point, small, lift, ProgramModule(small), _image_size(small), statistics, kept_parts)
 
     def recycled(
         self, member: SubNetwork, ema: EmaLike | None = None, statistics: Mapping[str, torch.Tensor] | None = None

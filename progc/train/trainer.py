@@ -493,8 +493,7 @@ class Trainer:
     # --- making -----------------------------------------------------------------------------------------------------
 
     def _adamw(self, module: nn.Module) -> Optimizer:
-        fused = fused_options(module, {}).get("fused")
-        return torch.optim.AdamW(module.parameters(), lr=self.settings.lr, fused=fused)
+        return torch.optim.AdamW(module.parameters(), lr=self.settings.lr, **fused_options(module, {}))
 
     def _on_device(self, make: Callable[[nn.Module], Any]) -> Callable[[nn.Module], Any]:
         """Moves the module to the training device before something is made from it."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,19 +12,26 @@ from typing import Any
 import pytest
 import torch
 
+import progc
 from progc.data.task import cross_entropy
 from progc.ir.module import ProgramModule
 from progc.lift.averages import Averages
+from progc.schedule import Schedule
 from progc.schedule.running import RunningStage
+from progc.search.online import SupernetStage
+from progc.search.supernet import Supernet
+from progc.search.supernet_module import SupernetModule
 from progc.train.parallel import Single
 from progc.train.stepping import Active
 from progc.train.trainer import Trainer
 from tests.fake_cuda import CUDA, all_on_cuda, fake_cuda, refused
-from tests.train.running import BATCH, trainer
+from tests.train.running import BATCH, program, trainer
 
 QUIET: dict[str, Any] = {"log_every": 100, "save_every": None, "validate_every": None, "accumulate": 2}
 LONG = 4
 """Steps; the stage itself would be over after three of them."""
+SEARCH = 8
+"""Steps of a search: one for each of its candidates."""
 
 
 class Done(Exception):
@@ -107,3 +116,56 @@ def test_runs_that_ask_for_values_wait(tmp_path: Path, more: dict[str, Any]) -> 
 
 def noticed(own: Trainer, active: Active) -> None:
     assert refused(lambda: own._step(active, batches()))
+
+
+@functools.cache
+def searched() -> Schedule:
+    """A stage whose candidates differ in depth, width and image size: their tensors are slices and resampled tables."""
+    return progc.plan(
+        program(), strategy="one-shot", decide="training", stages=2, depths="2,4", widths="16,32",
+        resolutions="4,8", unfreeze="none", total=4 * SEARCH, unit="steps",
+        settings={"epochs": SEARCH / (72 // BATCH), "evaluations": 1, "time": "predicted"},
+    )  # fmt: skip
+
+
+def on_cuda_with_its_members(net: Supernet) -> Supernet:
+    """The same supernet with all its tensors on the fake device."""
+    made = copy.copy(net)
+    made.program = net.program.replace(tensors=all_on_cuda(net.program.tensors))
+    made.members = tuple(
+        dataclasses.replace(
+            member, program=small, module=ProgramModule(small), statistics=all_on_cuda(member.statistics)
+        )
+        for member in net.members
+        for small in (member.program.replace(tensors=all_on_cuda(member.program.tensors)),)
+    )
+    return made
+
+
+def test_a_step_of_a_search_does_not_wait(tmp_path: Path) -> None:
+    """Every sub-network of a supernet, at its image size."""
+
+    def train(self: Trainer, active: Active) -> bool:
+        search = active.running.search
+        assert isinstance(search, SupernetStage) and search.total == SEARCH
+        with fake_cuda():
+            self.parallel = self.watch.parallel = Single(CUDA)
+            module = SupernetModule(on_cuda_with_its_members(search._search.supernet)).train()
+            running = copy.copy(active.running)
+            running.module, running.ema = module, Averages(module, self.settings.ema)
+            running.optimizer = self._make_optimizer(module)
+            stepper, trained = self._stepper(running, module), set()
+            active = dataclasses.replace(active, running=running, module=module, stepper=stepper)
+            for _ in range(search.total):
+                self._step(active, self._choose(active, search, batches()))
+                trained.add(module.chosen)
+                assert self._ends(active) is False
+        assert trained == set(range(len(module.members)))
+        raise Done
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "_train", train)
+        patch.setattr("progc.search.online.draws", lambda *given: [step % given[-1] for step in range(given[-2])])
+        with pytest.raises(Done):
+            own = trainer(tmp_path, **QUIET)
+            Trainer(searched(), program=program(), task=own.task, run=tmp_path, settings=own.settings).fit()
