@@ -1,6 +1,6 @@
 """What a zero-shot search costs inside a run: seconds of its decisions as a share of the run, for a DiT of 12 blocks.
 
-    python bench/zero_shot_time.py [--steps 1200] [--threads 1]        about five minutes
+    python bench/zero_shot_time.py [--steps 2400] [--threads 1]        about ten minutes
 
 A class-conditional diffusion transformer learns the noise in scikit-learn's digits (16 x 16 pixels, four channels as
 latents have them), with `progc.Trainer`. It trains in four stages, of which the first three are decided in training:
@@ -98,14 +98,14 @@ def measured(strategy: str, steps: int, folder: Path) -> dict[str, Any]:
 def main() -> int:
     """Returns 1 if the share is above the limit."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=1200, help="optimizer steps of the run")
+    parser.add_argument("--steps", type=int, default=2400, help="optimizer steps of the run")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory() as folder:
-        full = measured("linear", max(options.steps // 10, 1), Path(folder) / "full")
+        full = measured("linear", max(options.steps // 40, 1), Path(folder) / "full")
         found = measured("zero-shot", options.steps, Path(folder) / "searched")
-    step = full["seconds"] / max(options.steps // 10, 1)
+    step = full["seconds"] / max(options.steps // 40, 1)
     spent = sum(found["decisions"])
     share = spent / found["seconds"]
     write_json(
