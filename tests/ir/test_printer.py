@@ -47,6 +47,7 @@ sys.stdout.write(print_graph(program, "train", full=True) + print_graph(program)
 """
 
 
+@pytest.mark.slow
 def test_two_processes_print_equal_bytes() -> None:
     program = progc.capture(nets.EinsumTransformer(), (torch.zeros(2, 6, 10),))
     first = print_graph(program, "train", full=True) + print_graph(program)

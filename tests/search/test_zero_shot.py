@@ -89,6 +89,7 @@ def test_all_shapes_of_the_trainable_set_are_candidates(searched: tuple[list[Ind
     assert {level.shape for level in first if level is not None} == {"interleave", "prefix", "suffix"}
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_schedule_also_in_another_process(
     searched: tuple[list[Index], list[Decision]],
 ) -> None:
@@ -236,6 +237,7 @@ dist.destroy_process_group()
 """
 
 
+@pytest.mark.slow
 def test_ranks_with_different_clocks_and_even_other_networks_choose_the_same() -> None:
     first, second = run_ranks(RANKS)
     assert first[:2] == second[:2] and first[2] > 0 and second[2] == 0
