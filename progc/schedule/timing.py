@@ -89,7 +89,7 @@ def step_times(
         batch: samples per step, of all programs or of each.
         stages: the stage of each program, see `stage` of `step_time`.
     """
-    sizes = list(batch) if isinstance(batch, (list, tuple)) else [batch] * len(programs)
+    sizes = list(batch) if isinstance(batch, Sequence) else [batch] * len(programs)
     for name, value, least in (*(("batch", size, 1) for size in sizes), ("warmup", warmup, 0), ("repeats", repeats, 1)):
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise InputError(f"{name}: expected an integer of at least {least}, got {value!r}")
