@@ -234,6 +234,15 @@ def test_a_search_uses_the_batch_of_its_stage(tmp_path: Path) -> None:
     assert repeated.pace.batches == (16, 32, 8) and repeated._online is None
 
 
+def test_the_next_stage_is_compiled_for_its_own_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Micro-batches of half a batch, of the stage that trains and of the next one."""
+    given: list[Any] = []
+    monkeypatch.setattr("progc.train.ahead.NextStage", lambda *args: given.append(args))
+    trainer(tmp_path / "run", "steps", compile="regions", accumulate=2)._ahead.begin(1)
+    ((_, _, following, _, (_, present)),) = given
+    assert (len(present[0][0]), len(following[0][0])) == (8, 6)
+
+
 class Three(Single):
     """One of three ranks."""
 
