@@ -325,9 +325,9 @@ _CHECKPOINTS = (
         ("test_round_trip.py",),
     ),
     Fault(
-        "checkpoints-position", "checkpoints", "progc/train/keeping.py",
-        "epoch, place * self.settings.batch)",
-        "epoch, place)",
+        "checkpoints-position", "checkpoints", "progc/schedule/pace.py",
+        "return begin.epoch, begin.index + steps * batch",
+        "return begin.epoch, begin.index + steps",
         "A run that resumes within an epoch sees samples twice: steps are taken for samples.",
         ("test_trainer.py",),
     ),

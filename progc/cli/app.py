@@ -24,6 +24,7 @@ from progc.cli.schedule_options import (
     ResolutionsOption,
     RuleOption,
     SharesOption,
+    StageBatchOption,
     StagesOption,
     StrategyOption,
     UnfreezeOption,
@@ -133,6 +134,7 @@ def plan(
     batch: Annotated[
         int | None, typer.Option("--batch", metavar="N", help="Batch size, for searches and costs.", min=1)
     ] = None,
+    stage_batch: StageBatchOption = None,
     data: Annotated[
         str | None,
         typer.Option(
@@ -180,7 +182,7 @@ def plan(
     from progc.cli.common import with_args
     from progc.cli.plan import run_plan
     from progc.files.values import key_values, literal
-    from progc.schedule.stage_shares import stages_from_text
+    from progc.schedule.stage_shares import batches_from_text, stages_from_text
     from progc.search.options import PlanOptions, run_length
 
     total, unit = run_length(epochs, steps)
@@ -190,6 +192,7 @@ def plan(
         measure=measure, regularise=regularise, sid=sid,
         settings={key: literal(text) for key, text in key_values(settings or (), example="batches=4").items()},
         sid_init=sid_init, init=init, decide=decide, rules=rules or (),
+        stage_batch=batches_from_text(stage_batch) or (),
     )  # fmt: skip
     run_plan(with_args(source, model_arg), options, to=to, data=data, weights=weights, out=out, as_json=as_json)
 
@@ -354,6 +357,7 @@ def train(
     epochs: Annotated[int | None, typer.Option("--epochs", metavar="N", help="Length of the run in epochs.")] = None,
     steps: Annotated[int | None, typer.Option("--steps", metavar="N", help="Length of the run in steps.")] = None,
     batch: Annotated[int | None, typer.Option("--batch", metavar="N", help="Batch size over all ranks.")] = None,
+    stage_batch: StageBatchOption = None,
     lr: Annotated[float | None, typer.Option("--lr", metavar="RATE", help="Peak learning rate.")] = None,
     seed: Annotated[
         int | None,
@@ -379,7 +383,7 @@ def train(
     """Train a network progressively. Run the same command again to resume."""
     from progc.cli.train import run_train
     from progc.files.values import key_values
-    from progc.schedule.stage_shares import stages_from_text
+    from progc.schedule.stage_shares import batches_from_text, stages_from_text
 
     args = key_values(model_arg or (), example="num_classes=10", option="--model-arg")
     flags = {
@@ -389,6 +393,7 @@ def train(
         "plan.decide": ("--decide", decide), "plan.stages": ("--stages", stages_from_text(stages)),
         "plan.shares": ("--shares", shares), "plan.rules": ("--rule", rules or None),
         "epochs": ("--epochs", epochs), "steps": ("--steps", steps), "train.batch": ("--batch", batch),
+        "train.stage_batch": ("--stage-batch", batches_from_text(stage_batch)),
         "train.seed": ("--seed", seed), "train.lr": ("--lr", lr),
     }  # fmt: skip
     sets = [*(f"source_args.{name}={text}" for name, text in args.items()), *(settings or ())]

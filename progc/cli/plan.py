@@ -81,4 +81,8 @@ def run_plan(
 
 def described(schedule: Schedule) -> dict[str, Any]:
     """Returns the schedule as JSON, with the speedup and the shares of time that follow from it."""
-    return {**schedule.to_json(), "speedup": schedule.speedup, "time_shares": time_shares(schedule.stages)}
+    return {
+        **schedule.to_json(),
+        "speedup": schedule.speedup,
+        "time_shares": time_shares(schedule.stages, unit=schedule.unit),
+    }

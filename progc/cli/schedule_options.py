@@ -40,6 +40,14 @@ RuleOption = Annotated[
         help="End stages early or late by a rule: plateau, or gain{window=2 fraction=0.2}; may be repeated.",
     ),
 ]
+StageBatchOption = Annotated[
+    str | None,
+    typer.Option(
+        "--stage-batch",
+        metavar="TEXT",
+        help="Samples per step of each stage, one integer per stage: 256,128,64. Default: --batch in all stages.",
+    ),
+]
 DepthsOption = Annotated[
     str | None, typer.Option("--depths", metavar="TEXT", help="Depth levels, such as 0.5:1:4, 6,8,12 or none.")
 ]

@@ -127,10 +127,12 @@ def _dry_run(terminal: Terminal, config: Config, run: Path | None, as_json: bool
         from progc.data.staged import not_set
         from progc.runs.dry_run import described, text
         from progc.runs.opening import opened
+        from progc.train.pacing import batch_notes
         from progc.train.watching import never_told
 
         made = opened(config, run=run, weights=False, phase=terminal.phase)
-        told = never_told(made.task, made.schedule, made.settings)  # a trainer shows these itself
+        # A trainer shows these itself.
+        told = (*never_told(made.task, made.schedule, made.settings), *batch_notes(made.schedule, made.settings))
         notes = (*made.notes, *not_set(made.task, made.schedule.regularisations, made.program), *told)
         made = dataclasses.replace(made, notes=notes)
         with terminal.phase("stages"):

@@ -62,9 +62,7 @@ def steps(
     Raises:
         InputError: the ranks cannot share a batch, or a rank has fewer samples per step than micro-batches.
     """
-    share = batch // world
-    if share < accumulate:
-        raise InputError(f"{share} samples per rank cannot make {accumulate} micro-batches; use a larger batch")
+    check_share(batch, world, accumulate)
     order = Batches(len(task.samples), batch, seed, epoch, start=start, rank=rank, world=world)
     if not len(order):
         return
@@ -79,6 +77,22 @@ def steps(
     parts = iter(loader)
     for _ in range(len(order)):
         yield [task.fit(_moved(next(parts), device)) for _ in range(accumulate)]
+
+
+def check_share(batch: int, world: int, accumulate: int = 1) -> None:
+    """Checks that the ranks can share a batch, and split their part into micro-batches.
+
+    Raises:
+        InputError: they cannot.
+    """
+    if batch % world:
+        raise InputError(
+            f"a batch of {batch} for {world} ranks: expected a multiple of the number of ranks; use another batch"
+        )
+    if batch // world < accumulate:
+        raise InputError(
+            f"{batch // world} samples per rank cannot make {accumulate} micro-batches; use a larger batch"
+        )
 
 
 def _deaf(worker: int) -> None:

@@ -265,7 +265,7 @@ def expected(annotation: Any) -> str:
         words = [*map(str, inner)]
         return f"{', '.join(words[:-1])} or {words[-1]}" if len(words) > 1 else words[0]
     if origin in (list, tuple):
-        return "a list of numbers" if float in inner else "a list"
+        return "a list of numbers" if float in inner else "a list of integers" if int in inner else "a list"
     plain = {int: "an integer", float: "a number", str: "text", bool: "true or false"}
     return plain.get(annotation, "a table")
 

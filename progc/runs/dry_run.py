@@ -13,27 +13,25 @@ from progc.runs.opening import Opened, slots
 def described(run: Opened) -> dict[str, Any]:
     """Returns the stages of a run as JSON data.
 
-    FLOPs of a step are for the whole batch of the run. Memory (bytes) is for a micro-batch (`accumulate`) of one
+    FLOPs of a step are for the whole batch of the stage. Memory (bytes) is for a micro-batch (`accumulate`) of one
     process, with blocks recomputed if the settings ask for it. Both are None where the graph of a stage does not run on
-    shapes alone.
+    shapes alone. `steps_per_epoch` of the run is None where stages differ in it.
 
     Raises:
         InputError: there are fewer samples than one batch.
         TargetError, NotLosslessError: the network cannot grow from one stage to the next.
     """
-    from progc.data.loading import steps_per_epoch
     from progc.runs.recomputing import kept
+    from progc.schedule.pace import Pace
     from progc.schedule.stage_programs import StagePrograms
 
     settings, schedule = run.settings, run.schedule
-    per_epoch = steps_per_epoch(run.task, settings.batch)
-    unit = per_epoch if schedule.unit == "epochs" else 1
-    starts = [*schedule.starts(settings.total), settings.total or 0]
+    pace = Pace.of(schedule, settings.batch, len(run.task.samples), settings.total)
     moments = slots(run.optimizer)
     programs = StagePrograms.of(run.program, schedule, run.inits)
     programs.check(run.source)
     stages = []
-    for stage, begin, end in zip(schedule.stages, starts, starts[1:], strict=False):
+    for stage in schedule.stages:
         program = programs.outline(stage.index)
         trainable = sum(tensor.numel() for _, tensor in program.parameters() if tensor.requires_grad)
         cost = stage.cost
@@ -46,8 +44,10 @@ def described(run: Opened) -> dict[str, Any]:
         stages.append(
             {
                 "stage": stage.index,
-                "begin": begin * unit,
-                "steps": (end - begin) * unit,
+                "begin": pace.start(stage.index),
+                "steps": pace.steps[stage.index],
+                "batch": pace.batches[stage.index],
+                "steps_per_epoch": pace.per_epoch[stage.index],
                 "resolution": list(stage.point.resolution) if stage.point.resolution is not None else None,
                 "parameters": program.num_parameters(),
                 "trainable": trainable,
@@ -61,8 +61,8 @@ def described(run: Opened) -> dict[str, Any]:
         "stages": stages,
         "unit": schedule.unit,
         "total": settings.total,
-        "steps_per_epoch": per_epoch,
-        "steps": sum(stage["steps"] for stage in stages),
+        "steps_per_epoch": pace.per_epoch[0] if len(set(pace.per_epoch)) == 1 else None,
+        "steps": pace.total,
         "speedup": schedule.speedup,
         "samples": len(run.task.samples),
         "settings": {**dataclasses.asdict(settings), "ema": list(settings.ema)},
@@ -101,8 +101,10 @@ def compiles(program: Program, how: str) -> int:
 
 def text(found: dict[str, Any]) -> str:
     """Returns the table that is printed."""
-    head = ("stage", "steps", "size", "parameters", "trainable", "FLOPs/step", "memory", "checkpoint", "compiles")
-    rows = [head]
+    batches = [stage["batch"] for stage in found["stages"]]
+    vary = len(set(batches)) > 1
+    head = ["stage", "steps", *(["batch"] if vary else []), "size", "parameters", "trainable", "FLOPs/step", "memory"]
+    rows = [(*head, "checkpoint", "compiles")]
     for stage in found["stages"]:
         size = "x".join(map(str, stage["resolution"])) if stage["resolution"] else "-"
         share = f"{stage['trainable'] / stage['parameters']:.0%}"
@@ -112,6 +114,7 @@ def text(found: dict[str, Any]) -> str:
             (
                 str(stage["stage"]),
                 f"{stage['steps']:,}",
+                *([str(stage["batch"])] if vary else []),
                 size,
                 f"{stage['parameters']:,}",
                 share,
@@ -125,8 +128,11 @@ def text(found: dict[str, Any]) -> str:
     settings = found["settings"]
     length = f"{found['steps']:,} steps"
     if found["unit"] == "epochs":
-        length = f"{found['total']} epochs of {found['steps_per_epoch']:,} steps, {length}"
-    lines += ["", f"{length}; {found['samples']:,} samples, batch {settings['batch']}"]
+        every = found["steps_per_epoch"]
+        epochs = f"{found['total']} epochs" + ("" if every is None else f" of {every:,} steps")
+        length = f"{epochs}, {length}"
+    batch = f"batches of {', '.join(map(str, batches))}" if vary else f"batch {batches[0]}"
+    lines += ["", f"{length}; {found['samples']:,} samples, {batch}"]
     if found["speedup"]:
         lines.append(f"{found['speedup']:.2f} times less compute than training the full network for all steps")
     kept = settings["keep"]

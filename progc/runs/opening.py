@@ -38,7 +38,7 @@ class Opened:
 
     Attributes:
         program: the full network.
-        schedule: the stages, with costs for the batch of the run where they can be counted, and the length of the run.
+        schedule: the stages, with costs for their batches where they can be counted, and the length of the run.
         task: samples and loss.
         source: the smaller network to begin with; None if training begins with a part of the full network.
         optimizer: makes the optimizer of a module.
@@ -108,6 +108,7 @@ def opened(config: Config, *, run: Path | None = None, weights: bool = True, pha
         schedule.check(full)
         schedule.starts()
         settings.check_stages(len(schedule.stages))
+        schedule = schedule.with_batches(settings.stage_batch)
         notes += check_sizes(task, [stage.point.resolution for stage in schedule.stages])
         schedule, told_of = _counted(full, schedule, settings.batch)
     notes += named.not_set(full, schedule.regularisations)
@@ -181,8 +182,13 @@ def _cooled(schedule: Schedule, cooldown: int) -> Schedule:
 
 
 def _counted(full: Program, schedule: Schedule, batch: int) -> tuple[Schedule, tuple[str, ...]]:
-    """The schedule with costs for the batch of the run; without costs if the graph does not run on shapes alone."""
-    if all(stage.cost is not None and stage.cost.batch == batch for stage in schedule.stages):
+    """The schedule with costs for the batch of each stage; without if the graph does not run on shapes alone.
+
+    Args:
+        batch: batch of stages that have none of their own.
+    """
+    known = zip(schedule.stages, schedule.batches(batch), strict=True)
+    if all(stage.cost is not None and stage.cost.batch == size for stage, size in known):
         return schedule, ()
     from progc.analysis.costs.counting import NotCounted
     from progc.schedule.costing import counted_stages

@@ -11,10 +11,10 @@ import torch
 
 from progc import checkpoints
 from progc.checkpoints.searching import steps as steps_of
-from progc.data.loading import steps_per_epoch
 from progc.errors import CheckError
 from progc.ranks.agreeing import rank
 from progc.runs.opening import Opened
+from progc.schedule.pace import Pace
 from progc.schedule.schedule import Schedule
 from progc.train.parallel import Parallel
 
@@ -27,7 +27,7 @@ def shortened(run: Opened, steps: int) -> Opened:
     total = steps * len(stages)
     short: Schedule = dataclasses.replace(schedule, stages=stages, total=total, unit="steps", rules=())
     if short.open and short.strategy == "one-shot":  # a search takes half of its stage
-        per_epoch = steps_per_epoch(run.task, run.settings.batch)
+        per_epoch = max(Pace.of(short, run.settings.batch, len(run.task.samples)).per_epoch)
         searched = {"epochs": max(steps // 2, 1) / per_epoch, "batches": 1}
         short = dataclasses.replace(short, settings={**short.settings, **searched})
     settings = dataclasses.replace(

@@ -23,6 +23,9 @@ from progc.transforms.freezing.setting import trainable
 if TYPE_CHECKING:
     from progc.data.task import Task
 
+_Key = tuple[Point, frozenset[str], int | None]
+"""What the costs of a stage depend on: network, trainable set, and batch."""
+
 
 def counted_stages(
     full: Program,
@@ -38,7 +41,7 @@ def counted_stages(
 
     Args:
         full: the full program; its parameters may be deferred unless steps are measured.
-        batch: samples per step; None takes the batch size of the example inputs.
+        batch: samples per step of stages without a batch of their own; None takes that of the example inputs.
         measure: a task on which steps are timed as well, one step of each stage in turn.
         seed: seed for timing.
         device: where steps are timed; None takes the device of the program's tensors.
@@ -53,13 +56,14 @@ def counted_stages(
     """
     machine = machine or default_machine(_device(full))
     programs = StagePrograms(full, stages)
-    counted: dict[tuple[Point, frozenset[str]], StageCost] = {}
-    keys: list[tuple[Point, frozenset[str]]] = []
+    counted: dict[_Key, StageCost] = {}
+    keys: list[_Key] = []
     for number, stage in enumerate(stages):
         program = programs.outline(number)
-        key = stage.point.network, frozenset(trainable(program))
+        size = batch if stage.batch is None else stage.batch
+        key = stage.point.network, frozenset(trainable(program)), size
         if key not in counted:
-            step = step_of(program, batch)
+            step = step_of(program, size)
             cost = cost_of(program, step)
             counted[key] = dataclasses.replace(cost, predicted_seconds=machine.seconds(step))
         keys.append(key)
@@ -70,17 +74,17 @@ def counted_stages(
 
 def _measured(
     programs: StagePrograms,
-    keys: Sequence[tuple[Point, frozenset[str]]],
-    counted: Mapping[tuple[Point, frozenset[str]], StageCost],
+    keys: Sequence[_Key],
+    counted: Mapping[_Key, StageCost],
     task: Task,
     seed: int,
     device: str | torch.device | None,
-) -> dict[tuple[Point, frozenset[str]], StageCost]:
+) -> dict[_Key, StageCost]:
     first = {key: number for number, key in reversed(list(enumerate(keys)))}
     networks = [programs.cut(programs.full, number, storage="share").program for number in first.values()]
-    batch = next(iter(counted.values())).batch
+    batches = [counted[key].batch for key in first]
     rows = [programs.stages[number].sid for number in first.values()]
-    seconds = step_times(networks, task, batch=batch, seed=seed, device=device, stages=rows)
+    seconds = step_times(networks, task, batch=batches, seed=seed, device=device, stages=rows)
     return {key: dataclasses.replace(counted[key], seconds=found) for key, found in zip(first, seconds, strict=True)}
 
 

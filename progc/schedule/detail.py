@@ -39,9 +39,11 @@ def stage_text(schedule: Schedule, index: int) -> str:
     if index:
         rows.append((f"from stage {index - 1}", from_before(point, schedule.stages[index - 1].point)))
     cost = stage.cost
+    batch = stage.batch or (None if cost is None else cost.batch)
+    if batch is not None:
+        rows.append(("batch", f"{batch} samples per step"))
     if cost is not None:
         rows += [
-            ("batch", f"{cost.batch} samples per step"),
             ("parameters", f"{cost.parameters:,}, of which {cost.trainable:,} train"),
             ("forward", f"{figure(cost.forward_flops / 1e9)} GFLOPs per step"),
             ("backward", f"{figure(cost.backward_flops / 1e9)} GFLOPs per step"),
@@ -53,7 +55,7 @@ def stage_text(schedule: Schedule, index: int) -> str:
             ),
             ("seconds", "not measured" if cost.seconds is None else f"{figure(cost.seconds)} per step, measured"),
         ]
-        shares = {basis: time_shares(schedule.stages, basis) for basis in BASES}
+        shares = {basis: time_shares(schedule.stages, basis, schedule.unit) for basis in BASES}
         known = [f"{percent(found[index])} {basis}" for basis, found in shares.items() if found is not None]
         if known:
             rows.append(("share of time", ", ".join(known)))

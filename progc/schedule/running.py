@@ -188,13 +188,12 @@ class Decider(Protocol):
 
     Attributes:
         trains: whether a decision takes training steps of its stage.
-        per_epoch: optimizer steps per epoch.
     """
 
     trains: bool
 
-    @property
-    def per_epoch(self) -> int: ...
+    def per_epoch(self, index: int) -> int:
+        """Returns the optimizer steps per epoch of a stage."""
 
     def decide(
         self, programs: StagePrograms, schedule: Schedule, index: int, make: Callable[[Stage], Program]
@@ -339,13 +338,17 @@ class _Run:
         lossless = None if begun else found.lossless
         return RunningStage(
             stage or self.schedule.stages[index], now, made, self._span(index), self.held, found.notes, lossless,
-            self.controller, tolerance(found.lifts), schedule=self.schedule, **more,
+            self.controller, tolerance(found.lifts), schedule=self.schedule, begun=self._start(index), **more,
         )  # fmt: skip
 
     def _span(self, index: int) -> tuple[int, int]:
         if self.controller is not None:
             return max(self.controller.start, self.controller.step), self.controller.planned
         return self.bounds[index], self.bounds[index + 1]
+
+    def _start(self, index: int) -> int:
+        """The first epoch or step of the stage, also where a run resumes in the middle of it."""
+        return self.bounds[index] if self.controller is None else self.controller.start
 
     def _left(self, running: RunningStage) -> Program:
         """The program that a stage leaves, with the weights that its module has now."""
@@ -395,7 +398,7 @@ class _Run:
             running = self._running(before, found, index, largest, search=searching)
             self.search.forget(running.optimizer)
             running.ema = searching.attach(running.optimizer, running.ema)
-            end = running.stop = span[0] + self._units(searching.total)
+            end = running.stop = span[0] + self._units(searching.total, index)
             yield running
         else:
             hand_over(before, found.program, found.lifts, optimizer=self.held[0], ema=self.held[1], correct_rates=False)
@@ -414,15 +417,15 @@ class _Run:
             self._begun = True
         running = RunningStage(
             self.schedule.stages[index], now, made, (end, span[1]), self.held, winner.notes, False, self.controller,
-            tolerance(winner.lifts), schedule=self.schedule, decision=decision, begun=span[0],
+            tolerance(winner.lifts), schedule=self.schedule, decision=decision, begun=self._start(index),
         )  # fmt: skip
         yield running
         return self._left(running)
 
-    def _units(self, steps: int) -> int:
-        """Optimizer steps in the unit of the schedule, rounded up."""
+    def _units(self, steps: int, index: int) -> int:
+        """Optimizer steps of a stage in the unit of the schedule, rounded up."""
         assert self.search is not None
-        return steps if self.schedule.unit == "steps" else -(-steps // self.search.per_epoch)
+        return steps if self.schedule.unit == "steps" else -(-steps // self.search.per_epoch(index))
 
     def _supernet(self, before: Program, index: int) -> tuple[Grown, str]:
         """The network that holds all candidates, and how its new blocks were made."""

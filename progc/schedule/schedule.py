@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ from progc.files.reading import MAX_GIVEN, read_object
 from progc.schedule.point import Point
 from progc.schedule.rules import Rule, rule_from_json
 from progc.schedule.space import Space
-from progc.schedule.stage import COUNTED, MEASURED, Stage, speedups
+from progc.schedule.stage import COUNTED, MEASURED, Stage, speedups, unit_sizes
 from progc.schedule.stage_shares import begins
 
 if TYPE_CHECKING:
@@ -241,6 +241,21 @@ class Schedule:
         """Indices of the stages whose network a search in training still has to choose."""
         return tuple(stage.index for stage in self.stages if stage.open)
 
+    def batches(self, default: int) -> list[int]:
+        """Returns the samples per optimizer step of each stage.
+
+        Args:
+            default: batch of stages that have none of their own.
+        """
+        return [default if stage.batch is None else stage.batch for stage in self.stages]
+
+    def with_batches(self, batches: Sequence[int]) -> Schedule:
+        """Returns the schedule with a batch for each stage; the schedule itself if none are given."""
+        if not batches:
+            return self
+        pairs = zip(self.stages, batches, strict=True)
+        return dataclasses.replace(self, stages=tuple(dataclasses.replace(stage, batch=own) for stage, own in pairs))
+
     def with_decision(self, stage: Stage, decision: Decision) -> Schedule:
         """Returns the schedule with the network of an open stage chosen.
 
@@ -302,12 +317,18 @@ class Schedule:
             raise InputError(f"schedule: {error}") from error
 
     def costs(self) -> list[float] | None:
-        """Returns the training cost of a sample in each stage: in seconds if all are known, else in FLOPs, or None."""
+        """Returns the relative cost of an epoch (or step) of each stage; None without costs.
+
+        From seconds if all are known, else from FLOPs: per sample, times the samples relative to the last stage.
+        """
         known = [stage.cost for stage in self.stages if stage.cost is not None]
-        if len(known) == len(self.stages) and all(cost.seconds for cost in known):
-            return [(cost.seconds or 0.0) / cost.batch for cost in known]
-        if len(known) == len(self.stages) and all(cost.flops for cost in known):
-            return [cost.flops / cost.batch for cost in known]
+        if len(known) < len(self.stages):
+            return None
+        relative = unit_sizes(self.stages, self.unit)
+        if all(cost.seconds for cost in known):
+            return [(cost.seconds or 0.0) / cost.batch * size for cost, size in zip(known, relative, strict=True)]
+        if all(cost.flops for cost in known):
+            return [cost.flops / cost.batch * size for cost, size in zip(known, relative, strict=True)]
         return None
 
     def later(self, index: int, total: int | None = None) -> float | None:
@@ -425,7 +446,7 @@ class Schedule:
 
         Computed from measured seconds if every stage has them, else from floating-point operations.
         """
-        found = speedups(self.stages)
+        found = speedups(self.stages, self.unit)
         return found.get(MEASURED, found.get(COUNTED))
 
 

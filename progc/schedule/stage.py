@@ -36,6 +36,7 @@ class Stage:
         regularisation: how strongly samples and network are regularised.
         cost: cost of a training step; None if it is not counted.
         decided: who chooses the network.
+        batch: samples per optimizer step, over all ranks; None takes the batch of the run (`train.batch`).
     """
 
     index: int
@@ -45,6 +46,7 @@ class Stage:
     regularisation: Regularisation = dataclasses.field(default_factory=Regularisation)
     cost: StageCost | None = None
     decided: Decided = "plan"
+    batch: int | None = None
 
     @property
     def open(self) -> bool:
@@ -60,6 +62,8 @@ class Stage:
         data["cost"] = None if self.cost is None else self.cost.to_json()
         if self.decided != "plan":
             data["decided"] = self.decided
+        if self.batch is not None:
+            data["batch"] = self.batch
         return data
 
     @classmethod
@@ -87,6 +91,11 @@ class Stage:
                 f"stage {fields['index']}: decided: expected plan, open or training, got {fields['decided']!r}; fix "
                 "the plan"
             )
+        batch = fields.get("batch")
+        if batch is not None and (isinstance(batch, bool) or not isinstance(batch, int) or batch < 1):
+            raise InputError(
+                f"stage {fields['index']}: batch: expected an integer of at least 1, got {batch!r}; fix the plan"
+            )
         for key in ("point", "regularisation", "cost"):
             if not isinstance(fields.get(key) or {}, Mapping):
                 raise InputError(
@@ -100,6 +109,7 @@ class Stage:
             Regularisation.from_json(fields.get("regularisation") or {}),
             StageCost.from_json(fields["cost"]) if fields.get("cost") else None,
             fields.get("decided", "plan"),
+            batch,
         )
 
 
@@ -110,38 +120,71 @@ def per_sample(stages: Sequence[Stage], basis: str) -> list[float] | None:
     return known if known and len(known) == len(costs) else None
 
 
-def time_shares(stages: Sequence[Stage], basis: str | None = None) -> tuple[float, ...] | None:
+def unit_sizes(stages: Sequence[Stage], unit: str = "epochs") -> list[float]:
+    """Returns the size of a unit of the schedule in each stage, in samples and relative to the last stage.
+
+    An epoch has the same samples in all stages; a step has those of a batch, which stages may have of their own.
+
+    Args:
+        unit: `epochs` or `steps`.
+    """
+    batches = [stage.batch or (None if stage.cost is None else stage.cost.batch) for stage in stages]
+    known = [batch for batch in batches if batch is not None]
+    if unit == "epochs" or len(known) < len(stages):
+        return [1.0] * len(stages)
+    return [batch / known[-1] for batch in known]
+
+
+def sample_shares(stages: Sequence[Stage], unit: str = "epochs") -> list[float]:
+    """Returns the part of all samples of the run that each stage trains on; arguments as for `unit_sizes`."""
+    relative = unit_sizes(stages, unit)
+    if len(set(relative)) <= 1:
+        return [stage.share for stage in stages]
+    parts = [stage.share * size for stage, size in zip(stages, relative, strict=True)]
+    whole = math.fsum(parts)
+    return [part / whole for part in parts]
+
+
+def time_shares(stages: Sequence[Stage], basis: str | None = None, unit: str = "epochs") -> tuple[float, ...] | None:
     """Returns the part of the whole run's time that each stage takes; None if costs are unknown.
 
     Args:
         basis: one of `BASES`; None takes the first one that is known.
+        unit: what the shares of the stages are parts of: `epochs` or `steps`.
     """
     for name in BASES if basis is None else (basis,):
-        steps = per_sample(stages, name)
-        if steps is not None:
-            spent = [stage.share * step for stage, step in zip(stages, steps, strict=True)]
+        costs = per_sample(stages, name)
+        if costs is not None:
+            spent = [part * cost for part, cost in zip(sample_shares(stages, unit), costs, strict=True)]
             whole = math.fsum(spent)
             return tuple(part / whole for part in spent) if whole else None
     return None
 
 
-def speedups(stages: Sequence[Stage]) -> dict[str, float]:
+def speedups(stages: Sequence[Stage], unit: str = "epochs") -> dict[str, float]:
     """Returns, for every known basis, how many times longer training the full network in all stages would take.
 
-    The cost of the full network is that of the last stage.
+    The full network would train on the same samples, and its cost per sample is that of the last stage.
+
+    Args:
+        unit: as for `time_shares`.
     """
     found = {}
     for basis in BASES:
-        steps = per_sample(stages, basis)
-        spent = math.fsum(stage.share * step for stage, step in zip(stages, steps or (), strict=False))
-        if steps and spent:
-            found[basis] = steps[-1] / spent
+        costs = per_sample(stages, basis)
+        spent = math.fsum(part * cost for part, cost in zip(sample_shares(stages, unit), costs or (), strict=False))
+        if costs and spent:
+            found[basis] = costs[-1] / spent
     return found
 
 
-def bound(stages: Sequence[Stage]) -> float:
-    """Returns an upper bound of the speedup for these shares, reached if all stages but the last one cost nothing."""
-    return 1 / stages[-1].share
+def bound(stages: Sequence[Stage], unit: str = "epochs") -> float:
+    """Returns an upper bound of the speedup, reached if all stages but the last one cost nothing.
+
+    Args:
+        unit: as for `time_shares`.
+    """
+    return 1 / sample_shares(stages, unit)[-1]
 
 
 def _cost(cost: StageCost | None, basis: str) -> float | None:

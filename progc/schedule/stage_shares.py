@@ -1,4 +1,4 @@
-"""Shares of the stages: which part of a run each stage takes, as users say it.
+"""Shares of the stages: which part of a run each stage takes, and their number and batches, as users say it.
 
 0.5,0.2,0.1,0.2    parts of the run, one per stage, that sum to 1
 50,20,10,20        whole numbers: proportions, here percent
@@ -101,6 +101,20 @@ def stages_from_text(text: str | None, most: int | None = None) -> int | str | N
         allowed = f"an integer from 1 to {most}" if most else "an integer of at least 1"
         raise InputError(f"--stages {text}: expected {allowed}, or auto for one stage per level")
     return int(text)
+
+
+def batches_from_text(text: str | None) -> list[int] | None:
+    """Returns the batch of each stage that a command line gives, such as `256,128,64`; None without a text.
+
+    Raises:
+        InputError: something else.
+    """
+    if text is None:
+        return None
+    items = [item.strip() for item in text.split(",")]
+    if not all(re.fullmatch(r"0*[1-9]\d{0,8}", item, re.ASCII) for item in items):
+        raise InputError(f"--stage-batch {text}: expected an integer of at least 1 for each stage, such as 256,128,64")
+    return [int(item) for item in items]
 
 
 def begins(shares: Sequence[float], length: int, unit: str) -> list[int]:

@@ -11,7 +11,7 @@ from progc.data.regularisation import Regularisation
 from progc.files.text import aligned
 from progc.schedule.point import Point, size_text
 from progc.schedule.schedule import Candidate, Decision, Schedule
-from progc.schedule.stage import COUNTED, MEASURED, PREDICTED, Stage, bound, speedups, time_shares
+from progc.schedule.stage import COUNTED, MEASURED, PREDICTED, Stage, bound, sample_shares, speedups, time_shares
 
 FULL = "full"
 LINE = 100
@@ -51,6 +51,8 @@ def _stages_table(schedule: Schedule) -> str:
         columns.append(("", "decided", [_DECIDED[stage.decided] for stage in stages]))
     columns += point_columns([stage.point for stage in stages])
     costs = [stage.cost for stage in stages]
+    if any(stage.batch is not None for stage in stages):
+        columns.append(("", "batch", ["of the run" if stage.batch is None else str(stage.batch) for stage in stages]))
     columns.append(("", "trains", [_trains(stage) for stage in stages]))
     if any(costs):
         empty = ["-"] * len(stages)
@@ -63,7 +65,7 @@ def _stages_table(schedule: Schedule) -> str:
         columns.append((unit, "forward", of(lambda cost: figure(cost.forward_flops / cost.batch / scale))))
         columns.append((unit, "backward", of(lambda cost: figure(cost.backward_flops / cost.batch / scale))))
         columns.append(("", "memory", of(lambda cost: memory(cost.memory))))
-        shares = time_shares(stages)
+        shares = time_shares(stages, unit=schedule.unit)
         columns.append(("share", "of time", [percent(share) for share in shares] if shares else empty))
         if any(cost is not None and cost.seconds is not None for cost in costs):
             seconds = of(lambda cost: "-" if cost.seconds is None else figure(cost.seconds))
@@ -115,13 +117,13 @@ def _flops_unit(stages: Sequence[Stage]) -> tuple[str, float]:
 def _facts(schedule: Schedule) -> str:
     stages = schedule.stages
     rows: list[tuple[str, str]] = []
-    found = speedups(stages)
+    found = speedups(stages, schedule.unit)
     if found:
         gains = [f"{found[basis]:.2f}x {word}" for basis, word in _WORDS.items() if basis in found]
         rows.append(("speedup", f"{', '.join(gains)}, over training the full network throughout"))
         if len(stages) > 1:
-            text = f"below {bound(stages):.3g}x, because the last stage trains the full network"
-            rows.append(("bound", f"{text} for {percent(stages[-1].share)} of the run"))
+            text = f"below {bound(stages, schedule.unit):.3g}x, because the last stage trains the full network"
+            rows.append(("bound", f"{text} for {_last_part(schedule)}"))
     rows.append(("length", _length(schedule)))
     if schedule.open:
         text = f"stages {_and([str(index) for index in schedule.open])} are decided in training by {schedule.strategy}"
@@ -152,11 +154,19 @@ def _facts(schedule: Schedule) -> str:
     costs = [stage.cost for stage in stages if stage.cost is not None]
     if costs:
         rows.append((_flops_unit(stages)[0], "per sample; a multiply-add counts as two"))
-        text = f"activations, parameters, gradients and optimizer state at batch size {costs[0].batch}"
+        same = len({cost.batch for cost in costs}) == 1
+        size = f"batch size {costs[0].batch}" if same else "the batch size of each stage"
+        text = f"activations, parameters, gradients and optimizer state at {size}"
         rows.append(("memory", text))
     rows += [("rule", _rule(rule.to_json())) for rule in getattr(schedule, "rules", ())]
     rows += [("note", str(note)) for note in getattr(schedule, "notes", ())]
     return pairs(rows)
+
+
+def _last_part(schedule: Schedule) -> str:
+    """The part of the run that the last stage takes, or that of the samples where a step has other samples in it."""
+    share, part = schedule.stages[-1].share, sample_shares(schedule.stages, schedule.unit)[-1]
+    return f"{percent(share)} of the run" if part == share else f"{percent(part)} of the samples"
 
 
 def _rule(data: Mapping[str, Any]) -> str:

@@ -71,7 +71,7 @@ def step_times(
     programs: Sequence[Program],
     task: Task,
     *,
-    batch: int,
+    batch: int | Sequence[int],
     seed: int = 0,
     warmup: int = 2,
     repeats: int = 5,
@@ -86,18 +86,22 @@ def step_times(
     programs are in memory at the same time.
 
     Args:
+        batch: samples per step, of all programs or of each.
         stages: the stage of each program, see `stage` of `step_time`.
     """
-    for name, value, least in (("batch", batch, 1), ("warmup", warmup, 0), ("repeats", repeats, 1)):
+    sizes = list(batch) if isinstance(batch, Sequence) else [batch] * len(programs)
+    for name, value, least in (*(("batch", size, 1) for size in sizes), ("warmup", warmup, 0), ("repeats", repeats, 1)):
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise InputError(f"{name}: expected an integer of at least {least}, got {value!r}")
     chosen = [None] * len(programs) if stages is None else list(stages)
     with seeded(seed), torch.inference_mode(False), torch.enable_grad():
-        count = min(_BATCHES, max(len(task.samples) // batch, 1))
-        batches = list(task.batches(batch, seed=seed, count=count))
+        made = {
+            size: list(task.batches(size, seed=seed, count=min(_BATCHES, max(len(task.samples) // size, 1))))
+            for size in dict.fromkeys(sizes)
+        }
         runs = [
-            _TimedRun(program, task, batches, device, stage, learning)
-            for program, stage in zip(programs, chosen, strict=True)
+            _TimedRun(program, task, made[size], device, stage, learning)
+            for program, size, stage in zip(programs, sizes, chosen, strict=True)
         ]
         for _ in range(warmup):
             for run in runs:

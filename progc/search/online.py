@@ -73,7 +73,7 @@ def stages(
 
     Args:
         task: samples and loss, for open stages.
-        batch: samples per step, for open stages.
+        batch: samples per step of open stages that have no batch of their own.
         search: the search of open stages; None makes one from `task` and `batch`.
 
     Yields:
@@ -100,6 +100,7 @@ class OnlineSearch:
     """Decides the open stages of a schedule. Rank 0 decides; all ranks get its result.
 
     Attributes:
+        batches: samples per step of each stage.
         trains: whether a decision takes training steps of its stage (one-shot).
     """
 
@@ -110,7 +111,7 @@ class OnlineSearch:
         task: Task,
         *,
         batch: int,
-        micro: int | None = None,
+        parts: int = 1,
         autocast: Context | None = None,
         progress: Callable[[str], None] | None = None,
     ) -> None:
@@ -119,15 +120,16 @@ class OnlineSearch:
             full: the full program.
             schedule: the schedule, for strategy, mode, seed and settings.
             task: samples and loss of the run.
-            batch: samples per step of the run.
-            micro: samples that are evaluated at once; None evaluates whole batches.
+            batch: samples per step of stages that have no batch of their own.
+            parts: into how many parts a batch is divided where it is evaluated.
             autocast: the context in which losses are evaluated; None evaluates in the precision of the weights.
             progress: called with a line that says how far a search is.
 
         Raises:
             InputError: a setting of the search is invalid.
         """
-        self.full, self.task, self.batch, self.micro = full, task, batch, micro or batch
+        self.full, self.task, self.parts = full, task, parts
+        self.batches = schedule.batches(batch)
         self.autocast = autocast or contextlib.nullcontext
         self.progress = progress
         self.trains = schedule.strategy == "one-shot"
@@ -139,16 +141,15 @@ class OnlineSearch:
         else:
             zero_shot.ZeroShotOptions.of(self._settings, schedule.mode)
 
-    @property
-    def per_epoch(self) -> int:
-        """Optimizer steps per epoch."""
-        return max(len(self.task.samples) // self.batch, 1)
+    def per_epoch(self, index: int) -> int:
+        """Returns the optimizer steps per epoch of a stage."""
+        return max(len(self.task.samples) // self.batches[index], 1)
 
-    def length(self) -> int:
+    def length(self, index: int) -> int:
         """Returns how many optimizer steps of a stage a search takes."""
         if not self.trains:
             return 0
-        return max(1, round(OneShotSettings.of(self._settings).epochs * self.per_epoch))
+        return max(1, round(OneShotSettings.of(self._settings).epochs * self.per_epoch(index)))
 
     # -- zero-shot -------------------------------------------------------------------------------------------------
 
@@ -173,10 +174,11 @@ class OnlineSearch:
 
         current = position(schedule, index - 1) if index else None
         place, decision = zero_shot.decide(
-            self.full, schedule.space, current, self.task, stage=index, stages=len(schedule.stages), batch=self.batch,
+            self.full, schedule.space, current, self.task, stage=index, stages=len(schedule.stages),
+            batch=self.batches[index],
             seed=schedule.seed, mode=schedule.mode, settings=self._settings, progress=self.progress, network=at,
         )  # fmt: skip
-        return chosen_stage(self.full, schedule, index, schedule.space.point(place), self.batch), decision
+        return chosen_stage(self.full, schedule, index, schedule.space.point(place), self.batches[index]), decision
 
     # -- one-shot --------------------------------------------------------------------------------------------------
 
@@ -259,8 +261,9 @@ class SupernetStage(SearchStage):
     ) -> None:
         self._online, self._schedule, self._index = online, schedule, index
         self._current = position(schedule, index - 1) if index else None
+        micro = max(online.batches[index] // online.parts, 1)
         self._search = _Search(
-            schedule.space, online.task, index, online.micro, schedule.seed, schedule.mode,
+            schedule.space, online.task, index, micro, schedule.seed, schedule.mode,
             OneShotSettings.of(online._settings), 0, None, online.progress,
         )  # fmt: skip
         self._search.fill()
@@ -268,7 +271,7 @@ class SupernetStage(SearchStage):
         self._search.cut_out(program, self._current, places)
         self.module = SupernetModule(self._search.supernet)
         self._search.module = self.module
-        self.total, self.marks = self._search.own.marks(online.per_epoch)
+        self.total, self.marks = self._search.own.marks(online.per_epoch(index))
         if len(places) == 1:
             self.total, self.marks = 0, ()
         self._search.marks = self.marks
@@ -375,7 +378,8 @@ class SupernetStage(SearchStage):
         member, after = search.winner(winner, points[choice.winner], self._current)
         seconds = self._seconds + time.perf_counter() - start
         decision = search.decision(points, choice, seconds)
-        stage = chosen_stage(self._online.full, self._schedule, self._index, points[choice.winner], self._online.batch)
+        batch = self._online.batches[self._index]
+        stage = chosen_stage(self._online.full, self._schedule, self._index, points[choice.winner], batch)
         notes = (f"search: {decision.reason}",)
         return stage, decision, search.supernet.program, Grown(after, (member.lift,), notes, lossless=False)
 
@@ -425,7 +429,7 @@ def chosen_stage(full: Program, schedule: Schedule, index: int, point: Point, ba
         schedule: the schedule; the last stage has the final strengths.
         index: the stage.
         point: its new point.
-        batch: samples per step, for the cost.
+        batch: samples per step of the stage, for the cost.
     """
     from progc.analysis.costs.counting import NotCounted
     from progc.schedule.costing import counted_stages
@@ -436,7 +440,10 @@ def chosen_stage(full: Program, schedule: Schedule, index: int, point: Point, ba
     strengths = ramp(len(points), schedule.stages[-1].regularisation, schedule.mode, sizes=sizes_of(points))
     made = dataclasses.replace(stage, point=point, regularisation=strengths[index], cost=None)
     last = schedule.stages[-1].cost
-    batch = batch if last is None else last.batch  # costs of stages are compared with one another
+    if last is not None and not any(
+        own.batch for own in schedule.stages
+    ):  # costs of stages are compared with one another
+        batch = last.batch
     try:
         return counted_stages(full, [made], batch=batch)[0]
     except NotCounted:
@@ -459,21 +466,19 @@ def position(schedule: Schedule, index: int) -> Index:
     )
 
 
-def check_length(schedule: Schedule, search: OnlineSearch, starts: Sequence[int], per_unit: int) -> None:
+def check_length(schedule: Schedule, search: OnlineSearch, steps: Sequence[int]) -> None:
     """Checks that every search fits into its stage.
 
     Args:
-        starts: the unit at which each stage begins, and the end of the run.
-        per_unit: optimizer steps per unit.
+        steps: optimizer steps of each stage.
 
     Raises:
         InputError: a search takes more steps than its stage has.
     """
-    needed = search.length()
     for index in schedule.open:
-        there = (starts[index + 1] - starts[index]) * per_unit
+        needed, there = search.length(index), steps[index]
         if needed > there:
             raise InputError(
                 f"the search of stage {index} takes {needed} steps, but the stage has {there}; train for longer, or "
-                f"search for fewer epochs (--set plan.settings.epochs={max(there / search.per_epoch, 0.1):.1f})"
+                f"search for fewer epochs (--set plan.settings.epochs={max(there / search.per_epoch(index), 0.1):.1f})"
             )

@@ -38,7 +38,8 @@ class PlanOptions:
         mode: `default`, or `reference` for the published procedure.
         depths, widths, resolutions, unfreeze: levels of the growth space, as on the command line (see
             `progc.schedule.finding.find`). `none` keeps the dimension fixed; None finds its levels.
-        batch: samples per step, of searches and of costs.
+        batch: samples per step, of searches before training and of costs.
+        stage_batch: samples per step of each stage, for the run and for costs; empty: that of the run.
         seed: seed of everything that a search draws at random.
         total: length of the run in `unit`; None if it is not known yet.
         unit: `epochs` or `steps`.
@@ -81,6 +82,7 @@ class PlanOptions:
     decide: str = "before"
     shares: Shares = None
     rules: Rules = ()
+    stage_batch: Sequence[int] = ()
 
     def __post_init__(self) -> None:
         for what, value, known in (
@@ -100,6 +102,10 @@ class PlanOptions:
         for what, number in ((self.unit, self.total), ("batch", self.batch)):
             if number is not None and not _at_least_one(number):
                 raise InputError(f"plan: {what}: expected an integer of at least 1, got {number!r}")
+        for number in self.stage_batch:
+            if not _at_least_one(number):
+                raise InputError(f"plan: stage_batch: expected integers of at least 1, got {number!r}")
+        self._check_batches(self.num_stages)
         if self.total is not None and self.stages != AUTO:
             try:
                 begins(self.stage_shares, self.total, self.unit)
@@ -140,6 +146,13 @@ class PlanOptions:
             raise InputError(
                 f"plan: {given} shares are given for {self.stages} stages; give one share per stage, or leave out the "
                 "number of stages"
+            )
+
+    def _check_batches(self, stages: int | None) -> None:
+        if self.stage_batch and stages is not None and len(self.stage_batch) != stages:
+            raise InputError(
+                f"plan: stage_batch: expected one batch size for each of the {stages} stages, got "
+                f"{len(self.stage_batch)}; give as many as the plan has stages"
             )
 
     def _check_rules(self) -> None:

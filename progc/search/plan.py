@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +47,7 @@ def plan(
     unfreeze: Levels = None,
     task: Task | None = None,
     batch: int | None = None,
+    stage_batch: Sequence[int] = (),
     seed: int = 0,
     total: int | None = None,
     unit: str = "epochs",
@@ -92,6 +94,7 @@ def plan(
         resolutions=resolutions,
         unfreeze=unfreeze,
         batch=batch,
+        stage_batch=stage_batch,
         seed=seed,
         total=total,
         unit=unit,
@@ -140,6 +143,8 @@ def plan_with(
             _check_search(chosen, options)
         places = linear(chosen, number)
     made = _stages(program, chosen, places, options)
+    if options.stage_batch:
+        made = tuple(dataclasses.replace(s, batch=own) for s, own in zip(made, options.stage_batch, strict=True))
     if options.count or options.measure:
         tell("counting the cost of the stages")
         made, told = _counted(program, made, options, task)

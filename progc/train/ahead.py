@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -106,7 +106,7 @@ class LookAhead:
         settings: Settings,
         device: torch.device,
         *,
-        micro: int,
+        micro: Sequence[int],
     ) -> None:
         """
         Args:
@@ -114,7 +114,7 @@ class LookAhead:
             task: samples and loss of the run.
             settings: settings of the run.
             device: device on which stages train.
-            micro: samples per micro-batch.
+            micro: samples per micro-batch of each stage.
         """
         self.program, self.schedule, self.task, self.settings = program, schedule, task, settings
         self.device, self.micro = device, micro
@@ -157,7 +157,7 @@ class LookAhead:
 
     def _call_of(self, index: int, outline: Program) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Inputs of a stage at the size of a micro-batch."""
-        stage = self.schedule.stages[index]
+        stage, micro = self.schedule.stages[index], self.micro[index]
         task = for_stage(self.task, stage.regularisation, outline)
-        args, kwargs = task.inputs(next(task.batches(self.micro, seed=self.settings.seed, count=1)))
-        return args, {**kwargs, **stage_inputs(outline, stage, self.micro, self.device)}
+        args, kwargs = task.inputs(next(task.batches(micro, seed=self.settings.seed, count=1)))
+        return args, {**kwargs, **stage_inputs(outline, stage, micro, self.device)}

@@ -27,8 +27,7 @@ def online_search(
     parallel: Parallel,
     progress: Progress,
     *,
-    starts: Sequence[int],
-    per_unit: int,
+    steps: Sequence[int],
 ) -> OnlineSearch | None:
     """Returns what decides the open stages of a run; None if its plan is complete.
 
@@ -39,8 +38,7 @@ def online_search(
         settings: settings of the run; losses of candidates are computed in their precision, in micro-batches.
         parallel: the processes that train together.
         progress: shows how far a search is.
-        starts: the unit at which each stage begins, and the end of the run.
-        per_unit: optimizer steps per unit of the schedule.
+        steps: optimizer steps of each stage.
 
     Raises:
         InputError: a search does not fit into its stage, or one of its settings is invalid.
@@ -48,11 +46,10 @@ def online_search(
     if not schedule.reopened.open:
         return None
     made = OnlineSearch(
-        program, schedule, task, batch=settings.batch,
-        micro=max(settings.batch // parallel.world // settings.accumulate, 1),
+        program, schedule, task, batch=settings.batch, parts=parallel.world * settings.accumulate,
         autocast=lambda: autocast(parallel.device, settings), progress=progress.note,
     )  # fmt: skip
-    check_length(schedule.reopened, made, starts, per_unit)
+    check_length(schedule.reopened, made, steps)
     return made
 
 

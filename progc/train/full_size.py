@@ -69,6 +69,8 @@ class FullSize:
         parallel: Parallel,
         settings: Settings,
         stop: Callable[[], bool] = lambda: False,
+        *,
+        batch: int | None = None,
     ) -> dict[str, float] | None:
         """Validates the present weights and each averaged copy.
 
@@ -78,6 +80,7 @@ class FullSize:
             parallel: the processes that train together; all of them call this.
             settings: settings of the run.
             stop: asked before every batch; once it returns True, the result is None.
+            batch: samples per call, over all ranks; None takes that of the settings.
 
         Returns:
             Metrics by name, such as `full/loss` and `full/ema-0.999/top1`.
@@ -89,7 +92,7 @@ class FullSize:
         found: dict[str, float] = {}
         with torch.no_grad():
             for prefix, tensors in copies.items():
-                own = self._seen(running, tensors, parallel, settings, stop)
+                own = self._seen(running, tensors, parallel, settings, stop, batch or settings.batch)
                 if own is None:
                     return None
                 found |= {f"{PREFIX}{prefix}{name}": value for name, value in own.items()}
@@ -102,6 +105,7 @@ class FullSize:
         parallel: Parallel,
         settings: Settings,
         stop: Callable[[], bool],
+        batch: int,
     ) -> dict[str, float] | None:
         whole = {name: _whole(tensor) for name, tensor in tensors.items()}
         made = whole if self._lift is None else self._lift.apply(whole)
@@ -117,7 +121,7 @@ class FullSize:
                 return torch.func.functional_call(self._module, values, args, {**kwargs, **more})
 
         return validate(
-            call, self.task, batch=max(settings.batch // parallel.world, 1), rank=parallel.rank, world=parallel.world,
+            call, self.task, batch=max(batch // parallel.world, 1), rank=parallel.rank, world=parallel.world,
             mean=parallel.mean, device=parallel.device, stop=stop,
         )  # fmt: skip
 

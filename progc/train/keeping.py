@@ -14,6 +14,7 @@ from progc.data.order import DataPosition
 from progc.errors import InputError
 from progc.ranks.agreeing import raise_together, rank, told
 from progc.schedule.controlling import Controller
+from progc.schedule.pace import Pace
 from progc.schedule.running import RunningStage, SearchStage
 from progc.schedule.schedule import Schedule
 from progc.train.parallel import Parallel
@@ -29,6 +30,7 @@ class Keeping:
     Attributes:
         saved: step of the last checkpoint; None before the first.
         saver: writes checkpoints, in the background if the settings ask for it.
+        pace: where the steps of the stages are in the data.
     """
 
     def __init__(
@@ -40,7 +42,7 @@ class Keeping:
         parallel: Parallel,
         scaler: torch.amp.GradScaler,
         controllers: Mapping[str, Any],
-        per_epoch: int,
+        pace: Pace,
         config: Mapping[str, Any] | None,
     ) -> None:
         """
@@ -52,19 +54,18 @@ class Keeping:
             parallel: the processes that train together.
             scaler: gradient scaler; saved if it is enabled.
             controllers: objects with a `state_dict`, by name: the guard, running sums, the rules that end stages.
-            per_epoch: optimizer steps per epoch.
+            pace: where the steps of the stages are in the data.
             config: saved with every checkpoint, plain JSON data.
         """
         self.run, self.saver, self.schedule, self.settings = run, saver, schedule, settings
         self.parallel, self.config = parallel, config
         self.saved: int | None = None
         self._scaler = scaler if scaler.is_enabled() else None
-        self._controllers, self._per_epoch = dict(controllers), per_epoch
+        self._controllers, self.pace = dict(controllers), pace
 
-    def position(self, step: int) -> DataPosition:
-        """Returns the position in the data after `step` steps; it depends on the step only."""
-        epoch, place = divmod(step, self._per_epoch)
-        return DataPosition(self.settings.seed, epoch, place * self.settings.batch)
+    def position(self, stage: int, step: int) -> DataPosition:
+        """Returns the position in the data after `step` steps; it depends on the stages and the step only."""
+        return DataPosition(self.settings.seed, *self.pace.position(stage, step))
 
     def save(self, running: RunningStage, module: nn.Module, step: int) -> None:
         """Saves a checkpoint of this step, unless it is already saved.
@@ -74,7 +75,7 @@ class Keeping:
         """
         if self.saved == step:
             return
-        position = self.position(step)
+        position = self.position(running.stage.index, step)
         self.saver.save(
             State(module, running.optimizer, running.ema, self._scaler, self._controllers), step, epoch=position.epoch,
             stage=running.stage.index, data=position, schedule=self.schedule, config=self.config,
@@ -94,7 +95,7 @@ class Keeping:
             InputError: the checkpoint was saved with other data, another order of the data, or another schedule.
         """
         step = checkpoint.manifest.step
-        if checkpoint.data is not None and checkpoint.data != self.position(step):
+        if checkpoint.data is not None and checkpoint.data != self.position(running.stage.index, step):
             raise InputError(
                 f"{self.run} was trained with another seed, batch size or number of samples; use the same ones, or "
                 "choose another folder"

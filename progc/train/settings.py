@@ -25,6 +25,8 @@ class Settings:
 
     Attributes:
         batch: samples per optimizer step, over all ranks and micro-batches.
+        stage_batch: `batch` of each stage; empty: as the stages of the schedule say, else `batch`. Learning rate and
+            averages do not change with it.
         accumulate: micro-batches per step on each rank.
         total: length of the run in the unit of the schedule; None uses the length of the schedule.
         seed: seed of data order, random transforms and the global generators.
@@ -62,6 +64,7 @@ class Settings:
     """
 
     batch: int = 64
+    stage_batch: tuple[int, ...] = ()
     accumulate: int = 1
     total: int | None = None
     seed: int = 0
@@ -125,24 +128,29 @@ class Settings:
         self._check_schedule()
         if self.profile is not None:
             profiled(self.profile)
-        if self.accumulate > self.batch:
+        for stage, value in enumerate(self.stage_batch):
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise InputError(f"stage_batch: expected integers of at least 1, got {value!r} for stage {stage}")
+        if self.accumulate > (smallest := min(self.stage_batch or (self.batch,))):
             raise InputError(
-                f"accumulate: expected at most the batch size {self.batch}, got {self.accumulate}; use a larger batch"
+                f"accumulate: expected at most the batch size {smallest}, got {self.accumulate}; use a larger batch"
             )
         if (self.amp, self.parallel) == ("fp16", "fsdp"):
             raise InputError("amp: fp16 needs a gradient scaler, which parallel=fsdp does not have; use bf16 or ddp")
 
     def check_stages(self, number: int) -> None:
-        """Checks that `stage_lr` has a factor for each stage, or none.
+        """Checks that `stage_lr` and `stage_batch` have a value for each stage, or none.
 
         Raises:
-            InputError: it has another number of factors.
+            InputError: one of them has another number of values.
         """
-        if self.stage_lr and len(self.stage_lr) != number:
-            raise InputError(
-                f"stage_lr: expected one factor for each of the {number} stages, got {len(self.stage_lr)}; give as "
-                "many as the plan has stages"
-            )
+        for name, what in (("stage_lr", "factor"), ("stage_batch", "batch size")):
+            count = len(getattr(self, name))
+            if count not in (0, number):
+                raise InputError(
+                    f"{name}: expected one {what} for each of the {number} stages, got {count}; give as many as the "
+                    "plan has stages"
+                )
 
     def _check_schedule(self) -> None:
         if self.decay is not None:
@@ -197,7 +205,9 @@ def profiled(text: str) -> tuple[int, int]:
     return start, stop
 
 
-def factor(settings: Settings, step: int, total: int, boundary: int = 0, stage: int = 0) -> float:
+def factor(
+    settings: Settings, step: float, total: int, boundary: float = 0, stage: int = 0, stride: float = 1.0
+) -> float:
     """Returns the factor on the peak learning rates for the next step, after `step` of `total` steps.
 
     The factor rises linearly over the first `warmup` of the run, from `warmup_floor` at the first step if that is set.
@@ -207,16 +217,20 @@ def factor(settings: Settings, step: int, total: int, boundary: int = 0, stage: 
     Steps after the last one cool down at `min_lr`. After a boundary it rises again from 0 over `rewarm` steps to the
     value that it would have without the boundary. The factor of the stage (`stage_lr`) multiplies all of these.
 
+    Where stages have batches of their own, steps may be given in any unit that is a fixed part of an epoch, such as the
+    marks of `progc.schedule.pace.Pace`: the factor then depends on the part of the run that is done.
+
     Args:
         settings: settings of the run.
         step: optimizer steps done.
         total: optimizer steps of the run, without those that cool down.
         boundary: step at which the current stage began; 0 in the first stage.
         stage: index of the current stage.
+        stride: length of the next step, in the unit of the other steps.
     """
     warm, floor = round(settings.warmup * total), settings.warmup_floor / settings.lr
     if step < warm:
-        value = floor + (1.0 - floor) * step / warm if floor else (step + 1) / warm
+        value = floor + (1.0 - floor) * step / warm if floor else min((step + stride) / warm, 1.0)
     elif step >= total:
         value = settings.min_lr
     else:
@@ -230,7 +244,7 @@ def factor(settings: Settings, step: int, total: int, boundary: int = 0, stage: 
             "cosine": (1.0 + math.cos(math.pi * progress)) / 2,
         }[settings.lr_schedule]
         value = settings.min_lr + (1.0 - settings.min_lr) * shape
-    since = step - boundary
+    since = round((step - boundary) / stride)
     if boundary > 0 and since < settings.rewarm:
         value *= (since + 1) / settings.rewarm
     return value * settings.stage_lr[stage] if settings.stage_lr else value

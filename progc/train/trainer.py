@@ -16,10 +16,10 @@ from torch import nn
 from torch.optim import Optimizer
 
 from progc.checkpoints import Saver, load
-from progc.data.loading import steps, steps_per_epoch
+from progc.data.loading import steps
 from progc.data.staged import candidate_tasks, check_sizes, for_stage, not_set
 from progc.data.task import Task
-from progc.errors import CheckError, InputError
+from progc.errors import CheckError
 from progc.ir.program import Program
 from progc.ir.random_state import seed_everything
 from progc.lift.averages import Averages
@@ -34,11 +34,12 @@ from progc.train.ending import Ending
 from progc.train.keeping import Keeping, Rules, Searching, controller_of, newest
 from progc.train.machine import Profile, device_settings
 from progc.train.metrics import Metrics
+from progc.train.pacing import batch_notes, rate_factor, run_pace
 from progc.train.parallel import Parallel
 from progc.train.parallel.processes import opened_parallel
 from progc.train.progress import Meter, Progress
 from progc.train.run_folder import Asked, Result, held, listening, write_results
-from progc.train.settings import Settings, factor, set_rates
+from progc.train.settings import Settings, set_rates
 from progc.train.skipping import fused_options
 from progc.train.stepping import Active, Guard, Outcome, Stepper
 from progc.train.watching import Seen, Watch, never_told
@@ -59,6 +60,7 @@ class Trainer:
     Attributes:
         step: optimizer steps done.
         active: the stage that trains; None before the first.
+        pace: the batch of each stage, and where its steps are in the run and in the data.
         notes: notes for the user about parts of the schedule that have no effect here.
     """
 
@@ -97,42 +99,34 @@ class Trainer:
             InputError: the length of the run is unknown or too short, the ranks cannot share a batch, samples cannot be
                 mixed or resized as the schedule asks, or rules contradict each other.
         """
-        self.schedule, self.program, self.task, self.run = schedule, program, task, Path(run)
         self.settings = settings or Settings()
+        self.settings.check_stages(len(schedule.stages))
+        schedule = schedule.with_batches(self.settings.stage_batch)
+        self.schedule, self.program, self.task, self.run = schedule, program, task, Path(run)
         self.source, self.inits, self.config = source, inits, config
         self.parallel: Parallel = parallel or opened_parallel(self.settings.parallel, self.settings.device)
         self.progress = progress or Progress(None)
         self.trackers = dict(trackers or {})
         self._make_optimizer = optimizer or self._adamw
-        per_epoch = steps_per_epoch(task, self.settings.batch)
-        self._per_epoch = per_epoch
-        self._per_unit = per_epoch if schedule.unit == "epochs" else 1
-        units = self.settings.total or schedule.total
-        schedule.starts(units)  # refuses a length that is unknown or too short
-        self.settings.check_stages(len(schedule.stages))
-        assert units is not None
-        self.units, self.total = units, units * self._per_unit
-        if self.settings.cooldown >= units:
-            raise InputError(
-                f"cooldown: expected fewer than the {units} {schedule.unit} of the run, got {self.settings.cooldown}"
-            )
-        self._cooldown = self.settings.cooldown * self._per_unit
+        self.pace = run_pace(schedule, self.settings, len(task.samples), self.parallel)
         check_sizes(task, [stage.point.resolution for stage in schedule.stages])
-        self.notes = (*not_set(task, schedule.regularisations, program), *never_told(task, schedule, self.settings))
+        self.notes = (
+            *not_set(task, schedule.regularisations, program), *never_told(task, schedule, self.settings),
+            *batch_notes(schedule, self.settings),
+        )  # fmt: skip
         self.step = 0
         self.active: Active | None = None
         self.guard, self.seen = Guard(self.settings), Seen()
         self.scaler = torch.amp.GradScaler(self.parallel.device.type, enabled=self.settings.amp == "fp16")
         self._ahead = LookAhead(
             program, schedule, task, self.settings, self.parallel.device,
-            micro=max(self.settings.batch // self.parallel.world // self.settings.accumulate, 1),
+            micro=[batch // (self.parallel.world * self.settings.accumulate) for batch in self.pace.batches],
         )  # fmt: skip
         self._asked = Asked()
         self._ending = Ending(self._asked, self.parallel)
         self._online = online_search(
-            program, schedule, task, self.settings, self.parallel, self.progress,
-            starts=[*schedule.starts(units), units], per_unit=self._per_unit,
-        )  # fmt: skip
+            program, schedule, task, self.settings, self.parallel, self.progress, steps=self.pace.steps
+        )
         self._searching = Searching()
         self._unread: list[tuple[int, Outcome]] = []
 
@@ -181,24 +175,24 @@ class Trainer:
         start = checkpoint.manifest.stage if checkpoint is not None else 0
         self.schedule = as_saved(self.schedule, checkpoint)
         self._ahead.follow(self.schedule)
-        self.controller = controller_of(self.schedule, self.units, checkpoint)
+        self.controller = controller_of(self.schedule, self.pace.units, checkpoint)
         controllers: dict[str, Any] = {"guard": self.guard, "seen": self.seen}
         if self.controller is not None:
             controllers["stages"] = Rules(self.controller)
         if self._online is not None:
             controllers["search"] = self._searching
         self.keeping = Keeping(
-            self.run, saver, self.schedule, self.settings, self.parallel, self.scaler, controllers, self._per_epoch,
+            self.run, saver, self.schedule, self.settings, self.parallel, self.scaler, controllers, self.pace,
             self.config,
         )  # fmt: skip
         self.watch = Watch(
             self.schedule, self.settings, self.parallel, self.keeping, self.seen, self.controller, self.log,
-            self.progress, task=self.task, full=self.program, per_unit=self._per_unit, ending=self._ending,
+            self.progress, task=self.task, full=self.program, pace=self.pace, ending=self._ending,
         )  # fmt: skip
         programs = stages(
             self.program, self.schedule, source=self.source, optimizer=self._on_device(self._make_optimizer),
             ema=self._on_device(lambda module: Averages(module, self.settings.ema)) if self.settings.ema else None,
-            inits=self.inits, start=start, total=self.units, controller=self.controller, search=self._online,
+            inits=self.inits, start=start, total=self.pace.units, controller=self.controller, search=self._online,
         )  # fmt: skip
         try:
             first = next(programs)
@@ -220,6 +214,9 @@ class Trainer:
         """Makes a stage ready to train: emits it, restores a checkpoint if one is given, and wraps it."""
         search = running.search
         self._searching.stage = search
+        index, pace = running.stage.index, self.pace
+        if self.controller is not None:
+            pace.follow(self.controller.log)
         running.module.to(self.parallel.device)
         program = trained(running.program, running.module)
         module: nn.Module
@@ -236,8 +233,8 @@ class Trainer:
         self.watch.enter(running)
         stepper = self._stepper(running, module)
         cost = running.stage.cost
-        flops = None if cost is None else cost.flops * self.settings.batch // max(cost.batch, 1) // self.parallel.world
-        start, stop = running.begun * self._per_unit, running.stop * self._per_unit
+        flops = None if cost is None else cost.flops * pace.batches[index] // max(cost.batch, 1) // self.parallel.world
+        start, stop = pace.start(index), pace.step(index, running.stop)
         loading, candidates = stepper.task, tuple[Task, ...]()
         if search is not None:
             stop = start + search.total
@@ -245,10 +242,10 @@ class Trainer:
         self.active = Active(
             running, module, stepper.task, stepper, Meter(flops, self.parallel.device), start, stop, loading, candidates
         )
-        later = self.schedule.later(running.stage.index, self.units)
+        later = self.schedule.later(index, pace.units)
         self.progress.stage(
-            running.stage.index, len(self.schedule.stages), self.step, stop, self.total,
-            None if later is None else later * self._per_unit,
+            index, len(self.schedule.stages), self.step, stop, pace.total,
+            None if later is None else later * pace.per_unit[index],
         )  # fmt: skip
         for note in running.notes:
             self.progress.note(note)
@@ -350,8 +347,7 @@ class Trainer:
 
     def _step(self, active: Active, micro_batches: list[Any]) -> None:
         """Takes one step. The host does not wait for the device here, unless something needs a value of this step."""
-        rate = factor(self.settings, self.step, self.total - self._cooldown, active.start, active.index)
-        set_rates(active.running.optimizer, rate)
+        set_rates(active.running.optimizer, rate_factor(self.settings, self.pace, active.index, self.step))
         try:
             outcome = active.stepper.step(micro_batches)
         except CheckError as error:
@@ -363,10 +359,10 @@ class Trainer:
                 active.running.ema.update(active.module)
         self.step += 1
         self._unread.append((self.step, outcome))
-        if outcome.left_out is None or active.stepper.full or self.watch.wants_loss(self.step):
+        if outcome.left_out is None or active.stepper.full or self.watch.wants_loss(active, self.step):
             self._read()
         active.meter.step(outcome.samples)
-        self.watch.trained(self.step, self.seen.last)
+        self.watch.trained(active, self.step, self.seen.last)
         self.progress.step(self.step, self.seen.last)
         if self.step % self.settings.log_every == 0:
             self._log(active)
@@ -403,11 +399,11 @@ class Trainer:
 
     def _batches(self, active: Active) -> Iterator[list[Any]]:
         """Micro-batches of the rest of the current epoch; the position follows from the step."""
-        position = self.keeping.position(self.step)
+        position = self.keeping.position(active.index, self.step)
         return steps(
-            active.loading, batch=self.settings.batch, seed=position.seed, epoch=position.epoch, start=position.index,
-            rank=self.parallel.rank, world=self.parallel.world, accumulate=self.settings.accumulate,
-            workers=self.settings.workers, device=self.parallel.device,
+            active.loading, batch=self.pace.batches[active.index], seed=position.seed, epoch=position.epoch,
+            start=position.index, rank=self.parallel.rank, world=self.parallel.world,
+            accumulate=self.settings.accumulate, workers=self.settings.workers, device=self.parallel.device,
         )  # fmt: skip
 
     def _read(self) -> None:
@@ -434,8 +430,9 @@ class Trainer:
             "lr": max(group["lr"] for group in active.running.optimizer.param_groups),
             "grad_norm": self.seen.norm,
             "skipped": self.seen.skipped,
-            "epoch": (self.step - 1) // self._per_epoch,
+            "epoch": self.pace.position(active.index, self.step - 1)[0],
             "stage": active.index,
+            "batch": self.pace.batches[active.index],
         }
         measured = active.meter.read()
         self.log.write("train", self.step, {**values, "measured": measured})
@@ -480,7 +477,7 @@ class Trainer:
 
     def _sample(self) -> Any:
         """The batch that a boundary is checked on, the same on all ranks."""
-        return next(self.task.batches(min(self.settings.batch, 8), seed=self.settings.seed, count=1))
+        return next(self.task.batches(min(*self.pace.batches, 8), seed=self.settings.seed, count=1))
 
     def _finish(self, active: Active) -> None:
         """Writes the last checkpoint, and the weights of the network and its averages under the names of the model."""

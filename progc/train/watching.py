@@ -22,6 +22,7 @@ from progc.errors import InputError
 from progc.ir.program import Program
 from progc.lift.averages import Averages
 from progc.schedule.controlling import Controller
+from progc.schedule.pace import Pace
 from progc.schedule.rules import Gain, Plateau
 from progc.schedule.running import RunningStage
 from progc.schedule.schedule import Schedule
@@ -55,7 +56,7 @@ class Watch:
         *,
         task: Task,
         full: Program,
-        per_unit: int,
+        pace: Pace,
         ending: Ending,
     ) -> None:
         """
@@ -70,7 +71,7 @@ class Watch:
             progress: shows results.
             task: task of the run.
             full: the full network.
-            per_unit: optimizer steps per unit of the schedule (epoch or step).
+            pace: which steps end an epoch (or step) of the schedule, and the batch of each stage.
             ending: whether the run has to end; a validation then ends without a result.
         """
         self.settings, self.parallel, self.keeping, self.seen = settings, parallel, keeping, seen
@@ -78,7 +79,7 @@ class Watch:
         self.metrics: dict[str, float] = {}
         self._task, self._size = task, image_size(full) if settings.validate_full else None
         self._full: FullSize | None = None
-        self._per_unit, self._ending = per_unit, ending
+        self._pace, self._ending = pace, ending
         self._losses = any(isinstance(rule, Plateau) for rule in schedule.rules)
         self._higher = all(rule.higher for rule in _gains(schedule))
 
@@ -92,14 +93,15 @@ class Watch:
             return self.controller.stage > active.index
         return step >= active.stop
 
-    def wants_loss(self, step: int) -> bool:
+    def wants_loss(self, active: Active, step: int) -> bool:
         """Returns whether a rule decides by the loss of this step, so that the host has to read it at once."""
-        return self.controller is not None and self._losses and step % self._per_unit == 0
+        return self.controller is not None and self._losses and self._pace.unit(active.index, step) is not None
 
-    def trained(self, step: int, loss: float | None) -> None:
+    def trained(self, active: Active, step: int, loss: float | None) -> None:
         """Tells the rules that a step is done, with its loss if `wants_loss` asked for it."""
-        if self.controller is not None and step % self._per_unit == 0:
-            self.controller.observe(step // self._per_unit, loss=loss if self._losses else None)
+        unit = self._pace.unit(active.index, step)
+        if self.controller is not None and unit is not None:
+            self.controller.observe(unit, loss=loss if self._losses else None)
 
     def due(self, active: Active, step: int) -> bool:
         """Returns whether a validation is due after `step` steps of the run."""
@@ -117,19 +119,23 @@ class Watch:
         over = self.over(active, step)
         if self.due(active, step):
             self._validate(active, step)
-        if step % self._per_unit == 0 and (news := self.seen.news()) is not None:
+        unit = self._pace.unit(active.index, step)
+        if unit is not None and (news := self.seen.news()) is not None:
             if self.controller is not None and not over:
-                self.controller.observe(step // self._per_unit, validation=news[0], seconds=news[1])
+                self.controller.observe(unit, validation=news[0], seconds=news[1])
 
     def _validate(self, active: Active, step: int) -> None:
-        running = active.running
+        running, own = active.running, self._pace.batches[active.index]
         found = evaluate(
             active.module, active.task, running.inputs, running.ema, self.parallel, self.settings,
-            self._ending.later,
+            self._ending.later, batch=own,
         )  # fmt: skip
         self._ending.settle()
         if found is not None and self._full is not None:
-            more = self._full.evaluate(running, active.module, self.parallel, self.settings, self._ending.later)
+            more = self._full.evaluate(
+                running, active.module, self.parallel, self.settings, self._ending.later,
+                batch=min(own, self._pace.batches[-1]),  # images as large as in the last stage
+            )  # fmt: skip
             self._ending.settle()
             found = None if more is None else found | more
         if found is None:
@@ -175,10 +181,15 @@ def evaluate(
     parallel: Parallel,
     settings: Settings,
     stop: Callable[[], bool] = lambda: False,
+    *,
+    batch: int | None = None,
 ) -> dict[str, float] | None:
     """Validates the weights, and each averaged copy under the same names prefixed by `ema-DECAY/`.
 
     Afterwards the module is in train mode, with its weights, buffers and all random states unchanged.
+
+    Args:
+        batch: samples per call, over all ranks; None takes that of the settings.
 
     Returns:
         Metrics by name; None if `stop` ended the validation.
@@ -190,8 +201,8 @@ def evaluate(
 
     def seen() -> dict[str, float] | None:
         return validate(
-            call, task, batch=max(settings.batch // parallel.world, 1), rank=parallel.rank, world=parallel.world,
-            mean=parallel.mean, device=parallel.device, stop=stop,
+            call, task, batch=max((batch or settings.batch) // parallel.world, 1), rank=parallel.rank,
+            world=parallel.world, mean=parallel.mean, device=parallel.device, stop=stop,
         )  # fmt: skip
 
     module.eval()

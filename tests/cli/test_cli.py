@@ -266,8 +266,9 @@ OPTIONS: dict[str, set[str]] = {
     },
     "plan": {
         "--to", "--strategy", "--decide", "--stages", "--shares", "--rule", "--mode", "--depths", "--widths",
-        "--resolutions", "--unfreeze", "--epochs", "--steps", "--batch", "--data", "--model-arg", "--weights",
-        "--seed", "--measure", "--set", "--sid", "--sid-init", "--regularise", "--init", "--out", "--json", "--help",
+        "--resolutions", "--unfreeze", "--epochs", "--steps", "--batch", "--stage-batch", "--data", "--model-arg",
+        "--weights", "--seed", "--measure", "--set", "--sid", "--sid-init", "--regularise", "--init", "--out", "--json",
+        "--help",
     },
     "inspect": {"--axes", "--chains", "--graph", "--explain", "--stage", "--model-arg", "--json", "--help"},
     "apply": {
@@ -276,8 +277,8 @@ OPTIONS: dict[str, set[str]] = {
     "passes": {"--help"},
     "train": {
         "--out", "--data", "--to", "--model-arg", "--weights", "--plan", "--strategy", "--decide", "--stages",
-        "--shares", "--rule", "--epochs", "--steps", "--batch", "--lr", "--seed", "--init", "--set", "--dry-run",
-        "--smoke", "--json", "--help",
+        "--shares", "--rule", "--epochs", "--steps", "--batch", "--stage-batch", "--lr", "--seed", "--init", "--set",
+        "--dry-run", "--smoke", "--json", "--help",
     },
     "export": {"--average", "--stage", "--sid", "--format", "--to", "--force", "--json", "--help"},
     "doctor": {"--folder", "--json", "--help"},

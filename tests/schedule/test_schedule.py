@@ -26,6 +26,7 @@ from progc.schedule import (
     StageCost,
     Unfreeze,
 )
+from progc.schedule.stage import bound, sample_shares, time_shares
 from tests import zoo
 from tests.schedule.spaces import DIT, SHAPES, VOLO
 
@@ -277,6 +278,36 @@ def test_what_later_stages_cost() -> None:
         ),
     )
     assert by_seconds.costs() == [1, 2, 3] and by_seconds.later(1, 30) == 15
+
+
+def test_batches_of_stages_weigh_steps_and_not_epochs() -> None:
+    """Three equal stages of batches 8, 4 and 2 whose networks cost 1, 2 and 4 per sample."""
+    plan = equal(3).with_batches((8, 4, 2))
+    assert plan.batches(64) == [8, 4, 2] and equal(3).batches(64) == [64] * 3 and plan.with_batches(()) is plan
+    costs = [StageCost(batch, 0, 0, 0, batch * 2**k, 0, 0, 0, 0) for k, batch in enumerate((8, 4, 2))]
+    epochs = dataclasses.replace(
+        plan, stages=tuple(dataclasses.replace(s, cost=cost) for s, cost in zip(plan.stages, costs, strict=True))
+    )
+    steps = dataclasses.replace(epochs, unit="steps")
+    assert epochs.costs() == [1, 2, 4] and time_shares(epochs.stages) == pytest.approx((1 / 7, 2 / 7, 4 / 7))
+    assert epochs.speedup == pytest.approx(12 / 7) and bound(epochs.stages) == pytest.approx(3)
+    # A step of each takes as long, since what a sample costs more there are fewer of.
+    assert steps.costs() == [4, 4, 4] and time_shares(steps.stages, unit="steps") == pytest.approx((1 / 3,) * 3)
+    assert sample_shares(steps.stages, "steps") == pytest.approx([4 / 7, 2 / 7, 1 / 7])
+    assert steps.speedup == pytest.approx(4 * 7 / 12) and bound(steps.stages, "steps") == pytest.approx(7)
+    assert (epochs.later(0, 30), steps.later(0, 30)) == (60, 20)
+
+
+def test_a_stage_keeps_its_batch_on_disk() -> None:
+    plan = equal(2).with_batches((32, 16))
+    data = plan.to_json()
+    assert [stage["batch"] for stage in data["stages"]] == [32, 16] and Schedule.from_json(data) == plan
+    assert all("batch" not in stage for stage in equal(2).to_json()["stages"])
+    assert not plan.same_run(equal(2)) and plan.same_run(Schedule.from_json(data))
+    for wrong in (0, -1, 1.5, "8", True):
+        data["stages"][1]["batch"] = wrong
+        with pytest.raises(InputError, match=f"stage 1: batch: expected an integer of at least 1, got {wrong!r}; fix"):
+            Schedule.from_json(data)
 
 
 def test_the_last_place_is_the_full_network() -> None:

@@ -169,5 +169,5 @@ def test_settings_are_those_of_the_run() -> None:
     """`Trainer` hands the run's batch to the search: losses are evaluated in micro-batches."""
     made = trainer(Path("unused"), plan("one-shot"), accumulate=2)
     assert isinstance(made, Trainer) and isinstance(made.settings, Settings)
-    assert made._online is not None and (made._online.batch, made._online.micro) == (16, 8)
-    assert made._online.length() == SEARCH
+    assert made._online is not None and (made._online.batches, made._online.parts) == ([16] * STAGES, 2)
+    assert made._online.length(0) == SEARCH

@@ -179,7 +179,7 @@ def test_a_rule_of_validation_ends_stages(tmp_path: Path) -> None:
 def test_a_validation_that_is_not_finite_is_written_and_is_no_best(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("progc.train.watching.evaluate", lambda *args: {"loss": float("inf")})
+    monkeypatch.setattr("progc.train.watching.evaluate", lambda *args, **more: {"loss": float("inf")})
     assert train(tmp_path, rules=(Gain(),)).finished
     told = [line for line in lines(tmp_path) if line["kind"] == "validation"]
     assert told and all(line["loss"] is None for line in told)

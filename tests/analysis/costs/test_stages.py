@@ -79,6 +79,16 @@ def test_measured_stages_have_seconds_and_prediction() -> None:
     assert known(found[1]).seconds == known(found[2]).seconds, "the same stage is measured once"
 
 
+def test_a_stage_is_counted_and_measured_at_its_own_batch() -> None:
+    task = Task([(torch.randn(3, 32, 32), index % 7) for index in range(8)])
+    given = [
+        dataclasses.replace(stage, batch=size) for stage, size in zip(stages(POINTS[1:4]), (8, None, 2), strict=True)
+    ]
+    found = counted_stages(full(), given, batch=4, measure=task)
+    assert [known(stage).batch for stage in found] == [8, 4, 2] and all(known(stage).seconds for stage in found)
+    assert known(found[0]).flops == 2 * known(found[1]).flops  # the same network
+
+
 def test_shares_of_time_prefer_what_was_measured() -> None:
     cost = count(full())
     first = dataclasses.replace(cost, forward_flops=10, backward_flops=20, predicted_seconds=2.0, seconds=1.0)

@@ -18,7 +18,7 @@ def datasets():
     return (x, x[:, :3].argmax(1)), (x[:32], x[:32, :3].argmax(1))
 """
 OPTIONS = [
-    "--stages", "2", "--steps", "8", "--batch", "16", "--lr", "1e-3",
+    "--stages", "2", "--steps", "8", "--stage-batch", "16,8", "--lr", "1e-3",
     "--set", "plan.unfreeze=prefix:2", "--set", "plan.resolutions=none", "--set", "train.compile=eager",
     "--set", "train.log_every=1", "--set", "train.ema=[0.9]", "--set", "train.clip=1.0", "--set", "train.warmup=0.0",
 ]  # fmt: skip
@@ -30,7 +30,7 @@ def metrics(run: Path, kind: str) -> list[dict[str, object]]:
 
 
 def test_two_processes_train_as_one(tmp_path: Path) -> None:
-    """Freezing and unfreezing between the stages; every boundary compares hashes of the ranks."""
+    """Freezing and unfreezing between stages of other batches; every boundary compares hashes of the ranks."""
     (tmp_path / "net.py").write_text(NET + DATA)
     options = ["train", f"{tmp_path / 'net.py'}:big", *OPTIONS, "--out"]
     assert main([*options, str(tmp_path / "1")]) == 0
