@@ -402,11 +402,11 @@ class Trainer:
         self.keeping.saver.wait()
 
     def _batches(self, active: Active) -> Iterator[list[Any]]:
-        """Micro-batches of the rest of the current epoch; the position follows from the step."""
+        """Micro-batches from the current position on, which follows from the step, without an end."""
         position = self.keeping.position(self.step)
         return steps(
             active.loading, batch=self.settings.batch, seed=position.seed, epoch=position.epoch, start=position.index,
-            rank=self.parallel.rank, world=self.parallel.world, accumulate=self.settings.accumulate,
+            epochs=None, rank=self.parallel.rank, world=self.parallel.world, accumulate=self.settings.accumulate,
             workers=self.settings.workers, device=self.parallel.device,
         )  # fmt: skip
 
