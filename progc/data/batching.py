@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import Subset, TensorDataset, default_collate
 
@@ -68,7 +69,7 @@ class Rows:
 
     def take(self, indices: Sequence[int]) -> list[torch.Tensor]:
         """Returns what `default_collate` makes of these samples."""
-        rows = torch.as_tensor(indices)
+        rows = torch.from_numpy(np.asarray(indices, dtype=np.int64))
         rows = rows if self.chosen is None else self.chosen[rows]
         return [tensor.index_select(0, rows.to(tensor.device)) for tensor in self.tensors]
 

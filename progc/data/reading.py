@@ -4,8 +4,9 @@ Seeding three global generators for every sample takes longer than reading a sam
 nothing. So a reader finds out which generators a data set draws from. For the first `WATCHED` samples it seeds all of
 them, and looks which have moved. Later it seeds those that were drawn from, and looks once per batch whether the others
 have moved; if one has, it reads the batch a second time with that one seeded as well. Every sample that it returns was
-made with all generators seeded that the sample draws from. So results do not depend on what a reader has seen: they are
-the same with any number of workers, in any batches, and after any resume.
+made with all generators seeded that the sample draws from, so results do not depend on what a reader has seen: they are
+the same with any number of workers, in any batches, and after any resume. A sample that asks for the seed of torch's
+generator, to make a generator of its own from it, counts as one that draws.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from progc.data.seeds import sample_seeds
-from progc.ir.random_state import GLOBAL_GENERATORS, TORCH, kept_random_states
+from progc.ir.random_state import GLOBAL_GENERATORS, TORCH, asked_for_seed, kept_random_states
 
 WATCHED = 32
 """Number of samples for which all generators are seeded and looked at."""
@@ -48,27 +49,31 @@ class Reader:
         return found + self._reading(places[len(new) :], seed, epoch) if len(new) < len(places) else found
 
     def _reading(self, places: list[int], seed: int, epoch: int) -> list[Any]:
-        together = self._together and not self.drawn
-        # Seeding torch's generator takes little time, and a sample may use its seed (`torch.initial_seed`) unseen.
-        seeded = [] if together else [each for each in GLOBAL_GENERATORS if each.name in {TORCH, *self.drawn}]
+        seeded = [each for each in GLOBAL_GENERATORS if each.name in self.drawn]
+        together = self._together and not seeded
         changed = [(each, each.state()) for each in GLOBAL_GENERATORS]
         found: Any = []
         try:
-            if together:
-                found = self.samples.__getitems__(places)
-            else:
-                for index, number in zip(places, sample_seeds(seed, epoch, places), strict=True):
-                    for each in seeded:
-                        each.seed(number)
-                    found.append(self.samples[index])
+            with asked_for_seed() as asked:
+                if together:
+                    found = self.samples.__getitems__(places)
+                elif seeded:
+                    for index, number in zip(places, sample_seeds(seed, epoch, places), strict=True):
+                        for each in seeded:
+                            each.seed(number)
+                        found.append(self.samples[index])
+                else:
+                    found = [self.samples[index] for index in places]
             changed = [(each, state) for each, state in changed if each in seeded or not each.same(state)]
         finally:
             for each, state in changed:
                 each.restore(state)
+        as_expected = len(changed) == len(seeded) and (TORCH in self.drawn or not asked)
         if together:  # what DataLoader also takes, such as a batch that is collated already, is no list of samples
-            self._together = not changed and isinstance(found, (list, tuple)) and len(found) == len(places)
-            return list(found) if self._together else self._watching(places, seed, epoch)
-        return list(found) if len(changed) == len(seeded) else self._watching(places, seed, epoch)
+            self._together = as_expected = (
+                as_expected and isinstance(found, (list, tuple)) and len(found) == len(places)
+            )
+        return list(found) if as_expected else self._watching(places, seed, epoch)
 
     def _watching(self, places: list[int], seed: int, epoch: int) -> list[Any]:
         """Reads samples with all generators seeded, and remembers which of them the samples draw from."""
@@ -77,9 +82,10 @@ class Reader:
             for index, number in zip(places, sample_seeds(seed, epoch, places), strict=True):
                 for each in GLOBAL_GENERATORS:
                     each.seed(number)
-                before = [each.state() for each in GLOBAL_GENERATORS]
-                found.append(self.samples[index])
-                moved = [not each.same(state) for each, state in zip(GLOBAL_GENERATORS, before, strict=True)]
-                self.drawn.update(each.name for each, yes in zip(GLOBAL_GENERATORS, moved, strict=True) if yes)
+                before = [(each, each.state()) for each in GLOBAL_GENERATORS]
+                with asked_for_seed() as asked:
+                    found.append(self.samples[index])
+                self.drawn.update(each.name for each, state in before if not each.same(state))
+                self.drawn.update([TORCH] if asked else [])
         self._watched += len(places)
         return found

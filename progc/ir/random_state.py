@@ -127,11 +127,39 @@ def _numpy_equal(one: Any, other: Any) -> bool:
     return bool((one["state"]["key"] == other["state"]["key"]).all())
 
 
+class _Asked:
+    """Stands for torch's generator in the functions of `torch.random`, and remembers whether one asked for its seed."""
+
+    def __init__(self, found: list[str]) -> None:
+        self._found = found
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("initial_seed", "get_state"):
+            self._found.append(name)
+        return getattr(torch.default_generator, name)
+
+
+@contextlib.contextmanager
+def asked_for_seed() -> Iterator[list[str]]:
+    """Yields a list that is not empty once `torch.initial_seed` or `torch.get_rng_state` was called inside.
+
+    Such a call leaves the generator as it is, so its state does not tell.
+    """
+    found: list[str] = []
+    functions: Any = torch.random
+    before = functions.default_generator
+    functions.default_generator = _Asked(found)
+    try:
+        yield found
+    finally:
+        functions.default_generator = before
+
+
 TORCH = "torch"
 GLOBAL_GENERATORS = (
     GlobalGenerator(
         TORCH, lambda seed: torch.default_generator.manual_seed(seed % 2**64),
-        torch.get_rng_state, torch.set_rng_state, _torch_equal,
+        torch.default_generator.get_state, torch.default_generator.set_state, _torch_equal,
     ),
     GlobalGenerator("python", random.seed, random.getstate, random.setstate, operator.eq),
     GlobalGenerator(
