@@ -5,8 +5,9 @@
 After every step of `progc.Trainer` a bare loop does one step in the same process: a copy of the same module, torch's
 DataLoader over the same samples, AdamW, clipping, `loss.item()`. The overhead is the median over these pairs of
 (trainer - bare) / bare, in percent, with its 95 % confidence interval by the sign test, by the clock and in seconds of
-the processor. Samples are a `TensorDataset`, a map-style class without and with a random transform of torch, each
-without and with workers; `read` is the mean time in microseconds in which either loader, alone, gives a batch. Writes
+the processor. A limit holds by the latter, since other work on the machine changes it less. Samples are a
+`TensorDataset`, and a map-style class without and with a random transform of torch, each without and with workers;
+`read` is the median time in microseconds in which either loader, alone, gives a batch. Writes
 bench/results/overhead.json, unless only some rows are measured.
 """
 
@@ -132,7 +133,7 @@ def measured(size: str, kind: str, workers: int, repeats: int, folder: Path) -> 
         "overhead_percent": wall,
         "overhead_percent_processor": processor,
         "limit": LIMITS[size],
-        "holds": wall["median"] <= LIMITS[size],
+        "holds": processor["median"] <= LIMITS[size],
     }
 
 

@@ -269,23 +269,22 @@ class Trainer:
         if self._ending.now():  # the first step of a stage may have to compile
             self._leave(active)
             return False
+        batches = self._batches(active)
         while not self.watch.over(active, self.step):
-            for micro_batches in self._batches(active):
-                active.meter.arrived()
-                self._profile.begin(self.step)
-                if active.running.search is not None:
-                    micro_batches = self._choose(active, active.running.search, micro_batches)
-                self._step(active, micro_batches)
-                if active.running.search is not None:
-                    active.module.chosen = None  # type: ignore[assignment]  # validation runs the whole supernet
-                self._profile.end(self.step)
-                if self._ends(active):
-                    self._leave(active)
-                    return False
-                if self.watch.over(active, self.step):
-                    break
-                if active.running.search is None:
-                    self._ahead.begin(active.index)
+            micro_batches = next(batches)
+            active.meter.arrived()
+            self._profile.begin(self.step)
+            if active.running.search is not None:
+                micro_batches = self._choose(active, active.running.search, micro_batches)
+            self._step(active, micro_batches)
+            if active.running.search is not None:
+                active.module.chosen = None  # type: ignore[assignment]  # validation runs the whole supernet
+            self._profile.end(self.step)
+            if self._ends(active):
+                self._leave(active)
+                return False
+            if active.running.search is None and not self.watch.over(active, self.step):
+                self._ahead.begin(active.index)
         return True
 
     # --- searches ---------------------------------------------------------------------------------------------------
