@@ -3,9 +3,9 @@
 Neither depends on the number of workers, ranks or micro-batches, nor on what was drawn before. There is no state to
 save: a run resumes at any index, on another number of ranks if need be.
 
-Seeds are derived by numpy's `SeedSequence`. An order comes from sorting the raw output of numpy's counter-based
-generator `Philox` (Salmon et al., Parallel random numbers: as easy as 1, 2, 3, SC 2011). numpy guarantees both streams
-across its versions, but not what its `Generator.permutation` makes of them.
+Seeds come from numpy's `SeedSequence` (progc/data/seeds.py). An order comes from sorting the raw output of numpy's
+counter-based generator `Philox` (Salmon et al., Parallel random numbers: as easy as 1, 2, 3, SC 2011). numpy guarantees
+both streams across its versions, but not what its `Generator.permutation` makes of them.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from progc.data.reading import Reader
+from progc.data.seeds import sequence
 from progc.errors import InputError
-from progc.ir.random_state import kept_random_states, seed_cpu
 
 ORDER = 2
 """Version of the order, saved with every position: 1 came from SplitMix64, 2 comes from Philox."""
-_MASK = 2**64 - 1
-_EPOCH, _SAMPLE = 1, 2  # independent streams of one seed
+_EPOCH = 1  # stream of a seed, as `SAMPLE` of progc/data/seeds.py is
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,28 +73,13 @@ def order(seed: int, epoch: int, length: int) -> torch.Tensor:
     """
     if length < 0:
         raise InputError(f"{length} samples: expected 0 or more")
-    keys = np.random.Philox(_sequence(seed, _EPOCH, epoch)).random_raw(length)
+    keys = np.random.Philox(sequence(seed, _EPOCH, epoch)).random_raw(length)
     return torch.from_numpy(np.argsort(keys, kind="stable"))
-
-
-def sample_seed(seed: int, epoch: int, index: int) -> int:
-    """Returns the seed for everything drawn for sample `index` of the data set in this epoch: an int of 63 bits."""
-    return int(_sequence(seed, _SAMPLE, epoch, index).generate_state(1, np.uint64)[0] >> np.uint64(1))
-
-
-def sample_generator(seed: int, epoch: int, index: int) -> torch.Generator:
-    """Returns a generator (CPU) for everything drawn for one sample, seeded with `sample_seed`."""
-    return torch.Generator().manual_seed(sample_seed(seed, epoch, index))
 
 
 def fetch(samples: Any, indices: list[int], seed: int, epoch: int) -> list[Any]:
     """Returns `samples[index]` for every index, each seeded for itself; the global generators are left unchanged."""
-    found = []
-    with kept_random_states(accelerator=False):
-        for index in indices:
-            seed_cpu(sample_seed(seed, epoch, index))
-            found.append(samples[index])
-    return found
+    return Reader(samples).read(indices, seed, epoch)
 
 
 class Seeded:
@@ -107,6 +92,7 @@ class Seeded:
 
     def __init__(self, samples: Any, seed: int) -> None:
         self.samples, self.seed = samples, seed
+        self._reader = Reader(samples)
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -116,7 +102,7 @@ class Seeded:
 
     def __getitems__(self, places: list[tuple[int, int]]) -> list[Any]:
         """Returns several samples of one epoch; a DataLoader asks for a whole batch this way."""
-        return fetch(self.samples, [index for _, index in places], self.seed, places[0][0]) if places else []
+        return self._reader.read([index for _, index in places], self.seed, places[0][0]) if places else []
 
 
 class Batches:
@@ -170,7 +156,3 @@ class Batches:
         for step in range(len(self)):
             first = self.start + step * self.batch + self.rank * share
             yield [(self.epoch, index) for index in indices[first : first + share].tolist()]
-
-
-def _sequence(seed: int, *key: int) -> np.random.SeedSequence:
-    return np.random.SeedSequence(seed & _MASK, spawn_key=tuple(part & _MASK for part in key))

@@ -107,7 +107,7 @@ def check_sizes(task: Task, sizes: Iterable[tuple[int, int] | None]) -> tuple[st
     wanted = [size for size in dict.fromkeys(sizes) if size is not None]
     if not wanted or task.staged is not None:
         return ()
-    batch = task.collate(data_order.fetch(task.samples, [0], 0, 0))
+    batch = task.batching.make([0], seed=0, epoch=0)
     for size in wanted:
         task.at_size(batch, size)
     if "kinds" not in vars(task) or task.parts is not None:  # nothing was looked at

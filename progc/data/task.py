@@ -14,6 +14,7 @@ from torch.utils.data import default_collate
 
 from progc.data import order as data_order
 from progc.data import parts as data_parts
+from progc.data.batching import Batching
 from progc.data.looking import SAMPLES, look
 from progc.data.parts import Parts
 from progc.errors import InputError
@@ -73,6 +74,22 @@ class Task:
         if self.parts is not None:
             data_parts.check(self.parts, "parts")
 
+    @functools.cached_property
+    def batching(self) -> Batching:
+        """Makes batches of the samples, not yet fitted to an image size."""
+        return Batching(self.samples, self.collate)
+
+    @functools.cached_property
+    def validating(self) -> Batching:
+        """Makes batches of the validation samples, not yet fitted to an image size.
+
+        Raises:
+            InputError: there are none.
+        """
+        if self.validation is None or not len(self.validation):
+            raise InputError("there are no validation samples; return (train, validation) from datasets()")
+        return Batching(self.validation, self.collate)
+
     def batches(
         self, size: int, *, seed: int, epoch: int = 0, count: int | None = None, validation: bool = False
     ) -> Iterator[Any]:
@@ -89,9 +106,8 @@ class Task:
         Raises:
             InputError: there are fewer batches than `count`, or no validation samples.
         """
-        samples = self.validation if validation else self.samples
-        if samples is None:
-            raise InputError("there are no validation samples; return (train, validation) from datasets()")
+        made = self.validating if validation else self.batching
+        samples = made.samples
         there = len(samples) // size
         if count is not None and there < count or not there:
             raise InputError(
@@ -101,7 +117,7 @@ class Task:
         order = torch.arange(len(samples)) if validation else data_order.order(seed, epoch, len(samples))
         for place in range(there if count is None else count):
             chosen = order[place * size : (place + 1) * size].tolist()
-            yield self.fit(self.collate(data_order.fetch(samples, chosen, seed, epoch)))
+            yield self.fit(made.make(chosen, seed, epoch))
 
     def fitted(self, batch: Any, program: Program) -> Any:
         """Returns the batch at the image size of a program; the batch itself if it has that size."""
@@ -143,7 +159,7 @@ class Task:
     def kinds(self) -> tuple[str, ...]:
         """What each tensor of a batch is, found from some of the samples."""
         chosen = list(range(0, len(self.samples), max(len(self.samples) // SAMPLES, 1)))[:SAMPLES]
-        return self._found(self.collate(data_order.fetch(self.samples, chosen, seed=0, epoch=0)))
+        return self._found(self.batching.make(chosen, seed=0, epoch=0))
 
     def _found(self, batch: Any) -> tuple[str, ...]:
         leaves = pytree.tree_leaves(batch)

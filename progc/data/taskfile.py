@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset, default_collate
 
+from progc.data.batching import Rows
 from progc.data.parts import check as check_parts
 from progc.data.task import Task, cross_entropy, first_is_input
 from progc.errors import InputError, ProgcError, did_you_mean
@@ -110,7 +111,7 @@ def _of_one_length(value: Any) -> bool:
     return tensors and len({len(item) for item in value}) == 1
 
 
-def _samples(path: Path, what: str, value: Any) -> _Samples:
+def _samples(path: Path, what: str, value: Any) -> Any:
     if isinstance(value, DataLoader):
         raise InputError(f"{path}: {what} is a DataLoader; return its dataset (progc makes batches from its own seed)")
     if isinstance(value, tuple) and value and all(isinstance(item, torch.Tensor) for item in value):
@@ -122,7 +123,8 @@ def _samples(path: Path, what: str, value: Any) -> _Samples:
     if not sized or isinstance(value, (str, bytes, Mapping, tuple, IterableDataset)):
         iterates = ", which can only be iterated" if hasattr(value, "__iter__") and not sized else ""
         raise InputError(f"{path}: {what} is {_kind(value)}{iterates}; {_EXPECTED}")
-    samples = _Samples(path, value)
+    # Rows are read without running code of the file, so nothing has to be guarded.
+    samples = value if Rows.of(value) is not None else _Samples(path, value)
     if not len(samples):
         raise InputError(f"{path}: {what} is empty; expected at least one batch of samples")
     return samples
@@ -150,6 +152,8 @@ class _Samples:
         self._samples = samples
         self._length = _Guarded(path, lambda: len(samples), "returns the length of its dataset")
         self._get = _Guarded(path, lambda index: samples[index], "returns a sample")
+        if callable(getattr(samples, "__getitems__", None)):
+            self.__getitems__ = _Guarded(path, samples.__getitems__, "returns samples")
 
     def __len__(self) -> int:
         return int(self._length())
@@ -197,7 +201,7 @@ class _Inputs:
 # --- loss -----------------------------------------------------------------------------------------------------------
 
 
-def _check_default_loss(path: Path, samples: _Samples) -> None:
+def _check_default_loss(path: Path, samples: Any) -> None:
     """Raises InputError unless samples are pairs of an input and a class index."""
     batch = run(path, lambda: default_collate([samples[0]]), "makes a batch of one sample")
     pair = isinstance(batch, (tuple, list)) and len(batch) == 2

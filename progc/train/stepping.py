@@ -5,6 +5,7 @@ The host starts the work of a step and reads its values later: see `Stepper`.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 from collections import deque
@@ -199,12 +200,12 @@ class Stepper:
         sizes = [samples_in(batch) for batch in micro_batches]
         total = torch.zeros((), device=self.parallel.device)
         for number, (batch, size) in enumerate(zip(micro_batches, sizes, strict=True), 1):
-            # Weighted by samples, since micro-batches may differ in size.
-            weight = size / sum(sizes)
             with self.parallel.reducing(number == len(sizes)):
                 with autocast(self.parallel.device, self.settings):
                     outputs = self.task.run(self.module, batch, **self.inputs(size))
-                    loss = self.task.loss(outputs, batch) * weight
+                    loss = self.task.loss(outputs, batch)
+                    if len(sizes) > 1:  # weighted by samples, since micro-batches may differ in size
+                        loss = loss * (size / sum(sizes))
                 self.scaler.scale(loss).backward()
             total += loss.detach().float()
         self.scaler.unscale_(self.optimizer)
@@ -299,15 +300,18 @@ class Active:
         return self.running.stage.index
 
 
-def autocast(device: torch.device, settings: Settings) -> torch.autocast:
+def autocast(device: torch.device, settings: Settings) -> contextlib.AbstractContextManager[Any]:
     """Returns the autocast context for the `amp` setting."""
     dtype = AMP_DTYPES[settings.amp]
+    if dtype is None and not torch.is_autocast_enabled(device.type):
+        return contextlib.nullcontext()  # takes less time than a context that turns off what is off
     return torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)
 
 
 def samples_in(batch: Any) -> int:
     """Returns the number of samples in a batch: dim 0 of its first tensor."""
-    for leaf in pytree.tree_leaves(batch):
+    first = batch[0] if isinstance(batch, (tuple, list)) and batch else None
+    for leaf in [first] if isinstance(first, torch.Tensor) and first.dim() else pytree.tree_leaves(batch):
         if isinstance(leaf, torch.Tensor) and leaf.dim():
             return leaf.shape[0]
     return 1

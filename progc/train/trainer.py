@@ -266,23 +266,22 @@ class Trainer:
         if self._ending.now():  # the first step of a stage may have to compile
             self._leave(active)
             return False
+        batches = self._batches(active)
         while not self.watch.over(active, self.step):
-            for micro_batches in self._batches(active):
-                active.meter.arrived()
-                self._profile.begin(self.step)
-                if active.running.search is not None:
-                    micro_batches = self._choose(active, active.running.search, micro_batches)
-                self._step(active, micro_batches)
-                if active.running.search is not None:
-                    active.module.chosen = None  # type: ignore[assignment]  # validation runs the whole supernet
-                self._profile.end(self.step)
-                if self._ends(active):
-                    self._leave(active)
-                    return False
-                if self.watch.over(active, self.step):
-                    break
-                if active.running.search is None:
-                    self._ahead.begin(active.index)
+            micro_batches = next(batches)
+            active.meter.arrived()
+            self._profile.begin(self.step)
+            if active.running.search is not None:
+                micro_batches = self._choose(active, active.running.search, micro_batches)
+            self._step(active, micro_batches)
+            if active.running.search is not None:
+                active.module.chosen = None  # type: ignore[assignment]  # validation runs the whole supernet
+            self._profile.end(self.step)
+            if self._ends(active):
+                self._leave(active)
+                return False
+            if active.running.search is None and not self.watch.over(active, self.step):
+                self._ahead.begin(active.index)
         return True
 
     # --- searches ---------------------------------------------------------------------------------------------------
@@ -398,11 +397,11 @@ class Trainer:
         self.keeping.saver.wait()
 
     def _batches(self, active: Active) -> Iterator[list[Any]]:
-        """Micro-batches of the rest of the current epoch; the position follows from the step."""
+        """Micro-batches from the current position on, which follows from the step, without an end."""
         position = self.keeping.position(active.index, self.step)
         return steps(
             active.loading, batch=self.pace.batches[active.index], seed=position.seed, epoch=position.epoch,
-            start=position.index, rank=self.parallel.rank, world=self.parallel.world,
+            start=position.index, epochs=None, rank=self.parallel.rank, world=self.parallel.world,
             accumulate=self.settings.accumulate, workers=self.settings.workers, device=self.parallel.device,
         )  # fmt: skip
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import random
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -53,6 +56,46 @@ def test_ranks_share_each_batch() -> None:
 def test_an_epoch_goes_on_where_it_was() -> None:
     assert all(torch.equal(a, b) for a, b in zip(served()[1:], served(start=8), strict=True))
     assert served(start=24) == []
+
+
+def test_epochs_follow_one_another_and_a_run_resumes_in_any_of_them() -> None:
+    def epochs(first: int, count: int | None, **options: Any) -> Iterator[list[Any]]:
+        return steps(Task(Noisy(26)), batch=8, seed=3, epoch=first, epochs=count, **options)
+
+    expected = [step for epoch in (1, 2, 3) for step in flat(list(epochs(epoch, 1)))]
+    assert len(expected) == 9
+    for found in (
+        epochs(1, 3),
+        epochs(1, None),
+        epochs(1, None, workers=2),
+        epochs(1, None, accumulate=3, workers=1),
+    ):
+        assert all(torch.equal(a, b) for a, b in zip(expected, flat(list(itertools.islice(found, 9))), strict=True))
+    for used in range(10):
+        found = epochs(1 + used // 3, None, start=used % 3 * 8, workers=used % 2)
+        rest = flat(list(itertools.islice(found, 9 - used)))
+        assert all(torch.equal(a, b) for a, b in zip(expected[used:], rest, strict=True)), used
+    assert [len(list(epochs(1, 2, start=start))) for start in (16, 24, 26)] == [4, 3, 3]
+    with pytest.raises(InputError, match="expected at least a batch of 8 samples, got 3"):
+        next(steps(Task(Noisy(3)), batch=8, seed=3, epoch=0, epochs=None))
+
+
+class Rarely(Noisy):
+    """Most samples draw nothing, and the first of them are those that are watched."""
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        flipped = random.Random(index).random() < 0.1
+        return torch.cat([torch.tensor([float(index)]), torch.rand(1) if flipped else torch.zeros(1)]), index % 3
+
+
+def test_samples_that_rarely_draw_get_the_same_numbers_everywhere() -> None:
+    def found(start: int = 0, **options: Any) -> list[Tensor]:
+        return flat(list(steps(Task(Rarely(90)), batch=6, seed=1, epoch=2, epochs=2, start=start, **options)))
+
+    expected = found()
+    assert sum(int((step[:, 1] != 0).sum()) for step in expected) > 8
+    for start, options in ((0, {"workers": 2}), (0, {"accumulate": 2}), (60, {}), (72, {"workers": 1})):
+        assert all(torch.equal(a, b) for a, b in zip(expected[start // 6 :], found(start, **options), strict=True))
 
 
 def test_the_global_generator_is_left_alone() -> None:

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from progc.data.order import ORDER, Batches, DataPosition, Seeded, fetch, order, sample_generator, sample_seed
+from progc.data.order import ORDER, Batches, DataPosition, Seeded, fetch, order
+from progc.data.seeds import sample_generator, sample_seed
 from progc.data.task import Task
 from progc.errors import InputError
 

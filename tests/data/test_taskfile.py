@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils.data import TensorDataset
 
 from progc.data.task import Task
 from progc.data.taskfile import has_task, load_task
@@ -64,6 +65,32 @@ def test_what_datasets_may_return(load: Load, returned: str, train: int, validat
     assert torch.equal(labels, (images[:, 0].long() // 2) % 3)  # each with its own label
     outputs = torch.randn(4, 3)
     torch.testing.assert_close(task.loss(outputs, [images, labels]), F.cross_entropy(outputs, labels))
+
+
+def test_whole_batches_are_read_where_the_dataset_can(load: Load) -> None:
+    task = load("def datasets(): return (x, y), (x, y)")
+    assert isinstance(task.samples, TensorDataset) and isinstance(task.validation, TensorDataset)
+    task = load(
+        """
+        calls = []
+
+        class Several:
+            def __len__(self): return 200
+            def __getitem__(self, index): return x[index % 10], index % 3
+            def __getitems__(self, indices):
+                calls.append(len(indices))
+                if len(calls) > 2: raise KeyError("a shard is missing")
+                return [self[index] for index in indices]
+
+        def datasets(): return Several()
+        def loss(outputs, batch): return outputs.sum() * len(calls)
+        """
+    )
+    batches = task.batches(50, seed=1)
+    assert [len(next(batches)[1]) for _ in range(2)] == [50, 50]
+    assert task.loss(torch.ones(()), None) == 2  # one call for each, after the samples that are watched
+    with pytest.raises(InputError, match=r"\.py:\d+.*a shard is missing"):
+        next(batches)
 
 
 def test_functions_of_the_file_are_used(load: Load) -> None:
