@@ -136,14 +136,13 @@ def _dry_run(terminal: Terminal, config: Config, run: Path | None, as_json: bool
     with terminal.running():
         if run is not None:
             record.check(run, config)
-        from progc.data.staged import not_set
         from progc.runs.dry_run import described, text
         from progc.runs.opening import opened
-        from progc.train.watching import never_told
+        from progc.train.telling import told
 
         made = opened(config, run=run, weights=False, phase=terminal.phase)
-        told = never_told(made.task, made.schedule, made.settings)  # a trainer shows these itself
-        notes = (*made.notes, *made.task.notes, *not_set(made.task, made.schedule.regularisations, made.program), *told)
+        # A trainer shows these itself.
+        notes = (*made.notes, *told(made.task, made.schedule, made.program, made.settings))
         made = dataclasses.replace(made, notes=notes)
         with terminal.phase("stages"):
             found = described(made)

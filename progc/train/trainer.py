@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 
 from progc.checkpoints import Saver, load
 from progc.data.loading import steps, steps_per_epoch
-from progc.data.staged import candidate_tasks, check_sizes, for_stage, not_set
+from progc.data.staged import candidate_tasks, check_sizes, for_stage
 from progc.data.task import Task
 from progc.errors import CheckError, InputError
 from progc.ir.program import Program
@@ -43,7 +43,8 @@ from progc.train.run_folder import Asked, Result, held, listening, write_results
 from progc.train.settings import Settings, factor, set_rates
 from progc.train.skipping import fused_options
 from progc.train.stepping import Active, Guard, Stepper
-from progc.train.watching import Seen, Watch, never_told
+from progc.train.telling import told
+from progc.train.watching import Seen, Watch
 
 if TYPE_CHECKING:
     from progc.checkpoints import Checkpoint
@@ -97,7 +98,7 @@ class Trainer:
 
         Raises:
             InputError: the length of the run is unknown or too short, the ranks cannot share a batch, samples cannot be
-                mixed or resized as the schedule asks, or rules contradict each other.
+                mixed or resized as the schedule asks, rules contradict each other, or layers need all processes.
         """
         self.schedule, self.program, self.task, self.run = schedule, program, task, Path(run)
         self.settings = settings or Settings()
@@ -120,8 +121,7 @@ class Trainer:
             )
         self._cooldown = self.settings.cooldown * self._per_unit
         check_sizes(task, [stage.point.resolution for stage in schedule.stages])
-        unheard = never_told(task, schedule, self.settings)
-        self.notes = (*task.notes, *not_set(task, schedule.regularisations, program), *unheard)
+        self.notes = told(task, schedule, program, self.settings, self.parallel.world)
         self.step = 0
         self.active: Active | None = None
         self.guard, self.seen = Guard(self.settings), Seen()
