@@ -245,8 +245,8 @@ class _SpaceSearch:
         return [smallest, *(size for size in found if size > smallest and min(size) >= min(smallest))]
 
     def _keeping(self, sizes: list[tuple[int, int]]) -> list[tuple[int, int]]:
-        """The sizes; none where the weights are trained and some of them would be resampled."""
-        if not self.trained or not sizes:
+        """The sizes; none where the weights are trained and some of them would be resampled, unless as published."""
+        if not self.trained or self.mode == "reference" or not sizes:
             return sizes
         small = dict(network(self.program, Point(resolution=sizes[0]))[0].parameters())
         own = [name for name, tensor in self.program.parameters() if small[name].shape != tensor.shape]
