@@ -77,5 +77,5 @@ class GrowWidth(Pass):
             if value is not None
         ]
         if keys:
-            sizes.update(axis_sizes(program, parse_sizes(",".join(keys))))
+            sizes.update(axis_sizes(program, parse_sizes(",".join(keys)), keep_frozen=True))
         return sizes | named_sizes(axes_of(program), self.axes)

@@ -124,7 +124,7 @@ class Shrink(Pass):
     def _sizes(self, program: Program) -> tuple[dict[str, int], list[str]]:
         """New size of every axis that shrinks, and notes; a single axis overrides the proportions."""
         table, wanted = axes_of(program), shrink_sizes(self.width, self.heads, self.mlp)
-        sizes, notes = fitted_sizes(program, wanted, shrink=True)
+        sizes, notes = fitted_sizes(program, wanted, shrink=True, keep_frozen=True)
         sizes |= named_sizes(table, self.axes, shrink=True)
         return {name: size for name, size in sizes.items() if size != table[name].size}, notes
 

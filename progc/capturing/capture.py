@@ -41,6 +41,7 @@ from progc.errors import CaptureError, InputError
 from progc.ir.deferred import defer
 from progc.ir.program import MODES, Mode, Program, Signature, TensorSpec
 from progc.ir.random_state import kept_random_states
+from progc.ranks.agreeing import world
 
 _Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 _Range = tuple[int, "int | None"]
@@ -131,6 +132,7 @@ def _inputs(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] |
 
 
 def _capture(model: nn.Module, inputs: _Inputs, modes: tuple[Mode, ...]) -> Program:
+    _tell_synced(model)
     batch = next((leaf.shape[0] for leaf in pytree.tree_leaves(inputs) if _has_dims(leaf)), None)
     attempts: list[tuple[_Inputs, bool]] = [(inputs, False)]
     if batch == 1:
@@ -270,7 +272,32 @@ def _assemble(model: nn.Module, exported: Mapping[Mode, Any], inputs: _Inputs, l
         ),
         example=inputs,
         class_name=_class_name(type(model)),
+        synced=_synced(model),
     )
+
+
+def _synced(model: nn.Module) -> tuple[str, ...]:
+    return tuple(name for name, part in model.named_modules() if isinstance(part, nn.SyncBatchNorm))
+
+
+def _tell_synced(model: nn.Module) -> None:
+    """Refuses layers with statistics over all processes where there are several, and else says how they are captured.
+
+    In one process they compute what batch norms do, and that is what their graph shows.
+    """
+    names = _synced(model)
+    if not names:
+        return
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    if world() > 1:
+        raise refusal(
+            model, None, f"takes statistics over all {world()} processes (SyncBatchNorm: {names[0] or 'itself'}{more})",
+            "train in one process, or use BatchNorm layers, with statistics of each process, or GroupNorm",
+        )  # fmt: skip
+    logging.getLogger(__name__).warning(
+        "progc: %s%s: SyncBatchNorm is captured as batch norm, which is the same in one process; several processes "
+        "cannot train the captured network", names[0] or type(model).__name__, more,
+    )  # fmt: skip
 
 
 def _argument_of_leaves(model: nn.Module, inputs: _Inputs) -> list[tuple[str, int]]:

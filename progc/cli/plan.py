@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +48,7 @@ def run_plan(
         if options.needs_task:
             opened.check_data(f"strategy {options.strategy}" if options.searching else "--measure")
         show: dict[str, Any] = {"phase": terminal.phase, "note": terminal.note}
+        options = dataclasses.replace(options, trained=opened.trained)
         # A linear plan depends on no weight; weights that are given are still checked to fit.
         opened = opened.with_drop_path(options.drop_path, terminal.note)
         start = opened.captured(real=options.needs_task or weights is not None, **show)
@@ -56,6 +58,7 @@ def run_plan(
             with terminal.phase("data"):
                 task = opened.task(full)
         with terminal.phase("plan"):
+            from progc.schedule.cutting import cut_notes
             from progc.search.plan import plan_with
 
             schedule = plan_with(
@@ -67,7 +70,8 @@ def run_plan(
                 start=start if to is not None else None,
                 progress=terminal.note,
             )
-        for note in opened.not_set(full, schedule.regularisations):
+        cut = () if to is not None else cut_notes(full, [s.point for s in schedule.stages], trained=options.trained)
+        for note in (*(task.notes if task is not None else ()), *opened.not_set(full, schedule.regularisations), *cut):
             terminal.note(note)
         if out is not None:
             schedule.write(out)

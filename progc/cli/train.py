@@ -23,6 +23,7 @@ from progc.runs.config_file import configured
 if TYPE_CHECKING:
     from progc.runs.opening import Opened
     from progc.train.parallel import Parallel
+    from progc.train.run_folder import Result
 
 SIGNALLED = 128
 """Added to the number of the signal that stopped a run, after it saved."""
@@ -101,7 +102,8 @@ def _train(terminal: Terminal, config: Config, run: Path, as_json: bool) -> None
     code = 0 if result.finished or result.signal is None else SIGNALLED + result.signal
     report = {
         "run": str(result.run), "step": result.step, "finished": result.finished, "signal": result.signal,
-        "metrics": dict(result.metrics), "train_seconds": result.seconds, "seconds": terminal.seconds,
+        "metrics": dict(result.metrics), "skipped_steps": result.skipped, "skipped_samples": result.skipped_samples,
+        "skipped_at": list(result.skipped_at), "train_seconds": result.seconds, "seconds": terminal.seconds,
         "versions": versions(),
     }  # fmt: skip
     if as_json:
@@ -113,9 +115,19 @@ def _train(terminal: Terminal, config: Config, run: Path, as_json: bool) -> None
         terminal.print(f"{ended}: step {result.step:,}, {result.seconds:.1f} s of training")
         if shown:
             terminal.print(f"last validation: {shown}")
+        if result.skipped:
+            terminal.print(_skipped(result))
         terminal.print(f"written: {result.run}")
     if code:
         raise typer.Exit(code)
+
+
+def _skipped(result: Result) -> str:
+    shown = ", ".join(f"{step:,}" for step in result.skipped_at[:5]) + (", ..." if result.skipped > 5 else "")
+    return (
+        f"skipped: {result.skipped:,} steps with {result.skipped_samples:,} samples (steps {shown}); metrics.jsonl "
+        "lists their samples"
+    )
 
 
 def _dry_run(terminal: Terminal, config: Config, run: Path | None, as_json: bool) -> None:
@@ -124,16 +136,13 @@ def _dry_run(terminal: Terminal, config: Config, run: Path | None, as_json: bool
     with terminal.running():
         if run is not None:
             record.check(run, config)
-        from progc.data.staged import not_set
         from progc.runs.dry_run import described, text
         from progc.runs.opening import opened
-        from progc.train.pacing import batch_notes
-        from progc.train.watching import never_told
+        from progc.train.telling import told
 
         made = opened(config, run=run, weights=False, phase=terminal.phase)
         # A trainer shows these itself.
-        told = (*never_told(made.task, made.schedule, made.settings), *batch_notes(made.schedule, made.settings))
-        notes = (*made.notes, *not_set(made.task, made.schedule.regularisations, made.program), *told)
+        notes = (*made.notes, *told(made.task, made.schedule, made.program, made.settings))
         made = dataclasses.replace(made, notes=notes)
         with terminal.phase("stages"):
             found = described(made)

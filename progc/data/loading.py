@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 from torch.utils.data import DataLoader
 
 from progc.data.batching import Batching
+from progc.data.finite import NotFiniteError, odd_outputs
 from progc.data.order import Batches
 from progc.data.task import Task
 from progc.errors import InputError
@@ -190,12 +191,14 @@ def validate(
 
     Raises:
         InputError: there are no validation samples.
+        NotFiniteError: outputs are not finite (`progc.data.finite`), on every rank.
     """
     validating = task.validating
     samples = validating.samples
     own = range(rank, len(samples), world)
     # Sums stay on the device: the host prepares the next batch while this one is computed.
     sums: dict[str, torch.Tensor] = {}
+    flags: list[torch.Tensor] = []
     count = 0
     # All ranks call equally often: with sharded parameters, a call waits for the other ranks.
     for first in range(0, len(range(0, len(samples), world)), batch):
@@ -210,14 +213,18 @@ def validate(
         given = _moved(given, device)
         given = task.fit(given)
         outputs = call(given)
-        found = {"loss": task.loss(outputs, given).detach().double() * len(chosen), **_right(outputs, given)}
+        loss = task.loss(outputs, given).detach()
+        flags.append(odd_outputs(outputs, loss))
+        found = {"loss": loss.double() * len(chosen), **_right(outputs, given)}
         for name, value in found.items():
             added = value.double() if counted else torch.zeros_like(value, dtype=torch.float64)
             sums[name] = sums[name] + added if name in sums else added
         count += len(counted)
     names = sorted(sums)
-    seen = [*(sums[name] for name in names), sums["loss"].new_full((), count)]
-    *values, number = mean(torch.stack(seen)).tolist()
+    seen = [*(sums[name] for name in names), sums["loss"].new_full((), count), torch.stack(flags).double().sum()]
+    *values, number, odd = mean(torch.stack(seen)).tolist()
+    if odd:
+        raise NotFiniteError(f"in {round(odd * world)} of {len(flags) * world} batches of validation samples")
     return {name: value / number for name, value in zip(names, values, strict=True)}
 
 

@@ -55,6 +55,7 @@ class Task:
         size: height and width that `fit` gives to the image of a batch, in the task of a stage; None leaves batches as
             they are.
         of: the task of the run, in that of a stage; what the parts are is found once, from its samples.
+        notes: sentences for the user, such as about names in a file that nothing reads.
         staged: makes the task of a stage from its regularisation and image size (height, width); None uses the same
             samples in all stages.
     """
@@ -69,6 +70,7 @@ class Task:
     parts: Parts | None = None
     size: tuple[int, int] | None = None
     of: Task | None = None
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.parts is not None:

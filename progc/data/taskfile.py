@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset, default
 from progc.data.batching import Rows
 from progc.data.parts import check as check_parts
 from progc.data.task import Task, cross_entropy, first_is_input
+from progc.data.unread import check_names
 from progc.errors import InputError, ProgcError, did_you_mean
 from progc.files.python import load_file, required_arguments, run
 
@@ -37,8 +38,8 @@ def load_task(path: Path) -> Task:
     `parts` (a tuple or dict of words) are optional, see `progc.data.task.Task`.
 
     Raises:
-        InputError: the file does not exist, or a function is missing, fails, or returns something invalid; names file
-            and function.
+        InputError: the file does not exist, a function is missing, fails, or returns something invalid, or a name is
+            nearly that of a function that is missing; names file and function.
     """
     module = load_file(path)
     for name in ("datasets", "loss", "inputs", "resize"):
@@ -64,6 +65,7 @@ def load_task(path: Path) -> Task:
     parts = getattr(module, "parts", None)
     if parts is not None:
         check_parts(parts, f"{path}: parts")
+    notes = check_names(path, module)
     return Task(
         samples,
         cross_entropy if loss is None else _Loss(path, loss),
@@ -71,6 +73,7 @@ def load_task(path: Path) -> Task:
         validation=held_out,
         resize=None if resize is None else _Guarded(path, resize, "resizes a batch"),
         parts=parts,
+        notes=notes,
     )
 
 

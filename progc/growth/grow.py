@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -116,7 +117,8 @@ def grow(
     averaged = program if ema is None else attached(program, ema)
     growth = grow_with_report(averaged, target, inits=inits, lossy=lossy, seed=seed, noise=noise)
     lifts = growth.plan.lifts
-    hand_over(program, growth.program, lifts, optimizer=optimizer, ema=ema, correct_rates=correct_rates)
+    for note in hand_over(program, growth.program, lifts, optimizer=optimizer, ema=ema, correct_rates=correct_rates):
+        logging.getLogger(__name__).warning("progc: %s", note)
     return growth.program
 
 

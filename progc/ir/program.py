@@ -99,6 +99,8 @@ class Program:
         history: passes applied so far, oldest first.
         sid: the stage identifier, or None.
         averages: averaged copies of `tensors` (EMA), which every pass maps too (progc/lift/averages.py).
+        synced: paths of layers of the user's module that take statistics over all processes; the graphs have those of
+            one process.
     """
 
     graphs: Mapping[Mode, fx.Graph]
@@ -111,6 +113,7 @@ class Program:
     history: tuple[PassRecord, ...] = ()
     sid: StageIdentifier | None = None
     averages: tuple[Average, ...] = ()
+    synced: tuple[str, ...] = ()
     _memo: dict[str, Any] = dataclasses.field(default_factory=dict, init=False, repr=False)
 
     @property

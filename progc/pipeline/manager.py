@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import zlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -46,6 +47,7 @@ def apply(
         verify: verify the program before the first pass and after every pass. Turn it off only to inspect a broken
             pass.
         optimizer: the optimizer or optimizers of the program; they continue with the result (progc/lift/optimizers/).
+            Parameters that train only now join a group, and a warning is logged that says which.
         ema: averaged copies of the weights, which become `program.averages` of the result; a `progc.EMA` continues
             with them.
         correct_rates: also correct the learning rates and weight decay of the optimizer (docs/growth.md, section 3.3),
@@ -60,7 +62,8 @@ def apply(
     averaged = program if ema is None else attached(program, ema)
     result, results = run(averaged, pipeline, verify=verify)
     lifts = [item.lift for item in results if item.lift is not None]
-    hand_over(program, result, lifts, optimizer=optimizer, ema=ema, correct_rates=correct_rates)
+    for note in hand_over(program, result, lifts, optimizer=optimizer, ema=ema, correct_rates=correct_rates):
+        logging.getLogger(__name__).warning("progc: %s", note)
     return result
 
 
@@ -72,20 +75,25 @@ def hand_over(
     optimizer: Optimizers,
     ema: EmaLike | Sequence[EmaLike] | None,
     correct_rates: bool,
-) -> None:
+) -> tuple[str, ...]:
     """Moves optimizers and averages from `before` to `after`: both, or neither if there is an error.
+
+    Returns:
+        A sentence for every parameter group that parameters join because they train only now.
 
     Raises:
         InputError: see `apply`.
     """
+    notes: tuple[str, ...] = ()
     if optimizer is not None:
         from progc.lift.optimizers import repoint
 
-        repoint(optimizer, before, after, lifts, correct_rates=correct_rates)
+        notes = repoint(optimizer, before, after, lifts, correct_rates=correct_rates)
     elif correct_rates:
         raise InputError("correct_rates=True requires an optimizer: pass optimizer=..., or leave out correct_rates")
     if ema is not None:
         handed_over(ema, after)
+    return notes
 
 
 def run(program: Program, pipeline: str | Sequence[Pass], *, verify: bool = True) -> tuple[Program, list[PassResult]]:

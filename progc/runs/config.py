@@ -48,6 +48,7 @@ class PlanSection(Section):
     sid: bool = False
     sid_init: Literal["zero", "normal"] | None = None
     batch: int | None = None
+    trained: bool | None = None
     settings: dict[str, Any] = {}
 
 
@@ -157,7 +158,7 @@ def checked(data: Mapping[str, Any], origin: Mapping[str, str] | None = None, wh
         raise told("plan.strategy", f"`plan.strategy`: {error}") from error
     if config.epochs is not None and config.steps is not None:
         raise told("steps", "`epochs` and `steps` are both given; the length of the run is one of them")
-    if config.plan.file is not None and (more := sorted(config.plan.model_fields_set - {"file"})):
+    if config.plan.file is not None and (more := sorted(config.plan.model_fields_set - {"file", "trained"})):
         other = f"plan.{more[0]}"
         raise told(other, f"`plan.file` is a finished plan; leave out `{other}`, or leave out `plan.file`")
     try:

@@ -76,6 +76,11 @@ class ModelAndData:
             seed,
         )
 
+    @property
+    def trained(self) -> bool:
+        """Whether the source has trained weights: from a file, or from the folder that it names."""
+        return self.weights is not None or self.source.trained is not None
+
     def with_drop_path(self, rate: float | None, note: Note) -> ModelAndData:
         """Builds source and target with a rate of drop-path, if their constructors take one (see `with_drop_path`).
 

@@ -22,6 +22,7 @@ from progc.pipeline.text import parse_inits
 from progc.ranks.agreeing import raise_together, rank, told
 from progc.runs.config import Config, OptimizerSection
 from progc.runs.networks import ModelAndData, Phase
+from progc.schedule.cutting import cut_notes
 from progc.schedule.schedule import PLAN, Schedule
 from progc.search.options import PlanOptions, run_length
 from progc.train.settings import Settings
@@ -80,7 +81,8 @@ def opened(config: Config, *, run: Path | None = None, weights: bool = True, pha
     given = _given(config, run)
     named = ModelAndData.of(config, given)
     named.check_data(f"training {config.source}")
-    options = None if given is not None else _plan_options(config)
+    trained = named.trained if config.plan.trained is None else config.plan.trained
+    options = None if given is not None else _plan_options(config, trained)
     searching = options is not None and options.searching
     notes: list[str] = []
     if options is not None:
@@ -112,6 +114,10 @@ def opened(config: Config, *, run: Path | None = None, weights: bool = True, pha
         notes += check_sizes(task, [stage.point.resolution for stage in schedule.stages])
         schedule, told_of = _counted(full, schedule, settings.batch)
     notes += named.not_set(full, schedule.regularisations)
+    if not resumed and smaller is None:
+        notes += cut_notes(full, [stage.point for stage in schedule.stages], trained=trained)
+    if given is None and trained:  # what does not vary is not what it would be from scratch
+        notes += [note for note in schedule.notes if "the weights are trained" in note]
     settings = dataclasses.replace(settings, total=schedule.total)
     return Opened(full, schedule, task, smaller, maker, inits, settings, (*notes, *told_of))
 
@@ -142,10 +148,11 @@ def _agreed(make: Callable[[], Schedule]) -> Schedule:
     return made if made is not None else Schedule.from_json(data)
 
 
-def _plan_options(config: Config) -> PlanOptions:
+def _plan_options(config: Config, trained: bool) -> PlanOptions:
     total, unit = run_length(config.epochs, config.steps)
     return PlanOptions(
-        **config.plan.model_dump(exclude={"file"}),
+        **config.plan.model_dump(exclude={"file", "trained"}),
+        trained=trained,
         init=config.init,
         seed=config.settings.seed,
         total=total,

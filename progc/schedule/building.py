@@ -14,6 +14,7 @@ from progc.pipeline.manager import run
 from progc.schedule.depth_levels import variable
 from progc.schedule.point import Point, size_text
 from progc.transforms.resolution.images import find_images
+from progc.transforms.width.frozen import held_axes
 from progc.transforms.width.sizes import widths
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ def start_point(full: Program, start: Program | Point) -> Point:
         found = {match[1] for name in start.tensors if (match := number.match(name))}
         if 0 < len(found) < chain.siblings:
             depths[chain.name] = len(found)
-    here, there = widths(axes_of(start))[:1], widths(axes_of(full))[:1]
+    here, there = (widths(axes_of(one), held=held_axes(one))[:1] for one in (start, full))
     sizes = [_image(start), _image(full)]
     smaller = sizes[0] is not None and sizes[1] is not None and sizes[0] != sizes[1]
     return Point(depths, {"width": here[0]} if here and here != there else {}, sizes[0] if smaller else None)
@@ -91,7 +92,7 @@ def check_smaller(full: Program, start: Point) -> None:
                 f"start: it has {depth} blocks in {name}, more than the full network; start from a smaller network"
             )
     width = start.widths.get("width", 0)
-    if width and width > (widths(axes_of(full))[:1] or [0])[0]:
+    if width and width > (widths(axes_of(full), held=held_axes(full))[:1] or [0])[0]:
         raise InputError(f"start: its width {width} is larger than the full network's; start from a smaller network")
     if start.resolution and (image is None or any(a > b for a, b in zip(start.resolution, image, strict=True))):
         raise InputError(

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from progc.analysis.chains import chains_of
 from progc.errors import InputError
+from progc.schedule.frozen import partly_frozen, wholly_frozen
 from progc.schedule.level_texts import Levels, Wish, parse
 from progc.schedule.space import DEPTH, factors, rounded, split
 from progc.transforms.depth.targets import allowed_depths, covering, matching
@@ -31,9 +32,15 @@ SMALLEST = Fraction(1, 2)
 
 
 def variable(program: Program) -> list[Chain]:
-    """Returns the chains that can be shorter; of nested chains the outer one."""
+    """Returns the chains that can be shorter; of nested chains the outer one.
+
+    A chain that did not train when the network was captured, such as that of a teacher inside the module, is none.
+    """
     table = list(chains_of(program))
-    return [chain for chain in table if covering(chain, table) is None and len(allowed_depths(chain)) > 1]
+    return [
+        chain for chain in table
+        if covering(chain, table) is None and len(allowed_depths(chain)) > 1 and not wholly_frozen(program, chain)
+    ]  # fmt: skip
 
 
 def by_default(
@@ -45,10 +52,13 @@ def by_default(
         program: the full network.
         levels: number of levels.
         start: depths that training begins with; None: half of the full depth.
-        notes: gets a sentence for each total depth that is rounded.
+        notes: gets a sentence for each total depth that is rounded, and for each chain that keeps frozen blocks.
         mode: `default` or `reference` (without `start`), see the module's docstring.
     """
     chains = variable(program)
+    for chain in [chain for chain in chains_of(program) if partly_frozen(program, chain)]:
+        chains = [other for other in chains if other is not chain]
+        notes.append(f"depth: {chain.name} does not vary: it has blocks that are frozen (requires_grad=False)")
     if mode == "reference" and start is None and chains:
         return _levels(chains, _published(chains, factors(SMALLEST, Fraction(1), levels), notes))
     first = {chain.name: Fraction((start or {}).get(chain.name, chain.siblings * SMALLEST)) for chain in chains}
@@ -77,6 +87,11 @@ def asked(program: Program, text: Levels, notes: list[str], mode: str = "default
     for wish in wishes:
         if wish.name is not None:
             for chain in matching(chains_of(program), wish.name, "depths"):
+                if wholly_frozen(program, chain):
+                    raise InputError(
+                        f"depths: {chain.name} is frozen (requires_grad=False), and blocks that are cut would never be "
+                        "trained back; leave it out"
+                    )
                 chosen[chain.name] = [_exactly(chain, value, wish, notes) for value in wish.values]
     counts = {len(depths) for depths in chosen.values()}
     if len(counts) > 1:

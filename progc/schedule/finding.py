@@ -12,6 +12,9 @@ unfreeze      interleave:4, prefix:4, suffix:3, or several separated by commas: 
               everything trains. With unfreeze the network counts as pre-trained, and depth varies only if depths are
               given.
 none          in any of these: the dimension does not vary.
+
+Where the weights of the network are trained, the default keeps all of them: depth is fixed, the resolution varies if no
+parameter depends on it, and what trains varies, from a frozen prefix to everything, unless depths or widths are given.
 """
 
 from __future__ import annotations
@@ -94,6 +97,7 @@ def find(
     levels: int = 4,
     start: Program | Point | None = None,
     mode: str = "default",
+    trained: bool = False,
 ) -> Found:
     """Finds the levels of every dimension, ascending; the last level of each is that of the full network.
 
@@ -104,6 +108,7 @@ def find(
         start: the network that training begins with, or its point. The smallest level has its depth and width.
         mode: `default`, or `reference`: depths are divided over several chains as published (see
             `progc.schedule.depth_levels`).
+        trained: whether the weights of the network are trained already.
 
     Returns:
         The space, and notes on what was rounded and what could not vary.
@@ -112,12 +117,13 @@ def find(
         InputError: an invalid text, a level that the network cannot have or grow from (the message gives the nearest
             ones), a last level that is not the full network, or a start that is not a sub-network of it.
     """
-    return _SpaceSearch(_outline(program), levels, start, mode).run(depths, widths, resolutions, unfreeze)
+    search = _SpaceSearch(_outline(program), levels, start, mode, trained and start is None)
+    return search.run(depths, widths, resolutions, unfreeze)
 
 
 class _SpaceSearch:
-    def __init__(self, program: Program, levels: int, start: Program | Point | None, mode: str) -> None:
-        self.program, self.levels, self.mode = program, levels, mode
+    def __init__(self, program: Program, levels: int, start: Program | Point | None, mode: str, trained: bool) -> None:
+        self.program, self.levels, self.mode, self.trained = program, levels, mode, trained
         self.start = start_point(program, start) if start is not None else None
         if self.start is not None:
             check_smaller(program, self.start)
@@ -144,6 +150,13 @@ class _SpaceSearch:
         if text is None and self.start is not None:
             found = depth_levels.by_default(self.program, self.levels, start, self.notes)
             return self._growable(found, []) if start else []
+        if text is None and self.trained:
+            if depth_levels.variable(self.program):
+                self.notes.append(
+                    "depth does not vary: the weights are trained, and blocks that are cut would lose theirs; give "
+                    "depths to vary it all the same"
+                )
+            return []
         if text is None:
             if finetuned:
                 return []
@@ -224,12 +237,26 @@ class _SpaceSearch:
             return []
         smallest = self.start.resolution if self.start is not None else None
         if text is None:
-            found = resolution_levels.by_default(self.program, self.levels, self.notes)
+            found = self._keeping(resolution_levels.by_default(self.program, self.levels, self.notes))
         else:
             found = resolution_levels.asked(self.program, text)
         if smallest is None:
             return found
         return [smallest, *(size for size in found if size > smallest and min(size) >= min(smallest))]
+
+    def _keeping(self, sizes: list[tuple[int, int]]) -> list[tuple[int, int]]:
+        """The sizes; none where the weights are trained and some of them would be resampled, unless as published."""
+        if not self.trained or self.mode == "reference" or not sizes:
+            return sizes
+        small = dict(network(self.program, Point(resolution=sizes[0]))[0].parameters())
+        own = [name for name, tensor in self.program.parameters() if small[name].shape != tensor.shape]
+        if not own:
+            return sizes
+        self.notes.append(
+            f"resolution does not vary: the weights are trained, and {own[0]} would be resampled; give resolutions to "
+            "vary it all the same"
+        )
+        return []
 
     def _unfreeze(self, text: Levels) -> list[Unfreeze]:
         if text is None or switched_off(text):

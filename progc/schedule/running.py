@@ -328,7 +328,7 @@ class _Run:
         """The stage, ready to train: optimizer and averages follow, or are made of the first module."""
         begun = not self._begun
         now = found.program.complete()
-        hand_over(before, now, found.lifts, optimizer=self.held[0], ema=self.held[1], correct_rates=False)
+        joined = hand_over(before, now, found.lifts, optimizer=self.held[0], ema=self.held[1], correct_rates=False)
         search = more.get("search")
         made = ProgramModule(now).train() if search is None else search.module.train()
         if begun:
@@ -337,8 +337,8 @@ class _Run:
             self._begun = True
         lossless = None if begun else found.lossless
         return RunningStage(
-            stage or self.schedule.stages[index], now, made, self._span(index), self.held, found.notes, lossless,
-            self.controller, tolerance(found.lifts), schedule=self.schedule, begun=self._start(index), **more,
+            stage or self.schedule.stages[index], now, made, self._span(index), self.held, (*found.notes, *joined),
+            lossless, self.controller, tolerance(found.lifts), schedule=self.schedule, begun=self._start(index), **more,
         )  # fmt: skip
 
     def _span(self, index: int) -> tuple[int, int]:
@@ -407,7 +407,7 @@ class _Run:
         self._replace(stage, decision)
         now = self.programs.adopted(winner.program, index)
         averages = None if searching.owns_averages else self.held[1]
-        hand_over(supernet, now, winner.lifts, optimizer=self.held[0], ema=averages, correct_rates=False)
+        joined = hand_over(supernet, now, winner.lifts, optimizer=self.held[0], ema=averages, correct_rates=False)
         searching.release()
         self.search.forget(self.held[0])
         made = ProgramModule(now).train()
@@ -416,8 +416,9 @@ class _Run:
             self.held = (makers[0](made) if makers[0] else held[0], makers[1](made) if makers[1] else held[1])
             self._begun = True
         running = RunningStage(
-            self.schedule.stages[index], now, made, (end, span[1]), self.held, winner.notes, False, self.controller,
-            tolerance(winner.lifts), schedule=self.schedule, decision=decision, begun=self._start(index),
+            self.schedule.stages[index], now, made, (end, span[1]), self.held, (*winner.notes, *joined), False,
+            self.controller, tolerance(winner.lifts), schedule=self.schedule, decision=decision,
+            begun=self._start(index),
         )  # fmt: skip
         yield running
         return self._left(running)

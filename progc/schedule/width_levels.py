@@ -11,6 +11,7 @@ from progc.errors import InputError, ProgcError, TargetError
 from progc.models.sizes import Size, Sizes
 from progc.schedule.level_texts import Levels, parse
 from progc.schedule.space import factors
+from progc.transforms.width.frozen import held_axes
 from progc.transforms.width.sizes import axis_sizes, head_counts, widths
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def stream(program: Program) -> int:
     Raises:
         InputError: no axis can change.
     """
-    streams = widths(axes_of(program))
+    streams = widths(axes_of(program), held=held_axes(program))
     if not streams:
         raise InputError("widths: no axis of this network can change (progc inspect --axes says why); remove widths")
     return streams[0]
@@ -80,7 +81,7 @@ def stream(program: Program) -> int:
 def _rounded(program: Program, value: Fraction, above: int, grows: Grows) -> tuple[int, ProgcError | None]:
     """The nearest width of whole heads that grows to `above` exactly, or `above`; and why a nearer one does not."""
     full = stream(program)
-    heads = head_counts(axes_of(program))
+    heads = head_counts(axes_of(program), held_axes(program))
     unit = full // heads[0] if heads and full % heads[0] == 0 else 8 if full % 8 == 0 and full >= 32 else 1
     sizes = [*range(unit, above, unit), above]
     first: ProgcError | None = None
@@ -127,7 +128,9 @@ def _reason(program: Program, size: int, above: int, grows: Grows) -> ProgcError
 
 def _made(program: Program, size: int) -> ProgcError | None:
     try:
-        axis_sizes(program, Sizes({"width": Size(size, relative=False)}, f"width={size}"), shrink=True)
+        axis_sizes(
+            program, Sizes({"width": Size(size, relative=False)}, f"width={size}"), shrink=True, keep_frozen=True
+        )
     except TargetError as error:
         return error
     return None

@@ -53,6 +53,9 @@ class PlanOptions:
             0.02). None: zero, and normal in the mode `reference`, as published.
         init: how training makes new weights where the network grows, such as `depth=mogrow,source=all`; None leaves it
             to the run.
+        trained: whether the weights of the network are trained already. The default plan then keeps all of them: what
+            trains varies, and the resolution where no parameter depends on it, and depth and width only if they are
+            given.
         decide: when a search decides: `before` training, with the present weights, or in `training`, at the beginning
             of each stage and with the weights of that moment.
 
@@ -83,6 +86,7 @@ class PlanOptions:
     shares: Shares = None
     rules: Rules = ()
     stage_batch: Sequence[int] = ()
+    trained: bool = False
 
     def __post_init__(self) -> None:
         for what, value, known in (

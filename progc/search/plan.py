@@ -62,6 +62,7 @@ def plan(
     sid_init: str | None = None,
     init: str | None = None,
     decide: str = "before",
+    trained: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> Schedule:
     """Plans the stages of a training run; the last stage is always the full network.
@@ -106,6 +107,7 @@ def plan(
         sid_init=sid_init,
         init=init,
         decide=decide,
+        trained=trained,
     )
     return plan_with(
         program, options, space=space, task=task, source=source, target=target, start=start, progress=progress
@@ -206,11 +208,12 @@ def _space(
         found, notes = given, tuple[str, ...]()
     else:
         levels = options.levels
-        if options.strategy == "zero-shot" and "unfreeze" not in levels:
-            levels["unfreeze"] = published_unfreezing(program, options.mode)
+        if "unfreeze" not in levels and (shapes := _unfreezing(program, options, start)) is not None:
+            levels["unfreeze"] = shapes
         made = find(
-            program, **levels, levels=max(options.num_stages or DEFAULT_STAGES, 2), start=start, mode=options.mode
-        )
+            program, **levels, levels=max(options.num_stages or DEFAULT_STAGES, 2), start=start, mode=options.mode,
+            trained=options.trained,
+        )  # fmt: skip
         found, notes = made.space, made.notes
         if options.num_stages != 1:
             made.check()
@@ -222,6 +225,25 @@ def _space(
             "unfreeze, or use the strategy zero-shot"
         )
     return found, tuple(notes)
+
+
+def _unfreezing(program: Program, options: PlanOptions, start: Program | Point | None) -> str | None:
+    """The default of `unfreeze`; None: everything trains.
+
+    A search for fine-tuning takes the published shapes. Where the weights are trained, other strategies begin with a
+    frozen prefix, in which the backward pass is never run, or with the published shape in the mode `reference`.
+    """
+    if options.strategy == "zero-shot":
+        return published_unfreezing(program, options.mode)
+    cuts = {"depths", "widths"} & options.levels.keys()
+    if not options.trained or start is not None or cuts or options.strategy == "one-shot":
+        return None
+    if options.mode == "reference":
+        return published_unfreezing(program, options.mode)
+    from progc.transforms.freezing.blocks import Blocks
+
+    of = min(4, len(Blocks(program).units))
+    return f"prefix:{of}" if of > 1 else None
 
 
 def published_unfreezing(program: Program, mode: str) -> str:

@@ -156,6 +156,9 @@ class Result:
         signal: number of the signal that stopped the run; None otherwise.
         metrics: results of the last validation.
         seconds: seconds that the run has taken so far, including those before it was interrupted.
+        skipped: number of steps that were skipped.
+        skipped_samples: number of samples in them, over all ranks.
+        skipped_at: the first of these steps; `metrics.jsonl` has all, with the indices of their samples.
     """
 
     run: Path
@@ -164,3 +167,6 @@ class Result:
     signal: int | None
     metrics: Mapping[str, float]
     seconds: float = 0.0
+    skipped: int = 0
+    skipped_samples: int = 0
+    skipped_at: tuple[int, ...] = ()

@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import math
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from torch.utils import _pytree as pytree
 from progc.data.task import Task
 from progc.errors import CheckError
 from progc.schedule.running import RunningStage
+from progc.train.buffers import StepBuffers
 from progc.train.parallel.base import Parallel
 from progc.train.progress import Meter
 from progc.train.settings import Settings
@@ -165,6 +166,7 @@ class Stepper:
         scaler: torch.amp.GradScaler,
         guard: Guard,
         settings: Settings,
+        buffers: Iterable[torch.Tensor] | None = None,
     ) -> None:
         """
         Args:
@@ -176,6 +178,7 @@ class Stepper:
             scaler: gradient scaler; disabled unless training in fp16.
             guard: decides whether a step is taken.
             settings: settings of the run.
+            buffers: buffers of the module that a step may change; None takes all of them.
         """
         self.module, self.task, self.inputs, self.optimizer = module, task, inputs, optimizer
         self.parallel, self.scaler, self.guard, self.settings = parallel, scaler, guard, settings
@@ -184,6 +187,7 @@ class Stepper:
         # Frozen parameters must not keep a gradient: weight decay and momentum would keep moving them.
         for parameter in module.parameters():
             parameter.grad = None
+        self.buffers = StepBuffers(module.buffers() if buffers is None else buffers)
         self.waiting: deque[Outcome] = deque()
         self._defers = settings.spike is None and can_skip(optimizer)
         self._ending: torch.Tensor | None = None
@@ -192,11 +196,12 @@ class Stepper:
         """Runs forward and backward of every micro-batch, then updates the weights unless the guard skips the step.
 
         Raises:
-            CheckError: the guard ends the run, because of this step or of one that was waiting; weights and optimizer
-                are as they were before that step.
+            CheckError: the guard ends the run, because of this step or of one that was waiting; weights, buffers and
+                optimizer are as they were before that step.
         """
         if self.full:
             self.read()
+        self.buffers.keep()
         sizes = [samples_in(batch) for batch in micro_batches]
         total = torch.zeros((), device=self.parallel.device)
         for number, (batch, size) in enumerate(zip(micro_batches, sizes, strict=True), 1):
@@ -216,11 +221,22 @@ class Stepper:
         self.waiting.append(outcome)
         if left_out is not None:
             step_unless(self.optimizer, left_out)
-        elif outcome.skipped is None:
+            self.buffers.restore(left_out)
+        elif self._taken(outcome):
             self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         return outcome
+
+    def _taken(self, outcome: Outcome) -> bool:
+        """Whether the host takes the step; buffers are put back if it does not, also where the guard ends the run."""
+        taken = False
+        try:
+            taken = outcome.skipped is None
+        finally:
+            if not taken:
+                self.buffers.restore()
+        return taken
 
     @property
     def full(self) -> bool:

@@ -17,11 +17,12 @@ from torch.optim import Optimizer
 
 from progc.checkpoints import Saver, load
 from progc.data.loading import steps
-from progc.data.staged import candidate_tasks, check_sizes, for_stage, not_set
+from progc.data.staged import candidate_tasks, check_sizes, for_stage
 from progc.data.task import Task
 from progc.errors import CheckError
 from progc.ir.program import Program
 from progc.ir.random_state import seed_everything
+from progc.ir.writes import written_buffers
 from progc.lift.averages import Averages
 from progc.schedule.running import RunningStage, SearchStage, trained
 from progc.schedule.schedule import PLAN, Schedule
@@ -34,15 +35,17 @@ from progc.train.ending import Ending
 from progc.train.keeping import Keeping, Rules, Searching, controller_of, newest
 from progc.train.machine import Profile, device_settings
 from progc.train.metrics import Metrics
-from progc.train.pacing import batch_notes, rate_factor, run_pace
+from progc.train.pacing import rate_factor, run_pace
 from progc.train.parallel import Parallel
 from progc.train.parallel.processes import opened_parallel
 from progc.train.progress import Meter, Progress
+from progc.train.reading import Readings
 from progc.train.run_folder import Asked, Result, held, listening, write_results
 from progc.train.settings import Settings, set_rates
 from progc.train.skipping import fused_options
-from progc.train.stepping import Active, Guard, Outcome, Stepper
-from progc.train.watching import Seen, Watch, never_told
+from progc.train.stepping import Active, Guard, Stepper
+from progc.train.telling import told
+from progc.train.watching import Seen, Watch
 
 if TYPE_CHECKING:
     from progc.checkpoints import Checkpoint
@@ -97,7 +100,7 @@ class Trainer:
 
         Raises:
             InputError: the length of the run is unknown or too short, the ranks cannot share a batch, samples cannot be
-                mixed or resized as the schedule asks, or rules contradict each other.
+                mixed or resized as the schedule asks, rules contradict each other, or layers need all processes.
         """
         self.settings = settings or Settings()
         self.settings.check_stages(len(schedule.stages))
@@ -110,10 +113,7 @@ class Trainer:
         self._make_optimizer = optimizer or self._adamw
         self.pace = run_pace(schedule, self.settings, len(task.samples), self.parallel)
         check_sizes(task, [stage.point.resolution for stage in schedule.stages])
-        self.notes = (
-            *not_set(task, schedule.regularisations, program), *never_told(task, schedule, self.settings),
-            *batch_notes(schedule, self.settings),
-        )  # fmt: skip
+        self.notes = told(task, schedule, program, self.settings, self.parallel.world)
         self.step = 0
         self.active: Active | None = None
         self.guard, self.seen = Guard(self.settings), Seen()
@@ -128,7 +128,6 @@ class Trainer:
             program, schedule, task, self.settings, self.parallel, self.progress, steps=self.pace.steps
         )
         self._searching = Searching()
-        self._unread: list[tuple[int, Outcome]] = []
 
     def fit(self, *, begin: Callable[[], None] | None = None) -> Result:
         """Trains to the end of the schedule, from the newest checkpoint in the run folder if there is one.
@@ -163,7 +162,10 @@ class Trainer:
                     finished = self._stages(saver)
             finally:
                 self.log.close()
-        return Result(self.run, self.step, finished, self._asked.signal, self.watch.metrics, self.log.seconds)
+        return Result(
+            self.run, self.step, finished, self._asked.signal, self.watch.metrics, self.log.seconds, self.seen.skipped,
+            self.seen.skipped_samples, self.seen.skipped_at,
+        )  # fmt: skip
 
     def _stages(self, saver: Saver) -> bool:
         """Trains stage by stage; returns whether the run is finished."""
@@ -185,6 +187,7 @@ class Trainer:
             self.run, saver, self.schedule, self.settings, self.parallel, self.scaler, controllers, self.pace,
             self.config,
         )  # fmt: skip
+        self.readings = Readings(self.seen, self.log, self.keeping, len(self.task.samples))
         self.watch = Watch(
             self.schedule, self.settings, self.parallel, self.keeping, self.seen, self.controller, self.log,
             self.progress, task=self.task, full=self.program, pace=self.pace, ending=self._ending,
@@ -255,9 +258,12 @@ class Trainer:
         """Wraps the module of a stage, and makes what trains it."""
         wrapped = self.parallel.wrap(module, running.optimizer, running.ema)
         task = for_stage(self.task, running.stage.regularisation, running.program)
+        # A search writes to buffers of its sub-networks, which are in no graph of the stage.
+        names = None if running.search is not None else written_buffers(running.program)
         return Stepper(
-            wrapped, task, running.inputs, running.optimizer, self.parallel, self.scaler, self.guard, self.settings
-        )
+            wrapped, task, running.inputs, running.optimizer, self.parallel, self.scaler, self.guard, self.settings,
+            [b for name, b in module.named_buffers(remove_duplicate=False) if names is None or name in names],
+        )  # fmt: skip
 
     def _train(self, active: Active) -> bool:
         """Trains until the stage is over; returns False if a signal stopped the run before."""
@@ -296,7 +302,7 @@ class Trainer:
     def _evaluate(self, active: Active, search: SearchStage, place: int) -> None:
         """Evaluates the candidates on rank 0, with whole tensors."""
         running = active.running
-        self._read()
+        self.readings.read()
         self._ending.settle()
         sharded = self.parallel.name == "fsdp"
         if sharded:
@@ -314,7 +320,7 @@ class Trainer:
         """
         running, clock = active.running, Clock()
         with clock.timed("save"):
-            self._saved(active)
+            self._closed(active)
         with clock.timed("wrap"):
             self.parallel.unwrap(running.optimizer, running.ema)
         with clock.timed("search"):
@@ -357,9 +363,9 @@ class Trainer:
             elif outcome.skipped is None:
                 active.running.ema.update(active.module)
         self.step += 1
-        self._unread.append((self.step, outcome))
+        self.readings.add(active.index, self.step, outcome)
         if outcome.left_out is None or active.stepper.full or self.watch.wants_loss(active, self.step):
-            self._read()
+            self.readings.read()
         active.meter.step(outcome.samples)
         self.watch.trained(active, self.step, self.seen.last)
         self.progress.step(self.step, self.seen.last)
@@ -369,7 +375,7 @@ class Trainer:
     def _ends(self, active: Active) -> bool:
         """Validates and saves if that is due; returns whether the run has to end."""
         if self.watch.due(active, self.step):
-            self._read()
+            self.readings.read()
             self._ending.settle()
         self.watch.look(active, self.step)
         every = self.settings.save_every
@@ -387,7 +393,7 @@ class Trainer:
 
     def _save(self, active: Active) -> None:
         """Saves a checkpoint of this step, which holds what the values of all steps so far amount to."""
-        self._read()
+        self.readings.read()
         self._ending.settle()
         self.keeping.save(active.running, active.module, self.step)
 
@@ -395,6 +401,12 @@ class Trainer:
         """Saves a checkpoint of this step and waits until it is complete."""
         self._save(active)
         self.keeping.saver.wait()
+
+    def _closed(self, active: Active) -> None:
+        """Checks that outputs are finite, and saves the last checkpoint of a stage."""
+        self.readings.read()
+        self.watch.check(active, self.step, self._sample)
+        self._saved(active)
 
     def _batches(self, active: Active) -> Iterator[list[Any]]:
         """Micro-batches from the current position on, which follows from the step, without an end."""
@@ -405,25 +417,9 @@ class Trainer:
             accumulate=self.settings.accumulate, workers=self.settings.workers, device=self.parallel.device,
         )  # fmt: skip
 
-    def _read(self) -> None:
-        """Reads the values of the last steps, which waits for the device, and adds them to the running sums.
-
-        Raises:
-            CheckError: the guard ends the run because of one of these steps.
-        """
-        unread, self._unread = self._unread, []
-        for step, outcome in unread:
-            try:
-                skipped = outcome.skipped
-            except CheckError as error:
-                raise CheckError(f"step {step}: {error}") from error
-            self.seen.add(outcome.loss, skipped is not None, outcome.norm)
-            if skipped is not None:
-                self.log.write("note", step, {"skipped": skipped, "loss": outcome.loss})
-
     def _log(self, active: Active) -> None:
         """Writes the metrics of this step."""
-        self._read()
+        self.readings.read()
         values = {
             "loss": self.seen.take(),
             "lr": max(group["lr"] for group in active.running.optimizer.param_groups),
@@ -447,7 +443,7 @@ class Trainer:
         """
         clock, running = Clock(), active.running
         with clock.timed("save"):
-            self._saved(active)  # growth must not change tensors that are still being written
+            self._closed(active)  # growth must not change tensors that are still being written
         with clock.timed("wrap"):
             self.parallel.unwrap(running.optimizer, running.ema)
         crossing = Crossing(running, self.task, self._sample(), self.parallel, self.settings, clock)
@@ -480,7 +476,7 @@ class Trainer:
 
     def _finish(self, active: Active) -> None:
         """Writes the last checkpoint, and the weights of the network and its averages under the names of the model."""
-        self._saved(active)
+        self._closed(active)
         running = active.running
         self.parallel.unwrap(running.optimizer, running.ema)
         if self.parallel.rank == 0:

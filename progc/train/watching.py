@@ -14,12 +14,15 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
 
+from progc.data.finite import NotFiniteError, odd_outputs
 from progc.data.loading import validate
 from progc.data.staged import image_size
 from progc.data.task import Task
-from progc.errors import InputError
+from progc.errors import CheckError, InputError
 from progc.ir.program import Program
+from progc.ir.random_state import kept_random_states
 from progc.lift.averages import Averages
 from progc.schedule.controlling import Controller
 from progc.schedule.pace import Pace
@@ -27,6 +30,7 @@ from progc.schedule.rules import Gain, Plateau
 from progc.schedule.running import RunningStage
 from progc.schedule.schedule import Schedule
 from progc.train.ending import Ending
+from progc.train.finite import blaming
 from progc.train.full_size import PREFIX, FullSize
 from progc.train.keeping import Keeping
 from progc.train.metrics import Metrics
@@ -34,6 +38,9 @@ from progc.train.parallel import Parallel
 from progc.train.progress import Progress
 from progc.train.settings import Settings
 from progc.train.stepping import Active, autocast, samples_in
+
+SHOWN = 20
+"""Number of skipped steps that the summary of a run lists; `metrics.jsonl` has all."""
 
 
 class Watch:
@@ -125,6 +132,26 @@ class Watch:
                 self.controller.observe(unit, validation=news[0], seconds=news[1])
 
     def _validate(self, active: Active, step: int) -> None:
+        try:
+            found = self._found(active)
+        except CheckError as error:
+            raise CheckError(f"step {step}: {error}") from error
+        if found is None:
+            return
+        self.metrics, self.seen.validated = found, step
+        value = score(found, self._higher)
+        if value is not None and math.isfinite(value):
+            # Only the rank that writes has a clock, the others read 0; all ranks must take the same decision.
+            clock = torch.tensor(self.log.seconds, dtype=torch.float64, device=self.parallel.device)
+            self.seen.tell(value, float(self.parallel.mean(clock)) * self.parallel.world)
+        self.log.write("validation", step, {**found, "stage": active.index})
+        self.progress.validated(found)
+        if self.seen.is_best(found):
+            self.keeping.save(active.running, active.module, step)
+            self.keeping.mark_best(step, self.seen.best)
+
+    def _found(self, active: Active) -> dict[str, float] | None:
+        """The results at the image size of the stage and at that of the full network; None if a signal came."""
         running, own = active.running, self._pace.batches[active.index]
         found = evaluate(
             active.module, active.task, running.inputs, running.ema, self.parallel, self.settings,
@@ -138,19 +165,28 @@ class Watch:
             )  # fmt: skip
             self._ending.settle()
             found = None if more is None else found | more
-        if found is None:
+        return found
+
+    def check(self, active: Active, step: int, sample: Callable[[], Any]) -> None:
+        """Checks that outputs are finite where a stage or the run ends, unless a validation of this step has done so.
+
+        Args:
+            active: the stage.
+            step: steps of the run.
+            sample: makes samples at the full image size, the same on all ranks.
+
+        Raises:
+            CheckError: outputs are not finite, on every rank.
+        """
+        if self.seen.validated == step:
             return
-        self.metrics, self.seen.validated = found, step
-        value = score(found, self._higher)
-        if value is not None and math.isfinite(value):
-            # Only the rank that writes has a clock, the others read 0; all ranks must take the same decision.
-            clock = torch.tensor(self.log.seconds, dtype=torch.float64, device=self.parallel.device)
-            self.seen.tell(value, float(self.parallel.mean(clock)) * self.parallel.world)
-        self.log.write("validation", step, {**found, "stage": active.index})
-        self.progress.validated(found)
-        if self.seen.is_best(found):
-            self.keeping.save(running, active.module, step)
-            self.keeping.mark_best(step, self.seen.best)
+        running = active.running
+        try:
+            check_outputs(
+                active.module, active.task, sample(), running.inputs, running.ema, self.parallel, self.settings
+            )
+        except CheckError as error:
+            raise CheckError(f"step {step}: {error}") from error
 
 
 def never_told(task: Task, schedule: Schedule, settings: Settings) -> tuple[str, ...]:
@@ -193,6 +229,9 @@ def evaluate(
 
     Returns:
         Metrics by name; None if `stop` ended the validation.
+
+    Raises:
+        CheckError: outputs are not finite.
     """
 
     def call(batch: Any) -> Any:
@@ -208,19 +247,65 @@ def evaluate(
     module.eval()
     try:
         with torch.no_grad():
-            found = seen()
+            with blaming(module, "the network"):
+                found = seen()
             for decay in ema.decays if ema is not None else ():
                 assert ema is not None
                 if decay not in settings.ema and settings.ema:  # that of a search
                     continue
                 if found is None:
                     break
-                with averaged(module, ema, decay):
+                with averaged(module, ema, decay), blaming(module, f"the averaged weights {decay!r}"):
                     own = seen()
                 found = None if own is None else {**found, **{f"ema-{decay!r}/{name}": v for name, v in own.items()}}
     finally:
         module.train()
     return found
+
+
+def check_outputs(
+    module: nn.Module,
+    task: Task,
+    batch: Any,
+    inputs: Callable[[int], dict[str, torch.Tensor]],
+    ema: Averages | None,
+    parallel: Parallel,
+    settings: Settings,
+) -> None:
+    """Runs a batch in eval mode, with the weights and with each averaged copy; random states stay as they are.
+
+    Args:
+        module: the network of a stage, in train mode.
+        task: the task of the stage.
+        batch: samples at the full image size, the same on all ranks.
+        inputs: makes further keyword inputs from the number of samples.
+        ema: averaged copies; None if there are none.
+        parallel: the processes that train together.
+        settings: settings of the run.
+
+    Raises:
+        CheckError: outputs are not finite, on every rank.
+    """
+    given = task.fit(pytree.tree_map_only(torch.Tensor, lambda tensor: tensor.to(parallel.device), batch))
+
+    def look() -> None:
+        with autocast(parallel.device, settings):
+            outputs = task.run(module, given, **inputs(samples_in(given)))
+            odd = odd_outputs(outputs, task.loss(outputs, given))
+        if parallel.any(bool(odd)):
+            raise NotFiniteError(f"for {samples_in(given)} training samples")
+
+    module.eval()
+    try:
+        with torch.no_grad(), kept_random_states():
+            with blaming(module, "the network"):
+                look()
+            for decay in ema.decays if ema is not None else ():
+                assert ema is not None
+                with averaged(module, ema, decay), blaming(module, f"the averaged weights {decay!r}"):
+                    look()
+    finally:
+        module.train()
 
 
 @contextlib.contextmanager
@@ -244,6 +329,8 @@ class Seen:
     Attributes:
         best: best value of `score` so far; None before the first.
         skipped: number of steps skipped in the whole run.
+        skipped_samples: number of samples in them, over all ranks.
+        skipped_at: the first of these steps.
         last: loss of the last step that the host has read; None before the first.
         norm: norm of the gradient of that step.
         validated: step of the last complete validation; None before the first.
@@ -251,7 +338,8 @@ class Seen:
 
     def __init__(self) -> None:
         self.best: float | None = None
-        self.skipped = 0
+        self.skipped = self.skipped_samples = 0
+        self.skipped_at: tuple[int, ...] = ()
         self.last: float | None = None
         self.norm: float | None = None
         self.validated: int | None = None
@@ -265,6 +353,11 @@ class Seen:
             self.skipped += 1
         else:
             self._sum, self._count = self._sum + loss, self._count + 1
+
+    def left_out(self, step: int, samples: int) -> None:
+        """Counts the samples of a step that was skipped."""
+        self.skipped_samples += samples
+        self.skipped_at = (*self.skipped_at, step)[:SHOWN]
 
     def take(self) -> float | None:
         """Returns the mean loss since the last call; None if no step was taken."""
@@ -296,12 +389,15 @@ class Seen:
         """Returns the state, JSON data."""
         return {
             "best": self.best, "skipped": self.skipped, "sum": self._sum, "count": self._count,
-            "validated": self.validated, "news": self._news,
+            "validated": self.validated, "news": self._news, "skipped_samples": self.skipped_samples,
+            "skipped_at": list(self.skipped_at),
         }  # fmt: skip
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores what `state_dict` returned."""
         self.best, self.skipped = state["best"], int(state["skipped"])
+        self.skipped_samples = int(state.get("skipped_samples", 0))
+        self.skipped_at = tuple(int(step) for step in state.get("skipped_at", ()))
         self._sum, self._count = float(state["sum"]), int(state["count"])
         self.validated, news = state.get("validated"), state.get("news")
         self._news = None if news is None else (float(news[0]), float(news[1]))

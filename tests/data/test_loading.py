@@ -151,7 +151,7 @@ def test_a_validation_waits_for_a_gpu_once(monkeypatch: pytest.MonkeyPatch) -> N
     with fake_cuda():
         task = Task(Noisy(3), validation=Noisy(26))
         assert refused(lambda: validate(logits, task, batch=8, mean=mean, device=CUDA))
-    assert [sums.shape for sums in reached] == [(4,)] and reached[0].device == CUDA
+    assert [sums.shape for sums in reached] == [(5,)] and reached[0].device == CUDA
     assert len(pinned) == 2 * 4
 
 

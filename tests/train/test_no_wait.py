@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 import progc
-from progc.data.task import cross_entropy
+from progc.data.task import Task, cross_entropy
 from progc.ir.module import ProgramModule
 from progc.lift.averages import Averages
 from progc.schedule import Schedule
@@ -22,10 +23,11 @@ from progc.search.online import SupernetStage
 from progc.search.supernet import Supernet
 from progc.search.supernet_module import SupernetModule
 from progc.train.parallel import Single
+from progc.train.settings import Settings
 from progc.train.stepping import Active
 from progc.train.trainer import Trainer
 from tests.fake_cuda import CUDA, all_on_cuda, fake_cuda, refused
-from tests.train.running import BATCH, program, trainer
+from tests.train.running import BATCH, program, samples, trainer
 
 QUIET: dict[str, Any] = {"log_every": 100, "save_every": None, "validate_every": None, "accumulate": 2}
 LONG = 4
@@ -86,6 +88,35 @@ def test_a_step_does_not_wait(tmp_path: Path, amp: Any, nan: Any) -> None:
         assert refused(lambda: own._log(active))  # the values are still there: this is what waits
 
     on_fake_device(trainer(tmp_path, amp=amp, nan=nan, **QUIET), check)
+
+
+class Normed(nn.Module):
+    """Two blocks with running statistics."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.Sequential(*(nn.Sequential(nn.Linear(64, 64), nn.BatchNorm1d(64)) for _ in range(2)))
+        self.head = nn.Linear(64, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.blocks(x.flatten(1)))
+
+
+@pytest.mark.parametrize("nan", ["stop", "skip"])
+def test_a_step_with_running_statistics_does_not_wait(tmp_path: Path, nan: Any) -> None:
+    """They are kept and chosen between on the device."""
+    full = progc.capture(Normed(), (torch.zeros(4, 1, 8, 8),))
+    settings = Settings(batch=BATCH, ema=(0.9,), nan=nan, compile="eager", **QUIET)
+    plan = progc.plan(full, stages=1, total=LONG + 2, unit="steps")
+
+    def check(own: Trainer, active: Active) -> None:
+        take(own, active)
+        assert len(active.stepper.waiting) == LONG
+        assert refused(active.stepper.buffers.keep) is False
+        assert refused(lambda: active.stepper.buffers.restore(active.stepper.waiting[0].left_out)) is False
+
+    own = Trainer(plan, program=full, task=Task(samples(6 * BATCH)), run=tmp_path, settings=settings)
+    on_fake_device(own, check)
 
 
 def reads_itself(outputs: Any, batch: Any) -> torch.Tensor:

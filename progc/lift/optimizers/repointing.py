@@ -18,6 +18,7 @@ from progc.lift.lift import Lift
 from progc.lift.moments import refuse_lists
 from progc.lift.optimizers.correcting import split
 from progc.lift.optimizers.holdings import Holdings, Optimizers, commit, holdings, in_order, listed, settled
+from progc.lift.optimizers.joining import join
 from progc.lift.rates import corrections
 
 _BY_SIZE = "min_dim_size_to_factor"
@@ -31,12 +32,13 @@ def repoint(
     *,
     correct_rates: bool = False,
     made: tuple[int, int] = (0, 0),
-) -> None:
+) -> tuple[str, ...]:
     """Makes optimizers of `before` train `after`, in place.
 
     Number, order and options of the groups stay, so a learning-rate scheduler continues; a group may become empty.
-    Parameters that are frozen in `after` leave their group; their state is parked until they train again. Gradients
-    are not carried over: grow after a step.
+    Parameters that are frozen in `after` leave their group; their state is parked until they train again. Parameters
+    that train only in `after` and are in no group join one (progc/lift/optimizers/joining.py). Gradients are not
+    carried over: grow after a step.
 
     Args:
         optimizers: one or several optimizers over some or all parameter objects of `before` (or of `before.module()`).
@@ -47,9 +49,12 @@ def repoint(
             splits groups, so a learning-rate scheduler has to be created again.
         made: indices of the optimizer and the group for parameters without a predecessor.
 
+    Returns:
+        A sentence for every group that parameters join.
+
     Raises:
-        InputError: an optimizer holds parameters that `before` does not have, or state that cannot be mapped. Nothing
-            is changed then.
+        InputError: an optimizer holds parameters that `before` does not have, state that cannot be mapped, or several
+            groups of which a parameter that trains now might join any. Nothing is changed then.
     """
     found = listed(optimizers)
     old = [holdings(item, before) for item in found]
@@ -57,10 +62,13 @@ def repoint(
     new = []
     for index, (item, held) in enumerate(zip(found, old, strict=True)):
         own = made[1] if index == made[0] else None
-        moved = settled(_moved(item, held, before, after, lifts, own), after)
-        new.append(split(item, moved, corrections(lifts)) if correct_rates else moved)
+        new.append(settled(_moved(item, held, before, after, lifts, own), after))
+    notes = join(found, new, before, after, lifts)
+    if correct_rates:
+        new = [split(item, held, corrections(lifts)) for item, held in zip(found, new, strict=True)]
     for item, held in zip(found, new, strict=True):
         commit(item, after, held)
+    return tuple(notes)
 
 
 def _check_made(old: Sequence[Holdings], made: tuple[int, int]) -> None:

@@ -26,6 +26,7 @@ from progc.errors import PassOptionError, TargetError, did_you_mean
 from progc.ir.program import Program
 from progc.models.sizes import KEYS, Size, Sizes
 from progc.transforms.width.fit import attention_sizes, beside_heads, group_sizes, inner_heads, rounded
+from progc.transforms.width.frozen import held_axes
 
 FIXED = ("norm groups", "conv groups", "channel multiplier")
 _NUMBER = re.compile(r"(?P<times>\*)?(?P<number>\d+(?:\.\d*)?|\.\d+)")
@@ -35,18 +36,22 @@ class _UnfitError(TargetError):
     """A width or a number of heads that the network cannot have, while others may fit."""
 
 
-def axis_sizes(program: Program, sizes: Sizes, *, shrink: bool = False) -> dict[str, int]:
+def axis_sizes(program: Program, sizes: Sizes, *, shrink: bool = False, keep_frozen: bool = False) -> dict[str, int]:
     """Returns the new size of every axis that `sizes` changes; see `fitted_sizes`."""
-    return fitted_sizes(program, sizes, shrink=shrink)[0]
+    return fitted_sizes(program, sizes, shrink=shrink, keep_frozen=keep_frozen)[0]
 
 
-def fitted_sizes(program: Program, sizes: Sizes, *, shrink: bool = False) -> tuple[dict[str, int], list[str]]:
+def fitted_sizes(
+    program: Program, sizes: Sizes, *, shrink: bool = False, keep_frozen: bool = False
+) -> tuple[dict[str, int], list[str]]:
     """Returns the new size of every axis that `sizes` changes, and a note about each one that was rounded.
 
     Args:
         program: the network.
         sizes: wanted sizes by key (width, heads, mlp, ...) or name of an axis.
         shrink: the sizes may only be smaller than the present ones; otherwise they may only be larger.
+        keep_frozen: axes that did not train when the network was captured change only where they are named
+            (`progc.transforms.width.frozen`).
 
     Raises:
         TargetError: an unknown key, or a size that is not an integer, on the wrong side of the present one, or of
@@ -57,9 +62,9 @@ def fitted_sizes(program: Program, sizes: Sizes, *, shrink: bool = False) -> tup
     _check_keys(program, sizes)
     text = ("shrink: " if shrink else "") + (sizes.text or str(sizes))
     try:
-        return _fit(program, sizes, shrink)
+        return _fit(program, sizes, shrink, keep_frozen)
     except _UnfitError as error:
-        raise TargetError(f"{text}: {error}{_nearest(program, sizes, shrink)}") from error
+        raise TargetError(f"{text}: {error}{_nearest(program, sizes, shrink, keep_frozen)}") from error
     except TargetError as error:
         raise TargetError(f"{text}: {error}") from error
 
@@ -125,13 +130,14 @@ def named_sizes(table: AxisTable, texts: Iterable[str], *, shrink: bool = False)
     return found
 
 
-def _fit(program: Program, sizes: Sizes, shrink: bool) -> tuple[dict[str, int], list[str]]:
+def _fit(program: Program, sizes: Sizes, shrink: bool, keep_frozen: bool) -> tuple[dict[str, int], list[str]]:
     table = axes_of(program)
-    whole, notes = rounded(table, _wanted(program, sizes, shrink), _strict(table, sizes))
+    held = held_axes(program) if keep_frozen else frozenset()
+    whole, notes = rounded(table, _wanted(program, sizes, shrink, held), _strict(table, sizes))
     found = _checked(table, whole, shrink)
     width = sizes.entries.get("width")
-    if width is not None and not width.relative and widths(table, found)[0] != width.value:
-        raise _UnfitError(f"the residual width would get {widths(table, found)[0]}: it is a product of whole parts")
+    if width is not None and not width.relative and (got := widths(table, found, held)[0]) != width.value:
+        raise _UnfitError(f"the residual width would get {got}: it is a product of whole parts")
     return found, notes
 
 
@@ -145,11 +151,11 @@ def _strict(table: AxisTable, sizes: Sizes) -> set[str]:
     return named | {axis.name for together in beside_heads(table) for axis in together}
 
 
-def _wanted(program: Program, sizes: Sizes, shrink: bool) -> dict[str, Fraction]:
-    """Size of every axis that `sizes` is about, integer or not."""
+def _wanted(program: Program, sizes: Sizes, shrink: bool, held: frozenset[str]) -> dict[str, Fraction]:
+    """Size of every axis that `sizes` is about, integer or not; axes in `held` only where they are named."""
     table, entries = axes_of(program), sizes.entries
-    factor = _width_factor(table, entries.get("width"), shrink)
-    heads = _heads_factor(table, entries.get("heads"), factor, shrink)
+    factor = _width_factor(table, entries.get("width"), shrink, held)
+    heads = _heads_factor(table, entries.get("heads"), factor, shrink, held)
     inner = inner_heads(table)
     new: dict[str, Fraction] = {}
     for axis in table.growable:
@@ -168,9 +174,10 @@ def _wanted(program: Program, sizes: Sizes, shrink: bool) -> dict[str, Fraction]
             chosen = [axis for axis in table.growable if axis.meaning == meaning]
             if not chosen:
                 raise TargetError(f"this network has no {meaning} axis that can {_verb(shrink)}")
-            base = widths(table)[0] * factor if key == "mlp_ratio" else None
+            base = widths(table, held=held)[0] * factor if key == "mlp_ratio" else None
             new.update({a.name: _sized(a.size, entries[key]) if base is None else base * _number(entries[key])
                         for a in chosen})  # fmt: skip
+    new = {name: size for name, size in new.items() if name not in held}
     for key, size in entries.items():
         if key not in KEYS and any(axis.name == key for axis in table.axes):
             new[key] = _sized(table[key].size, size)
@@ -186,11 +193,12 @@ def _check_keys(program: Program, sizes: Sizes) -> None:
             raise TargetError(f"`{key}` is not a size, axis or chain of this network{hint}; progc inspect lists them")
 
 
-def widths(table: AxisTable, new: Mapping[str, int] | None = None) -> list[int]:
+def widths(table: AxisTable, new: Mapping[str, int] | None = None, held: frozenset[str] = frozenset()) -> list[int]:
     """Sizes of the residual streams that can grow, narrowest first; of all growable dims if there is no residual.
 
     Args:
         new: sizes by axis name that replace the present ones.
+        held: names of axes that do not count.
 
     A stream may be a product of axes (a GroupNorm cuts channels into groups x inside); its size is that of the product.
     """
@@ -198,10 +206,12 @@ def widths(table: AxisTable, new: Mapping[str, int] | None = None) -> list[int]:
     found: set[int] = set()
     for event in table.events:
         if event.kind == "residual":
-            found.update(D.resized(part, sizes) for part in _products(event.dim) if _is_stream(table, part))
+            found.update(D.resized(part, sizes) for part in _products(event.dim) if _is_stream(table, part, held))
     if not any(axis.meaning == "residual width" for axis in table.axes):
         for dims in table.tensor_dims.values():
-            found.update(D.resized(part, sizes) for dim in dims for part in _products(dim) if _can_grow(table, part))
+            found.update(
+                D.resized(part, sizes) for dim in dims for part in _products(dim) if _can_grow(table, part, held)
+            )
     return sorted(found)
 
 
@@ -213,15 +223,18 @@ def _products(dim: Dim) -> list[Dim]:
     return [dim]
 
 
-def _is_stream(table: AxisTable, dim: Dim) -> bool:
+def _is_stream(table: AxisTable, dim: Dim, held: frozenset[str]) -> bool:
     """True if a residual width that can grow is part of the dim: rotated queries are added too, and are none."""
     axes = [table.axis_of(atom) for atom in D.leaves(dim)]
-    return any(axis is not None and axis.growable and axis.meaning == "residual width" for axis in axes)
+    return any(
+        axis is not None and axis.growable and axis.meaning == "residual width" and axis.name not in held
+        for axis in axes
+    )
 
 
-def _can_grow(table: AxisTable, dim: Dim) -> bool:
+def _can_grow(table: AxisTable, dim: Dim, held: frozenset[str]) -> bool:
     axes = [table.axis_of(atom) for atom in D.leaves(dim)]
-    return any(axis is not None and axis.growable for axis in axes)
+    return any(axis is not None and axis.growable and axis.name not in held for axis in axes)
 
 
 def _verb(shrink: bool) -> str:
@@ -246,10 +259,10 @@ def _check_side(what: str, present: int, size: Size, shrink: bool) -> None:
         raise _UnfitError(f"{what} is {present}; expected 1 to {present}, got {size.value}")
 
 
-def _width_factor(table: AxisTable, size: Size | None, shrink: bool) -> Fraction:
+def _width_factor(table: AxisTable, size: Size | None, shrink: bool, held: frozenset[str]) -> Fraction:
     if size is None:
         return Fraction(1)
-    streams, verb = widths(table), _verb(shrink)
+    streams, verb = widths(table, held=held), _verb(shrink)
     if not streams and (shrink or not size.relative):
         pinned = next((axis for axis in table.axes if axis.meaning == "residual width"), None)
         if pinned is None:
@@ -264,10 +277,10 @@ def _width_factor(table: AxisTable, size: Size | None, shrink: bool) -> Fraction
     return _number(size) / streams[0]
 
 
-def _heads_factor(table: AxisTable, size: Size | None, width: Fraction, shrink: bool) -> Fraction:
+def _heads_factor(table: AxisTable, size: Size | None, width: Fraction, shrink: bool, held: frozenset[str]) -> Fraction:
     if size is None:
         return width
-    heads = head_counts(table)
+    heads = head_counts(table, held)
     if not heads:
         if shrink or size.relative or size.value > 1:
             raise TargetError(f"this network has no head axis that can {_verb(shrink)}")
@@ -278,9 +291,11 @@ def _heads_factor(table: AxisTable, size: Size | None, width: Fraction, shrink: 
     return _number(size) / heads[0]
 
 
-def head_counts(table: AxisTable) -> list[int]:
+def head_counts(table: AxisTable, held: frozenset[str] = frozenset()) -> list[int]:
+    """Numbers of heads that can grow, smallest first, without the axes in `held`."""
     inner = inner_heads(table)
-    return sorted(axis.size for axis in table.growable if axis.meaning == "heads" and axis.atom not in inner)
+    counted = [axis for axis in table.growable if axis.meaning == "heads" and axis.name not in held]
+    return sorted(axis.size for axis in counted if axis.atom not in inner)
 
 
 def _checked(table: AxisTable, new: Mapping[str, Fraction], shrink: bool) -> dict[str, int]:
@@ -297,17 +312,18 @@ def _checked(table: AxisTable, new: Mapping[str, Fraction], shrink: bool) -> dic
     return {name: int(value) for name, value in new.items() if int(value) != table[name].size}
 
 
-def _nearest(program: Program, sizes: Sizes, shrink: bool) -> str:
+def _nearest(program: Program, sizes: Sizes, shrink: bool, keep_frozen: bool) -> str:
     """The nearest sizes below and above that fit everywhere, in words."""
     table, text = axes_of(program), ""
-    for key, base in (("width", widths(table)[:1]), ("heads", head_counts(table)[:1])):
+    held = held_axes(program) if keep_frozen else frozenset()
+    for key, base in (("width", widths(table, held=held)[:1]), ("heads", head_counts(table, held)[:1])):
         size = sizes.entries.get(key)
         if size is None or not base:
             continue
         value = math.floor(_sized(base[0], size))
         low, high = (1, base[0]) if shrink else (base[0], 2 * (value + base[0]) + 1)
         below, above = (
-            next((other for other in tried if _fits(program, sizes, key, other, shrink)), None)
+            next((other for other in tried if _fits(program, sizes, key, other, shrink, keep_frozen)), None)
             for tried in (range(min(value, high), low - 1, -1), range(max(value + 1, low), high))
         )
         found = [str(v) for v in (below, above) if v is not None]
@@ -315,10 +331,10 @@ def _nearest(program: Program, sizes: Sizes, shrink: bool) -> str:
     return text
 
 
-def _fits(program: Program, sizes: Sizes, key: str, value: int, shrink: bool) -> bool:
+def _fits(program: Program, sizes: Sizes, key: str, value: int, shrink: bool, keep_frozen: bool) -> bool:
     """Whether every axis gets a size that it can have."""
     try:
-        _fit(program, Sizes({**sizes.entries, key: Size(value, relative=False)}, sizes.text), shrink)
+        _fit(program, Sizes({**sizes.entries, key: Size(value, relative=False)}, sizes.text), shrink, keep_frozen)
     except TargetError:
         return False
     return True
