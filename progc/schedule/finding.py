@@ -103,7 +103,7 @@ def find(
         levels: number of levels of a dimension for which none are given; equal ones are merged.
         start: the network that training begins with, or its point. The smallest level has its depth and width.
         mode: `default`, or `reference`: depths are divided over several chains as published (see
-            `progc.schedule.depth_levels`).
+            `progc.schedule.depth_levels`), and sizes are rounded as published (see `progc.schedule.space.sizes`).
 
     Returns:
         The space, and notes on what was rounded and what could not vary.
@@ -224,9 +224,9 @@ class _SpaceSearch:
             return []
         smallest = self.start.resolution if self.start is not None else None
         if text is None:
-            found = resolution_levels.by_default(self.program, self.levels, self.notes)
+            found = resolution_levels.by_default(self.program, self.levels, self.notes, self.mode)
         else:
-            found = resolution_levels.asked(self.program, text)
+            found = resolution_levels.asked(self.program, text, self.mode)
         if smallest is None:
             return found
         return [smallest, *(size for size in found if size > smallest and min(size) >= min(smallest))]
