@@ -174,7 +174,13 @@ def sizes(parts: Sequence[Fraction], largest: int, divisor: int, mode: str = "de
     if len(parts) > 2 and list(parts) == factors(parts[0], parts[-1], len(parts)):
         step = (numbers[-1] - numbers[0]) / (len(numbers) - 1)
         numbers[1:-1] = [numbers[0] + k * step for k in range(1, len(numbers) - 1)]
-    return [rounded(number * largest, divisor) for number in numbers]
+    return [_rounded_in_floats(number * largest, divisor) for number in numbers]
+
+
+def _rounded_in_floats(value: float, divisor: int) -> int:
+    """`rounded`, with the rounding errors of the published code."""
+    nearest = max(divisor, int(value + divisor / 2) // divisor * divisor)
+    return nearest + divisor if nearest < 0.9 * value else nearest
 
 
 def split(total: int, full: Sequence[int], steps: Sequence[int] | None = None) -> list[int]:
