@@ -36,7 +36,7 @@ class Code:
         self._modules: dict[tuple[Path, str], types.ModuleType] = {}
 
     def module(self, root: Path, name: str) -> types.ModuleType:
-        """Imports a module of a checkout, such as `models.volo`; packages of the same name elsewhere are not touched."""
+        """Imports a module of a checkout, such as `models.volo`; packages of that name elsewhere are not touched."""
         if (root, name) not in self._modules:
             with _alone(root), _stand_ins():
                 self._modules[root, name] = importlib.import_module(name)
@@ -54,7 +54,7 @@ class Code:
         return _executed([found], path, namespace or {})[name]
 
     def statements(self, path: Path, function: str, test: str, namespace: Mapping[str, Any]) -> dict[str, Any]:
-        """Executes the statements that begin the body of an `if` in a function, up to its first inner `if` with an else.
+        """Executes the beginning of the body of an `if` in a function, up to its first inner `if` with an else.
 
         Args:
             path: the file.
@@ -92,8 +92,9 @@ def _alone(root: Path) -> Iterator[None]:
         yield
     finally:
         sys.path.remove(str(root))
+        own = _own(root)
         for name in set(sys.modules) - before:
-            if str(getattr(sys.modules[name], "__file__", "")).startswith(str(root)) or name.split(".")[0] in _own(root):
+            if name.split(".")[0] in own:
                 del sys.modules[name]
         sys.modules.update(hidden)
 

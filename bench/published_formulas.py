@@ -67,9 +67,7 @@ def split_depth(total: int) -> tuple[int, int]:
     return first, total - first
 
 
-def one_shot(
-    sizes: Sequence[int], depths: Sequence[int], current: tuple[int, int] | None
-) -> list[tuple[int, int]]:
+def one_shot(sizes: Sequence[int], depths: Sequence[int], current: tuple[int, int] | None) -> list[tuple[int, int]]:
     """Candidates (size, depth); `sizes` and `depths` without repeats."""
     if current is None:
         chosen = [[levels[0], levels[len(levels) // 2], levels[-1]] for levels in (sizes, depths)]
@@ -85,7 +83,8 @@ def zero_shot(sizes: Sequence[int], levels: Sequence[int], current: tuple[int, i
     if current is None:
         chosen = [[own[0], own[len(own) // 2 - 1]] for own in (sizes, levels)]
     else:
-        chosen = [list(own[own.index(here) : own.index(here) + 2]) for own, here in zip((sizes, levels), current)]
+        size, level = sizes.index(current[0]), levels.index(current[1])
+        chosen = [list(sizes[size : size + 2]), list(levels[level : level + 2])]
     return list(itertools.product(*chosen))
 
 

@@ -96,7 +96,7 @@ class Count:
         if tuple(ours.shape) != tuple(theirs.shape):
             self.near(math.inf, 0.0)
             return
-        self.near(float((ours.double() - theirs.double()).abs().max()) if ours.numel() else 0.0, 0.0)
+        self.near(float((ours.detach().double() - theirs.detach().double()).abs().max()) if ours.numel() else 0.0, 0.0)
 
     def row(self, name: str, progc: str, published: str, side: str, *, numbers: bool = False, **more: Any) -> Row:
         """Returns the row; `numbers` says whether differences are numbers."""

@@ -112,9 +112,7 @@ def depth_split(code: Code) -> Iterator[Row]:
     source = "AutoProg models/volo.py set_sample_config"
     yield published.row("VOLO depth split, the published depths", "split", source, _side(divisible))
     note = "of 10 layers 23 % are 2.3, which becomes 4; 4/18 of 10 are 2.2, which becomes 2"
-    yield others.row(
-        "VOLO depth split, depths between", "split", source, _side(divisible), record=RECORD, note=note
-    )
+    yield others.row("VOLO depth split, depths between", "split", source, _side(divisible), record=RECORD, note=note)
 
 
 def growth_epochs(code: Code) -> Iterator[Row]:
@@ -127,7 +125,9 @@ def growth_epochs(code: Code) -> Iterator[Row]:
                 args = types.SimpleNamespace(num_stages=stages, r_scale=0.25, l_scale=0.25, epochs=epochs)
                 theirs = schedule(args)[0]
             count.same(begins(stage_shares(None, stages), epochs, "epochs"), theirs)
-    yield count.row("growth epochs", "begins", "AutoProg-Zero prog/progressive.py progressive_schedule", _side(schedule))
+    yield count.row(
+        "growth epochs", "begins", "AutoProg-Zero prog/progressive.py progressive_schedule", _side(schedule)
+    )
 
 
 def one_shot(code: Code) -> Iterator[Row]:

@@ -66,9 +66,9 @@ def zero_shot_candidates(
 ) -> list[Index]:
     """Returns the candidates of the zero-shot search, resolution outermost.
 
-    In `reference`, at the first stage, a dimension with one or two levels has the first one twice, as in AutoProg-Zero's
-    code: its candidates occur twice and are measured twice. In later stages each candidate occurs once. Only the first
-    shape of the trainable set is used.
+    In `reference`, at the first stage, a dimension of fewer than four levels has the first one twice, as in
+    AutoProg-Zero's code: its candidates occur twice and are measured twice. In later stages each candidate occurs once.
+    Only the first shape of the trainable set is used.
 
     Args:
         space: the growth space.
@@ -87,8 +87,7 @@ def zero_shot_candidates(
     if mode == "reference":
         sizes = space.shape._replace(unfreeze=_first_shape(space))
         levels = [
-            [0, max(size // 2 - 1, 0)] if first else _up(at, size, 1)
-            for at, size in zip(before, sizes, strict=True)
+            [0, max(size // 2 - 1, 0)] if first else _up(at, size, 1) for at, size in zip(before, sizes, strict=True)
         ]
         for place in (1, 2):  # AutoProg-Zero does not search depth and width: nothing is measured twice for them
             levels[place] = _unique(levels[place])
