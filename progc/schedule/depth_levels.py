@@ -19,7 +19,7 @@ from progc.analysis.chains import chains_of
 from progc.errors import InputError
 from progc.schedule.frozen import partly_frozen, wholly_frozen
 from progc.schedule.level_texts import Levels, Wish, parse
-from progc.schedule.space import DEPTH, factors, rounded, split
+from progc.schedule.space import DEPTH, factors, rounded, sizes, split
 from progc.transforms.depth.targets import allowed_depths, covering, matching
 
 if TYPE_CHECKING:
@@ -186,8 +186,8 @@ def _published(chains: Sequence[Chain], parts: Sequence[Fraction], notes: list[s
     longest, full = _longest(counted), [chain.siblings for chain in counted]
     steps = [chain.period if chain is longest else _even(chain) for chain in counted]
     found: dict[str, list[int]] = {chain.name: [] for chain in counted}
-    for part in parts:
-        total = min(rounded(part * sum(full), DEPTH), sum(full))
+    for size in sizes(parts, sum(full), DEPTH, "reference"):
+        total = min(size, sum(full))
         # With more than two chains, several may round up at one level, at the cost of the longest: depths never fall.
         near = [
             max(_nearest(chain, Fraction(depth)), *found[chain.name][-1:], 0)

@@ -107,7 +107,7 @@ def find(
         levels: number of levels of a dimension for which none are given; equal ones are merged.
         start: the network that training begins with, or its point. The smallest level has its depth and width.
         mode: `default`, or `reference`: depths are divided over several chains as published (see
-            `progc.schedule.depth_levels`).
+            `progc.schedule.depth_levels`), and sizes are rounded as published (see `progc.schedule.space.sizes`).
         trained: whether the weights of the network are trained already.
 
     Returns:
@@ -237,9 +237,9 @@ class _SpaceSearch:
             return []
         smallest = self.start.resolution if self.start is not None else None
         if text is None:
-            found = self._keeping(resolution_levels.by_default(self.program, self.levels, self.notes))
+            found = self._keeping(resolution_levels.by_default(self.program, self.levels, self.notes, self.mode))
         else:
-            found = resolution_levels.asked(self.program, text)
+            found = resolution_levels.asked(self.program, text, self.mode)
         if smallest is None:
             return found
         return [smallest, *(size for size in found if size > smallest and min(size) >= min(smallest))]

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from progc.errors import InputError, TargetError
 from progc.schedule.level_texts import NONE, Levels, items, parse
 from progc.schedule.point import size_text
-from progc.schedule.space import factors, rounded
+from progc.schedule.space import factors
+from progc.schedule.space import sizes as sizes_on_grid
 from progc.transforms.resolution.images import find_images
 from progc.transforms.resolution.resize import resize, working
 
@@ -23,17 +24,20 @@ STEPS = 7
 _SIZE = re.compile(r"(\d+)(?:x(\d+))?")
 
 
-def by_default(program: Program, levels: int, notes: list[str]) -> list[Size]:
-    """Returns evenly spaced sizes on the grid, from half the full size; none and a note if only the full one works."""
+def by_default(program: Program, levels: int, notes: list[str], mode: str = "default") -> list[Size]:
+    """Returns evenly spaced sizes on the grid, from half the full size; none and a note if only the full one works.
+
+    `reference` rounds as published (see `progc.schedule.space.sizes`).
+    """
     try:
-        return _on_grid(program, factors(SMALLEST, Fraction(1), levels))
+        return _on_grid(program, factors(SMALLEST, Fraction(1), levels), mode)
     except (InputError, TargetError) as reason:
         notes.append(f"resolution does not vary: {reason}")
         return []
 
 
-def asked(program: Program, text: Levels) -> list[Size]:
-    """Returns the sizes that a text gives; factors and ranges are rounded to the grid.
+def asked(program: Program, text: Levels, mode: str = "default") -> list[Size]:
+    """Returns the sizes that a text gives; factors and ranges are rounded to the grid, in `reference` as published.
 
     Raises:
         InputError: the network takes no image, a size that it cannot take (the message gives the nearest ones), or a
@@ -53,9 +57,9 @@ def asked(program: Program, text: Levels) -> list[Size]:
                     f"resolutions `{wishes[0].text}`: expected sizes up to the full image size, {size_text(full)}; "
                     "list them"
                 )
-            found = _on_grid(program, wide)
+            found = _on_grid(program, wide, mode)
         else:
-            found = _on_grid(program, list(wishes[0].values))
+            found = _on_grid(program, list(wishes[0].values), mode)
     else:
         found = [_parsed(item) for item in texts]
     for size in found:
@@ -113,15 +117,14 @@ def _step(program: Program, full: int, at: object) -> int:
     return first
 
 
-def _on_grid(program: Program, wanted: list[Fraction]) -> list[Size]:
+def _on_grid(program: Program, wanted: list[Fraction], mode: str) -> list[Size]:
     full, steps = find_images(program)[0].size, grid_step(program)
-    sizes = []
-    for factor in wanted:
-        height, width = (
-            min(rounded(factor * side, step), side) if factor != 1 else side
-            for side, step in zip(full, steps, strict=True)
-        )
-        sizes.append((height, width))
+    sides = [
+        [side if factor == 1 else min(size, side) for factor, size in zip(wanted, found, strict=True)]
+        for side, step in zip(full, steps, strict=True)
+        for found in [sizes_on_grid(wanted, side, step, mode)]
+    ]
+    sizes = list(zip(*sides, strict=True))
     works = working(program, sizes)
     return _distinct([size for size, good in zip(sizes, works, strict=True) if good])
 

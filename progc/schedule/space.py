@@ -151,9 +151,36 @@ def factors(first: Fraction | float, last: Fraction | float, levels: int) -> lis
     return [low + (high - low) * k / (levels - 1) for k in range(levels)]
 
 
-def grid(largest: int, scale: Fraction | float, levels: int, divisor: int = 1) -> list[int]:
+def grid(largest: int, scale: Fraction | float, levels: int, divisor: int = 1, mode: str = "default") -> list[int]:
     """Returns AutoProg's grid of `levels` sizes from `scale * largest` to `largest`; neighbours may be equal."""
-    return [rounded(factor * largest, divisor) for factor in factors(scale, 1, levels)]
+    return sizes(factors(scale, 1, levels), largest, divisor, mode)
+
+
+def sizes(parts: Sequence[Fraction], largest: int, divisor: int, mode: str = "default") -> list[int]:
+    """Returns the multiples of `divisor` that are nearest to parts of the largest size (see `rounded`).
+
+    `default` computes exactly. `reference` computes in double precision and in the order of AutoProg's code, where a
+    rounding error can decide a tie: 240 of 288 pixels is 5/6, or 239.99999999999997, and becomes 224 and not 256.
+
+    Args:
+        parts: ascending factors; evenly spaced ones count as a range from the first to the last.
+        largest: the size that the factors apply to.
+        divisor: what the sizes are multiples of.
+        mode: `default` or `reference`.
+    """
+    if mode != "reference":
+        return [rounded(part * largest, divisor) for part in parts]
+    numbers = [float(part) for part in parts]
+    if len(parts) > 2 and list(parts) == factors(parts[0], parts[-1], len(parts)):
+        step = (numbers[-1] - numbers[0]) / (len(numbers) - 1)
+        numbers[1:-1] = [numbers[0] + k * step for k in range(1, len(numbers) - 1)]
+    return [_rounded_in_floats(number * largest, divisor) for number in numbers]
+
+
+def _rounded_in_floats(value: float, divisor: int) -> int:
+    """`rounded`, with the rounding errors of the published code."""
+    nearest = max(divisor, int(value + divisor / 2) // divisor * divisor)
+    return nearest + divisor if nearest < 0.9 * value else nearest
 
 
 def split(total: int, full: Sequence[int], steps: Sequence[int] | None = None) -> list[int]:

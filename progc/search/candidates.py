@@ -66,8 +66,9 @@ def zero_shot_candidates(
 ) -> list[Index]:
     """Returns the candidates of the zero-shot search, resolution outermost.
 
-    In `reference` a dimension without levels counts as one with equal levels, as in AutoProg-Zero's code (a scale of
-    1): its candidates occur twice and are measured twice. Only the first shape of the trainable set is used.
+    In `reference`, at the first stage, a dimension of fewer than four levels has the first one twice, as in
+    AutoProg-Zero's code: its candidates occur twice and are measured twice. In later stages each candidate occurs once.
+    Only the first shape of the trainable set is used.
 
     Args:
         space: the growth space.
@@ -86,8 +87,7 @@ def zero_shot_candidates(
     if mode == "reference":
         sizes = space.shape._replace(unfreeze=_first_shape(space))
         levels = [
-            ([0, size // 2 - 1 if size > 1 else 0] if first else _up(at, size, 1) if size > 1 else [0, 0])
-            for at, size in zip(before, sizes, strict=True)
+            [0, max(size // 2 - 1, 0)] if first else _up(at, size, 1) for at, size in zip(before, sizes, strict=True)
         ]
         for place in (1, 2):  # AutoProg-Zero does not search depth and width: nothing is measured twice for them
             levels[place] = _unique(levels[place])

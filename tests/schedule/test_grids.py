@@ -27,6 +27,27 @@ def test_published_grids(largest: int, scale: float, divisor: int, expected: lis
     assert grid(largest, scale, 4, divisor) == expected
 
 
+@given(st.integers(1, 400), st.integers(1, 100), st.integers(2, 8), st.sampled_from([DEPTH, HEADS, RESOLUTION]))
+def test_reference_is_the_published_expression_in_double_precision(
+    largest: int, percent: int, levels: int, divisor: int
+) -> None:
+    scale = percent / 100
+    step = (1.0 - scale) / (levels - 1)  # numpy.linspace computes start + k * step, and sets the last value
+    values = [(scale + k * step) * largest for k in range(levels - 1)] + [1.0 * largest]
+    expected = []
+    for value in values:
+        size = max(divisor, int(value + divisor / 2) // divisor * divisor)
+        expected.append(size + divisor if size < 0.9 * value else size)
+    assert grid(largest, scale, levels, divisor, "reference") == expected
+
+
+def test_a_rounding_error_decides_a_tie_as_published_in_reference_only() -> None:
+    assert grid(288, 0.5, 4, RESOLUTION, "reference") == [160, 192, 224, 288]
+    assert grid(288, 0.5, 4, RESOLUTION) == [160, 192, 256, 288]
+    assert grid(15, 0.5, 4, DEPTH, "reference") == [8, 10, 12, 15]
+    assert grid(15, 0.5, 4, DEPTH) == [8, 10, 13, 15]
+
+
 @given(st.fractions(min_value=Fraction(1, 100), max_value=1000), st.integers(1, 64))
 def test_rounding_is_the_published_formula(value: Fraction, divisor: int) -> None:
     nearest = max(divisor, int(value + Fraction(divisor, 2)) // divisor * divisor)
