@@ -49,5 +49,5 @@ class Readings:
     def _samples(self, step: int) -> list[int]:
         """Indices of the samples of a step in the data set, over all ranks."""
         at = self.keeping.position(step - 1)
-        chosen: list[int] = order(at.seed, at.epoch, self.count)[at.index : at.index + self.keeping.settings.batch]
+        chosen = order(at.seed, at.epoch, self.count)[at.index : at.index + self.keeping.settings.batch]
         return [int(index) for index in chosen]
