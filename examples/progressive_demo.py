@@ -224,7 +224,7 @@ def main() -> int:
     more = [] if options.epochs is None else ["--epochs", str(options.epochs)]
 
     runs = {
-        "full size": ("at full size throughout", ["--stages", "1", *more], options.out / "full"),
+        "full size": ("at full size throughout", ["--stages", "1", "--shares", "even", *more], options.out / "full"),
         "progressive": ("in stages; a one-shot search decides each of them", more, options.out / "progressive"),
     }
     reports, right = {}, {}

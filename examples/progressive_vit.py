@@ -1,7 +1,7 @@
 """The network of `make demo`: a ViT of eight blocks, trained on randomly shifted digits.
 
-    progc train examples/digits.toml --out runs/digits            progressively; a search decides the stages
-    progc train examples/digits.toml --stages 1 --out runs/full   at full size throughout
+    progc train examples/digits.toml --out runs/digits                          a search decides the stages
+    progc train examples/digits.toml --stages 1 --shares even --out runs/full   at full size throughout
 
 progc needs `build()`, `example_inputs()` and `datasets()` in a file, and `loss(outputs, batch)` if the loss is not the
 cross entropy of (inputs, labels).
