@@ -1,4 +1,4 @@
-# make demo    trains one network twice, at full size and progressively, and compares accuracy and time
+# make demo    trains one network twice, at full size and in stages that a search decides, and compares them
 # make test    format, lint, types, and the tests that every change pays for
 # make test-all    the same with all tests, once with the lowest versions that are allowed and once with the newest
 # They create .venv and install into it; nothing is reinstalled until the packaging changes.

@@ -1,7 +1,7 @@
-"""The network of `make demo`: a ViT of twelve blocks, trained on randomly shifted digits.
+"""The network of `make demo`: a ViT of eight blocks, trained on randomly shifted digits.
 
-    progc train examples/digits.toml --out runs/digits          progressively
-    progc train examples/digits.toml --stages 1 --out runs/full at full size throughout
+    progc train examples/digits.toml --out runs/digits                          a search decides the stages
+    progc train examples/digits.toml --stages 1 --shares even --out runs/full   at full size throughout
 
 progc needs `build()`, `example_inputs()` and `datasets()` in a file, and `loss(outputs, batch)` if the loss is not the
 cross entropy of (inputs, labels).
@@ -33,7 +33,7 @@ class Shifted(Dataset[tuple[Tensor, Tensor]]):
 def build() -> nn.Module:
     """The network at full size."""
     torch.manual_seed(0)
-    return DigitsViT(depth=12)
+    return DigitsViT(depth=8, width=64, heads=2)
 
 
 def example_inputs() -> tuple[Tensor, ...]:

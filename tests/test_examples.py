@@ -6,15 +6,19 @@ import importlib
 import io
 import itertools
 import json
+import os
 import re
 import subprocess
 import sys
 import types
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
+
+from progc.runs.config_file import configured
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
@@ -176,37 +180,96 @@ def test_the_demo_notices_a_network_that_answers_differently(
     assert demo.main() == exit_code
 
 
-@pytest.mark.parametrize("lossless", [True, False])
-def test_the_progressive_demo_tells_what_the_runs_wrote(
-    digits: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, lossless: bool
-) -> None:
-    """Sizes, steps, losses and differences are those of the run's files; a growth that is not lossless is reported."""
+@pytest.fixture
+def progressive(digits: ModuleType, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """examples/progressive_demo.py, which `make demo` runs."""
     for name in ("progressive_vit", "progressive_demo"):
         monkeypatch.delitem(sys.modules, name, raising=False)
-    demo = importlib.import_module("progressive_demo")
+    return importlib.import_module("progressive_demo")
+
+
+def decided(stage: int, step: int, depths: dict[int, float], winner: int, reason: str, steps: int) -> dict[str, Any]:
+    """A line `decision` as `progc train` writes it; `depths` holds the loss of each candidate, by its blocks."""
+    candidates = [
+        {"point": {"depths": {"blocks": depth}}, "scores": {"loss": loss, "time": depth / 1000} if steps else {}}
+        for depth, loss in depths.items()
+    ]
+    scores = {"winner": winner, "reason": reason, "settings": {"steps": steps}, "candidates": candidates}
+    measured = {"seconds": 7.0, "seconds_search": 1.5, "seconds_save": 0.25}
+    return {"kind": "decision", "stage": stage, "step": step, "scores": scores, "measured": measured}
+
+
+@pytest.mark.parametrize("lossless", [True, False])
+def test_the_progressive_demo_tells_what_the_runs_wrote(
+    progressive: ModuleType, tmp_path: Path, lossless: bool
+) -> None:
+    """Candidates, sizes, steps, losses and seconds are those of the run's files; a lossy growth is reported."""
     stages = [
         {"index": index, "point": {"depths": {"blocks": depth}}, "cost": {"parameters": 1000 * depth}}
-        for index, depth in enumerate((3, 12))
+        for index, depth in enumerate((2, 6, 8))
     ]
     (tmp_path / "plan.json").write_text(json.dumps({"stages": stages}), encoding="utf-8")
-    boundary = {"kind": "boundary", "stage": 1, "step": 40, "loss_before": 1.25, "loss_after": 1.5}
-    boundary |= {"max_rel_diff": 2e-15, "lossless": lossless}
-    lines = [json.dumps(line) + "\n" for line in ({"kind": "step", "step": 1}, boundary)]
-    (tmp_path / "metrics.jsonl").write_text("".join(lines), encoding="utf-8")
+    boundary = {"kind": "boundary", "loss_before": 1.25, "loss_after": 1.5, "max_rel_diff": 2e-15, "lossless": True}
+    lines = [
+        {"kind": "train", "step": 1},
+        decided(0, 10, {2: 2.25, 6: 2.5, 8: 2.125}, 0, "blocks:2: fastest of 3 candidates", 10),
+        boundary | {"stage": 1, "step": 40, "measured": {"seconds_lost": 0.5}},
+        decided(1, 40, {6: 0.0}, 0, "blocks:6: the only candidate, so no search was needed", 0),
+        boundary | {"stage": 2, "step": 60, "lossless": lossless, "measured": {"seconds_lost": 0.75}},
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     reports = {
         "full size": {"run": "full", "step": 90, "train_seconds": 30.0},
         "progressive": {"run": str(tmp_path), "step": 88, "train_seconds": 20.0},
     }
-    console = demo.Console(record=True, width=120, file=io.StringIO())
-    right = {"full size": 0.975, "progressive": 0.98}
-    assert demo.story(reports, right, console) is lossless
+    console = progressive.Console(record=True, width=112, file=io.StringIO())
+    right = {"full size": (351, 360), "progressive": (350, 360)}
+    assert progressive.story(reports, right, 4, console) is lossless
     text = console.export_text()
-    assert "12,000 parameters" in text and "90 and 88 steps" in text
-    assert re.search(r"1 +0 to 40 +3 +3,000 *\n", text)
-    assert re.search(r"2 +40 to 88 +12 +12,000 +1.2500 +1.5000 +2.0e-15", text)
-    assert re.search(r"full size +30.0 +97.50%", text) and re.search(r"progressive +20.0 +98.00%", text)
-    assert "speed-up: 1.50x" in text
+    told = " ".join(text.split())
+    assert "8 blocks and 8,000 parameters" in told and "4 epochs with the same settings: 90 and 88 steps" in told
+    assert re.search(
+        r"1 +2 +2.2500 +25% +chosen: fastest of 3 candidates *\n +6 +2.5000 +75% *\n +8 +2.1250 +100%", text
+    )
+    assert re.search(r"2 +6 +chosen: the only candidate, so no search was needed", text)
+    changed = r" +1.2500 +1.5000 +2.0e-15 *\n"
+    assert re.search(r"1, search +0 to 10 +up to 8 *\n +1 +10 to 40 +2 +2,000 *\n", text)
+    assert re.search(rf"2 +40 to 60 +6 +6,000{changed} +3 +60 to 88 +8 +8,000{changed}", text)
     assert ("No growth changed" in text) is lossless
+    assert re.search(r"full size +30.0 +0.0 +0.0 +351 of 360 \(97.50%\)", text)
+    assert re.search(r"progressive +20.0 +3.5 +1.2 +350 of 360 \(97.22%\)", text)
+    assert "speed-up: 1.50x" in text and "did not pay" not in text
+    assert "10 of the 88 steps trained candidates" in told and "equal as far as they can tell" in told
+
+
+def test_the_progressive_demo_does_not_read_more_out_of_360_images_than_they_hold(progressive: ModuleType) -> None:
+    def verdict(full: int, own: int) -> str:
+        return str(progressive.told({"full size": (full, 360), "progressive": (own, 360)}))
+
+    assert "1 image apart, are equal" in verdict(350, 349)
+    assert "3 images apart, are equal" in verdict(350, 353)
+    assert "progressive is ahead by 4 images (1.1%)" in verdict(350, 354)
+    assert "full size is ahead by 10 images (2.8%)" in verdict(355, 345)
+
+
+def test_the_plan_of_the_progressive_demo_is_open(progressive: ModuleType) -> None:
+    """The stages are decided in training, and most of each stage trains the network that its search chose."""
+    config = configured(str(progressive.CONFIG), {})
+    plan = config.plan
+    assert (plan.strategy, plan.decide) == ("one-shot", "training")
+    assert config.epochs is not None and isinstance(plan.shares, list) and len(plan.shares) == 3
+    assert min(plan.shares) * config.epochs > 2 * plan.settings["epochs"]
+
+
+@pytest.mark.slow  # two runs of `progc train`; what it prints is tested above
+def test_the_progressive_demo_runs(tmp_path: Path) -> None:
+    command = [sys.executable, str(EXAMPLES / "progressive_demo.py"), "--epochs", "8", "--out", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1800, env={**os.environ, "COLUMNS": "112"})
+    assert done.returncode == 0, done.stderr
+    told = " ".join(done.stdout.split())
+    assert "8 epochs with the same settings: 176 steps each" in told and told.count("chosen: ") == 2
+    assert "88 of the 176 steps trained candidates" in told
+    assert "No growth changed" in told and "speed-up: " in told
 
 
 @pytest.mark.slow  # trains, and grows to the size of a ViT-B

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -264,7 +265,7 @@ class SupernetStage(SearchStage):
         micro = max(online.batches[index] // online.parts, 1)
         self._search = _Search(
             schedule.space, online.task, index, micro, schedule.seed, schedule.mode,
-            OneShotSettings.of(online._settings), 0, None, online.progress,
+            OneShotSettings.of(online._settings), 0, None, None,
         )  # fmt: skip
         self._search.fill()
         self._search.growth = grown
@@ -346,6 +347,12 @@ class SupernetStage(SearchStage):
             if not hasattr(self._search, "evaluated"):
                 self._search.draw()
             self._search.evaluate()
+        if self._online.progress is not None:
+            lowest = min(map(statistics.fmean, self._search.losses[-1]))
+            # A run counts its stages from 1, and steps of a search are not those of the run.
+            self._online.progress(
+                f"search of stage {self._index + 1}: step {step} of {self.total}, lowest loss {lowest:.4g}"
+            )
         self.module.chosen = chosen
         self.module.train(training)
         self._seconds += time.perf_counter() - start
@@ -380,8 +387,7 @@ class SupernetStage(SearchStage):
         decision = search.decision(points, choice, seconds)
         batch = self._online.batches[self._index]
         stage = chosen_stage(self._online.full, self._schedule, self._index, points[choice.winner], batch)
-        notes = (f"search: {decision.reason}",)
-        return stage, decision, search.supernet.program, Grown(after, (member.lift,), notes, lossless=False)
+        return stage, decision, search.supernet.program, Grown(after, (member.lift,), (), lossless=False)
 
     def release(self) -> None:
         """Removes the average that only the search needed, once everything is handed over."""

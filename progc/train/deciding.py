@@ -84,7 +84,8 @@ def decision_line(running: RunningStage, seconds: Mapping[str, float], **more: A
     """
     decision = running.decision
     assert decision is not None
-    measured = {"seconds_search": decision.seconds, **{f"seconds_{name}": spent for name, spent in seconds.items()}}
+    # The clock's own phase "search" is the end of a one-shot search, without the evaluations before it.
+    measured = {**{f"seconds_{name}": spent for name, spent in seconds.items()}, "seconds_search": decision.seconds}
     scores = {**decision.to_json(), "seconds": None}  # the same in every run
     facts = {"stage": decision.stage, "point": str(running.stage.point), "reason": decision.reason}
     return {**facts, **more, "scores": scores, "measured": measured}

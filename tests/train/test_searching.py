@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -77,6 +78,20 @@ def test_the_supernet_trains_what_the_run_continues_with(tmp_path: Path) -> None
     train(repeated, Schedule.read(one / "plan.json").closed, save_every=None)
     assert not decisions(repeated) and not same(one, repeated)
     assert [line["step"] for line in lines(repeated) if line["kind"] == "train"] == list(range(1, STAGES * STEPS + 1))
+
+
+def test_what_a_run_tells_and_counts_of_its_searches(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Stages count from 1, a decision is told once, and its seconds include all evaluations of candidates."""
+    run = tmp_path / "run"
+    train(run, plan("one-shot"), save_every=None)
+    told = capsys.readouterr().err
+    for stage, decision in enumerate(Schedule.read(run / "plan.json").decisions, 1):
+        assert f"search of stage {stage}: step {SEARCH} of {SEARCH}, lowest loss " in told
+        assert told.count(f"stage {stage} is decided: {decision.reason}\n") == 1
+    assert "stage 0" not in told and "search: " not in told
+    written = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    counted = [line["measured"]["seconds_search"] for line in written if line["kind"] == "decision"]
+    assert counted == [decision.seconds for decision in Schedule.read(run / "plan.json").decisions]
 
 
 def test_zero_shot_changes_nothing_else(tmp_path: Path) -> None:
