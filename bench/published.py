@@ -7,8 +7,8 @@
 
 DIR are checkouts of github.com/changlin31/AutoProg at e7ecc98 and github.com/changlin31/AutoProg-Zero at 1519475.
 Functions of them are imported or compiled from there; nothing of them is part of this project. Where there is no
-checkout, or the published side is a library, the equations of the papers take its place (bench/published_formulas.py),
-and the row says so. A row is equal, differs by design (a record in docs/adr/ has the reason), or is absent from progc
+checkout, or no function that can be run, the equations of the papers take its place (bench/published_formulas.py), and
+the row says so. A row is equal, differs by design (a record in docs/adr/ has the reason), or is absent from progc
 (an issue asks for it). Anything else is a failure, with exit code 1. Writes bench/results/published.json.
 """
 

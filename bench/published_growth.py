@@ -25,7 +25,7 @@ from bench.published_nets import (
     perturbed,
     sub_network,
 )
-from bench.published_row import CODE, FORMULA, Compare, Count, Row
+from bench.published_row import CODE, FORMULA, LIBRARY, Compare, Count, Row
 from bench.published_schedules import RECORD
 from progc.data.regularisation import Regularisation
 from progc.ir.program import Average, Program
@@ -122,7 +122,7 @@ def averages(code: Code) -> Iterator[Row]:
         for name, tensor in each.module.state_dict().items():
             count.tensors(ours.tensors[decay][name], tensor)
     yield count.row(
-        "four averages", "EMA", "timm's ModelEmaV2, which AutoProg main_prog.py uses", FORMULA, numbers=True
+        "four averages", "EMA", "timm's ModelEmaV2, which AutoProg main_prog.py uses", LIBRARY, numbers=True
     )
 
 

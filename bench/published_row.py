@@ -9,8 +9,9 @@ from typing import Any
 
 from bench.published_code import Code
 
-CODE, FORMULA = "published code", "formula"
-"""What stands for the published side: its own functions, or its equations, written again in bench/."""
+CODE, LIBRARY, FORMULA = "published code", "library", "formula"
+"""What stands for the published side: its own functions, those of a library that it calls (timm, scipy, diffusers), or
+its equations, written again in bench/."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +21,7 @@ class Row:
     Attributes:
         name: what is compared.
         progc, published: which function or setting of either side was run.
-        side: `published code` or `formula`.
+        side: `published code`, `library` or `formula`.
         cases: number of inputs that both sides got.
         differ: number of cases whose results differ by more than `tolerance`.
         largest: largest difference; None where results are not numbers.

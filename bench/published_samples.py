@@ -17,13 +17,14 @@ import torch.nn.functional as F
 from torch.utils.data import TensorDataset
 
 from bench.published_code import Code
-from bench.published_row import CODE, FORMULA, Compare, Count, Row
+from bench.published_row import CODE, FORMULA, LIBRARY, Compare, Count, Row
 from bench.published_schedules import RECORD
 from progc.cli import main
 from progc.data.regularisation import Regularisation
 from progc.data.staged import Mixed
 from progc.data.task import Task
 from progc.models.opening import open_source
+from progc.train.settings import Settings
 
 RECIPES = 24
 """The issue that asks for recipes: what the published scripts have beyond growth and searches."""
@@ -94,7 +95,7 @@ def mixup(code: Code) -> Iterator[Row]:
     for place in range(many):
         partners = [set(blend.flatten().nonzero().flatten().tolist()) for blend in (mixed[place][0], theirs[place])]
         count.same(*partners)
-    yield count.row("mixup: partners", "Mixed", "timm's Mixup, which AutoProg main_prog.py uses", FORMULA,
+    yield count.row("mixup: partners", "Mixed", "timm's Mixup, which AutoProg main_prog.py uses", LIBRARY,
                     record=RECORD)  # fmt: skip
 
 
@@ -113,7 +114,7 @@ def sources(code: Code) -> Iterator[Row]:
                     theirs = DiTTransformer2DModel(sample_size=8, **config)
                 shapes = [{n: tuple(t.shape) for n, t in own.named_parameters()} for own in (made, theirs)]
                 count.same(*shapes)
-    yield count.row("diffusers:PATH/config.json", "open_source", "the class of diffusers", FORMULA)
+    yield count.row("diffusers:PATH/config.json", "open_source", "the class of diffusers", LIBRARY)
 
 
 NET = """
@@ -172,16 +173,15 @@ def absent(code: Code) -> Iterator[Row]:
     parts = [
         ("CutMix, label smoothing", "cutmix" in fields or "smoothing" in fields, "AutoProg main_prog.py"),
         ("token labels, MixToken", "token" in " ".join(fields), "AutoProg loss/, models/volo.py"),
-        ("layer-wise decay of the learning rate", False, "DeiT recipes; not in the published code"),
+        ("layer-wise decay of the learning rate", hasattr(Settings, "layer_decay"), "recipes of DeiT"),
         ("latents of a VAE, diffusion loss", _there("progc.data.latents"), "AutoProg-Zero train_apz.py"),
         ("sampling, FID", any(word in commands for word in ("sample ", "evaluate ")), "AutoProg-Zero sample_apz.py"),
     ]
     for name, there, source in parts:
-        side = CODE if code.zero and "Zero" in source or code.autoprog and "main" in source else FORMULA
         if there:
-            yield Row(name, "there; compare it and remove it from this list", source, side)
+            yield Row(name, "there; compare it and remove it from this list", source, "read, not run")
         else:
-            yield Row(name, "none", source, side, issue=RECIPES, absent=True)
+            yield Row(name, "none", source, "read, not run", issue=RECIPES, absent=True)
 
 
 def _there(module: str) -> bool:

@@ -23,7 +23,7 @@ import progc
 from bench import published_formulas as formulas
 from bench.published_code import Code
 from bench.published_nets import WithoutStage, denoiser, latents
-from bench.published_row import CODE, FORMULA, Compare, Count, Row
+from bench.published_row import CODE, FORMULA, LIBRARY, Compare, Count, Row
 from progc.data.task import Task
 from progc.ir.program import Program
 from progc.pipeline.manager import run
@@ -55,7 +55,7 @@ def fit(code: Code) -> Iterator[Row]:
         exponents.near(ours.alpha, alpha)
     yield winners.row("one-shot winner", "power_law.published", "AutoProg main_prog.py auto_grow", _side(choose))
     yield exponents.row("one-shot exponent", "power_law.least_squares", "scipy's curve_fit, which auto_grow uses",
-                        FORMULA, numbers=True)  # fmt: skip
+                        LIBRARY, numbers=True)  # fmt: skip
 
 
 def _auto_grow(code: Code) -> Any:

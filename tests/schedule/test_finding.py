@@ -59,6 +59,15 @@ def test_spaces_by_analysis(name: str, chains: list[str], depths: list[list[int]
     assert any("resolution does not vary" in note for note in found.notes) == (not sides)
 
 
+def test_reference_rounds_sizes_as_published() -> None:
+    """5/6 of 288 is 240, halfway between two multiples of 32, or a rounding error below it."""
+    net = nn.Sequential(nn.Conv2d(3, 4, 32, 32), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+    program = progc.capture(net, (torch.zeros(2, 3, 288, 288),))
+    for mode, expected in (("reference", [160, 192, 224, 288]), ("default", [160, 192, 256, 288])):
+        for text in (None, "0.5:1:4"):
+            assert _sides(find(program, depths="none", widths="none", resolutions=text, mode=mode).space) == expected
+
+
 @pytest.mark.slow  # twelve blocks; smaller networks have the same grids below
 def test_levels_are_those_of_the_published_grid() -> None:
     """Patches of 16, an image of 224, 12 blocks: on the grid of 32 pixels, as published."""
