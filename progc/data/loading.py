@@ -7,16 +7,18 @@ for incomplete batches and several ranks.
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Callable, Iterator
+import contextlib
+from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 import torch
 from torch.utils import _pytree as pytree
 from torch.utils.data import DataLoader
 
-from progc.data.order import Batches, Seeded, fetch
+from progc.data.order import Batches
+from progc.data.reading import Failure, Reading, batch_of
 from progc.data.task import Task
+from progc.data.workers import Workers
 from progc.errors import InputError
 
 
@@ -44,7 +46,7 @@ def steps(
     accumulate: int = 1,
     workers: int = 0,
     device: torch.device | None = None,
-) -> Iterator[list[Any]]:
+) -> Generator[list[Any], None, None]:
     """Yields, for every optimizer step, the micro-batches of this rank, at the image size of the task's stage.
 
     The numbers of samples in the micro-batches of a step differ by at most one.
@@ -60,7 +62,8 @@ def steps(
         device: device to move batches to; None leaves them on the CPU.
 
     Raises:
-        InputError: the ranks cannot share a batch, or a rank has fewer samples per step than micro-batches.
+        InputError: the ranks cannot share a batch, a rank has fewer samples per step than micro-batches, a sample
+            cannot be read, samples do not make a batch, or a worker died (`OutsideError` if it was killed).
     """
     share = batch // world
     if share < accumulate:
@@ -68,23 +71,54 @@ def steps(
     order = Batches(len(task.samples), batch, seed, epoch, start=start, rank=rank, world=world)
     if not len(order):
         return
-    samples: Any = Seeded(task.samples, seed)
+    helpers = Workers(workers)
+    reading: Any = Reading(task.samples, task.collate, seed)
     loader: DataLoader[Any] = DataLoader(
-        samples, batch_sampler=_Parts(order, accumulate), num_workers=workers,
-        collate_fn=task.collate, pin_memory=_pinned(device),
+        reading, batch_sampler=_Parts(order, accumulate), num_workers=workers,
+        collate_fn=_as_it_is, pin_memory=_pinned(device),
         # The loader draws a seed for its workers; it must not draw it from the generator that dropout uses.
         generator=torch.Generator().manual_seed(0),
-        worker_init_fn=_deaf if workers else None,
+        worker_init_fn=helpers.prepare if workers else None,
     )  # fmt: skip
-    parts = iter(loader)
-    for _ in range(len(order)):
-        yield [task.fit(_moved(next(parts), device)) for _ in range(accumulate)]
+    parts = helpers.started(loader)
+    try:
+        for _ in range(len(order)):
+            yield [task.fit(_moved(_made(helpers.received(parts)), device)) for _ in range(accumulate)]
+    except Exception as error:
+        died = helpers.died()
+        helpers.end()
+        if died is not None:
+            raise died from error
+        raise
+    finally:
+        helpers.release()
+        del parts  # ends the workers
 
 
-def _deaf(worker: int) -> None:
-    """Ignores signals to the whole process group: the training process handles them and still needs its samples."""
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
+@contextlib.contextmanager
+def served(batches: Generator[list[Any], None, None]) -> Iterator[Iterator[list[Any]]]:
+    """Yields the steps of an epoch, and ends the workers that load them when the context ends.
+
+    torch raises an error wherever the training process is when a worker is killed. So whatever is raised inside is
+    passed to `steps`, which knows whether its workers live.
+    """
+    try:
+        yield batches
+    except Exception as error:
+        batches.throw(error)
+        raise
+    finally:
+        batches.close()
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+def _made(batch: Any) -> Any:
+    if isinstance(batch, Failure):
+        raise batch.raised()
+    return batch
 
 
 class _Parts:
@@ -156,7 +190,7 @@ def validate(
         counted = list(own[first : first + batch])
         chosen = counted or [0]
         # Random transforms of validation samples, if any, are the same at every validation.
-        given = task.collate(fetch(samples, chosen, seed=0, epoch=0))
+        given = batch_of(samples, task.collate, chosen, seed=0, epoch=0)
         if _pinned(device):
             given = pytree.tree_map_only(torch.Tensor, lambda t: t if t.is_cuda else t.pin_memory(), given)
         given = _moved(given, device)

@@ -18,6 +18,7 @@ import torch
 
 from progc.data import order as data_order
 from progc.data.parts import names
+from progc.data.reading import Named, batch_of
 from progc.data.regularisation import Regularisation
 from progc.data.task import Task
 from progc.errors import InputError, TargetError
@@ -80,7 +81,7 @@ def not_set(task: Task, wanted: Sequence[Regularisation], program: Program) -> t
         InputError: a stage asks for mixup, but the network is not a classifier or samples cannot be mixed.
     """
     if any(each.mixup for each in wanted):
-        data_order.fetch(Mixed(task.samples, 1.0, classes_of(program)), [0], 0, 0)
+        data_order.fetch(Named(Mixed(task.samples, 1.0, classes_of(program))), [0], 0, 0)
     if task.staged is not None and image_size(program) is not None:
         return ()
     names = {"rand_augment": "RandAugment", "random_erasing": "random erasing"}
@@ -107,7 +108,7 @@ def check_sizes(task: Task, sizes: Iterable[tuple[int, int] | None]) -> tuple[st
     wanted = [size for size in dict.fromkeys(sizes) if size is not None]
     if not wanted or task.staged is not None:
         return ()
-    batch = task.collate(data_order.fetch(task.samples, [0], 0, 0))
+    batch = batch_of(task.samples, task.collate, [0], seed=0, epoch=0)
     for size in wanted:
         task.at_size(batch, size)
     if "kinds" not in vars(task) or task.parts is not None:  # nothing was looked at

@@ -7,7 +7,7 @@ checkpoint holds, so a run that was killed resumes as if it had not been.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from progc.checkpoints import Saver, load
-from progc.data.loading import steps, steps_per_epoch
+from progc.data.loading import served, steps, steps_per_epoch
 from progc.data.staged import candidate_tasks, check_sizes, for_stage, not_set
 from progc.data.task import Task
 from progc.errors import CheckError, InputError
@@ -270,22 +270,29 @@ class Trainer:
             self._leave(active)
             return False
         while not self.watch.over(active, self.step):
-            for micro_batches in self._batches(active):
-                active.meter.arrived()
-                self._profile.begin(self.step)
-                if active.running.search is not None:
-                    micro_batches = self._choose(active, active.running.search, micro_batches)
-                self._step(active, micro_batches)
-                if active.running.search is not None:
-                    active.module.chosen = None  # type: ignore[assignment]  # validation runs the whole supernet
-                self._profile.end(self.step)
-                if self._ends(active):
-                    self._leave(active)
+            with served(self._batches(active)) as batches:
+                if not self._epoch(active, batches):
                     return False
-                if self.watch.over(active, self.step):
-                    break
-                if active.running.search is None:
-                    self._ahead.begin(active.index)
+        return True
+
+    def _epoch(self, active: Active, batches: Iterator[list[Any]]) -> bool:
+        """Trains to the end of the epoch or of the stage; returns False if a signal stopped the run before."""
+        for micro_batches in batches:
+            active.meter.arrived()
+            self._profile.begin(self.step)
+            if active.running.search is not None:
+                micro_batches = self._choose(active, active.running.search, micro_batches)
+            self._step(active, micro_batches)
+            if active.running.search is not None:
+                active.module.chosen = None  # type: ignore[assignment]  # validation runs the whole supernet
+            self._profile.end(self.step)
+            if self._ends(active):
+                self._leave(active)
+                return False
+            if self.watch.over(active, self.step):
+                break
+            if active.running.search is None:
+                self._ahead.begin(active.index)
         return True
 
     # --- searches ---------------------------------------------------------------------------------------------------
@@ -401,7 +408,7 @@ class Trainer:
         self._save(active)
         self.keeping.saver.wait()
 
-    def _batches(self, active: Active) -> Iterator[list[Any]]:
+    def _batches(self, active: Active) -> Generator[list[Any], None, None]:
         """Micro-batches of the rest of the current epoch; the position follows from the step."""
         position = self.keeping.position(self.step)
         return steps(
