@@ -80,7 +80,7 @@ def _train(terminal: Terminal, config: Config, run: Path, as_json: bool) -> None
             from progc.train.progress import Progress
             from progc.train.trainer import Trainer
 
-            made = opened(config, run=run, phase=terminal.phase)
+            made = opened(config, run=run if resuming else None, phase=terminal.phase)
             _tell(terminal, made)
             terminal.note(f"{'resuming run' if resuming else 'new run'}: {run}")
         with terminal.running():  # shows held-back output before training begins
@@ -122,8 +122,8 @@ def _dry_run(terminal: Terminal, config: Config, run: Path | None, as_json: bool
     from progc.runs import record
 
     with terminal.running():
-        if run is not None:
-            record.check(run, config)
+        if run is not None and not record.check(run, config):
+            run = None  # there is nothing to resume
         from progc.data.staged import not_set
         from progc.runs.dry_run import described, text
         from progc.runs.opening import opened
@@ -165,11 +165,13 @@ def _smoke(terminal: Terminal, config: Config, steps: int, as_json: bool) -> Non
 @contextlib.contextmanager
 def _processes(config: Config) -> Iterator[Parallel]:
     """The processes that train together; the group is closed after a successful run, else with the process."""
+    from progc.train.failing import explained
     from progc.train.parallel import processes
 
     settings = config.settings
-    yield processes.opened_parallel(settings.parallel, settings.device)
-    processes.closed()
+    with explained():
+        yield processes.opened_parallel(settings.parallel, settings.device)
+        processes.closed()
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import os
 import types
 import typing
 from collections.abc import Iterator, Mapping
@@ -109,10 +110,20 @@ class Config(Section):
 
 MAY_CHANGE = (
     "out", "trackers", "train.accumulate", "train.ahead", "train.compile", "train.cudnn_benchmark", "train.device",
-    "train.keep", "train.log_every", "train.max_skipped", "train.parallel", "train.profile", "train.recompute",
-    "train.save_every", "train.save_in_background", "train.tf32", "train.validate_every", "train.workers",
+    "train.keep", "train.log_every", "train.max_skipped", "train.nan", "train.parallel", "train.profile",
+    "train.recompute", "train.save_every", "train.save_in_background", "train.spike", "train.tf32",
+    "train.validate_every", "train.workers",
 )  # fmt: skip
-"""Keys, and sections, that may change when a run resumes."""
+"""Keys, and sections, that may change when a run resumes: what was trained so far does not depend on them.
+
+They say how a step is computed, what is saved and shown, or what becomes of a step that goes wrong.
+"""
+
+FOLDERS = ("diffusers", "hf", "imagefolder", "transformers")
+"""Kinds of sources and data whose name may be a path."""
+
+PATHS = ("source", "to", "weights", "data", "plan.file")
+"""Keys whose value may be the path of a file, which has several names."""
 
 
 def checked(data: Mapping[str, Any], origin: Mapping[str, str] | None = None, where: str = "config") -> Config:
@@ -218,9 +229,25 @@ def difference(before: Mapping[str, Any], now: Config) -> str | None:
         was, will = old.get(key, default.get(key)), new.get(key, default.get(key))
         if key == "plan.stages":  # runs of earlier versions have the number that is now the default
             was, will = was or DEFAULT_STAGES, will or DEFAULT_STAGES
+        if key in PATHS:
+            was, will = _one_name(was), _one_name(will)
         if was != will:
             return f"`{key}` was {_shown(was)} and is {_shown(will)} now"
     return None
+
+
+def _one_name(value: Any) -> Any:
+    """The value with a path in it written in one way: `./net.py:big` as `net.py:big`, or a path from the root."""
+    if not isinstance(value, str):
+        return value
+    path, suffix, more = value.partition(".py")
+    kind, colon, place = value.partition(":")
+    if suffix and (not more or more[0] in ":?"):
+        return f"{os.path.abspath(path + suffix)}{more}"
+    if colon and place and ("/" in place or os.path.exists(place)) and kind in FOLDERS:
+        path, mark, more = place.partition("?")
+        return f"{kind}:{os.path.abspath(path)}{mark}{more}"
+    return os.path.abspath(value) if not colon and os.path.exists(value) else value
 
 
 def flat(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

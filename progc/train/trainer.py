@@ -7,6 +7,7 @@ checkpoint holds, so a run that was killed resumes as if it had not been.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Generator, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,7 @@ from progc.train.boundary import Clock, Crossing, check_same, digest
 from progc.train.deciding import as_saved, decision_line, next_batches, online_search
 from progc.train.emitting import emitted, expected_compiles
 from progc.train.ending import Ending
+from progc.train.failing import explained
 from progc.train.keeping import Keeping, Rules, Searching, controller_of, newest
 from progc.train.machine import Profile, device_settings
 from progc.train.metrics import Metrics
@@ -39,7 +41,7 @@ from progc.train.parallel.processes import opened_parallel
 from progc.train.progress import Meter, Progress
 from progc.train.run_folder import Asked, Result, held, listening, write_results
 from progc.train.settings import Settings, factor, set_rates
-from progc.train.skipping import fused_options
+from progc.train.skipping import adamw
 from progc.train.stepping import Active, Guard, Outcome, Stepper
 from progc.train.watching import Seen, Watch, never_told
 
@@ -103,7 +105,7 @@ class Trainer:
         self.parallel: Parallel = parallel or opened_parallel(self.settings.parallel, self.settings.device)
         self.progress = progress or Progress(None)
         self.trackers = dict(trackers or {})
-        self._make_optimizer = optimizer or self._adamw
+        self._make_optimizer = optimizer or functools.partial(adamw, lr=self.settings.lr)
         per_epoch = steps_per_epoch(task, self.settings.batch)
         self._per_epoch = per_epoch
         self._per_unit = per_epoch if schedule.unit == "epochs" else 1
@@ -146,14 +148,14 @@ class Trainer:
             The result of the run; it is not finished if a signal stopped it.
 
         Raises:
-            InputError: the folder belongs to another run or is in use, or the disk refuses.
+            InputError: the folder belongs to another run or is in use, the disk refuses, or data or loss fail.
             CheckError: growth that should be lossless is not, ranks differ, or the loss is not finite.
         """
         writes = self.parallel.rank == 0
         self._profile = Profile(self.run, self.settings, self.parallel.rank, self.parallel.device, self.progress.note)
         with (
-            held(self.run, writes), listening() as self._asked, self.progress, device_settings(self.settings),
-            self._profile,
+            explained(lambda: self.step), held(self.run, writes), listening() as self._asked, self.progress,
+            device_settings(self.settings), self._profile,
         ):  # fmt: skip
             self._ending = Ending(self._asked, self.parallel)
             if begin is not None:
@@ -222,11 +224,11 @@ class Trainer:
         self._searching.stage = search
         running.module.to(self.parallel.device)
         program = trained(running.program, running.module)
-        module: nn.Module
-        if search is not None:
-            module = search.twin().train()  # every step runs another part of it, so nothing is compiled
-        else:
-            module = emitted(program, self.settings, self.parallel.device, self.progress.note)
+        # Every step of a search runs another part of its network, so that is not compiled.
+        module: nn.Module = (
+            emitted(program, self.settings, self.parallel.device, self.progress.note)
+            if search is None else search.twin().train()
+        )  # fmt: skip
         if checkpoint is not None:
             self.step = self.keeping.restore(checkpoint, running, module)
             self.log.cut(self.step, running.stage.index, searching=search is not None)
@@ -393,9 +395,8 @@ class Trainer:
     def _leave(self, active: Active) -> None:
         if self.step:
             self._saved(active)
-            self.progress.note(f"saved at step {self.step}; run the same command again to resume")
-        else:
-            self.progress.note("stopped before the first step")
+        saved = f"saved at step {self.step}; run the same command again to resume"
+        self.progress.note(saved if self.step else "stopped before the first step")
 
     def _save(self, active: Active) -> None:
         """Saves a checkpoint of this step, which holds what the values of all steps so far amount to."""
@@ -461,7 +462,8 @@ class Trainer:
             self._saved(active)  # growth must not change tensors that are still being written
         with clock.timed("wrap"):
             self.parallel.unwrap(running.optimizer, running.ema)
-        crossing = Crossing(running, self.task, self._sample(), self.parallel, self.settings, clock)
+        sample = next(self.task.batches(min(self.settings.batch, 8), seed=self.settings.seed, count=1))  # on all ranks
+        crossing = Crossing(running, self.task, sample, self.parallel, self.settings, clock)
         with clock.timed("transform"):
             following = next(programs)
         with clock.timed("compile"):
@@ -485,10 +487,6 @@ class Trainer:
         self.progress.crossed(record)
         return entered
 
-    def _sample(self) -> Any:
-        """The batch that a boundary is checked on, the same on all ranks."""
-        return next(self.task.batches(min(self.settings.batch, 8), seed=self.settings.seed, count=1))
-
     def _finish(self, active: Active) -> None:
         """Writes the last checkpoint, and the weights of the network and its averages under the names of the model."""
         self._saved(active)
@@ -496,12 +494,6 @@ class Trainer:
         self.parallel.unwrap(running.optimizer, running.ema)
         if self.parallel.rank == 0:
             write_results(self.run, running.module, running.ema)
-
-    # --- making -----------------------------------------------------------------------------------------------------
-
-    def _adamw(self, module: nn.Module) -> Optimizer:
-        fused = fused_options(module, {}).get("fused")
-        return torch.optim.AdamW(module.parameters(), lr=self.settings.lr, fused=fused)
 
     def _on_device(self, make: Callable[[nn.Module], Any]) -> Callable[[nn.Module], Any]:
         """Moves the module to the training device before something is made from it."""
