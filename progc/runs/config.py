@@ -10,7 +10,7 @@ import difflib
 import os
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal, TypeAlias
 
 import pydantic
@@ -119,6 +119,12 @@ MAY_CHANGE = (
 They say how a step is computed, what is saved and shown, or what becomes of a step that goes wrong.
 """
 
+MAY_FORK = (
+    "epochs", "steps", "train.clip", "train.decay", "train.lr", "train.lr_schedule", "train.min_lr", "train.rewarm",
+    "train.stage_lr", "train.validate_full", "train.warmup", "train.warmup_floor",
+)  # fmt: skip
+"""Further keys that may differ in a run that goes on from a checkpoint of another one: its past stays what it was."""
+
 FOLDERS = ("diffusers", "hf", "imagefolder", "transformers")
 """Kinds of sources and data whose name may be a path."""
 
@@ -221,19 +227,38 @@ def difference(before: Mapping[str, Any], now: Config) -> str | None:
         before: what `to_json` returned at the start; a missing key had its default.
         now: the configuration with which the run resumes.
     """
+    for key, (was, will) in differences(before, now).items():
+        if not _among(key, MAY_CHANGE):
+            return f"`{key}` was {_shown(was)} and is {_shown(will)} now"
+    return None
+
+
+def differences(before: Mapping[str, Any], now: Config) -> dict[str, tuple[Any, Any]]:
+    """Returns the keys that differ, with the values before and now.
+
+    Args:
+        before: what `to_json` returned for the other configuration; a missing key had its default.
+        now: the configuration.
+    """
     old, new = dict(flat(before)), dict(flat(now.to_json()))
     default = dict(flat(Config(source="").to_json()))
+    found = {}
     for key in [*new, *(key for key in old if key not in new)]:
-        if any(key == name or key.startswith(f"{name}.") for name in MAY_CHANGE):
-            continue
         was, will = old.get(key, default.get(key)), new.get(key, default.get(key))
         if key == "plan.stages":  # runs of earlier versions have the number that is now the default
             was, will = was or DEFAULT_STAGES, will or DEFAULT_STAGES
-        if key in PATHS:
-            was, will = _one_name(was), _one_name(will)
-        if was != will:
-            return f"`{key}` was {_shown(was)} and is {_shown(will)} now"
-    return None
+        if was != will and not (key in PATHS and _one_name(was) == _one_name(will)):
+            found[key] = was, will
+    return found
+
+
+def forks(key: str) -> bool:
+    """Returns whether a key may differ in a run that goes on from a checkpoint of another one."""
+    return _among(key, MAY_CHANGE) or key in MAY_FORK
+
+
+def _among(key: str, names: Iterable[str]) -> bool:
+    return any(key == name or key.startswith(f"{name}.") for name in names)
 
 
 def _one_name(value: Any) -> Any:

@@ -57,7 +57,14 @@ class Opened:
     notes: tuple[str, ...] = ()
 
 
-def opened(config: Config, *, run: Path | None = None, weights: bool = True, phase: Phase | None = None) -> Opened:
+def opened(
+    config: Config,
+    *,
+    run: Path | None = None,
+    schedule: Schedule | None = None,
+    weights: bool = True,
+    phase: Phase | None = None,
+) -> Opened:
     """Opens everything that a configuration names; cheap checks come first.
 
     With several processes, rank 0 plans and the others take its schedule.
@@ -65,6 +72,7 @@ def opened(config: Config, *, run: Path | None = None, weights: bool = True, pha
     Args:
         config: the configuration.
         run: folder of the run; if it holds a schedule, that one is used.
+        schedule: the schedule of a run that goes on from a checkpoint of another one; None: there is none.
         weights: False gives the networks shapes only (unless a search needs weights), for a dry run.
         phase: called with the name of each phase, returns a context for it.
 
@@ -76,8 +84,8 @@ def opened(config: Config, *, run: Path | None = None, weights: bool = True, pha
     settings = config.settings
 
     maker = chosen(config.optimizer, settings.lr, sharded=settings.parallel == "fsdp")
-    resumed = run is not None and (run / PLAN).exists()
-    given = _given(config, run)
+    resumed = schedule is not None or (run is not None and (run / PLAN).exists())
+    given = schedule or _given(config, run)
     named = ModelAndData.of(config, given)
     named.check_data(f"training {config.source}")
     options = None if given is not None else _plan_options(config)

@@ -48,17 +48,20 @@ def check(run: Path, config: Config) -> bool:
     if not (run / CONFIG).is_file():
         raise InputError(f"folder {run} is not empty and has no {CONFIG}, so it is not a run; choose another --out")
     found = difference(read_object(run / CONFIG), config)
-    if found is not None and not _trained(run):
+    if found is not None and not trained(run):
         return False
     if found is not None:
-        raise InputError(f"{run} holds another run: {found}; choose another --out, or use the same value to resume")
+        raise InputError(
+            f"{run} holds another run: {found}; choose another --out, use the same value to resume, or go on from its "
+            f"checkpoint with --from {run} --out NEW"
+        )
     if (run / RUN).is_file():
         read_object(run / RUN)
     return True
 
 
-def _trained(run: Path) -> bool:
-    """Whether a run has something to resume from, or is finished."""
+def trained(run: Path) -> bool:
+    """Returns whether a run has something to resume from, or is finished."""
     return (run / WEIGHTS).exists() or next(steps(run), None) is not None
 
 
@@ -94,7 +97,8 @@ def _write(run: Path, config: Config, schedule: Schedule, command: Sequence[str]
         raise InputError(f"{run} now holds another schedule; run the same command again to resume with it")
     replace_json(run / CONFIG, config.to_json())  # first: from here on the folder belongs to this run
     path = run / RUN
-    before = read_object(path).get("starts") if path.is_file() else None
+    known = read_object(path) if path.is_file() else {}
+    before = known.get("starts")
     starts: list[Any] = before if isinstance(before, list) else []
     starts.append(
         {
@@ -106,7 +110,7 @@ def _write(run: Path, config: Config, schedule: Schedule, command: Sequence[str]
     )
     if not (run / PLAN).exists():
         schedule.write(run / PLAN)
-    replace_json(path, {"starts": starts})
+    replace_json(path, {**known, "starts": starts})
 
 
 def versions() -> dict[str, str]:
