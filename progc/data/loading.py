@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 from torch.utils.data import DataLoader
 
 from progc.data.order import Batches
-from progc.data.reading import Failure, Reading, batch_of
+from progc.data.reading import Failure, WholeBatches, batch_of
 from progc.data.task import Task
 from progc.data.workers import Workers
 from progc.errors import InputError
@@ -72,7 +72,7 @@ def steps(
     if not len(order):
         return
     helpers = Workers(workers)
-    reading: Any = Reading(task.samples, task.collate, seed)
+    reading: Any = WholeBatches(task.samples, task.collate, seed)
     loader: DataLoader[Any] = DataLoader(
         reading, batch_sampler=_Parts(order, accumulate), num_workers=workers,
         collate_fn=_as_it_is, pin_memory=_pinned(device),

@@ -64,7 +64,7 @@ class Named:
             ) from error
 
 
-class Reading:
+class WholeBatches:
     """A data set for a DataLoader with a batch sampler that yields `(epoch, index)`: each item is a whole batch.
 
     A batch that cannot be made is a `Failure`.

@@ -26,6 +26,9 @@ from progc.errors import InputError, OutsideError
 _PATIENCE = 2.0
 """Seconds after which a worker that does not end, in a system call say, is killed."""
 
+_LONGEST = 60.0
+"""Seconds within which a process is gone whose connection broke; it may write its memory to disk before."""
+
 
 class Workers:
     """The worker processes of one loader."""
@@ -62,8 +65,9 @@ class Workers:
         try:
             return next(parts)
         except (OSError, EOFError, RuntimeError) as error:
-            # A connection breaks before the system tells that the process at its other end is gone.
-            wait([process.sentinel for process in self._processes], _PATIENCE)
+            if self._processes and not isinstance(error, RuntimeError):
+                # A connection breaks before the system tells that the process at its other end is gone.
+                wait([process.sentinel for process in self._processes], _LONGEST)
             died = self.died()
             if died is None:
                 raise

@@ -318,10 +318,10 @@ def group() -> Any:
 
 @pytest.mark.filterwarnings("ignore:.broadcast_buffers. is deprecated:FutureWarning")  # its successor is too new
 def test_parameters_that_the_loss_does_not_use_on_several_ranks(tmp_path: Path, group: None) -> None:
-    full = progc.capture(Headed(), (torch.zeros(4, 6),))
     data = [(torch.randn(6, generator=torch.Generator().manual_seed(index)), index % 10) for index in range(32)]
 
     def made(run: Path, loss: Any) -> Trainer:
+        full = progc.capture(Headed(), (torch.zeros(4, 6),))
         return Trainer(
             progc.plan(full, stages=1, total=1), program=full, task=Task(data, loss=loss), run=run,
             settings=Settings(batch=16, compile="eager"), parallel=Ddp(torch.device("cpu")),
