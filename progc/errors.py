@@ -7,6 +7,7 @@ users; `assert` is for progc's own invariants.
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable
 
 LOSSY = "accept the difference with lossy=true (progc grow: --lossy)"
@@ -21,6 +22,13 @@ class ProgcError(Exception):
 
 class InputError(ProgcError):
     """Invalid input: a path, a name, an option, or the contents of a file. Exit code 2."""
+
+
+class OutsideError(InputError):
+    """What failed lies outside of progc and of the user's files, such as a process that was killed.
+
+    The same command may succeed when it is run again.
+    """
 
 
 class CaptureError(InputError):
@@ -56,6 +64,29 @@ class VerifyError(CheckError):
 
 class NotLosslessError(CheckError):
     """Lossless growth is impossible here; the message names the axis, the operation and the reason."""
+
+
+PASSING = frozenset(
+    getattr(errno, name)
+    for name in (
+        "EAGAIN", "EBUSY", "ECONNABORTED", "ECONNREFUSED", "ECONNRESET", "EDQUOT", "EHOSTUNREACH", "EIO", "ENETDOWN",
+        "ENETUNREACH", "ENOLINK", "ENOMEM", "ENOSPC", "EPIPE", "EREMOTEIO", "ESTALE", "ETIMEDOUT",
+    )
+    if hasattr(errno, name)
+)  # fmt: skip
+"""Errors of the system that may be gone when a command is run again: a full disk, a lost connection."""
+
+
+def outside(error: BaseException) -> bool:
+    """Returns whether an error, or what caused it, may be gone when the same command is run again."""
+    link: BaseException | None = error
+    while link is not None:
+        if isinstance(link, (OutsideError, ConnectionError, TimeoutError)):
+            return True
+        if isinstance(link, OSError) and link.errno in PASSING:
+            return True
+        link = link.__cause__
+    return False
 
 
 def did_you_mean(given: str, known: Iterable[str], limit: int = 3) -> str:

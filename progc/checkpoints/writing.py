@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import datetime
 import hashlib
 import os
@@ -17,7 +18,7 @@ from typing import Any
 
 import torch
 
-from progc.checkpoints.manifest import NAME, FileEntry, Manifest, folder_name, sealed
+from progc.checkpoints.manifest import NAME, FileEntry, Manifest, folder_name, read_manifest, sealed
 from progc.checkpoints.searching import verify
 from progc.checkpoints.sharded import Others
 from progc.checkpoints.state import Snapshot
@@ -71,6 +72,42 @@ def write(run: Path, snapshot: Snapshot, *, replace: bool = False, others: Other
             others.give_up()
         shutil.rmtree(temporary, ignore_errors=True)
     return run / name
+
+
+def write_copy(source: Path, run: Path, texts: Mapping[str, str]) -> Path:
+    """Writes a checkpoint of another run into `run`, with other contents in some of its JSON files.
+
+    Args:
+        source: folder of the checkpoint, which was verified.
+        run: folder of the run.
+        texts: the new text of files by name.
+
+    Raises:
+        InputError: the disk refuses, or the step exists with other contents.
+    """
+    manifest = read_manifest(source)
+    temporary = run / f"{SAVING}{folder_name(manifest.step)}-{_here()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    try:
+        temporary.mkdir()
+        with locked(temporary):
+            files = dict(manifest.files)
+            for name in files:
+                if name in texts:
+                    files[name] = _write_file(temporary / name, [texts[name].encode()])
+                else:
+                    shutil.copyfile(source / name, temporary / name)
+                    sync(temporary / name)
+            manifest = dataclasses.replace(manifest, files=files)
+            _write_file(temporary / NAME, [sealed(manifest.to_json()).encode()])
+            sync(temporary)
+            with locked(run):
+                _place(temporary, run / folder_name(manifest.step), manifest, replace=False)
+                sync(run)
+    except OSError as error:
+        raise InputError(f"{run} cannot be written: {error.strerror or error}; free space") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return run / folder_name(manifest.step)
 
 
 def write_part(folder: Path, snapshot: Snapshot) -> dict[str, FileEntry]:

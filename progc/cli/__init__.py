@@ -1,8 +1,9 @@
 """The command line. `main` turns every outcome into an exit code and at most one message on stderr.
 
 Exit codes: 0 success; 1 a check failed, or progc has a bug; 2 wrong use or bad input; 130 interrupted. `progc train`
-exits with 128 + the number of the signal that stopped it, after it saved (143 SIGTERM, 130 SIGINT). May import all
-other packages; a command imports what it needs when it runs.
+exits with 2 only if training did not begin, else with 3; with 75 if the same command may succeed
+(`progc.train.failing`); and with 128 + the number of the signal that stopped it, after it saved (143 SIGTERM, 130
+SIGINT). May import all other packages; a command imports what it needs when it runs.
 """
 
 from __future__ import annotations

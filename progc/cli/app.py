@@ -313,14 +313,18 @@ def diff(
 @app.command()
 def train(
     given: Annotated[
-        str,
+        str | None,
         typer.Argument(
             metavar="CONFIG|SOURCE", help="A config file (.toml, .yaml, .json), or a model.", show_default=False
         ),
-    ],
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option("--out", metavar="RUN", help="Folder of the run; an existing run is resumed."),
+    ] = None,
+    origin: Annotated[
+        str | None,
+        typer.Option("--from", metavar="RUN[:STEP]", help="Go on from a checkpoint of another run, with its config."),
     ] = None,
     data: Annotated[
         str | None,
@@ -397,7 +401,7 @@ def train(
         "train.seed": ("--seed", seed), "train.lr": ("--lr", lr),
     }  # fmt: skip
     sets = [*(f"source_args.{name}={text}" for name, text in args.items()), *(settings or ())]
-    run_train(given, flags=flags, sets=sets, dry_run=dry_run, smoke=smoke, as_json=as_json)
+    run_train(given, origin=origin, flags=flags, sets=sets, dry_run=dry_run, smoke=smoke, as_json=as_json)
 
 
 @app.command()

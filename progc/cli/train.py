@@ -30,8 +30,9 @@ SIGNALLED = 128
 
 
 def run_train(
-    given: str,
+    given: str | None,
     *,
+    origin: str | None = None,
     flags: Mapping[str, tuple[str, Any]],
     sets: Sequence[str],
     dry_run: bool,
@@ -41,7 +42,8 @@ def run_train(
     """Trains, and prints the run folder and the results; under torchrun only rank 0 prints.
 
     Args:
-        given: a config file, or a source.
+        given: a config file, or a source; None with `origin`.
+        origin: text of `--from`, the run to go on from.
         flags: dotted keys with flag and value (None if not given).
         sets: texts of `--set`.
         dry_run: show what each stage would cost, without training.
@@ -52,6 +54,16 @@ def run_train(
         ProgcError: see the exit codes of `progc.cli`.
         typer.Exit: with code 128 + its number if a signal stopped the run, after it saved.
     """
+    if (given is None) == (origin is None):
+        raise InputError("give a config file or a source, or --from RUN in its place")
+    if origin is not None:
+        from progc.runs.folder import CONFIG
+        from progc.runs.forking import place
+
+        if smoke is not None:
+            raise InputError("--from and --smoke are both given; a smoke run begins at the beginning")
+        given = str(place(origin)[0] / CONFIG)
+    assert given is not None
     config = configured(given, flags, sets)
     if dry_run and smoke is not None:
         raise InputError("--dry-run and --smoke are both given; use one: --dry-run trains nothing, --smoke trains")
@@ -60,30 +72,42 @@ def run_train(
     run = Path(config.out) if config.out is not None else None
     if run is None and not dry_run and smoke is None:
         raise InputError("no run folder is given; add --out RUN, or `out` in the config")
+    if origin is not None and (run is None or run.resolve() == place(origin)[0].resolve()):
+        raise InputError(f"--from {origin} needs another folder for the new run; add --out NEW")
     with _only_first_prints():
         if dry_run:
-            _dry_run(Terminal(), config, run, as_json)
+            _dry_run(Terminal(), config, run, origin, as_json)
         elif smoke is not None:
             _smoke(Terminal(), config, smoke, as_json)
         else:
             assert run is not None
-            _train(Terminal(), config, run, as_json)
+            _train(Terminal(), config, run, origin, as_json)
 
 
-def _train(terminal: Terminal, config: Config, run: Path, as_json: bool) -> None:
+def _train(terminal: Terminal, config: Config, run: Path, origin: str | None, as_json: bool) -> None:
     from progc.runs import record
+    from progc.runs.forking import Fork, unfinished
 
     with contextlib.ExitStack() as stack:
         with terminal.running():
             resuming = record.check(run, config)
+            origin = None if record.trained(run) else origin or unfinished(run)
+            fork = None if origin is None else Fork.of(origin, config)
             parallel = stack.enter_context(_processes(config))
             from progc.runs.opening import opened
             from progc.train.progress import Progress
             from progc.train.trainer import Trainer
 
-            made = opened(config, run=run, phase=terminal.phase)
+            schedule = None if fork is None else fork.schedule
+            made = opened(config, run=run if resuming else None, schedule=schedule, phase=terminal.phase)
             _tell(terminal, made)
             terminal.note(f"{'resuming run' if resuming else 'new run'}: {run}")
+
+        def begin() -> None:
+            record.write(run, config, made.schedule, ["progc", *sys.argv[1:]])
+            if fork is not None:
+                fork.write(run, config, made.schedule)
+
         with terminal.running():  # shows held-back output before training begins
             result = Trainer(
                 made.schedule,
@@ -98,7 +122,7 @@ def _train(terminal: Terminal, config: Config, run: Path, as_json: bool) -> None
                 progress=Progress(sys.stderr, shows=parallel.rank == 0),
                 config=config.to_json(),
                 trackers=config.trackers.model_dump(),
-            ).fit(begin=lambda: record.write(run, config, made.schedule, ["progc", *sys.argv[1:]]))
+            ).fit(begin=begin)
     code = 0 if result.finished or result.signal is None else SIGNALLED + result.signal
     report = {
         "run": str(result.run), "step": result.step, "finished": result.finished, "signal": result.signal,
@@ -130,17 +154,20 @@ def _skipped(result: Result) -> str:
     )
 
 
-def _dry_run(terminal: Terminal, config: Config, run: Path | None, as_json: bool) -> None:
+def _dry_run(terminal: Terminal, config: Config, run: Path | None, origin: str | None, as_json: bool) -> None:
     from progc.runs import record
+    from progc.runs.forking import Fork
 
     with terminal.running():
-        if run is not None:
-            record.check(run, config)
+        if run is not None and not record.check(run, config):
+            run = None  # there is nothing to resume
+        fork = Fork.of(origin, config) if origin is not None and run is None else None
         from progc.runs.dry_run import described, text
         from progc.runs.opening import opened
         from progc.train.telling import told
 
-        made = opened(config, run=run, weights=False, phase=terminal.phase)
+        schedule = None if fork is None else fork.schedule
+        made = opened(config, run=run, schedule=schedule, weights=False, phase=terminal.phase)
         # A trainer shows these itself.
         notes = (*made.notes, *told(made.task, made.schedule, made.program, made.settings))
         made = dataclasses.replace(made, notes=notes)
@@ -176,11 +203,13 @@ def _smoke(terminal: Terminal, config: Config, steps: int, as_json: bool) -> Non
 @contextlib.contextmanager
 def _processes(config: Config) -> Iterator[Parallel]:
     """The processes that train together; the group is closed after a successful run, else with the process."""
+    from progc.train.failing import explained
     from progc.train.parallel import processes
 
     settings = config.settings
-    yield processes.opened_parallel(settings.parallel, settings.device)
-    processes.closed()
+    with explained():
+        yield processes.opened_parallel(settings.parallel, settings.device)
+        processes.closed()
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch.utils.data import Subset, TensorDataset, default_collate
 
+from progc.data.failures import Named, collated
 from progc.data.reading import Reader
 
 
@@ -27,13 +28,17 @@ class Batching:
     def __init__(self, samples: Any, collate: Callable[[list[Any]], Any]) -> None:
         self.samples, self.collate = samples, collate
         self._rows = Rows.of(samples) if collate is default_collate else None
-        self._reader = Reader(samples)
+        self._reader = Reader(Named(samples))
 
     def make(self, indices: Sequence[int], seed: int, epoch: int) -> Any:
-        """Returns the batch of some samples; what is drawn for each depends on seed, epoch and its index only."""
+        """Returns the batch of some samples; what is drawn for each depends on seed, epoch and its index only.
+
+        Raises:
+            InputError: a sample cannot be read, or the samples do not make a batch; names them.
+        """
         if self._rows is not None:
             return self._rows.take(indices)
-        return self.collate(self._reader.read(indices, seed, epoch))
+        return collated(self.collate, self._reader.read(indices, seed, epoch), indices)
 
 
 @dataclasses.dataclass(frozen=True)

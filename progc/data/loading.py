@@ -7,9 +7,9 @@ for incomplete batches and several ranks.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-import signal
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -17,9 +17,11 @@ from torch.utils import _pytree as pytree
 from torch.utils.data import DataLoader
 
 from progc.data.batching import Batching
+from progc.data.failures import Failure
 from progc.data.finite import NotFiniteError, odd_outputs
 from progc.data.order import Batches
 from progc.data.task import Task
+from progc.data.workers import Workers
 from progc.errors import InputError
 
 
@@ -48,7 +50,7 @@ def steps(
     accumulate: int = 1,
     workers: int = 0,
     device: torch.device | None = None,
-) -> Iterator[list[Any]]:
+) -> Generator[list[Any], None, None]:
     """Yields, for every optimizer step, the micro-batches of this rank, at the image size of the task's stage.
 
     The numbers of samples in the micro-batches of a step differ by at most one.
@@ -65,8 +67,9 @@ def steps(
         device: device to move batches to; None leaves them on the CPU.
 
     Raises:
-        InputError: the ranks cannot share a batch, a rank has fewer samples per step than micro-batches, or `epochs` is
-            None and there are fewer samples than one batch.
+        InputError: the ranks cannot share a batch, a rank has fewer samples per step than micro-batches, `epochs` is
+            None and there are fewer samples than one batch, a sample cannot be read, samples do not make a batch, or a
+            worker died (`OutsideError` if it was killed).
     """
     check_share(batch, world, accumulate)
     if epochs is None:
@@ -80,20 +83,51 @@ def steps(
         return
     later = itertools.count(epoch + 1) if epochs is None else range(epoch + 1, epoch + epochs)
     # One loader for all epochs: its workers load the first batches of an epoch while the one before it ends.
+    helpers = Workers(workers)
     made: Any = _Made(task.batching, seed)
     loader: DataLoader[Any] = DataLoader(
         made, batch_sampler=_Parts(itertools.chain([first], map(order, later)), accumulate), num_workers=workers,
         collate_fn=_unchanged, pin_memory=_pinned(device),
         # The loader draws a seed for its workers; it must not draw it from the generator that dropout uses.
         generator=torch.Generator().manual_seed(0),
-        worker_init_fn=_deaf if workers else None,
+        worker_init_fn=helpers.prepare if workers else None,
     )  # fmt: skip
-    parts = iter(loader)
+    parts = helpers.started(loader)
 
-    def step() -> list[Any]:
-        return [task.fit(_moved(part, device)) for part in itertools.islice(parts, accumulate)]
+    try:
+        while received := helpers.received(parts, accumulate):
+            yield [task.fit(_moved(_raised(part), device)) for part in received]
+    except Exception as error:
+        died = helpers.died()
+        helpers.end()
+        if died is not None:
+            raise died from error
+        raise
+    finally:
+        helpers.release()
+        del parts  # ends the workers
 
-    yield from iter(step, [])
+
+@contextlib.contextmanager
+def served(batches: Generator[list[Any], None, None]) -> Iterator[Iterator[list[Any]]]:
+    """Yields the steps of a stage, and ends the workers that load them when the context ends.
+
+    torch raises an error wherever the training process is when a worker is killed. So whatever is raised inside is
+    passed to `steps`, which knows whether its workers live.
+    """
+    try:
+        yield batches
+    except Exception as error:
+        batches.throw(error)
+        raise
+    finally:
+        batches.close()
+
+
+def _raised(batch: Any) -> Any:
+    if isinstance(batch, Failure):
+        raise batch.raised()
+    return batch
 
 
 def check_share(batch: int, world: int, accumulate: int = 1) -> None:
@@ -112,12 +146,6 @@ def check_share(batch: int, world: int, accumulate: int = 1) -> None:
         )
 
 
-def _deaf(worker: int) -> None:
-    """Ignores signals to the whole process group: the training process handles them and still needs its samples."""
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
-
-
 class _Made:
     """The batches of a task, by lists of (epoch, index); a DataLoader asks for them this way."""
 
@@ -128,7 +156,11 @@ class _Made:
         return len(self.batching.samples)
 
     def __getitems__(self, places: list[tuple[int, int]]) -> Any:
-        return self.batching.make([index for _, index in places], self.seed, places[0][0])
+        """Returns a batch, or the `Failure` that ends the run: an exception would not come whole out of a worker."""
+        try:
+            return self.batching.make([index for _, index in places], self.seed, places[0][0])
+        except Exception as error:
+            return Failure.of(error)
 
 
 def _unchanged(batch: Any) -> Any:

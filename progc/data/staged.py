@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from progc.data import order as data_order
+from progc.data.failures import Named
 from progc.data.parts import names
 from progc.data.regularisation import Regularisation
 from progc.data.task import Task
@@ -80,7 +81,7 @@ def not_set(task: Task, wanted: Sequence[Regularisation], program: Program) -> t
         InputError: a stage asks for mixup, but the network is not a classifier or samples cannot be mixed.
     """
     if any(each.mixup for each in wanted):
-        data_order.fetch(Mixed(task.samples, 1.0, classes_of(program)), [0], 0, 0)
+        data_order.fetch(Named(Mixed(task.samples, 1.0, classes_of(program))), [0], 0, 0)
     if task.staged is not None and image_size(program) is not None:
         return ()
     names = {"rand_augment": "RandAugment", "random_erasing": "random erasing"}

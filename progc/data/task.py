@@ -17,7 +17,7 @@ from progc.data import parts as data_parts
 from progc.data.batching import Batching
 from progc.data.looking import SAMPLES, look
 from progc.data.parts import Parts
-from progc.errors import InputError
+from progc.errors import InputError, one_line
 from progc.ir.program import Program
 from progc.ir.random_state import kept_random_states
 
@@ -34,9 +34,35 @@ def first_is_input(batch: Any) -> Call:
 
 
 def cross_entropy(outputs: Any, batch: Any) -> torch.Tensor:
-    """Returns the mean cross entropy of logits `[batch, classes]` and `batch[1]`, class indices or probabilities."""
+    """Returns the mean cross entropy of logits `[batch, classes]` and `batch[1]`, class indices or probabilities.
+
+    Raises:
+        InputError: the labels do not fit the logits; on a CPU also if a label is not below the number of classes.
+    """
     logits = outputs[0] if isinstance(outputs, (tuple, list)) else outputs
-    return F.cross_entropy(logits, batch[1])
+    try:
+        return F.cross_entropy(logits, batch[1])
+    except (IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise InputError(_misfit(logits, batch, error)) from error
+
+
+def _misfit(logits: Any, batch: Any, error: Exception) -> str:
+    """Why cross entropy cannot be computed, in one line."""
+    labels = batch[1] if isinstance(batch, (tuple, list)) and len(batch) > 1 else None
+    if not isinstance(logits, torch.Tensor) or not isinstance(labels, torch.Tensor):
+        what = "the first output of the network and the second item of a batch"
+        return f"cross entropy: expected tensors as {what}, got {type(logits).__name__} and {type(labels).__name__}"
+    if isinstance(error, IndexError) and logits.dim() > 1 and not labels.is_floating_point():
+        classes, low, high = logits.shape[1], int(labels.min()), int(labels.max())
+        return (
+            f"label {low if low < 0 else high} in a batch, but the network has {classes} classes, 0 to {classes - 1}; "
+            "build it with more classes (such as num_classes), or fix the labels"
+        )
+    shapes = " and ".join(f"{str(t.dtype).removeprefix('torch.')}{list(t.shape)}" for t in (logits, labels))
+    return (
+        f"cross entropy of outputs and labels {shapes}: {one_line(error, 160)}; write loss(outputs, batch) in the "
+        "data file, or fix the labels"
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,6 +7,7 @@ Every function of the file is called so that an exception in it becomes one line
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,8 @@ from progc.data.batching import Rows
 from progc.data.parts import check as check_parts
 from progc.data.task import Task, cross_entropy, first_is_input
 from progc.data.unread import check_names
-from progc.errors import InputError, ProgcError, did_you_mean
-from progc.files.python import load_file, required_arguments, run
+from progc.errors import InputError, did_you_mean
+from progc.files.python import UserFunction, load_file, required_arguments, run
 
 _KINDS = ("train", "validation")
 _EXPECTED = (
@@ -71,7 +72,7 @@ def load_task(path: Path) -> Task:
         cross_entropy if loss is None else _Loss(path, loss),
         first_is_input if inputs is None else _Inputs(path, inputs),
         validation=held_out,
-        resize=None if resize is None else _Guarded(path, resize, "resizes a batch"),
+        resize=None if resize is None else UserFunction(path, resize, "resizes a batch"),
         parts=parts,
         notes=notes,
     )
@@ -133,43 +134,28 @@ def _samples(path: Path, what: str, value: Any) -> Any:
     return samples
 
 
-class _Guarded:
-    """Calls a function of the file; an exception in it becomes one line with its place in the file."""
-
-    def __init__(self, path: Path, function: Callable[..., Any], when: str) -> None:
-        self._path, self._function, self._when = path, function, when
-
-    def __call__(self, *args: Any) -> Any:
-        try:
-            return self._function(*args)
-        except ProgcError:
-            raise
-        except Exception:  # try again with the folder of the file importable, for imports inside the function
-            return run(self._path, lambda: self._function(*args), self._when)
-
-
 class _Samples:
     """A map-style dataset of the file."""
 
     def __init__(self, path: Path, samples: Any) -> None:
         self._samples = samples
-        self._length = _Guarded(path, lambda: len(samples), "returns the length of its dataset")
-        self._get = _Guarded(path, lambda index: samples[index], "returns a sample")
+        self._length = UserFunction(path, len, "returns the length of its dataset")
+        self._get = UserFunction(path, operator.getitem, "returns sample {1}")
         if callable(getattr(samples, "__getitems__", None)):
-            self.__getitems__ = _Guarded(path, samples.__getitems__, "returns samples")
+            self.__getitems__ = UserFunction(path, samples.__getitems__, "returns samples")
 
     def __len__(self) -> int:
-        return int(self._length())
+        return int(self._length(self._samples))
 
     def __getitem__(self, index: int) -> Any:
-        return self._get(index)
+        return self._get(self._samples, index)
 
 
 class _Loss:
     """The loss of the file; what it returns is checked at each call."""
 
     def __init__(self, path: Path, function: Callable[..., Any]) -> None:
-        self._path, self._call = path, _Guarded(path, function, "computes its loss")
+        self._path, self._call = path, UserFunction(path, function, "computes its loss")
 
     def __call__(self, outputs: Any, batch: Any) -> torch.Tensor:
         found = self._call(outputs, batch)
@@ -185,7 +171,7 @@ class _Inputs:
     """The `inputs` of the file: makes positional and keyword arguments from a batch."""
 
     def __init__(self, path: Path, function: Callable[..., Any]) -> None:
-        self._path, self._call = path, _Guarded(path, function, "takes the inputs of a batch")
+        self._path, self._call = path, UserFunction(path, function, "takes the inputs of a batch")
 
     def __call__(self, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
         found = self._call(batch)

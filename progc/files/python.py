@@ -7,14 +7,14 @@ folder runs: two projects may both have a `layers.py`.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import inspect
 import sys
+import sysconfig
 import tokenize
 import traceback
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ from progc.errors import InputError, ProgcError, one_line
 _LARGEST = 16 << 20  # bytes of a Python file
 _loaded: dict[tuple[Path, int, int], types.ModuleType] = {}
 _neighbours: dict[Path, dict[str, types.ModuleType]] = {}
+_present: Path | None = None  # the folder whose neighbours are in `sys.modules`
+_LIBRARIES = [Path(__file__).parents[1], *{Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib")}]
 
 
 def load_file(path: Path) -> types.ModuleType:
@@ -66,18 +68,46 @@ def run(path: Path, function: Callable[[], Any], when: str) -> Any:
     Raises:
         InputError: the file raised an exception; the message gives it on one line, with the line of the file.
     """
-    try:
-        with _importable(path.resolve().parent):
-            return function()
-    except ProgcError:
-        raise
-    except SystemExit as error:
-        raise InputError(
-            f"{path} exits when it {when}; put its script part below `if __name__ == '__main__':`"
-        ) from error
-    except Exception as error:
-        text = f"{type(error).__name__} when the file {when}: {one_line(error, empty='no message')}"
-        raise InputError(f"{_place(path, error)}: {text}") from error
+    return UserFunction(path, function, when)()
+
+
+class UserFunction:
+    """A function of the user's file, called once per call whatever it raises.
+
+    A second call would hide an error, and would draw other random numbers.
+    """
+
+    def __init__(self, path: Path, function: Callable[..., Any], when: str) -> None:
+        """
+        Args:
+            path: the file; its folder is importable during a call.
+            function: the function.
+            when: what the file does at that moment, for messages; `{1}` stands for the second argument of a call.
+        """
+        self._path, self._function, self._when = path, function, when
+        self._importable = _Importable(path.resolve().parent)
+
+    def __call__(self, *args: Any) -> Any:
+        """Returns the result of the function.
+
+        Raises:
+            InputError: the file raised an exception; the message gives it on one line, with the line of the file.
+        """
+        try:
+            with self._importable:
+                return self._function(*args)
+        except ProgcError:
+            raise
+        except SystemExit as error:
+            raise InputError(
+                f"{self._path} exits when it {self._when.format(*args)}; put its script part below "
+                "`if __name__ == '__main__':`"
+            ) from error
+        except Exception as error:
+            text = one_line(error, empty="no message")
+            raise InputError(
+                f"{_place(self._path, error)}: {type(error).__name__} when the file {self._when.format(*args)}: {text}"
+            ) from error
 
 
 def required_arguments(function: Callable[..., Any]) -> list[str]:
@@ -115,26 +145,35 @@ def _compiled(path: Path) -> types.CodeType:
         raise InputError(f"{path} cannot be read as Python: {error}") from error
 
 
-@contextlib.contextmanager
-def _importable(folder: Path) -> Iterator[None]:
-    for other, modules in _neighbours.items():
-        if other != folder:
-            for name, module in modules.items():
-                if sys.modules.get(name) is module:
-                    del sys.modules[name]
-    sys.modules.update(_neighbours.get(folder, {}))
-    before, path, bytecode = set(sys.modules), list(sys.path), sys.dont_write_bytecode
-    sys.path.insert(0, str(folder))
-    sys.dont_write_bytecode = True
-    try:
-        yield
-    finally:
-        sys.path[:], sys.dont_write_bytecode = path, bytecode
-        mine = _neighbours.setdefault(folder, {})
-        for name in set(sys.modules) - before:
-            file = getattr(sys.modules[name], "__file__", None)
-            if file and folder in Path(file).parents and not _installed(Path(file)):
-                mine[name] = sys.modules[name]
+class _Importable:
+    """Makes a folder importable inside the context; cheap, since it surrounds every sample and every loss."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._text = folder, str(folder)
+        self._before: list[tuple[list[str], bool, int]] = []
+
+    def __enter__(self) -> None:
+        global _present
+        if _present != self._folder:
+            for other, modules in _neighbours.items():
+                if other != self._folder:
+                    for name, module in modules.items():
+                        if sys.modules.get(name) is module:
+                            del sys.modules[name]
+            sys.modules.update(_neighbours.get(self._folder, {}))
+            _present = self._folder
+        self._before.append((list(sys.path), sys.dont_write_bytecode, len(sys.modules)))
+        sys.path.insert(0, self._text)
+        sys.dont_write_bytecode = True
+
+    def __exit__(self, *_: object) -> None:
+        sys.path[:], sys.dont_write_bytecode, count = self._before.pop()
+        if len(sys.modules) > count:  # new modules stand at the end
+            mine = _neighbours.setdefault(self._folder, {})
+            for name, module in list(sys.modules.items())[count:]:
+                file = getattr(module, "__file__", None)
+                if file and self._folder in Path(file).parents and not _installed(Path(file)):
+                    mine[name] = module
 
 
 def _installed(file: Path) -> bool:
@@ -143,7 +182,26 @@ def _installed(file: Path) -> bool:
 
 
 def _place(path: Path, error: BaseException) -> str:
-    """`path:line` of the innermost frame inside the user's file, else just the path."""
-    resolved = str(path.resolve())
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == resolved]
-    return f"{path}:{lines[-1]}" if lines else str(path)
+    """`path:line` of the innermost frame in the folder of the user's file, else just the path."""
+    resolved = path.resolve()
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if frame.filename == str(resolved):
+            return f"{path}:{frame.lineno}"
+        if resolved.parent in Path(frame.filename).parents and _is_users(Path(frame.filename)):
+            return f"{path.parent / Path(frame.filename).relative_to(resolved.parent)}:{frame.lineno}"
+    return str(path)
+
+
+def user_place(error: BaseException) -> str | None:
+    """Returns `path:line` of the innermost frame that belongs to no library; None if there is none."""
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        file = Path(frame.filename)
+        if file.is_absolute() and _is_users(file):
+            here = Path.cwd()
+            return f"{file.relative_to(here) if here in file.parents else file}:{frame.lineno}"
+    return None
+
+
+def _is_users(file: Path) -> bool:
+    """Whether a source file is neither installed nor part of Python or progc."""
+    return not _installed(file) and not any(folder in file.parents for folder in _LIBRARIES)

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 
 from progc import errors
-from progc.errors import CheckError, InputError, ProgcError, one_line
+from progc.errors import CheckError, InputError, OutsideError, ProgcError, one_line, outside
 
 
 def rank() -> int:
@@ -71,13 +71,15 @@ def raise_together(error: BaseException | None) -> None:
         error: the failure of this rank, or None.
 
     Raises:
-        InputError: another rank failed; the message gives its number. A rank that failed raises its own error.
+        InputError: another rank failed (`OutsideError` if the same may succeed later); the message gives its number.
+            A rank that failed raises its own error.
     """
     if _several():
         texts: list[Any] = [None] * world()
-        dist.all_gather_object(texts, None if error is None else str(error) or type(error).__name__)
+        own = None if error is None else (str(error) or type(error).__name__, outside(error))
+        dist.all_gather_object(texts, own)
         if error is None and (first := next((text for text in texts if text is not None), None)) is not None:
-            raise InputError(f"rank {texts.index(first)}: {first}")
+            raise (OutsideError if first[1] else InputError)(f"rank {texts.index(first)}: {first[0]}")
     if error is not None:
         raise error
 

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import os
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal, TypeAlias
 
 import pydantic
@@ -110,10 +111,26 @@ class Config(Section):
 
 MAY_CHANGE = (
     "out", "trackers", "train.accumulate", "train.ahead", "train.compile", "train.cudnn_benchmark", "train.device",
-    "train.keep", "train.log_every", "train.max_skipped", "train.parallel", "train.profile", "train.recompute",
-    "train.save_every", "train.save_in_background", "train.tf32", "train.validate_every", "train.workers",
+    "train.keep", "train.log_every", "train.max_skipped", "train.nan", "train.parallel", "train.profile",
+    "train.recompute", "train.save_every", "train.save_in_background", "train.spike", "train.tf32",
+    "train.validate_every", "train.workers",
 )  # fmt: skip
-"""Keys, and sections, that may change when a run resumes."""
+"""Keys, and sections, that may change when a run resumes: what was trained so far does not depend on them.
+
+They say how a step is computed, what is saved and shown, or what becomes of a step that goes wrong.
+"""
+
+MAY_FORK = (
+    "epochs", "steps", "train.clip", "train.decay", "train.lr", "train.lr_schedule", "train.min_lr", "train.rewarm",
+    "train.stage_lr", "train.validate_full", "train.warmup", "train.warmup_floor",
+)  # fmt: skip
+"""Further keys that may differ in a run that goes on from a checkpoint of another one: its past stays what it was."""
+
+FOLDERS = ("diffusers", "hf", "imagefolder", "transformers")
+"""Kinds of sources and data whose name may be a path."""
+
+PATHS = ("source", "to", "weights", "data", "plan.file")
+"""Keys whose value may be the path of a file, which has several names."""
 
 
 def checked(data: Mapping[str, Any], origin: Mapping[str, str] | None = None, where: str = "config") -> Config:
@@ -211,17 +228,52 @@ def difference(before: Mapping[str, Any], now: Config) -> str | None:
         before: what `to_json` returned at the start; a missing key had its default.
         now: the configuration with which the run resumes.
     """
+    for key, (was, will) in differences(before, now).items():
+        if not _among(key, MAY_CHANGE):
+            return f"`{key}` was {_shown(was)} and is {_shown(will)} now"
+    return None
+
+
+def differences(before: Mapping[str, Any], now: Config) -> dict[str, tuple[Any, Any]]:
+    """Returns the keys that differ, with the values before and now.
+
+    Args:
+        before: what `to_json` returned for the other configuration; a missing key had its default.
+        now: the configuration.
+    """
     old, new = dict(flat(before)), dict(flat(now.to_json()))
     default = dict(flat(Config(source="").to_json()))
+    found = {}
     for key in [*new, *(key for key in old if key not in new)]:
-        if any(key == name or key.startswith(f"{name}.") for name in MAY_CHANGE):
-            continue
         was, will = old.get(key, default.get(key)), new.get(key, default.get(key))
         if key == "plan.stages":  # runs of earlier versions have the number that is now the default
             was, will = was or DEFAULT_STAGES, will or DEFAULT_STAGES
-        if was != will:
-            return f"`{key}` was {_shown(was)} and is {_shown(will)} now"
-    return None
+        if was != will and not (key in PATHS and _one_name(was) == _one_name(will)):
+            found[key] = was, will
+    return found
+
+
+def forks(key: str) -> bool:
+    """Returns whether a key may differ in a run that goes on from a checkpoint of another one."""
+    return _among(key, MAY_CHANGE) or key in MAY_FORK
+
+
+def _among(key: str, names: Iterable[str]) -> bool:
+    return any(key == name or key.startswith(f"{name}.") for name in names)
+
+
+def _one_name(value: Any) -> Any:
+    """The value with a path in it written in one way: `./net.py:big` as `net.py:big`, or a path from the root."""
+    if not isinstance(value, str):
+        return value
+    path, suffix, more = value.partition(".py")
+    kind, colon, place = value.partition(":")
+    if suffix and (not more or more[0] in ":?"):
+        return f"{os.path.abspath(path + suffix)}{more}"
+    if colon and place and ("/" in place or os.path.exists(place)) and kind in FOLDERS:
+        path, mark, more = place.partition("?")
+        return f"{kind}:{os.path.abspath(path)}{mark}{more}"
+    return os.path.abspath(value) if not colon and os.path.exists(value) else value
 
 
 def flat(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

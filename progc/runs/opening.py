@@ -58,7 +58,14 @@ class Opened:
     notes: tuple[str, ...] = ()
 
 
-def opened(config: Config, *, run: Path | None = None, weights: bool = True, phase: Phase | None = None) -> Opened:
+def opened(
+    config: Config,
+    *,
+    run: Path | None = None,
+    schedule: Schedule | None = None,
+    weights: bool = True,
+    phase: Phase | None = None,
+) -> Opened:
     """Opens everything that a configuration names; cheap checks come first.
 
     With several processes, rank 0 plans and the others take its schedule.
@@ -66,6 +73,7 @@ def opened(config: Config, *, run: Path | None = None, weights: bool = True, pha
     Args:
         config: the configuration.
         run: folder of the run; if it holds a schedule, that one is used.
+        schedule: the schedule of a run that goes on from a checkpoint of another one; None: there is none.
         weights: False gives the networks shapes only (unless a search needs weights), for a dry run.
         phase: called with the name of each phase, returns a context for it.
 
@@ -77,8 +85,8 @@ def opened(config: Config, *, run: Path | None = None, weights: bool = True, pha
     settings = config.settings
 
     maker = chosen(config.optimizer, settings.lr, sharded=settings.parallel == "fsdp")
-    resumed = run is not None and (run / PLAN).exists()
-    given = _given(config, run)
+    resumed = schedule is not None or (run is not None and (run / PLAN).exists())
+    given = schedule or _given(config, run)
     named = ModelAndData.of(config, given)
     named.check_data(f"training {config.source}")
     trained = named.trained if config.plan.trained is None else config.plan.trained

@@ -12,12 +12,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from progc.checkpoints.searching import steps
 from progc.errors import InputError
 from progc.files.reading import read_object
 from progc.files.writing import check_output, replace_json
 from progc.ranks.agreeing import raise_together, rank, world
 from progc.runs.config import Config, difference
-from progc.runs.folder import CONFIG
+from progc.runs.folder import CONFIG, WEIGHTS
 from progc.schedule.schedule import PLAN, Schedule
 from progc.train.run_folder import LOCK
 
@@ -27,6 +28,9 @@ LIBRARIES = ("torch", "numpy", "safetensors", "timm", "torchvision", "transforme
 
 def check(run: Path, config: Config) -> bool:
     """Returns whether the folder already holds this run; False if it is new or empty.
+
+    A run without a checkpoint, such as one that failed before its first step, would begin again. So another run may
+    take its folder.
 
     Raises:
         InputError: the folder holds another run (the message names the key that differs), or holds something else, or
@@ -44,11 +48,21 @@ def check(run: Path, config: Config) -> bool:
     if not (run / CONFIG).is_file():
         raise InputError(f"folder {run} is not empty and has no {CONFIG}, so it is not a run; choose another --out")
     found = difference(read_object(run / CONFIG), config)
+    if found is not None and not trained(run):
+        return False
     if found is not None:
-        raise InputError(f"{run} holds another run: {found}; choose another --out, or use the same value to resume")
+        raise InputError(
+            f"{run} holds another run: {found}; choose another --out, use the same value to resume, or go on from its "
+            f"checkpoint with --from {run} --out NEW"
+        )
     if (run / RUN).is_file():
         read_object(run / RUN)
     return True
+
+
+def trained(run: Path) -> bool:
+    """Returns whether a run has something to resume from, or is finished."""
+    return (run / WEIGHTS).exists() or next(steps(run), None) is not None
 
 
 def write(run: Path, config: Config, schedule: Schedule, command: Sequence[str]) -> None:
@@ -77,12 +91,14 @@ def write(run: Path, config: Config, schedule: Schedule, command: Sequence[str])
 
 
 def _write(run: Path, config: Config, schedule: Schedule, command: Sequence[str]) -> None:
-    check(run, config)
+    if not check(run, config):
+        (run / PLAN).unlink(missing_ok=True)  # that of a run which failed before its first checkpoint
     if (run / PLAN).exists() and Schedule.read(run / PLAN).to_json() != schedule.to_json():
         raise InputError(f"{run} now holds another schedule; run the same command again to resume with it")
     replace_json(run / CONFIG, config.to_json())  # first: from here on the folder belongs to this run
     path = run / RUN
-    before = read_object(path).get("starts") if path.is_file() else None
+    known = read_object(path) if path.is_file() else {}
+    before = known.get("starts")
     starts: list[Any] = before if isinstance(before, list) else []
     starts.append(
         {
@@ -94,7 +110,7 @@ def _write(run: Path, config: Config, schedule: Schedule, command: Sequence[str]
     )
     if not (run / PLAN).exists():
         schedule.write(run / PLAN)
-    replace_json(path, {"starts": starts})
+    replace_json(path, {**known, "starts": starts})
 
 
 def versions() -> dict[str, str]:

@@ -6,6 +6,7 @@ run that resumes from a checkpoint removes the lines written after it.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import stat
@@ -67,20 +68,30 @@ class Metrics:
         return round(self._before + time.monotonic() - self._start, 3) if self.writes else 0.0
 
     def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
-        """Writes one line: `kind`, `step`, the values, and `measured` with the seconds of the run so far."""
+        """Writes one line: `kind`, `step`, the values, and `measured` with the seconds of the run so far.
+
+        Raises:
+            InputError: the disk refuses.
+        """
         if not self.writes:
             return
         measured = {"seconds": self.seconds, **values.get("measured", {})}
         line = {"kind": kind, "step": step, **values, "measured": measured}
-        self._file.write(json.dumps(finite(line), allow_nan=False) + "\n")
-        self._file.flush()
+        try:
+            self._file.write(json.dumps(finite(line), allow_nan=False) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise _refused(self.path, error) from error
         numbers = {
             f"{kind}/{name}": float(value)
             for name, value in {**values, **measured}.items()
             if isinstance(value, (int, float)) and not isinstance(value, bool)
         }
         if self._boards is not None:
-            self._boards.write(numbers, step)
+            try:
+                self._boards.write(numbers, step)
+            except OSError as error:
+                raise _refused(self._boards.folder, error) from error
         if self._wandb is not None:
             self._wandb.log(numbers, step=step)
 
@@ -106,7 +117,7 @@ class Metrics:
                         file.write(json.dumps(finite(line), allow_nan=False) + "\n")
             self._file = _appending(self.path)
         except OSError as error:
-            raise InputError(f"{self.path} cannot be written: {error.strerror or error}; free space") from error
+            raise _refused(self.path, error) from error
         if self._boards is not None:
             self._boards.cut(step)
         self._before, self._start = _last_seconds(self.path), time.monotonic()
@@ -115,11 +126,19 @@ class Metrics:
         """Closes the file and the trackers."""
         if not self.writes:
             return
-        self._file.close()
+        with contextlib.suppress(OSError):  # a line that could not be written cannot be written now
+            self._file.close()
         if self._boards is not None:
-            self._boards.close()
+            with contextlib.suppress(OSError):
+                self._boards.close()
         if self._wandb is not None:
             self._wandb.finish()
+
+
+def _refused(path: Path, error: OSError) -> InputError:
+    return InputError(
+        f"{path} cannot be written: {error.strerror or error}; free space and run the same command again to resume"
+    )
 
 
 def _before(line: Mapping[str, Any], step: int, stage: int, searching: bool) -> bool:

@@ -34,6 +34,12 @@ def fused_options(module: nn.Module, options: Mapping[str, Any], *, sharded: boo
     return {"fused": True} if parameters and fits and not own and not odd else {}
 
 
+def adamw(module: nn.Module, lr: float) -> Optimizer:
+    """Returns torch's AdamW for all parameters of a module, fused where that is possible."""
+    fused = fused_options(module, {}).get("fused")
+    return torch.optim.AdamW(module.parameters(), lr=lr, fused=fused)
+
+
 def can_skip(optimizer: Optimizer) -> bool:
     """Returns whether `optimizer.step()` changes nothing where `optimizer.found_inf` is 1, and prepares it for that.
 

@@ -67,13 +67,14 @@ class Guard:
             return None
         if self.settings.nan == "stop" and not (math.isfinite(loss) and math.isfinite(norm)):
             raise CheckError(
-                f"{reason}; the weights were not changed: lower the learning rate, or skip such steps with nan=skip"
+                f"{reason}; the weights were not changed: resume with train.nan=skip to leave out such steps, or "
+                "start a run with a lower train.lr in another folder"
             )
         self.in_a_row += 1
         if self.in_a_row > self.settings.max_skipped:
             raise CheckError(
-                f"{self.in_a_row} steps in a row were skipped, the last because {reason}; lower the learning rate "
-                "and resume from an earlier checkpoint"
+                f"{self.in_a_row} steps in a row were skipped, the last because {reason}; start a run with a lower "
+                "train.lr in another folder, or resume with a larger train.max_skipped"
             )
         return reason
 

@@ -7,7 +7,8 @@ checkpoint holds, so a run that was killed resumes as if it had not been.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+import functools
+from collections.abc import Callable, Generator, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from progc.checkpoints import Saver, load
-from progc.data.loading import steps
+from progc.data.loading import served, steps
 from progc.data.staged import candidate_tasks, check_sizes, for_stage
 from progc.data.task import Task
 from progc.errors import CheckError
@@ -32,6 +33,7 @@ from progc.train.boundary import Clock, Crossing, check_same, digest
 from progc.train.deciding import as_saved, decision_line, next_batches, online_search
 from progc.train.emitting import emitted, expected_compiles
 from progc.train.ending import Ending
+from progc.train.failing import explained
 from progc.train.keeping import Keeping, Rules, Searching, controller_of, newest
 from progc.train.machine import Profile, device_settings
 from progc.train.metrics import Metrics
@@ -42,7 +44,7 @@ from progc.train.progress import Meter, Progress
 from progc.train.reading import Readings
 from progc.train.run_folder import Asked, Result, held, listening, write_results
 from progc.train.settings import Settings, set_rates
-from progc.train.skipping import fused_options
+from progc.train.skipping import adamw
 from progc.train.stepping import Active, Guard, Stepper
 from progc.train.telling import told
 from progc.train.watching import Seen, Watch
@@ -110,7 +112,7 @@ class Trainer:
         self.parallel: Parallel = parallel or opened_parallel(self.settings.parallel, self.settings.device)
         self.progress = progress or Progress(None)
         self.trackers = dict(trackers or {})
-        self._make_optimizer = optimizer or self._adamw
+        self._make_optimizer = optimizer or functools.partial(adamw, lr=self.settings.lr)
         self.pace = run_pace(schedule, self.settings, len(task.samples), self.parallel)
         check_sizes(task, [stage.point.resolution for stage in schedule.stages])
         self.notes = told(task, schedule, program, self.settings, self.parallel.world)
@@ -139,14 +141,14 @@ class Trainer:
             The result of the run; it is not finished if a signal stopped it.
 
         Raises:
-            InputError: the folder belongs to another run or is in use, or the disk refuses.
+            InputError: the folder belongs to another run or is in use, the disk refuses, or data or loss fail.
             CheckError: growth that should be lossless is not, ranks differ, or the loss is not finite.
         """
         writes = self.parallel.rank == 0
         self._profile = Profile(self.run, self.settings, self.parallel.rank, self.parallel.device, self.progress.note)
         with (
-            held(self.run, writes), listening() as self._asked, self.progress, device_settings(self.settings),
-            self._profile,
+            explained(lambda: self.step), held(self.run, writes), listening() as self._asked, self.progress,
+            device_settings(self.settings), self._profile,
         ):  # fmt: skip
             self._ending = Ending(self._asked, self.parallel)
             if begin is not None:
@@ -222,11 +224,11 @@ class Trainer:
             pace.follow(self.controller.log)
         running.module.to(self.parallel.device)
         program = trained(running.program, running.module)
-        module: nn.Module
-        if search is not None:
-            module = search.twin().train()  # every step runs another part of it, so nothing is compiled
-        else:
-            module = emitted(program, self.settings, self.parallel.device, self.progress.note)
+        # Every step of a search runs another part of its network, so that is not compiled.
+        module: nn.Module = (
+            emitted(program, self.settings, self.parallel.device, self.progress.note)
+            if search is None else search.twin().train()
+        )  # fmt: skip
         if checkpoint is not None:
             self.step = self.keeping.restore(checkpoint, running, module)
             self.log.cut(self.step, running.stage.index, searching=search is not None)
@@ -272,7 +274,11 @@ class Trainer:
         if self._ending.now():  # the first step of a stage may have to compile
             self._leave(active)
             return False
-        batches = self._batches(active)
+        with served(self._batches(active)) as batches:
+            return self._steps(active, batches)
+
+    def _steps(self, active: Active, batches: Iterator[list[Any]]) -> bool:
+        """Trains to the end of the stage; returns False if a signal stopped the run before."""
         while not self.watch.over(active, self.step):
             micro_batches = next(batches)
             active.meter.arrived()
@@ -387,9 +393,8 @@ class Trainer:
     def _leave(self, active: Active) -> None:
         if self.step:
             self._saved(active)
-            self.progress.note(f"saved at step {self.step}; run the same command again to resume")
-        else:
-            self.progress.note("stopped before the first step")
+        saved = f"saved at step {self.step}; run the same command again to resume"
+        self.progress.note(saved if self.step else "stopped before the first step")
 
     def _save(self, active: Active) -> None:
         """Saves a checkpoint of this step, which holds what the values of all steps so far amount to."""
@@ -408,7 +413,7 @@ class Trainer:
         self.watch.check(active, self.step, self._sample)
         self._saved(active)
 
-    def _batches(self, active: Active) -> Iterator[list[Any]]:
+    def _batches(self, active: Active) -> Generator[list[Any], None, None]:
         """Micro-batches from the current position on, which follows from the step, without an end."""
         position = self.keeping.position(active.index, self.step)
         return steps(
@@ -481,11 +486,6 @@ class Trainer:
         self.parallel.unwrap(running.optimizer, running.ema)
         if self.parallel.rank == 0:
             write_results(self.run, running.module, running.ema)
-
-    # --- making -----------------------------------------------------------------------------------------------------
-
-    def _adamw(self, module: nn.Module) -> Optimizer:
-        return torch.optim.AdamW(module.parameters(), lr=self.settings.lr, **fused_options(module, {}))
 
     def _on_device(self, make: Callable[[nn.Module], Any]) -> Callable[[nn.Module], Any]:
         """Moves the module to the training device before something is made from it."""

@@ -163,6 +163,7 @@ def test_a_cool_down_follows_the_last_stage(run: Command, net: Path, trainer: Ma
 
 def test_another_run_in_the_folder_is_refused(run: Command, net: Path, trainer: Made) -> None:
     assert start(run, net).code == 0
+    (net.parent / "run" / "step-00000007").mkdir()
     for more, message in (
         (
             ("--set", "train.lr=0.5"),
@@ -180,6 +181,31 @@ def test_another_run_in_the_folder_is_refused(run: Command, net: Path, trainer: 
     assert outcome.code == 2 and "is not empty and has no config.json" in outcome.err
     assert files_below(other) == {"notes.txt"} and len(trainer.given) == 1
     assert run("train", f"{net}:big", "--epochs", "4", "--out", other / "notes.txt").code == 2
+
+
+def test_a_run_without_a_checkpoint_gives_its_folder_to_another(run: Command, net: Path, trainer: Made) -> None:
+    assert start(run, net).code == 0
+    outcome = start(run, net, "--set", "train.lr=0.5", "--stages", "1")
+    assert outcome.code == 0 and "progc: new run: " in outcome.err, outcome.err
+    assert [len(given["schedule"].stages) for given in trainer.given] == [2, 1]
+    assert json.loads((net.parent / "run" / "config.json").read_text())["train"]["lr"] == 0.5
+
+
+def test_what_may_change_when_a_run_resumes(
+    run: Command, net: Path, trainer: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The advice of a failed run is taken, and a file has several names."""
+    assert start(run, net).code == 0
+    (net.parent / "run" / "step-00000007").mkdir()
+    assert (
+        start(run, net, "--set", "train.nan=skip", "--set", "train.max_skipped=3", "--set", "train.spike=6").code == 0
+    )
+    monkeypatch.chdir(net.parent)
+    for name in ("net.py:big", "./net.py:big", "../" + net.parent.name + "/net.py:big"):
+        outcome = run("train", name, "--epochs", "4", "--stages", "2", "--out", "run", *FAST)
+        assert outcome.code == 0 and "progc: resuming run" in outcome.err, outcome.err
+    other = run("train", "./net.py:Net", "--epochs", "4", "--stages", "2", "--out", "run", *FAST)
+    assert other.code == 2 and "`source` was" in other.err
 
 
 def test_growth_to_a_target_starts_at_the_source(run: Command, net: Path, trainer: Made) -> None:
@@ -292,6 +318,7 @@ def test_other_ranks_are_silent(run: Command, net: Path, trainer: Made, monkeypa
     monkeypatch.setenv("RANK", "1")
     outcome = start(run, net)
     assert (outcome.code, outcome.out, outcome.err) == (0, "", "")
+    (net.parent / "run" / "step-00000007").mkdir()
     refused = start(run, net, "--set", "train.lr=0.5")
     assert refused.code == 2 and "`train.lr` was" in refused.err
 

@@ -13,7 +13,7 @@ from torch.utils.data import TensorDataset
 
 from progc.data.task import Task
 from progc.data.taskfile import has_task, load_task
-from progc.errors import InputError
+from progc.errors import InputError, outside
 
 Load = Callable[..., Task]
 
@@ -197,7 +197,7 @@ def test_a_sample_that_fails_names_the_line(load: Load) -> None:
     task = load(
         "class A(Pairs):\n    def __getitem__(self, i): return 1 // (i - i)\ndef datasets(): return A()\nloss = mean"
     )
-    with pytest.raises(InputError, match=r"data.py:\d+: ZeroDivisionError when the file returns a sample"):
+    with pytest.raises(InputError, match=r"data.py:\d+: ZeroDivisionError when the file returns sample \d+: "):
         next(task.batches(2, seed=0))
 
 
@@ -228,3 +228,68 @@ def test_the_example_to_copy_has_a_task() -> None:
     assert (len(task.samples), len(task.validation)) == (1437, 360)
     batch = next(task.batches(8, seed=0))
     assert task.loss(torch.zeros(8, 10), batch) == pytest.approx(torch.tensor(10.0).log().item(), rel=1e-5)
+
+
+ONCE = """
+import errno
+calls = []
+
+def fails_once(at):
+    calls.append(float(torch.rand(())))
+    if len(calls) == at:
+        raise OSError(errno.EIO, "Input/output error")
+
+class Shaky(Pairs):
+    def __getitem__(self, index):
+        fails_once(3)
+        return torch.zeros(2), 1
+
+def datasets(): return DATA
+def loss(outputs, batch):
+    fails_once(37)
+    return outputs.mean()
+def inputs(batch):
+    fails_once(2)
+    return (batch,)
+"""
+
+
+def test_an_error_of_a_function_is_never_tried_again(load: Load) -> None:
+    """A second call would swallow the error, and would draw other random numbers."""
+    task = load(ONCE.replace("DATA", "x, y"), "loss.py")
+    for _ in range(36):
+        task.loss(torch.zeros(3), None)
+    with pytest.raises(
+        InputError, match=r"loss.py:\d+: OSError when the file computes its loss: .*Input/output error"
+    ) as e:
+        task.loss(torch.zeros(3), None)
+    calls = task.loss._call._function.__globals__["calls"]  # type: ignore[attr-defined]
+    assert len(calls) == 37 and outside(e.value)
+
+    task = load(ONCE.replace("DATA", "Shaky()"), "samples.py")
+    calls = task.loss._call._function.__globals__["calls"]  # type: ignore[attr-defined]
+    with pytest.raises(InputError, match=r"samples.py:\d+: OSError when the file returns sample 2: "):
+        [task.samples[index] for index in range(4)]
+    assert len(calls) == 3
+
+    task = load(ONCE.replace("DATA", "x, y"), "inputs.py")
+    calls = task.loss._call._function.__globals__["calls"]  # type: ignore[attr-defined]
+    task.inputs(1)
+    with pytest.raises(InputError, match="when the file takes the inputs of a batch"):
+        task.inputs(1)
+    assert len(calls) == 2
+
+
+def test_the_place_of_an_error_in_a_neighbour(load: Load, tmp_path: Path) -> None:
+    (tmp_path / "neighbour_that_fails.py").write_text("def read(index):\n    return [][index]\n")
+    task = load(
+        """
+        from neighbour_that_fails import read
+        class A(Pairs):
+            def __getitem__(self, index): return read(index)
+        def datasets(): return A()
+        loss = mean
+        """
+    )
+    with pytest.raises(InputError, match=r"neighbour_that_fails.py:2: IndexError when the file returns sample 1: "):
+        task.samples[1]

@@ -14,7 +14,7 @@ from torch import nn
 
 from progc.errors import InputError
 from progc.files.values import key_values, literal
-from progc.runs.config import MAY_CHANGE, Config, difference, flat, keys
+from progc.runs.config import MAY_CHANGE, MAY_FORK, Config, difference, flat, keys
 from progc.runs.config import OptimizerSection as Section
 from progc.runs.config_file import configured, override, read
 from progc.runs.opening import chosen, slots
@@ -251,7 +251,9 @@ def test_the_page_names_every_key_with_its_default() -> None:
 
 def test_the_page_names_what_may_change_and_the_example_is_a_config() -> None:
     text = PAGE.read_text(encoding="utf-8").partition("## Resuming")[2].partition("\n## ")[0]
-    assert all(f"`{name.rpartition('.')[2]}`" in text for name in MAY_CHANGE)
+    assert all(f"`{name}`" in text for name in MAY_CHANGE)
+    text = PAGE.read_text(encoding="utf-8").partition("## Other settings from")[2].partition("\n## ")[0]
+    assert all(f"`{name}`" in text for name in MAY_FORK)
     config = configured(str(ROOT / "examples" / "train.toml"), {})
     assert (ROOT / config.source).is_file() and config.settings.total is not None
 

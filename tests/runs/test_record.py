@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from progc.errors import InputError
 from progc.runs import record
 from progc.runs.config import Config
+from progc.schedule.schedule import Schedule
 from progc.train.run_folder import LOCK, held
 from tests.train import running
 from tests.train.running import schedule
@@ -58,6 +60,7 @@ def test_what_another_start_wrote_in_the_meantime_stays(tmp_path: Path) -> None:
     config, other = Config(source="net.py"), Config(source="net.py", epochs=3)
     assert record.check(tmp_path, config) is False and record.check(tmp_path, other) is False
     record.write(tmp_path, config, schedule(), ["progc", "train"])
+    (tmp_path / "model.safetensors").write_bytes(b"")
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     with pytest.raises(InputError, match="holds another run: `epochs` was none and is 3 now"):
         record.write(tmp_path, other, schedule(), ["progc", "train"])
@@ -86,3 +89,17 @@ def test_the_lock_is_held_from_the_first_file_to_the_last(tmp_path: Path) -> Non
 def test_a_start_that_was_killed_before_it_wrote_anything(tmp_path: Path) -> None:
     (tmp_path / ".lock").touch()
     assert record.check(tmp_path, Config(source="net.py")) is False
+
+
+def test_a_run_that_failed_before_its_first_step_pins_nothing(tmp_path: Path) -> None:
+    config, other = Config(source="net.py"), Config(source="net.py", epochs=3)
+    record.write(tmp_path, config, schedule(), ["progc", "train"])
+    assert record.check(tmp_path, config) is True and record.check(tmp_path, other) is False
+    longer = dataclasses.replace(schedule(), total=100)
+    record.write(tmp_path, other, longer, ["progc", "train", "--epochs", "3"])
+    assert record.check(tmp_path, other) is True
+    assert Schedule.read(tmp_path / "plan.json").total == 100
+    assert len(json.loads((tmp_path / "run.json").read_text())["starts"]) == 2
+    (tmp_path / "step-00000004").mkdir()
+    with pytest.raises(InputError, match="holds another run: `epochs` was 3 and is none now"):
+        record.check(tmp_path, config)

@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 
 from progc.errors import InputError, one_line
+from progc.ranks import notices
 from progc.train.parallel.base import TIMEOUT, Parallel, Single
 
 
@@ -33,7 +34,13 @@ def opened_parallel(kind: str, device: str) -> Parallel:
         place = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(place)
     try:
-        dist.init_process_group("nccl" if place.type == "cuda" else "gloo", timeout=TIMEOUT)
+        store, rank, world = next(dist.rendezvous("env://", timeout=TIMEOUT))
+        store.set_timeout(TIMEOUT)
+        dist.init_process_group(
+            "nccl" if place.type == "cuda" else "gloo", store=dist.PrefixStore("progc", store), rank=rank,
+            world_size=world, timeout=TIMEOUT,
+        )  # fmt: skip
+        notices.use(store)
     except (RuntimeError, ValueError) as error:
         raise InputError(f"the processes cannot connect to one another: {one_line(error)}") from error
     if kind == "fsdp":
@@ -47,6 +54,7 @@ def opened_parallel(kind: str, device: str) -> Parallel:
 
 def closed() -> None:
     """Leaves the process group if there is one."""
+    notices.use(None)
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
 

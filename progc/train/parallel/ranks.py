@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from progc.errors import InputError
 from progc.ranks.agreeing import apart
 from progc.train.parallel.base import TIMEOUT, Single
 
@@ -93,7 +94,25 @@ class Ddp(Ranks):
         with contextlib.nullcontext() if last or self._wrapped is None else self._wrapped.no_sync():
             yield
         if last and self._wrapped is not None:
+            _check_used(self._wrapped)
             same_buffers(self._wrapped.module)
+
+
+def _check_used(wrapped: DistributedDataParallel) -> None:
+    """Raises an error if parameters that train got no gradient, which DistributedDataParallel waits for for ever.
+
+    Raises:
+        InputError: there are such parameters; names some.
+    """
+    if wrapped.find_unused_parameters:
+        return
+    idle = [name for name, p in wrapped.module.named_parameters() if p.requires_grad and p.grad is None]
+    if idle:
+        more = f" and {len(idle) - 3} more" if len(idle) > 3 else ""
+        raise InputError(
+            f"the loss does not depend on {', '.join(idle[:3])}{more}, so several processes cannot train together; use "
+            "these parameters in the loss, freeze them (requires_grad = False), or train in one process"
+        )
 
 
 @torch.no_grad()

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import torch.distributed as dist
+
 ROOT = Path(__file__).resolve().parents[3]
 
 
@@ -25,3 +27,26 @@ def train(run: Path, kind: str, processes: int, at: int = -1) -> str:
     done = python(script, str(run), kind, str(at), processes=processes)
     assert done.returncode == 0, done.stderr[-4000:]
     return done.stdout
+
+
+def ranks(*arguments: str, processes: int, cwd: Path) -> list[subprocess.CompletedProcess[str]]:
+    """The same command in processes that nothing ends when one of them fails, as srun starts them; in their order."""
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    given = {
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "WORLD_SIZE": str(processes),
+        "TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0", "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(ROOT),
+    }  # fmt: skip
+    command = [sys.executable, *arguments]
+    started = [
+        subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=cwd,
+            env={**os.environ, **given, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank in range(processes)
+    ]  # fmt: skip
+    outputs = [process.communicate(timeout=1800) for process in started]
+    return [
+        subprocess.CompletedProcess(command, process.returncode, *output)
+        for process, output in zip(started, outputs, strict=True)
+    ]
