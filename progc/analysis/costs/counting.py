@@ -19,6 +19,7 @@ from progc.analysis.costs.operations import Operation, Recorder
 from progc.errors import InputError, one_line
 from progc.ir.check import GraphRun, empty_like
 from progc.ir.devices import captured_device
+from progc.ir.graphs import fingerprint
 from progc.ir.program import Program
 
 ADAM_STATES = 2
@@ -91,16 +92,35 @@ def cost_of(program: Program, step: Step, *, optimizer_states: int = ADAM_STATES
 
 
 def step_of(program: Program, batch: int | None = None) -> Step:
-    """Returns the operations and the saved activations of one training step; see `count`."""
+    """Returns the operations and the saved activations of one training step; see `count`.
+
+    They depend on the graph and not on weights, so they are remembered: a search that is part of training meets most of
+    its candidates at several boundaries.
+    """
     size = batch_of(program, batch)
+    devices = sorted({str(tensor.device) for tensor in program.tensors.values()})
+    key = fingerprint(program), size, " ".join(devices)
+    if key in _known:
+        _known.move_to_end(key)
+        return _known[key]
     try:
         with FakeTensorMode():
-            return _step(program, size)
+            found = _step(program, size)
     except NotCounted:
         raise
     except Exception as error:  # any operation may ask for values
         reason = one_line(error).partition(". ")[0]
         raise NotCounted(reason) from error
+    _known[key] = found
+    if len(_known) > REMEMBERED:
+        _known.popitem(last=False)
+    return found
+
+
+REMEMBERED = 256
+"""Number of programs whose steps are remembered, those used last."""
+
+_known: collections.OrderedDict[tuple[str, int, str], Step] = collections.OrderedDict()
 
 
 def batch_of(program: Program, batch: int | None) -> int:

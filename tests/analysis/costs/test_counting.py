@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import collections
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 import progc
+from progc.analysis.costs import counting
 from progc.analysis.costs.counting import NotCounted, count, step_of
 from progc.errors import InputError
 from progc.ir.graphs import copy_graph
@@ -191,3 +194,22 @@ def test_what_cannot_be_counted_is_said() -> None:
         count(program.replace(graphs={**program.graphs, "train": graph}))
     with pytest.raises(NotCounted, match="no output depends on a trainable parameter"):
         count(set_trainable(program, set()))
+
+
+def test_a_step_is_counted_once_for_a_graph_and_what_trains_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other weights do not count; another trainable set, batch or rate of dropout does."""
+    runs: list[Program] = []
+    real = counting._step
+    monkeypatch.setattr(counting, "_step", lambda program, batch: runs.append(program) or real(program, batch))
+    monkeypatch.setattr(counting, "_known", collections.OrderedDict())
+
+    def network(rate: float = 0.1) -> Program:
+        model = nn.Sequential(nn.Linear(4, 8), nn.Dropout(rate), nn.Linear(8, 2))
+        return progc.capture(model, (torch.randn(2, 4),))
+
+    first = step_of(network())
+    assert step_of(network()) is first and len(runs) == 1
+    fixed = set_trainable(network(), ["2.weight", "2.bias"])
+    assert step_of(fixed) != first and step_of(network(), 5) != first and len(runs) == 3
+    step_of(network(0.2))
+    assert len(runs) == 4
