@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from progc.data.regularisation import Regularisation
+from progc.data.staged import classes_of
 from progc.data.task import Task
 from progc.errors import InputError, TargetError, did_you_mean, one_line
 from progc.ir.program import Program
@@ -28,7 +29,7 @@ def open_data(text: str, program: Program, images: ImageConfig | None = None) ->
         images: how the model wants the images of `imagefolder:` and `hf:`; None takes the defaults.
 
     Raises:
-        InputError: an unknown name, a folder without samples, or a missing library.
+        InputError: an unknown name, a folder without samples, more classes than the network has, or a missing library.
     """
     if text.endswith(".py"):
         from progc.data.taskfile import load_task
@@ -38,9 +39,30 @@ def open_data(text: str, program: Program, images: ImageConfig | None = None) ->
     if kind not in KINDS or (kind != "digits") != bool(colon and place):
         raise InputError(f"--data {text}{did_you_mean(kind, KINDS) or f': {_EXPECTED}'}")
     if kind == "digits":
+        _check_classes(text, 10, program)
         return _digits(program)
     train, validation = _folders(Path(place)) if kind == "imagefolder" else _stored(Path(place))
+    _check_classes(text, len(getattr(train, "classes", ())), program)
     return _images(train, validation, _size(text, program), images or ImageConfig())
+
+
+def _check_classes(text: str, number: int, program: Program) -> None:
+    """Raises an error if samples have more classes than the network; on a GPU the loss could not name the label.
+
+    Args:
+        text: name of the samples.
+        number: number of their classes; 0 if it is not known.
+        program: the full network.
+    """
+    try:
+        there = classes_of(program)
+    except InputError:  # not a classifier; what its loss needs is not known here
+        return
+    if number > there:
+        raise InputError(
+            f"--data {text} has {number} classes, but the network has {there}; build it with at least {number}, such "
+            f"as by --model-arg num_classes={number}"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,6 +168,7 @@ class _Pairs:
         # A stored data set remembers the format in which its author read it.
         self.rows, self.image, self.label = rows.with_format("numpy" if numbers else None), image, label
         self.numbers = numbers
+        self.classes = getattr(rows.features[label], "names", ())
 
     def __len__(self) -> int:
         return len(self.rows)

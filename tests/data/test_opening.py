@@ -83,3 +83,12 @@ def test_mixup_where_a_plan_asks_for_it(program: Program) -> None:
     assert targets.shape == (8, 10) and torch.allclose(targets.sum(1), torch.ones(8))
     assert task.loss(torch.zeros(8, 10), (inputs, targets)).item() == pytest.approx(2.302585)
     assert task.validation is not None and isinstance(task.validation[0][1], (int, torch.Tensor))
+
+
+def test_more_classes_than_the_network_has(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+    three = progc.capture(model, (torch.zeros(2, 3, 16, 16),))
+    images(tmp_path / "train", classes=4)
+    for text, number in (("digits", 10), (f"imagefolder:{tmp_path}", 4)):
+        with pytest.raises(InputError, match=f"has {number} classes, but the network has 3; build it with at least"):
+            open_data(text, three)
