@@ -67,7 +67,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Tests of capture export every time, and so does `make test-all`."""
     every = os.environ.get("PROGC_TEST_PROFILE") == "all"
-    EXPORTS.on = not every and not item.nodeid.startswith("tests/capturing/")
+    EXPORTS.use(not every and not item.nodeid.startswith("tests/capturing/"))
 
 
 @pytest.fixture(scope="module", autouse=True)

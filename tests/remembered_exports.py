@@ -57,19 +57,23 @@ class RememberedExports:
     """Takes the place of two functions of capture.
 
     Attributes:
-        on: whether exports are remembered and used now.
-        used: how often one was used again.
+        used: how often an export was used again.
     """
 
     def __init__(self) -> None:
-        self.on, self.used = False, 0
+        self.used = 0
         self.known: collections.OrderedDict[tuple[bytes, bool, bool], tuple[Any, Any]] = collections.OrderedDict()
         self._content: tuple[bytes, Any] | None = None
         self._capture, self._export = capture._capture, capture._export
 
+    def use(self, on: bool) -> None:
+        """Sets whether exports are remembered and used from now on."""
+        own = (self.capture, self.export) if on else (self._capture, self._export)
+        capture._capture, capture._export = own  # type: ignore[assignment]
+
     def capture(self, model: nn.Module, inputs: Any, modes: Any) -> Any:
         """`_capture`, with the content of the model in mind: export sees it with hooks."""
-        self._content = content(model, inputs) if self.on else None
+        self._content = content(model, inputs)
         try:
             return self._capture(model, inputs, modes)
         finally:
@@ -107,4 +111,3 @@ def content(model: nn.Module, inputs: Any) -> tuple[bytes, Any] | None:
 
 EXPORTS = RememberedExports()
 """Those of this process; tests/conftest.py says during which tests they are used."""
-capture._capture, capture._export = EXPORTS.capture, EXPORTS.export  # type: ignore[assignment]

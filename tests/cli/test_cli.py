@@ -278,7 +278,7 @@ OPTIONS: dict[str, set[str]] = {
     "train": {
         "--out", "--data", "--to", "--model-arg", "--weights", "--plan", "--strategy", "--decide", "--stages",
         "--shares", "--rule", "--epochs", "--steps", "--batch", "--stage-batch", "--lr", "--seed", "--init", "--set",
-        "--dry-run", "--smoke", "--json", "--help",
+        "--from", "--dry-run", "--smoke", "--json", "--help",
     },
     "export": {"--average", "--stage", "--sid", "--format", "--to", "--force", "--json", "--help"},
     "doctor": {"--folder", "--json", "--help"},

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
 import sys
@@ -19,7 +18,7 @@ from progc.runs import record
 from progc.runs.config_file import configured
 from progc.schedule import Schedule
 from progc.train.parallel import Single
-from progc.train.run_folder import held
+from progc.train.run_folder import Result, held
 from progc.transforms.dropping import find_drops
 from tests.command import NET, Command, files_below, in_process
 
@@ -53,15 +52,6 @@ class Made:
         self.signal: int | None = None
         made = self
 
-        @dataclasses.dataclass
-        class Result:
-            run: Path
-            step: int
-            finished: bool
-            signal: int | None
-            metrics: dict[str, float]
-            seconds: float = 1.5
-
         class Trainer:
             def __init__(self, schedule: Schedule, **given: Any) -> None:
                 made.given.append({"schedule": schedule, **given})
@@ -69,7 +59,7 @@ class Made:
             def fit(self, begin: Callable[[], None]) -> Result:
                 with held(made.given[-1]["run"]):
                     begin()
-                return Result(made.given[-1]["run"], 7, made.signal is None, made.signal, {"loss": 0.25})
+                return Result(made.given[-1]["run"], 7, made.signal is None, made.signal, {"loss": 0.25}, 1.5)
 
         def module(name: str, **members: Any) -> None:
             replaced = types.ModuleType(name)
