@@ -277,7 +277,7 @@ OPTIONS: dict[str, set[str]] = {
     "train": {
         "--out", "--data", "--to", "--model-arg", "--weights", "--plan", "--strategy", "--decide", "--stages",
         "--shares", "--rule", "--epochs", "--steps", "--batch", "--lr", "--seed", "--init", "--set", "--dry-run",
-        "--smoke", "--json", "--help",
+        "--smoke", "--from", "--json", "--help",
     },
     "export": {"--average", "--stage", "--sid", "--format", "--to", "--force", "--json", "--help"},
     "doctor": {"--folder", "--json", "--help"},
