@@ -82,9 +82,11 @@ def measured(strategy: str, steps: int, folder: Path) -> dict[str, Any]:
     )  # fmt: skip
     settings = progc.Settings(batch=BATCH, compile="eager", save_every=None, log_every=100, lr=3e-4)
     begin = time.perf_counter()
-    progc.Trainer(
+    result = progc.Trainer(
         schedule, program=program, task=progc.Task(data, loss=loss, inputs=inputs), run=folder, settings=settings
     ).fit()
+    if not result.finished:
+        raise SystemExit("stopped by a signal; nothing is written")
     seconds = time.perf_counter() - begin
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     decisions = [line for line in lines if line["kind"] == "decision"]

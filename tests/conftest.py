@@ -29,7 +29,6 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from tests import zoo
 from tests.golden_files import golden, pytest_addoption  # noqa: F401  found here by pytest
-from tests.remembered_exports import EXPORTS
 from tests.stored_runs import session_run, trained_run  # noqa: F401
 
 # Sums in one order: results do not depend on how many cores the machine has.
@@ -61,13 +60,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return min((order[name] for name in names if name in order), default=len(order))
 
     items.sort(key=place)
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Tests of capture export every time, and so does `make test-all`."""
-    every = os.environ.get("PROGC_TEST_PROFILE") == "all"
-    EXPORTS.use(not every and not item.nodeid.startswith("tests/capturing/"))
 
 
 @pytest.fixture(scope="module", autouse=True)
