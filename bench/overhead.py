@@ -28,13 +28,12 @@ if __name__ == "__main__":  # started as a file: bench/ is on the path, the root
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import progc
 from bench.common import write_json
-from bench.trainer import Clock, now, paired, scheduled
+from bench.trainer import Clock, paired, scheduled
 from progc.data.loading import steps as loaded
 from progc.emit import emit
 
@@ -94,25 +93,9 @@ def measured(size: str, kind: str, workers: int, repeats: int, folder: Path) -> 
     """Pairs of a step of the trainer and a bare step."""
     example = (torch.zeros(BATCH, 3, SIZE, SIZE),)
     module = emit(progc.capture(model(size), example), "eager", modes=("train",)).train()
-    optimizer = torch.optim.AdamW(module.parameters(), lr=1e-3)
     batches = bare_loader(samples(kind), workers)
-    bare: list[float] = []
-    used: list[float] = []
-
-    def step() -> None:
-        start = now()
-        images, labels = next(batches)
-        loss = F.cross_entropy(module(images), labels)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        loss.item()
-        end = now()
-        bare.append(end[0] - start[0])
-        used.append(end[1] - start[1])
-
-    clock = Clock(step)
+    bare = BareLoop(module, batches)
+    clock = Clock(bare.step)
     program = progc.capture(model(size), example)
     settings = progc.Settings(batch=BATCH, clip=1.0, compile="eager", ahead=False, workers=workers)
     schedule = scheduled(program, [SIZES[size]["depth"]], repeats + WARM)
@@ -120,15 +103,15 @@ def measured(size: str, kind: str, workers: int, repeats: int, folder: Path) -> 
         schedule, program=program, task=progc.Task(samples(kind)), run=folder, settings=settings, progress=clock
     ).fit()
     batches.close()  # type: ignore[attr-defined]
-    wall, processor = paired(clock.spans[WARM:], bare[WARM:]), paired(clock.used[WARM:], used[WARM:])
+    wall, processor = paired(clock.spans[WARM:], bare.spans[WARM:]), paired(clock.used[WARM:], bare.used[WARM:])
     return {
         "size": size,
         "samples": kind,
         "workers": workers,
-        "pairs": len(bare) - WARM,
+        "pairs": len(bare.spans) - WARM,
         "milliseconds": {
             "trainer": round(1e3 * statistics.median(clock.spans[WARM:]), 3),
-            "bare": round(1e3 * statistics.median(bare[WARM:]), 3),
+            "bare": round(1e3 * statistics.median(bare.spans[WARM:]), 3),
         },
         "overhead_percent": wall,
         "overhead_percent_processor": processor,

@@ -89,6 +89,34 @@ class Clock(Progress):
         self.left = now()
 
 
+class BareLoop:
+    """A training loop without progc: AdamW, clipping, `loss.item()`.
+
+    Attributes:
+        spans: seconds of each step by the clock; `used`: those of the processor.
+    """
+
+    def __init__(self, module: nn.Module, batches: Iterator[Any]) -> None:
+        self.module, self.batches = module, batches
+        self.optimizer = torch.optim.AdamW(module.parameters(), lr=1e-3)
+        self.spans: list[float] = []
+        self.used: list[float] = []
+
+    def step(self) -> None:
+        """Takes one step, the loading of its batch included."""
+        start = now()
+        images, labels = next(self.batches)
+        loss = F.cross_entropy(self.module(images), labels)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.module.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.item()
+        end = now()
+        self.spans.append(end[0] - start[0])
+        self.used.append(end[1] - start[1])
+
+
 def now() -> tuple[float, float]:
     """Seconds by the clock, and of the processor in this process."""
     return time.perf_counter(), time.process_time()
@@ -133,39 +161,23 @@ def overhead(compile_as: str, steps: int, folder: Path) -> dict[str, Any]:
     """A step of the trainer beside the bare step measured with it."""
     program = progc.capture(copy.deepcopy(model(6)), (torch.zeros(BATCH, 3, 64, 64),))
     module = emit(program, "eager" if compile_as == "eager" else "regions", modes=("train",)).train()
-    optimizer = torch.optim.AdamW(module.parameters(), lr=1e-3)
 
     def endless() -> Iterator[Any]:
         while True:
             yield from DataLoader(samples(), BATCH, shuffle=True, drop_last=True)
 
     batches = endless()
-    bare: list[float] = []
-    used: list[float] = []
-
-    def step() -> None:
-        start = now()
-        images, labels = next(batches)
-        loss = F.cross_entropy(module(images), labels)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        loss.item()
-        end = now()
-        bare.append(end[0] - start[0])
-        used.append(end[1] - start[1])
-
-    clock = Clock(step)
+    bare = BareLoop(module, batches)
+    clock = Clock(bare.step)
     trained(folder, [6], steps, clock, compile=compile_as, ahead=False)
     first = min(8, steps // 2)  # compiling, and what is loaded late
-    wall, processor = paired(clock.spans[first:], bare[first:]), paired(clock.used[first:], used[first:])
+    wall, processor = paired(clock.spans[first:], bare.spans[first:]), paired(clock.used[first:], bare.used[first:])
     return {
         "compile": compile_as,
-        "pairs": len(bare) - first,
+        "pairs": len(bare.spans) - first,
         "milliseconds": {
             "trainer": round(1e3 * statistics.median(clock.spans[first:]), 3),
-            "bare": round(1e3 * statistics.median(bare[first:]), 3),
+            "bare": round(1e3 * statistics.median(bare.spans[first:]), 3),
         },
         "overhead_percent": wall,
         "overhead_percent_processor": processor,
