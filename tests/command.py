@@ -52,6 +52,14 @@ def example_inputs():
 """
 """A user's file: a residual network, in three sizes."""
 
+DATA = """
+def datasets():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(96, 5, generator=generator)
+    return (x, x[:, :3].argmax(1)), (x[:16], x[:16, :3].argmax(1))
+"""
+"""Samples for it."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
@@ -97,3 +105,17 @@ def in_subprocess(arguments: Sequence[str | Path], *, cwd: Path, environment: di
 def files_below(folder: Path) -> set[str]:
     """Every path below `folder`, relative to it."""
     return {str(path.relative_to(folder)) for path in folder.rglob("*")}
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Command:
+    """The command line in this process."""
+    return in_process(capsys)
+
+
+@pytest.fixture
+def net(tmp_path: Path) -> Path:
+    """A user's file with a network and its samples."""
+    path = tmp_path / "net.py"
+    path.write_text(NET + DATA)
+    return path

@@ -28,6 +28,7 @@ from hypothesis import HealthCheck, settings
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from tests import zoo
+from tests.command import net, run  # noqa: F401  found here by pytest
 from tests.golden_files import golden, pytest_addoption  # noqa: F401  found here by pytest
 from tests.stored_runs import session_run, trained_run  # noqa: F401
 

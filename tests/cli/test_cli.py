@@ -14,17 +14,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from progc.models.opening import open_source
-from tests.command import NET, Command, files_below, in_process, in_subprocess
+from tests.command import NET, Command, files_below, in_subprocess
 
 REPORT = {
     "params_before", "params_after", "lossless", "max_abs_diff", "max_rel_diff", "seconds", "source", "target",
     "init", "seed",
 }  # fmt: skip
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Command:
-    return in_process(capsys)
 
 
 @pytest.fixture

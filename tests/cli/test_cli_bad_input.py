@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from tests.command import NET, Command, Outcome, files_below, in_process, in_subprocess
+from tests.command import NET, Command, Outcome, files_below, in_subprocess
 
 Write = Callable[..., Path]
 
@@ -27,11 +27,6 @@ def write(tmp_path: Path) -> Write:
         return path
 
     return make
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Command:
-    return in_process(capsys)
 
 
 @pytest.fixture

@@ -11,13 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 from progc.runs.stored import StoredRun
-from tests.command import NET, Command, files_below, in_process, in_subprocess
+from tests.command import NET, Command, files_below, in_subprocess
 from tests.stored_runs import DATA, damage, unfinished
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Command:
-    return in_process(capsys)
 
 
 def test_export_says_what_it_wrote(run: Command, trained_run: Path) -> None:

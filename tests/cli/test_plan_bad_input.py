@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.test_plan_cli import DATA, IMAGE_NET
-from tests.command import NET, Command, files_below, in_process
+from tests.cli.test_plan_cli import IMAGE_NET
+from tests.command import DATA, NET, Command, files_below
 from tests.schedule import made
 
 Refused = Callable[..., str]
@@ -33,11 +33,6 @@ def pairs():
 """
 )
 """Blocks of two kinds in turn: whole pairs only."""
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Command:
-    return in_process(capsys)
 
 
 @pytest.fixture

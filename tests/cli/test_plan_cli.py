@@ -16,15 +16,7 @@ from progc.growth.grow import grow_with_report
 from progc.models.opening import open_source, resolve_target
 from progc.schedule import Schedule
 from progc.schedule.stage import bound
-from tests.command import NET, Command, files_below, in_process
-
-DATA = """
-def datasets():
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(96, 5, generator=generator)
-    return (x, x[:, :3].argmax(1)), (x[:16], x[:16, :3].argmax(1))
-"""
-"""For a network of NET."""
+from tests.command import DATA, NET, Command, files_below
 
 TWO = ("--depths", "none", "--widths", "none", "--unfreeze", "prefix:2")
 """Options of a space with two candidates."""
@@ -60,18 +52,6 @@ def example_inputs():
     return (torch.randn(2, 3, 16, 16),)
 """
 """A user's file: patches, positions, four blocks."""
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Command:
-    return in_process(capsys)
-
-
-@pytest.fixture
-def net(tmp_path: Path) -> Path:
-    path = tmp_path / "net.py"
-    path.write_text(NET + DATA)
-    return path
 
 
 @pytest.fixture

@@ -12,12 +12,7 @@ import pytest
 
 from progc.runs.plotting import read_curves
 from progc.train.metrics import Metrics
-from tests.command import Command, in_process
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Command:
-    return in_process(capsys)
+from tests.command import Command
 
 
 def written(folder: Path, losses: list[Any], accuracy: bool = True) -> Path:

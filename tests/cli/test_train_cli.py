@@ -21,28 +21,10 @@ from progc.train.parallel import Single
 from progc.train.progress import Meter
 from progc.train.run_folder import Result, held
 from progc.transforms.dropping import find_drops
-from tests.command import NET, Command, files_below, in_process
+from tests.command import DATA, NET, Command, files_below
 
-DATA = """
-def datasets():
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(96, 5, generator=generator)
-    return (x, x[:, :3].argmax(1)), (x[:16], x[:16, :3].argmax(1))
-"""
 FAST_SETS = ("train.compile=eager", "train.ahead=false", "train.batch=16", "train.device=cpu")
 FAST = tuple(part for text in FAST_SETS for part in ("--set", text))
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Command:
-    return in_process(capsys)
-
-
-@pytest.fixture
-def net(tmp_path: Path) -> Path:
-    path = tmp_path / "net.py"
-    path.write_text(NET + DATA)
-    return path
 
 
 class Made:

@@ -1,4 +1,4 @@
-"""`progc train`: how it fails, and how a run goes on from a checkpoint of another one with other settings."""
+"""`progc train`: how it fails, and how a run is forked from a checkpoint of another run."""
 
 from __future__ import annotations
 
@@ -11,20 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 from progc.schedule import Schedule
-from tests.cli.test_train_cli import DATA, FAST
-from tests.command import NET, Command, in_process, in_subprocess
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Command:
-    return in_process(capsys)
-
-
-@pytest.fixture
-def net(tmp_path: Path) -> Path:
-    path = tmp_path / "net.py"
-    path.write_text(NET + DATA)
-    return path
+from tests.cli.test_train_cli import FAST
+from tests.command import DATA, NET, Command, in_subprocess
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -35,9 +23,7 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(value, b[name]) for name, value in a.items())
 
 
-def test_a_run_goes_on_from_a_checkpoint_of_another_one(
-    run: Command, net: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_is_forked_from_a_checkpoint(run: Command, net: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(net.parent)
     run_options = ("--epochs", "4", "--stages", "2", "--out", "run")
     kept = ("--set", "train.save_every=4", "--set", "train.keep=none", "--set", "train.log_every=1")
@@ -96,7 +82,7 @@ def test_what_a_run_cannot_go_on_with(run: Command, net: Path, monkeypatch: pyte
     outcome = run("train", "--from", "run:3", "--out", "newer")
     assert outcome.code == 2 and "there is no such checkpoint; run keeps those of the steps 4" in outcome.err
     outcome = run("train", "net.py:big", *options, "--set", "train.lr=0.5")
-    assert outcome.code == 2 and "or go on from its checkpoint with --from run --out NEW" in outcome.err
+    assert outcome.code == 2 and "or continue from its checkpoint with --from run --out NEW" in outcome.err
     assert run("train").code == 2
 
 

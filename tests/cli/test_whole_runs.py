@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 import progc.search.strategies
 from progc.pipeline.registry import NamedClasses
-from tests.command import NET, Command, in_process, in_subprocess
+from tests.command import NET, Command, in_subprocess
 
 DATA = """
 import os, signal
@@ -69,11 +69,6 @@ CASES = {
     "stage_batch": ["--set", "train.stage_batch=[16, 12, 8]"],
     "strategy": ["--strategy", "jump", "--set", "plan.settings.level=1"],
 }
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Command:
-    return in_process(capsys)
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ from progc.lift.lift import Lift
 from progc.lift.revert import ROUNDED
 from progc.models.sizes import parse_sizes
 from tests import nets, zoo
-from tests.command import Command, in_process, in_subprocess
+from tests.command import Command, in_subprocess
 from tests.grown import EXACT, assert_loads, train_gap
 
 SIZES = ("width*2", "depth*2", "depth*2,width*2")
@@ -145,11 +145,6 @@ def test_the_class_of_that_size_loads_it_and_answers_the_same(name: str, sizes: 
 def _report(out: str) -> dict[str, Any]:
     report: dict[str, Any] = json.loads(out)
     return report
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Command:
-    return in_process(capsys)
 
 
 # A source file per network: what a user of the command line writes.

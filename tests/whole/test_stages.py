@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import progc
-from tests.command import Command, in_process
+from tests.command import Command
 from tests.sweeps import some
 from tests.zoo import perturb
 
@@ -61,11 +61,6 @@ def build():
 def example_inputs():
     return (torch.randn(2, 3, 16, 16),)
 """
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Command:
-    return in_process(capsys)
 
 
 def vit(folder: Path) -> tuple[str, str, nn.Module]:

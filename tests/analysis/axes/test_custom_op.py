@@ -15,7 +15,7 @@ from progc.analysis.axes import registry
 from progc.errors import NotLosslessError
 from progc.ir.check import compare
 from tests.analysis.axes.growth import program_of
-from tests.command import Command, in_process
+from tests.command import Command
 from tests.kernels import define, set_rules_apart
 from tests.test_docs import ROOT, blocks, execute
 
@@ -26,11 +26,6 @@ EXAMPLE = ROOT / "examples" / "custom_op.py"
 @pytest.fixture(autouse=True)
 def apart(monkeypatch: pytest.MonkeyPatch) -> None:
     set_rules_apart(monkeypatch)
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Command:
-    return in_process(capsys)
 
 
 # -- the recipes of the guide ------------------------------------------------------------------------------

@@ -21,18 +21,13 @@ from progc.ir.operations import op_name
 from progc.ir.program import Program
 from progc.models.sizes import parse_sizes
 from tests.analysis.axes.growth import program_of
-from tests.command import Command, in_process
+from tests.command import Command
 from tests.kernels import define, set_rules_apart
 
 
 @pytest.fixture(autouse=True)
 def apart(monkeypatch: pytest.MonkeyPatch) -> None:
     set_rules_apart(monkeypatch)
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Command:
-    return in_process(capsys)
 
 
 # -- registering -------------------------------------------------------------------------------------------

@@ -20,13 +20,8 @@ from progc.pipeline.text import parse_inits
 from progc.transforms.width.plan import plan_widths
 from tests import nets
 from tests.analysis.axes.growth import program_of
-from tests.command import NET, Command, in_process
+from tests.command import NET, Command
 from tests.zoo import captured
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Command:
-    return in_process(capsys)
 
 
 def planned(program: Program, sizes: dict[str, int], init: str = "copy") -> dict[str, Explanation]:
