@@ -84,7 +84,7 @@ def columns(*names: str, left: tuple[int, ...] = (0,)) -> Table:
     """Returns an empty table; the columns in `left` are aligned to the left, all others to the right."""
     table = Table(box=box.SIMPLE_HEAD)
     for place, name in enumerate(names):
-        table.add_column(name, justify="left" if place in left else "right")
+        table.add_column(name, min_width=max(map(len, name.split())), justify="left" if place in left else "right")
     return table
 
 
