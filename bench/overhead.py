@@ -33,7 +33,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import progc
 from bench.common import write_json
-from bench.trainer import Clock, paired, scheduled
+from bench.trainer import BareLoop, Clock, paired, scheduled
 from progc.data.loading import steps as loaded
 from progc.emit import emit
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import errno
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 LOSSY = "accept the difference with lossy=true (progc grow: --lossy)"
 """What to do where exact growth is impossible; part of every such message."""
@@ -96,6 +96,17 @@ def did_you_mean(given: str, known: Iterable[str], limit: int = 3) -> str:
     if not close:
         close = [name for name in names if given and name.startswith(given)][:limit]
     return f"; did you mean {', '.join(close)}?" if close else ""
+
+
+def first_of(names: Sequence[str], count: int = 1) -> str:
+    """Returns the first names, and how many are left out: `a, b, c and 4 more`.
+
+    Args:
+        names: at least one.
+        count: how many to show.
+    """
+    left = len(names) - count
+    return ", ".join(names[:count]) + (f" and {left} more" if left > 0 else "")
 
 
 def one_line(error: BaseException, limit: int | None = None, empty: str | None = None) -> str:

@@ -37,7 +37,7 @@ from torch.utils import _pytree as pytree
 
 from progc.capturing.lowering import Lowering
 from progc.capturing.refusals import definition_of, explain, refusal
-from progc.errors import CaptureError, InputError
+from progc.errors import CaptureError, InputError, first_of
 from progc.ir.deferred import defer
 from progc.ir.program import MODES, Mode, Program, Signature, TensorSpec
 from progc.ir.random_state import kept_random_states
@@ -281,22 +281,22 @@ def _synced(model: nn.Module) -> tuple[str, ...]:
 
 
 def _tell_synced(model: nn.Module) -> None:
-    """Refuses layers with statistics over all processes where there are several, and else says how they are captured.
+    """Refuses layers with statistics over all processes if there are several, and otherwise says how they are captured.
 
     In one process they compute what batch norms do, and that is what their graph shows.
     """
     names = _synced(model)
     if not names:
         return
-    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    shown = first_of([name or "itself" for name in names])
     if world() > 1:
         raise refusal(
-            model, None, f"takes statistics over all {world()} processes (SyncBatchNorm: {names[0] or 'itself'}{more})",
+            model, None, f"takes statistics over all {world()} processes (SyncBatchNorm: {shown})",
             "train in one process, or use BatchNorm layers, with statistics of each process, or GroupNorm",
         )  # fmt: skip
     logging.getLogger(__name__).warning(
-        "progc: %s%s: SyncBatchNorm is captured as batch norm, which is the same in one process; several processes "
-        "cannot train the captured network", names[0] or type(model).__name__, more,
+        "progc: %s: SyncBatchNorm is captured as batch norm, which is the same in one process; several processes "
+        "cannot train the captured network", first_of([name or type(model).__name__ for name in names]),
     )  # fmt: skip
 
 

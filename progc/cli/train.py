@@ -43,7 +43,7 @@ def run_train(
 
     Args:
         given: a config file, or a source; None with `origin`.
-        origin: text of `--from`, the run to go on from.
+        origin: text of `--from`: the run, or the checkpoint, to continue from.
         flags: dotted keys with flag and value (None if not given).
         sets: texts of `--set`.
         dry_run: show what each stage would cost, without training.

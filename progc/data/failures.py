@@ -1,4 +1,4 @@
-"""What fails while samples are read and collated becomes one line that names the samples and the place.
+"""Turns errors while samples are read and collated into one line that names the samples and the place.
 
 In a worker process an exception would lose its type and place on the way to the training process, so it is sent as a
 `Failure`.
@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 
 from progc.errors import InputError, OutsideError, ProgcError, one_line, outside
 from progc.files.python import user_place
+from progc.ir.notation import tensor_text
 
 
 class Named:
@@ -113,7 +114,7 @@ def collated(collate: Callable[[list[Any]], Any], found: list[Any], indices: Seq
 
 
 def _unlike(found: Sequence[Any], indices: Sequence[int]) -> str | None:
-    """Which two samples differ in their parts, types or shapes; None if none do."""
+    """Returns which two samples differ in their parts, types or shapes; None if all are alike."""
     outlines = [_outline(sample) for sample in found]
     for index, outline in zip(indices, outlines, strict=True):
         if outline != outlines[0]:
@@ -131,8 +132,10 @@ class _Kind:
 
     def __init__(self, value: Any) -> None:
         self.text = type(value).__name__
-        if isinstance(value, torch.Tensor) or hasattr(value, "shape"):
-            self.text = f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
+        if isinstance(value, torch.Tensor):
+            self.text = tensor_text(value)
+        elif hasattr(value, "shape") and hasattr(value, "dtype"):  # an array of numpy
+            self.text = f"{value.dtype}{list(value.shape)}"
 
     def __repr__(self) -> str:
         return self.text

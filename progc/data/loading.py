@@ -156,7 +156,7 @@ class _Made:
         return len(self.batching.samples)
 
     def __getitems__(self, places: list[tuple[int, int]]) -> Any:
-        """Returns a batch, or the `Failure` that ends the run: an exception would not come whole out of a worker."""
+        """Returns a batch, or the `Failure` that ends the run: a worker cannot pass on an exception with its place."""
         try:
             return self.batching.make([index for _, index in places], self.seed, places[0][0])
         except Exception as error:

@@ -33,7 +33,7 @@ def sample_seed(seed: int, epoch: int, index: int) -> int:
 
 
 def sample_seeds(seed: int, epoch: int, indices: Sequence[int]) -> list[int]:
-    """Returns `sample_seed` of every index, at once."""
+    """Returns `sample_seed` for each index, computed in one pass."""
     if not indices or min(indices) < 0 or max(indices) >= _WORD:  # an index that is not one word
         return [sample_seed(seed, epoch, index) for index in indices]
     pool = sequence(seed, SAMPLE, epoch).pool.tolist()

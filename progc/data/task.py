@@ -18,6 +18,7 @@ from progc.data.batching import Batching
 from progc.data.looking import SAMPLES, look
 from progc.data.parts import Parts
 from progc.errors import InputError, one_line
+from progc.ir.notation import tensor_text
 from progc.ir.program import Program
 from progc.ir.random_state import kept_random_states
 
@@ -58,7 +59,7 @@ def _misfit(logits: Any, batch: Any, error: Exception) -> str:
             f"label {low if low < 0 else high} in a batch, but the network has {classes} classes, 0 to {classes - 1}; "
             "build it with more classes (such as num_classes), or fix the labels"
         )
-    shapes = " and ".join(f"{str(t.dtype).removeprefix('torch.')}{list(t.shape)}" for t in (logits, labels))
+    shapes = f"{tensor_text(logits)} and {tensor_text(labels)}"
     return (
         f"cross entropy of outputs and labels {shapes}: {one_line(error, 160)}; write loss(outputs, batch) in the "
         "data file, or fix the labels"

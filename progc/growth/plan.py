@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from progc.errors import first_of
 from progc.ir.deferred import all_deferred, all_values
 from progc.lift.lift import Lift
 from progc.lift.revert import revert
@@ -141,6 +142,5 @@ class GrowthPlan:
         for growth in self.axes:
             grouped.setdefault((growth.old, growth.new, growth.kind), []).append(growth.axis)
         for (old, new, kind), names in grouped.items():
-            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            lines.append(f"  width  {names[0]}{more}: {old} -> {new} ({kind})")
+            lines.append(f"  width  {first_of(names)}: {old} -> {new} ({kind})")
         return "\n".join(lines) + "\n"

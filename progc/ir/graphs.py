@@ -215,7 +215,7 @@ def written_to(graph: fx.Graph) -> set[str]:
         source = first_alias(node, write=False)
         if source is not None:
             views.setdefault(source, []).append(node)
-    todo = [base for node in graph.nodes if (base := first_alias(node, write=True)) is not None]
+    todo = [base for node in graph.nodes for base in aliases(node, write=True)]
     while todo:
         node = todo.pop()
         if node.name not in found:
@@ -227,17 +227,22 @@ def written_to(graph: fx.Graph) -> set[str]:
 
 
 def first_alias(node: fx.Node, write: bool) -> fx.Node | None:
-    """Returns the operand that a node writes to (`write`), or that its result is a view of."""
+    """Returns the first operand that a node writes to (`write`), or that its result is a view of."""
+    return next(aliases(node, write), None)
+
+
+def aliases(node: fx.Node, write: bool) -> Iterator[fx.Node]:
+    """Yields the operands that a node writes to (`write`), or that its result may be a view of."""
     if node.target is operator.getitem and not write:
-        return node.args[0] if isinstance(node.args[0], fx.Node) else None
+        yield from (value for value in node.args[:1] if isinstance(value, fx.Node))
     if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
-        return None
+        return
     for position, argument in enumerate(node.target._schema.arguments):
         if argument.alias_info is not None and (argument.alias_info.is_write or not write):
             given = node.args[position] if position < len(node.args) else node.kwargs.get(argument.name)
-            if isinstance(given, fx.Node):
-                return given
-    return None
+            for value in given if isinstance(given, (list, tuple)) else [given]:
+                if isinstance(value, fx.Node):
+                    yield value
 
 
 def stale_reads(graph: fx.Graph) -> Iterator[tuple[fx.Node, fx.Node]]:

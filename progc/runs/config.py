@@ -124,7 +124,7 @@ MAY_FORK = (
     "epochs", "steps", "train.clip", "train.decay", "train.lr", "train.lr_schedule", "train.min_lr", "train.rewarm",
     "train.stage_lr", "train.validate_full", "train.warmup", "train.warmup_floor",
 )  # fmt: skip
-"""Further keys that may differ in a run that goes on from a checkpoint of another one: its past stays what it was."""
+"""Keys that may also change in a forked run (`--from`). They do not alter the steps that the checkpoint has taken."""
 
 FOLDERS = ("diffusers", "hf", "imagefolder", "transformers")
 """Kinds of sources and data whose name may be a path."""
@@ -254,7 +254,7 @@ def differences(before: Mapping[str, Any], now: Config) -> dict[str, tuple[Any, 
 
 
 def forks(key: str) -> bool:
-    """Returns whether a key may differ in a run that goes on from a checkpoint of another one."""
+    """Returns whether a key may change in a forked run (`--from`)."""
     return _among(key, MAY_CHANGE) or key in MAY_FORK
 
 

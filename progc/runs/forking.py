@@ -1,4 +1,4 @@
-"""A run that goes on from a checkpoint of another run, with other settings; both runs record it.
+"""Forks a run: a new run starts from a checkpoint of another run, with other settings. Both runs record the fork.
 
 The checkpoint is copied into the new folder, with the schedule and the settings of the new run. From then on the new
 run needs nothing of the old one, and resumes as any other.
@@ -32,7 +32,7 @@ SCHEDULE, CONFIG, OPTIMIZER = "schedule.json", "config.json", "optimizer.json"
 
 @dataclasses.dataclass(frozen=True)
 class Fork:
-    """A run that goes on from a checkpoint of another one.
+    """A new run that starts from a checkpoint of another run.
 
     Attributes:
         origin: folder of the other run.

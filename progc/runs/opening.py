@@ -73,7 +73,7 @@ def opened(
     Args:
         config: the configuration.
         run: folder of the run; if it holds a schedule, that one is used.
-        schedule: the schedule of a run that goes on from a checkpoint of another one; None: there is none.
+        schedule: the schedule of a forked run (`--from`); None for other runs.
         weights: False gives the networks shapes only (unless a search needs weights), for a dry run.
         phase: called with the name of each phase, returns a context for it.
 

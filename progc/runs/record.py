@@ -52,8 +52,8 @@ def check(run: Path, config: Config) -> bool:
         return False
     if found is not None:
         raise InputError(
-            f"{run} holds another run: {found}; choose another --out, use the same value to resume, or go on from its "
-            f"checkpoint with --from {run} --out NEW"
+            f"{run} holds another run: {found}; choose another --out, use the same value to resume, or continue from "
+            f"its checkpoint with --from {run} --out NEW"
         )
     if (run / RUN).is_file():
         read_object(run / RUN)

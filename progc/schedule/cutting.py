@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from progc.errors import first_of
 from progc.schedule.building import network
 from progc.transforms.freezing.setting import fixed_parameters
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def cut_notes(full: Program, points: Sequence[Point], *, trained: bool) -> tuple[str, ...]:
-    """Returns a warning about values that the stages of a schedule drop, or resample, and make anew when they grow.
+    """Returns warnings about values that the stages of a schedule drop or resample, so that growth has to replace them.
 
     Args:
         full: the full network.
@@ -51,9 +52,8 @@ def cut_notes(full: Program, points: Sequence[Point], *, trained: bool) -> tuple
             "widths to keep them"
         )
     if resampled:
-        shown = ", ".join(sorted(resampled)[:3]) + (f" and {len(resampled) - 3} more" if len(resampled) > 3 else "")
         found.append(
             f"warning: smaller images resample {kind} parameters, and resample them again when the image grows: "
-            f"{shown}; leave out resolutions to keep them"
+            f"{first_of(sorted(resampled), 3)}; leave out resolutions to keep them"
         )
     return tuple(found)

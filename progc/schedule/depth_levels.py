@@ -16,7 +16,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING
 
 from progc.analysis.chains import chains_of
-from progc.errors import InputError
+from progc.errors import InputError, first_of
 from progc.schedule.frozen import partly_frozen, wholly_frozen
 from progc.schedule.level_texts import Levels, Wish, parse
 from progc.schedule.space import DEPTH, factors, rounded, sizes, split
@@ -248,8 +248,7 @@ def _distinct(levels: Depths) -> Depths:
 
 
 def _list(chains: Sequence[Chain]) -> str:
-    names = [chain.name for chain in chains]
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return first_of([chain.name for chain in chains], 3)
 
 
 def _number(value: Fraction) -> str:

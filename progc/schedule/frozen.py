@@ -1,8 +1,7 @@
-"""Chains of a network that did not train when it was captured: a schedule must not cut and make again their blocks."""
+"""Chains that were captured frozen: a schedule must not cut their blocks, since nothing would train new ones."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from progc.transforms.freezing.setting import fixed_parameters
@@ -13,18 +12,20 @@ if TYPE_CHECKING:
 
 
 def wholly_frozen(program: Program, chain: Chain) -> bool:
-    """Whether no parameter of a chain trained when the program was captured."""
-    own = [_parameters(program, block.tensors) for block in chain.blocks]
-    fixed = fixed_parameters(program)
-    return any(own) and all(names <= fixed for names in own)
+    """Returns whether no parameter of a chain trained when the program was captured."""
+    return all(frozen := _frozen(program, chain)) and bool(frozen)
 
 
 def partly_frozen(program: Program, chain: Chain) -> bool:
-    """Whether no parameter of some block of a chain trained when the program was captured."""
-    own = [_parameters(program, block.tensors) for block in chain.blocks]
+    """Returns whether a chain has a block of which no parameter trained when the program was captured."""
+    return any(_frozen(program, chain))
+
+
+def _frozen(program: Program, chain: Chain) -> list[bool]:
+    """For each block with parameters, whether all of them were frozen."""
     fixed = fixed_parameters(program)
-    return any(names and names <= fixed for names in own)
-
-
-def _parameters(program: Program, names: Collection[str]) -> set[str]:
-    return {program.tied.get(name, name) for name in names if program.specs[name].kind == "parameter"}
+    own = [
+        {program.tied.get(name, name) for name in block.tensors if program.specs[name].kind == "parameter"}
+        for block in chain.blocks
+    ]
+    return [names <= fixed for names in own if names]

@@ -424,7 +424,7 @@ class _Search(StageSearch):
         for number, own in enumerate(self.module.members):
             if own is member:
                 return self.module.buffers_of(number)
-        return member.statistics  # cut out anew by the published procedure
+        return member.statistics  # the published procedure cuts it out again
 
 
 def chosen_stage(full: Program, schedule: Schedule, index: int, point: Point, batch: int) -> Stage:

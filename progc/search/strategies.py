@@ -6,6 +6,7 @@ it, in `progc plan`, `progc train` and `progc.plan`. docs/schedules.md has an ex
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -52,7 +53,7 @@ class StageOptions(Protocol):
     def seed(self) -> int: ...
 
 
-class Strategy:
+class Strategy(abc.ABC):
     """Chooses the network of each stage before training. Derive from it, and register the class as an entry point.
 
     The class is made with the settings of the plan as keywords (`--set key=value`, `plan.settings`), so a dataclass
@@ -66,6 +67,7 @@ class Strategy:
     name: ClassVar[str] = ""
     needs_task: ClassVar[bool] = False
 
+    @abc.abstractmethod
     def stages(
         self, program: Program, space: Space, options: StageOptions, task: Task | None
     ) -> tuple[Sequence[Index], Sequence[Decision]]:
@@ -83,7 +85,6 @@ class Strategy:
             shrinks from stage to stage, and the last position is `space.last`, the full network. Rank 0 of a run
             decides for all.
         """
-        raise NotImplementedError
 
 
 def check_strategy(name: Any) -> None:

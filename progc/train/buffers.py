@@ -1,8 +1,8 @@
-"""Buffers of a network, such as running statistics, as they were before a step that is left out.
+"""Restores buffers, such as running statistics, after a step that is skipped.
 
-The forward of a step updates them before anybody knows whether its loss is finite. A step that is left out must not
-leave them changed: running statistics would keep the values of one bad batch for ever, and with them the network would
-compute nothing finite in eval mode. The choice between old and new values is made on the device, so the host does not
+The forward of a step updates them before anybody knows whether its loss is finite. A skipped step must not
+leave them changed: running statistics would keep NaN from one bad batch, and the network would compute nothing finite
+in eval mode. The choice between old and new values is made on the device, so the host does not
 wait.
 """
 

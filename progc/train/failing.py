@@ -1,4 +1,4 @@
-"""How a run ends that fails: whose fault it was, and the exit code that tells a scheduler what to do next.
+"""How a failed run ends: whose fault it was, and the exit code that tells a scheduler what to do next.
 
 | code | training began | the same command again |
 | ---- | -------------- | ---------------------- |
@@ -43,7 +43,7 @@ def exit_code(error: BaseException, step: int) -> int:
 
 @contextlib.contextmanager
 def explained(step: Callable[[], int] = lambda: 0) -> Iterator[None]:
-    """Gives an error that is raised inside its exit code, and tells the other ranks of it.
+    """Sets the exit code of an error that is raised inside, and tells the other ranks about the error.
 
     An error of the network between ranks becomes the error of the rank that failed first.
 
@@ -65,7 +65,7 @@ def explained(step: Callable[[], int] = lambda: 0) -> Iterator[None]:
 
 
 def _of_the_user(error: Exception) -> Exception:
-    """The error to raise for one that says little to users; the same one if there is nothing to add."""
+    """Returns an error that explains the given one to users; the given error if there is nothing to add."""
     if isinstance(error, ProgcError):
         return error
     if isinstance(error, torch.OutOfMemoryError):

@@ -1,4 +1,4 @@
-"""Names what is not finite in a network whose outputs are not."""
+"""Names the tensor that is not finite in a network whose outputs are not finite."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from progc.data.staged import not_set
 from progc.data.task import Task
-from progc.errors import InputError
+from progc.errors import InputError, first_of
 from progc.ir.notation import module_path
 from progc.ir.operations import argument, op_name
 from progc.ir.program import Program
@@ -43,18 +43,16 @@ def of_ranks(program: Program, world: int) -> tuple[str, ...]:
     if world == 1:
         return ()
     if program.synced:
-        more = f" and {len(program.synced) - 1} more" if len(program.synced) > 1 else ""
         raise InputError(
-            f"{program.synced[0]}{more} are SyncBatchNorm and were captured as layers of one process, so {world} "
+            f"{first_of(program.synced)} are SyncBatchNorm and were captured as layers of one process, so {world} "
             "processes would train with other statistics; train in one process, or use BatchNorm or GroupNorm layers"
         )
     graph = program.graphs["train"]
     moving = [node for node in graph.nodes if op_name(node) == "batch_norm" and argument(node, "training") is True]
     if not moving:
         return ()
-    more = f" and {len(moving) - 1} more" if len(moving) > 1 else ""
-    first = module_path(moving[0]) or moving[0].name
+    shown = first_of([module_path(node) or node.name for node in moving])
     return (
-        f"batch norms ({first}{more}) take statistics of the samples of one process: results depend on the number of "
+        f"batch norms ({shown}) take statistics of the samples of one process: results depend on the number of "
         "processes, and running statistics are those of rank 0",
     )

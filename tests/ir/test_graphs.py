@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 import progc
 from progc.errors import VerifyError
-from progc.ir.graphs import copy_graph, fingerprint, infer, propagate, shape, used_names
+from progc.ir.graphs import copy_graph, fingerprint, infer, propagate, shape, used_names, written_to
 from progc.ir.printer import print_graph
 from progc.ir.program import MODES, TensorMeta
 from tests import nets
@@ -182,3 +182,17 @@ def test_fingerprint_follows_the_signature() -> None:
 
 def keywords(scale: float) -> dict[str, Any]:
     return {"batch": {"tokens": {"ids": torch.tensor([[1, 2]]), "extra": torch.ones(1, 2, 6)}}, "scale": scale}
+
+
+def test_every_operand_that_is_written_to_is_found() -> None:
+    """Two of one operation, those in a list, and a view; not what is only read."""
+    graph = torch.fx.Graph()
+    given = [graph.placeholder(name) for name in ("scale", "zero", "read", "listed", "other", "base")]
+    scale, zero, read, listed, other, base = given
+    call = graph.call_function
+    call(torch.ops.aten.frexp.Tensor_out, (read,), {"mantissa": scale, "exponent": zero})
+    call(torch.ops.aten._foreach_mul_.Scalar, ([listed, other], 2.0))
+    view = call(torch.ops.aten.select.int, (base, 0, 0))
+    call(torch.ops.aten.add_.Tensor, (view, read))
+    assert written_to(graph) >= {"scale", "zero", "listed", "other", "base", view.name}
+    assert "read" not in written_to(graph)

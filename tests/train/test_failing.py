@@ -31,6 +31,7 @@ from progc.train.settings import Settings
 from progc.train.trainer import Trainer
 from progc.train.watching import Watch
 from tests.command import NET
+from tests.data.test_workers import collect_broken_connections
 from tests.train.running import outcome
 
 DATA = """
@@ -262,6 +263,8 @@ def test_a_worker_that_is_killed_in_the_middle(
     moment.faults.append(killed)
     failed = moment.failure()
     assert failed.exit_code == AGAIN and "ended by SIGKILL, most often for lack of memory" in str(failed)
+    del failed
+    collect_broken_connections()
     moment.faults.clear()
     same(moment.finish(), whole)
 

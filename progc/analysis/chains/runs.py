@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from torch import fx
 
 from progc.analysis.chains.canonical import Form
+from progc.errors import first_of
 from progc.ir.program import MODES, Mode
 
 MAX_PERIOD = 8
@@ -102,7 +103,7 @@ def _link(before: RunPiece, after: RunPiece, mode: Mode) -> Link | str:
     if others:
         plain = list(dict.fromkeys(others))
         readers = [one for one in plain if not any(one.startswith(other[:-1] + ".") for other in plain)]
-        text = ", ".join(readers[:3]) + (f" and {len(readers) - 3} more" if len(readers) > 3 else "")
+        text = first_of(readers, 3)
         if not wires:
             return f"the exit of {before.label} is read by {text}, not by {after.label}"
         return f"the exit of {before.label} is also read by {text}, not only by {after.label}"

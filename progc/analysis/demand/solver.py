@@ -276,14 +276,14 @@ def _check_slope(node: fx.Node, factors: Mapping[fx.Node, Factor]) -> None:
 
 
 def _check_writes(graph: _Graph, factors: Mapping[fx.Node, Factor], met: Mapping[fx.Node, Factor]) -> None:
-    """Refuses writes after which memory that is read again would have another factor than before.
+    """Refuses in-place writes after which memory that is read later has a different factor than before.
 
     `y = self.up(x); y[:, 0] = self.row` writes to a view of `y`: what reads `y` afterwards reads the row, too.
 
     Args:
         graph: the graph that was followed.
         factors: the factors that were found.
-        met: factors of the demanded values; what follows from these is no concern, except in their own memory.
+        met: factors of the demanded values. Values computed from them are not checked, only their own memory.
     """
     known = {**factors, **met}
     for node in graph.order if graph.stale else ():
@@ -310,7 +310,7 @@ def _or_one(factor: torch.Tensor | None) -> torch.Tensor:
 
 
 def _check_statistics(node: fx.Node, factors: Mapping[fx.Node, Factor]) -> None:
-    """Refuses a scaled value that running statistics are taken of."""
+    """Refuses a scaled value from which running statistics are computed."""
     target = node.args[0] if node.args else None
     if not isinstance(target, fx.Node) or factors.get(target) is None:
         return

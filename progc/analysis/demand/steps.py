@@ -191,9 +191,9 @@ def unknown(node: fx.Node) -> Factor:
 
 
 def written(program: Program, node: fx.Node, factors: Mapping[fx.Node, Factor]) -> Factor:
-    """Returns the factor of what an operation writes in place: that of its result, and NaN if it has none.
+    """Returns the factor of the values that an operation writes in place: that of its result, or NaN if it has none.
 
-    Zeros have any factor, so where they are written, the factor of before is returned.
+    Zero fits any factor, so for an operation that writes zeros the factor of the memory before it is returned.
 
     Raises:
         DemandRefused: it reads a scaled value, and its result is not a tensor.

@@ -15,7 +15,7 @@ from progc.analysis.axes import AxisTable, axes_of
 from progc.analysis.axes import dims as D
 from progc.analysis.axes.dims import KERNEL, POSITIONS, Atom, Dim
 from progc.analysis.chains import chains_of
-from progc.errors import TargetError
+from progc.errors import TargetError, first_of
 from progc.growth.target.outputs import output_axis
 from progc.ir.differences import parting
 from progc.ir.program import Program
@@ -99,8 +99,7 @@ def _check_names(source: Program, target: Program) -> None:
     for what, names in (("only in the source", ours - theirs), ("only in the target", theirs - ours)):
         modules = list(dict.fromkeys(name.rpartition(".")[0] or name for name in sorted(names)))
         if modules:
-            more = f" and {len(modules) - _SHOWN} more" if len(modules) > _SHOWN else ""
-            lines.append(f"{what}: {', '.join(modules[:_SHOWN])}{more}")
+            lines.append(f"{what}: {first_of(modules, _SHOWN)}")
     if lines:
         raise TargetError(
             f"{source.class_name} does not grow into {target.class_name}; {'; '.join(lines)}{_parts_at(source, target)}"
@@ -214,9 +213,7 @@ def _pinned(
 
 
 def _some(lines: list[str]) -> str:
-    lines = list(dict.fromkeys(lines))
-    more = f" and {len(lines) - _SHOWN} more" if len(lines) > _SHOWN else ""
-    return ", ".join(lines[:_SHOWN]) + more
+    return first_of(list(dict.fromkeys(lines)), _SHOWN)
 
 
 def _by_axis(table: AxisTable, sizes: dict[Atom, int]) -> Alignment:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 from torch.optim import Optimizer
 
-from progc.errors import InputError
+from progc.errors import InputError, first_of
 from progc.ir.program import Program
 from progc.lift.lift import Lift
 from progc.lift.optimizers.holdings import Holdings, in_order
@@ -70,9 +70,8 @@ def join(
         options = held[number].options[index]
         shown = ", ".join(f"{key} {options[key]:g}" for key in _SHOWN if isinstance(options.get(key), (int, float)))
         which = f" of optimizer {number}" if len(held) > 1 else ""
-        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
         notes.append(
-            f"{names[0]}{more} train now and were in no parameter group: they join group {index}{which} of "
+            f"{first_of(names)} train now and were in no parameter group: they join group {index}{which} of "
             f"{type(optimizers[number]).__name__} ({shown})"
         )
     return notes

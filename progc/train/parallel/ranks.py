@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from progc.errors import InputError
+from progc.errors import InputError, first_of
 from progc.ranks.agreeing import apart
 from progc.train.parallel.base import TIMEOUT, Single
 
@@ -99,7 +99,7 @@ class Ddp(Ranks):
 
 
 def _check_used(wrapped: DistributedDataParallel) -> None:
-    """Raises an error if parameters that train got no gradient, which DistributedDataParallel waits for for ever.
+    """Raises an error if parameters that train got no gradient; DistributedDataParallel would wait for it forever.
 
     Raises:
         InputError: there are such parameters; names some.
@@ -108,9 +108,8 @@ def _check_used(wrapped: DistributedDataParallel) -> None:
         return
     idle = [name for name, p in wrapped.module.named_parameters() if p.requires_grad and p.grad is None]
     if idle:
-        more = f" and {len(idle) - 3} more" if len(idle) > 3 else ""
         raise InputError(
-            f"the loss does not depend on {', '.join(idle[:3])}{more}, so several processes cannot train together; use "
+            f"the loss does not depend on {first_of(idle, 3)}, so several processes cannot train together; use "
             "these parameters in the loss, freeze them (requires_grad = False), or train in one process"
         )
 

@@ -8,6 +8,7 @@ from torch import fx
 
 from progc.analysis.costs.cost import StageCost
 from progc.analysis.costs.counting import NotCounted, count
+from progc.errors import first_of
 from progc.ir import norms as norm_statistics
 from progc.ir.operations import mutates
 from progc.ir.program import Program
@@ -104,7 +105,7 @@ def _sentence(now: StageCost, full: StageCost) -> str:
 
 
 def _warning(alive: list[str], now: StageCost | None = None, closed: StageCost | None = None) -> str:
-    names = ", ".join(alive[:3]) + (f" and {len(alive) - 3} more" if len(alive) > 3 else "")
+    names = first_of(alive, 3)
     text = f"warning: the stem trains ({names}), so the backward still runs through the frozen blocks after it"
     if now is not None and closed is not None:
         flops, size = now.backward_flops - closed.backward_flops, now.activation_bytes - closed.activation_bytes

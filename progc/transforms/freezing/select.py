@@ -7,7 +7,7 @@ import fnmatch
 import re
 from collections.abc import Sequence
 
-from progc.errors import PassOptionError, did_you_mean
+from progc.errors import PassOptionError, did_you_mean, first_of
 from progc.ir.program import Program
 from progc.transforms.freezing.blocks import Blocks, Unit
 from progc.transforms.freezing.kinds import KINDS, Kinds
@@ -170,10 +170,7 @@ def _notes(
         notes.append(f"{len(whole)} of {len(blocks.units)} blocks train completely: {shown or 'none'}")
     kept = sorted(fixed - names)
     if kept:
-        more = f" and {len(kept) - 3} more" if len(kept) > 3 else ""
-        notes.append(
-            f"not trainable in the captured model, and left frozen: {', '.join(kept[:3])}{more}; train= selects them"
-        )
+        notes.append(f"not trainable in the captured model, and left frozen: {first_of(kept, 3)}; train= selects them")
     if selection.stem:
         for alias, canonical in program.tied.items():
             if canonical in blocks.stem - names and not alias.startswith(canonical):

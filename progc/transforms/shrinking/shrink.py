@@ -16,7 +16,7 @@ from progc.analysis.axes import AxisTable, axes_of
 from progc.analysis.axes import dims as D
 from progc.analysis.axes.dims import Atom, Dim
 from progc.analysis.demand.steps import moves
-from progc.errors import TargetError, VerifyError
+from progc.errors import TargetError, VerifyError, first_of
 from progc.ir.operations import op_name
 from progc.ir.program import MODES, Program
 from progc.lift.entry import Scale, TensorLift
@@ -107,9 +107,8 @@ def _rigid(program: Program) -> frozenset[str]:
 def _notes(program: Program, small: Program, lift: Lift, storage: str) -> Iterator[str]:
     copied = [entry.name for entry in lift.tensors if entry.storage == "copy" and storage == "share"]
     if copied:
-        more = f" and {len(copied) - 1} more" if len(copied) > 1 else ""
         yield (
-            f"{copied[0]}{more} cannot share storage, because the units that stay are not a view of the "
+            f"{first_of(copied)} cannot share storage, because the units that stay are not a view of the "
             "full tensor. They are copies; progc.transforms.shrinking.written_back writes them back"
         )
     for entry in lift.tensors:

@@ -1,4 +1,4 @@
-"""Axes that sizes for the whole network leave alone, because nothing that trains makes their units."""
+"""Axes that sizes for the whole network leave alone, because only frozen parameters produce their units."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from progc.transforms.freezing.setting import fixed_parameters
 
 
 def held_axes(program: Program) -> frozenset[str]:
-    """Returns the names of the axes that only parameters produce which did not train when the program was captured.
+    """Returns the names of the axes whose producers were all frozen when the program was captured.
 
-    Such as those of a teacher inside the module: if it were made smaller, nothing would train the values back. Empty if
-    no residual width would be left to vary: then the network itself was captured frozen, as for a linear probe.
+    An example is a teacher inside the module: if it were made smaller, nothing would train the lost values again. The
+    result is empty if no residual width would be left to vary. Then the network itself was captured frozen, as for a
+    linear probe.
     """
     fixed = fixed_parameters(program)
     if not fixed:
